@@ -1,0 +1,40 @@
+"""kdbert: one toolkit for distilling BERT models.
+
+>>> from kdbert import Recipe, distill, finetune, evaluate
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# oneDNN keeps 1,024 compiled kernels by default; batches padded to their own length need more, and
+# a full cache compiles for ever. It is read once, when torch is imported, so it is set here.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
+
+_ORIGIN = {
+    "Recipe": "kdbert.recipe",
+    "RunResult": "kdbert.runs",
+    "distill": "kdbert.api",
+    "finetune": "kdbert.api",
+    "evaluate": "kdbert.api",
+    "KdbertError": "kdbert.errors",
+    "UserError": "kdbert.errors",
+}
+__all__ = ["KdbertError", "Recipe", "RunResult", "UserError", "__version__", "distill", "evaluate", "finetune"]
+
+if TYPE_CHECKING:
+    from kdbert.api import distill, evaluate, finetune
+    from kdbert.errors import KdbertError, UserError
+    from kdbert.recipe import Recipe
+    from kdbert.runs import RunResult
+
+
+def __getattr__(name: str) -> Any:
+    # torch and transformers take seconds to import; `kdbert --help` must not wait for them.
+    if name in _ORIGIN:
+        return getattr(import_module(_ORIGIN[name]), name)
+    raise AttributeError(f"module 'kdbert' has no attribute {name!r}")

@@ -1,0 +1,152 @@
+"""What the commands do, as functions: `finetune`, `distill`, `evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from kdbert.data.encode import encode
+from kdbert.errors import UserError
+from kdbert.metrics import score
+from kdbert.models.labels import teacher_permutation
+from kdbert.models.load import label_names, load_classifier, load_config, load_tokenizer
+from kdbert.models.locate import locate
+from kdbert.plan import (
+    check_length,
+    resolve_distill,
+    resolve_finetune,
+    task_of,
+    teacher_is_missing,
+    teacher_recipe,
+    with_teacher,
+)
+from kdbert.recipe import Recipe
+from kdbert.reporting.predictions import predicted, write_predictions, write_submission
+from kdbert.runs import RunFolder, RunResult
+from kdbert.tasks import CUSTOM, get_task, task_name
+from kdbert.training.forward import predict
+from kdbert.training.job import run_recipe
+from kdbert.training.precision import choose_attention, choose_precision
+
+
+def finetune(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
+    """Fine-tune a whole model on a task, without a teacher.
+
+    Args:
+        recipe: its method must be `finetune`; `student.model` is what is fine-tuned.
+        overwrite: move an existing run of the same folder aside and train again.
+
+    Returns:
+        The result; at once, if the run was finished before.
+
+    Raises:
+        UserError, Diverged, Interrupted: see `kdbert.errors`.
+    """
+    recipe = resolve_finetune(recipe)
+    return run_recipe(recipe, overwrite=overwrite)
+
+
+def distill(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
+    """Train a student by the recipe's method; fine-tune a teacher first if none is given.
+
+    Args:
+        recipe: what to do; see `kdbert.recipe.Recipe`.
+        overwrite: move an existing run of the same folder aside and train again (the teacher stays).
+
+    Returns:
+        The student's result; at once, if the run was finished before.
+
+    Raises:
+        UserError, Diverged, Interrupted: see `kdbert.errors`.
+    """
+    if teacher_is_missing(recipe):
+        recipe = with_teacher(recipe, str(finetune(teacher_recipe(recipe)).path))
+    return run_recipe(resolve_distill(recipe), overwrite=overwrite)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores and files of one evaluated model: split -> metric -> value; the files written."""
+
+    metrics: dict[str, dict[str, float]]
+    files: list[Path]
+
+
+def evaluate(
+    model: str,
+    task: str | None = None,
+    *,
+    split: str = "dev",
+    data_dir: str | None = None,
+    output_dir: str | None = None,
+    labels: list[str] | None = None,
+    max_length: int | None = None,
+    batch_size: int = 64,
+    precision: str = "auto",
+) -> Evaluation:
+    """Score a saved model on a split and write its predictions.
+
+    Args:
+        model: run folder, model folder or Hub id.
+        task: registered task; by default the run's own.
+        split: `dev`, `test`, or one split's name (`dev_matched`).
+        output_dir: where predictions go; by default the run's `predictions/`, or `predictions/<task>`.
+        labels: the model's labels in order, where its configuration does not name them.
+        max_length: tokens per example; by default the run's, or the task's.
+
+    Returns:
+        Metrics of the splits that carry labels, and the files written: `<split>.jsonl`, and the GLUE
+        upload file for a GLUE test split.
+    """
+    place = locate(model)
+    trained: Recipe | None = None
+    if place.run is not None:
+        trained = Recipe.of(RunFolder(place.run).manifest()["recipe"])
+    if task is None and trained is None:
+        raise UserError(f"{model!r} is no run folder, so its task is not known; name it with --task")
+    if trained is not None and (task is None or task_name(task) == trained.task.name):
+        spec = task_of(trained)
+        data_dir = data_dir or trained.task.data_dir
+    else:
+        assert task is not None
+        if task == CUSTOM:
+            raise UserError("evaluate --task custom needs a run that was trained on the custom task")
+        spec = get_task(task)
+    length = max_length or (trained.task.max_length if trained else None) or spec.max_length
+    splits = spec.split_names(split)
+    examples = {name: spec.load(name, data_dir) for name in splits}
+
+    config = load_config(place)
+    permutation = teacher_permutation(
+        model, spec.name, spec.labels, spec.aliases, label_names(config), labels
+    )
+    check_length(length, config, model)
+    accelerator = Accelerator()
+    chosen = choose_precision(precision, accelerator.device)
+    tokenizer = load_tokenizer(place)
+    network, _ = load_classifier(
+        place, spec, attention=choose_attention(chosen, accelerator.device), keep_head=True
+    )
+    network.to(accelerator.device)
+    if output_dir is not None:
+        folder = Path(output_dir)
+    else:
+        own = place.run is not None and trained is not None and trained.task.name == spec.name
+        folder = place.run / "predictions" if own and place.run else Path("predictions") / spec.name
+    metrics: dict[str, dict[str, float]] = {}
+    files = []
+    for name, part in examples.items():
+        logits = predict(
+            network, encode(part, tokenizer, length), batch_size=batch_size, precision=chosen, accelerator=accelerator
+        )[:, permutation]
+        if part.labels is not None:
+            metrics[name] = score(spec.metrics, predicted(spec, logits), part.labels)
+        if accelerator.is_main_process:
+            write_predictions(folder / f"{name}.jsonl", spec, part, logits)
+            files.append(folder / f"{name}.jsonl")
+            if name in spec.submission:
+                write_submission(folder / spec.submission[name], spec, logits)
+                files.append(folder / spec.submission[name])
+    return Evaluation(metrics, files)

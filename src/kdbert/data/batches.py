@@ -1,0 +1,141 @@
+"""Batches: which examples, in which order, and as tensors.
+
+The order of an epoch is a pure function of (seed, epoch): it knows nothing of the number of
+processes, so two integers are the whole state of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kdbert.data.encode import Encoded
+
+# A bucket pool holds this many batches. Sorting by length happens inside a randomly drawn pool only,
+# so a batch's companions change every epoch.
+POOL_BATCHES = 50
+
+
+def epoch_batches(
+    lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int, bucketing: bool
+) -> list[np.ndarray]:
+    """The global batches of one epoch: every example exactly once, in random order.
+
+    Args:
+        lengths: int [N], tokens per example.
+        batch_size: examples per batch; the last batch of the epoch may have fewer (wherever it ends
+            up after shuffling).
+        bucketing: sort by length inside random pools of `POOL_BATCHES` batches, then shuffle the batches,
+            so that a batch holds examples of like length.
+
+    Returns:
+        int64 arrays of example numbers.
+    """
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(lengths))
+    if bucketing:
+        pool = batch_size * POOL_BATCHES
+        pools = [order[start : start + pool] for start in range(0, len(order), pool)]
+        order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in pools])
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if bucketing:
+        batches = [batches[i] for i in random.permutation(len(batches))]
+    return batches
+
+
+def evaluation_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Every example once, longest first: no padding to speak of, and memory's peak comes at once."""
+    order = np.argsort(-lengths, kind="stable")
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+@dataclass
+class Batch:
+    """What one process works on in one forward pass.
+
+    Attributes:
+        input_ids, attention_mask: int64 [B, L]. token_type_ids: int64 [B, L] or None.
+        labels: int64 or float32 [B], or None.
+        example: int64 [B], numbers of the examples in their split.
+        valid: float32 [B], 0 for rows that only fill up a process's share.
+        scale: what a sum over this process's examples is multiplied with so that the mean over
+            processes of the results is the mean over the whole step's examples.
+        share: this micro-batch's part of the step (1 without accumulation), for terms that compare
+            examples and are computed on the whole micro-batch by every process.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    token_type_ids: torch.Tensor | None
+    labels: torch.Tensor | None
+    example: torch.Tensor
+    valid: torch.Tensor
+    scale: float
+    share: float = 1.0
+
+    def mean(self, per_example: torch.Tensor) -> torch.Tensor:
+        """Mean of a per-example quantity [B] over all examples of the optimiser step.
+
+        It divides by the global count, so that neither the number of processes nor that of
+        micro-batches changes a loss or a gradient.
+        """
+        return (per_example * self.valid.to(per_example.dtype)).sum() * self.scale
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        move = lambda x: None if x is None else x.to(device, non_blocking=True)  # noqa: E731
+        return Batch(
+            *(move(x) for x in (self.input_ids, self.attention_mask, self.token_type_ids)),  # type: ignore[arg-type]
+            labels=move(self.labels),
+            example=self.example.to(device, non_blocking=True),
+            valid=self.valid.to(device, non_blocking=True),
+            scale=self.scale,
+            share=self.share,
+        )
+
+
+def micro_batches(
+    data: Encoded, rows: np.ndarray, *, accumulation: int = 1, rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
+    """Cut one global batch into micro-batches and take this process's share of each.
+
+    Rank r takes a contiguous slice. All ranks get the same number of rows and the same padded length;
+    missing rows are filled with the first example and marked invalid.
+    """
+    parts = [part for part in np.array_split(rows, accumulation) if len(part)]
+    for part in parts:
+        share = -(-len(part) // world)
+        mine = part[rank * share : (rank + 1) * share]
+        valid = np.zeros(share, dtype=np.float32)
+        valid[: len(mine)] = 1.0
+        filled = np.concatenate([mine, np.repeat(part[:1], share - len(mine))])
+        batch = collate(data, filled, length=int(data.lengths[part].max()))
+        batch.valid = torch.from_numpy(valid)
+        batch.scale = world / len(rows)
+        batch.share = len(part) / len(rows)
+        yield batch
+
+
+def collate(data: Encoded, rows: np.ndarray, length: int | None = None) -> Batch:
+    """Pad the given examples to a common length (that of the longest, unless `length` is given)."""
+    starts, counts = data.offsets[rows], data.lengths[rows]
+    length = int(counts.max()) if length is None else length
+    position = np.arange(length)
+    real = position[None, :] < counts[:, None]
+    source = np.where(real, starts[:, None] + position[None, :], 0)
+    ids = np.where(real, data.input_ids[source], data.pad_id).astype(np.int64)
+    types = None
+    if data.token_types is not None:
+        types = torch.from_numpy(np.where(real, data.token_types[source], 0).astype(np.int64))
+    return Batch(
+        input_ids=torch.from_numpy(ids),
+        attention_mask=torch.from_numpy(real.astype(np.int64)),
+        token_type_ids=types,
+        labels=None if data.labels is None else torch.from_numpy(data.labels[rows]),
+        example=torch.from_numpy(np.asarray(rows, dtype=np.int64)),
+        valid=torch.ones(len(rows)),
+        scale=1.0 / len(rows),
+    )

@@ -1,0 +1,58 @@
+"""Reading text files strictly: every fault is named with its file and line."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from kdbert.errors import UserError
+
+
+def find_file(folder: Path, names: Sequence[str]) -> Path | None:
+    """The first of `names` that lies in `folder`, plain or with `.gz`; None if there is none."""
+    for name in names:
+        for candidate in (folder / name, folder / f"{name}.gz"):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number from 1, text without line end) of a UTF-8 file, plain or gzip.
+
+    A byte-order mark is dropped and CRLF is taken as a line end. Only `\\n` ends a line, so odd
+    characters inside a sentence (form feed, U+2028) never split an example.
+
+    Raises:
+        UserError: missing, unreadable, empty, truncated (gzip) or not UTF-8.
+    """
+    try:
+        stream = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+    except FileNotFoundError:
+        raise UserError(f"no file {str(path)!r}: check the path") from None
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
+    number = 0
+    with stream:
+        try:
+            for number, raw in enumerate(stream, 1):
+                start = 3 if number == 1 and raw.startswith(b"\xef\xbb\xbf") else 0
+                yield number, raw[start:].rstrip(b"\r\n").decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{path}, line {number}: not UTF-8 (byte 0x{error.object[error.start]:02x}); "
+                "convert the file, for example with `iconv -t utf-8`"
+            ) from None
+        except (EOFError, zlib.error):
+            raise UserError(f"{path} is truncated after line {number}: fetch it again") from None
+        except OSError as error:  # includes gzip.BadGzipFile
+            raise UserError(f"cannot read {str(path)!r}: {error}") from None
+    if number == 0:
+        raise UserError(f"{path} is empty")
+
+
+def read_text(path: Path) -> str:
+    """The whole of a UTF-8 file, plain or gzip; faults as in `read_lines`."""
+    return "\n".join(line for _, line in read_lines(path))

@@ -1,0 +1,38 @@
+"""The ways a run can end badly, each with its exit code (see `docs/exit-codes.md`)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KdbertError(Exception):
+    """Something the program itself explains. `exit_code` is what the command ends with."""
+
+    exit_code = 1
+
+
+class UserError(KdbertError):
+    """A person's mistake: one sentence that names the thing, what was expected and the cure."""
+
+    exit_code = 2
+
+
+class Diverged(KdbertError):
+    """A loss became NaN or infinite."""
+
+    exit_code = 4
+
+
+class Interrupted(KdbertError):
+    """The run was told to stop by a signal and has saved its state."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+def near_miss(word: str, known: Iterable[str]) -> str:
+    """'; did you mean "x"?' for the known word nearest to `word`, or ''."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""

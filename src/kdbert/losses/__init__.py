@@ -1,0 +1,1 @@
+"""Pure loss functions: tensors in, a tensor out. They know no model, no file and no device."""

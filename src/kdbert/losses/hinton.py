@@ -1,0 +1,36 @@
+"""Soft-label distillation (Hinton, Vinyals & Dean 2015, arXiv:1503.02531, section 2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def soft_label_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """tau^2 * KL(softmax(teacher / tau) || softmax(student / tau)) of each example.
+
+    The mean over examples is `kl_div(..., reduction="batchmean") * tau**2` of the published codes
+    (METHODS.md section 1). With one logit both softmaxes are 1 and the loss is 0.
+
+    Args:
+        student, teacher: logits, float [B, C]; no gradient flows into `teacher`.
+        temperature: tau > 0.
+
+    Returns:
+        [B], in nats (scaled by tau^2, so that gradients keep their size when tau changes).
+    """
+    log_teacher = F.log_softmax(teacher.detach() / temperature, dim=-1)
+    log_student = F.log_softmax(student / temperature, dim=-1)
+    return temperature**2 * (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
+
+
+def score_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Squared difference of the scores of each example: distillation of a regression head.
+
+    Args:
+        student, teacher: float [B, 1]; no gradient flows into `teacher`.
+
+    Returns:
+        [B], in squared score units. Source: METHODS.md section 1, "Fixed".
+    """
+    return (student - teacher.detach()).squeeze(-1) ** 2

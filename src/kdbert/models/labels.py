@@ -1,0 +1,102 @@
+"""Labels are matched by name, never by number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from kdbert.errors import UserError
+
+
+def plain(label: str) -> str:
+    """A label for comparison: case-folded, with `-`, `_` and space alike."""
+    return re.sub(r"[-_\s]+", " ", label.strip().casefold())
+
+
+def is_generic(names: Sequence[str]) -> bool:
+    """Whether these are the names that the library gives when it was told none."""
+    return len(names) > 1 and all(re.fullmatch(r"LABEL_\d+", name) for name in names)
+
+
+def label_permutation(
+    task_labels: Sequence[str], aliases: Mapping[str, Sequence[str]], model_labels: Sequence[str]
+) -> list[int]:
+    """For each task label, the column of the model's logits that means it.
+
+    Args:
+        task_labels: the task's labels in order.
+        aliases: other names of a task label.
+        model_labels: the model's labels in the order of its logits.
+
+    Raises:
+        ValueError: missing, extra or doubled labels; the message lists them.
+    """
+    columns: dict[str, int] = {}
+    for column, name in enumerate(model_labels):
+        if plain(name) in columns:
+            raise ValueError(f"label {name!r} stands twice")
+        columns[plain(name)] = column
+    permutation, missing = [], []
+    for label in task_labels:
+        names = [plain(name) for name in (label, *aliases.get(label, ()))]
+        column = next((columns.pop(name) for name in names if name in columns), None)
+        if column is None:
+            missing.append(label)
+        else:
+            permutation.append(column)
+    extra = [name for name in model_labels if plain(name) in columns]
+    if missing or extra:
+        parts = []
+        if missing:
+            parts.append(f"it lacks {_some(missing)}")
+        if extra:
+            parts.append(f"it has {_some(extra)} that the task does not know")
+        raise ValueError(" and ".join(parts))
+    return permutation
+
+
+def teacher_permutation(
+    name: str,
+    task_name: str,
+    task_labels: Sequence[str],
+    aliases: Mapping[str, Sequence[str]],
+    model_labels: Sequence[str],
+    told: Sequence[str] | None,
+) -> list[int]:
+    """`label_permutation` for a teacher, with every disagreement told as a person's error.
+
+    Args:
+        name: how the person named the teacher.
+        task_labels: empty for regression.
+        told: the labels that the person gave with `--teacher-labels`.
+
+    Raises:
+        UserError: head of another size, generic names, missing or extra labels.
+    """
+    outputs = len(task_labels) or 1
+    if len(model_labels) != outputs:
+        raise UserError(
+            f"teacher {name!r} has {len(model_labels)} outputs, task {task_name!r} needs {outputs}; "
+            f"fine-tune one with `kdbert finetune-teacher --task {task_name} --model {name}`"
+        )
+    if not task_labels:
+        return [0]
+    if told is not None and len(told) != outputs:
+        raise UserError(f"--teacher-labels names {len(told)} labels, teacher {name!r} has {outputs} outputs")
+    if told is None and is_generic(model_labels):
+        raise UserError(
+            f"teacher {name!r} calls its labels {model_labels[0]}, {model_labels[1]}, …, which does not say what they "
+            f"mean; name them in its order with --teacher-labels, for example --teacher-labels "
+            f"{','.join(task_labels[:3])}{',…' if outputs > 3 else ''}"
+        )
+    try:
+        return label_permutation(task_labels, aliases, told or model_labels)
+    except ValueError as error:
+        raise UserError(
+            f"teacher {name!r} has other labels than task {task_name!r}: {error}; "
+            "give its labels in order with --teacher-labels if they mean the same"
+        ) from None
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

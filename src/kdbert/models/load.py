@@ -1,0 +1,150 @@
+"""Loading tokenizers and classifiers, with every failure told in one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from kdbert.errors import UserError
+from kdbert.models.labels import is_generic, label_permutation
+from kdbert.models.locate import ModelPlace
+from kdbert.tasks import TaskSpec
+
+PROBE = "Größe, the 42nd don't-care [MASK] re-tokenised naïve café 東京 unaffable!"
+
+
+def load_config(place: ModelPlace) -> Any:
+    """The model's configuration alone (no weights are opened)."""
+    from transformers import AutoConfig
+
+    with _explained(place):
+        return AutoConfig.from_pretrained(place.source)
+
+
+def load_tokenizer(place: ModelPlace) -> Any:
+    """The model's fast tokenizer.
+
+    Raises:
+        UserError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    with _explained(place):
+        tokenizer = AutoTokenizer.from_pretrained(place.source)
+    if not tokenizer.is_fast:
+        raise UserError(f"model {place.given!r} has no fast tokenizer (tokenizer.json); kdbert needs one")
+    return tokenizer
+
+
+def same_tokenizer(first: Any, second: Any) -> bool:
+    """Whether two tokenizers give the same ids: equal vocabularies, special ids and a hard probe sentence."""
+    if first is second:
+        return True
+    return (
+        first.get_vocab() == second.get_vocab()
+        and first.all_special_ids == second.all_special_ids
+        and first(PROBE, PROBE)["input_ids"] == second(PROBE, PROBE)["input_ids"]
+    )
+
+
+def label_names(config: Any) -> list[str]:
+    """The labels of a classifier in the order of its logits."""
+    return [str(config.id2label[i]) for i in range(config.num_labels)]
+
+
+def load_classifier(place: ModelPlace, spec: TaskSpec, *, attention: str, keep_head: bool) -> tuple[Any, bool]:
+    """A sequence classifier for the task, in float32.
+
+    A head is kept if its labels are the task's (its rows are put into the task's order); any other is
+    replaced by a fresh one.
+
+    Args:
+        attention: `eager` or `sdpa`.
+        keep_head: take the head as it is, whatever its labels are called (a teacher's, whose logits
+            are permuted later).
+
+    Returns:
+        The model in eval mode, and whether it kept a trained head.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    config = load_config(place)
+    permutation = None
+    if not keep_head:
+        names = label_names(config)
+        trained = any("ForSequenceClassification" in name for name in config.architectures or ())
+        if trained and len(names) == spec.num_outputs and not is_generic(names):
+            with contextlib.suppress(ValueError):
+                permutation = label_permutation(spec.labels, spec.aliases, names) if spec.labels else [0]
+        config.num_labels = spec.num_outputs
+        if spec.labels:
+            config.id2label = dict(enumerate(spec.labels))
+            config.label2id = {label: i for i, label in enumerate(spec.labels)}
+        config.problem_type = "regression" if spec.kind == "regression" else "single_label_classification"
+    with _explained(place):
+        model = AutoModelForSequenceClassification.from_pretrained(
+            place.source,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            ignore_mismatched_sizes=not keep_head,
+        )
+    if not keep_head and permutation is None:
+        _fresh_head(model)
+    elif permutation is not None and permutation != sorted(permutation):
+        _permute_head(model, permutation)
+    return model.eval(), keep_head or permutation is not None
+
+
+def _output_layer(model: Any) -> torch.nn.Linear:
+    """The last linear layer of the head: the one with as many outputs as there are labels."""
+    layers = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and not name.startswith(model.base_model_prefix)
+        and module.out_features == model.config.num_labels
+    ]
+    if not layers:
+        raise UserError(f"cannot find the classification head of a {type(model).__name__}")
+    return layers[-1]
+
+
+def _fresh_head(model: Any) -> None:
+    layer = _output_layer(model)
+    torch.nn.init.normal_(layer.weight, std=getattr(model.config, "initializer_range", 0.02))
+    if layer.bias is not None:
+        torch.nn.init.zeros_(layer.bias)
+
+
+def _permute_head(model: Any, permutation: list[int]) -> None:
+    layer = _output_layer(model)
+    with torch.no_grad():
+        layer.weight.copy_(layer.weight[permutation].clone())
+        if layer.bias is not None:
+            layer.bias.copy_(layer.bias[permutation].clone())
+
+
+@contextlib.contextmanager
+def _explained(place: ModelPlace) -> Iterator[None]:
+    """Turn the library's many exceptions into one sentence."""
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except SafetensorError as error:
+        raise UserError(f"the weights of model {place.given!r} are damaged ({error})") from None
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        if place.local:
+            raise UserError(f"cannot load model {place.given!r}: {reason}") from None
+        raise UserError(
+            f"model {place.given!r} is not a local folder and could not be fetched from the Hugging Face Hub; "
+            f"check the name and the connection, or give a local folder ({reason})"
+        ) from None

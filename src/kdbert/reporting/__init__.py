@@ -1,0 +1,1 @@
+"""What a run leaves for people: predictions, tables, the model card."""

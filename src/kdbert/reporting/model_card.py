@@ -1,0 +1,89 @@
+"""README.md of a trained model: what it is, how well it does, how it was made, what to cite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from kdbert.methods import get_method
+from kdbert.recipe import Recipe
+from kdbert.tasks import TaskSpec
+
+
+def model_card(recipe: Recipe, spec: TaskSpec, metrics: Mapping[str, Mapping[str, float]], facts: Mapping[str, Any]) -> str:
+    """The card as Markdown with the Hub's metadata block.
+
+    Args:
+        metrics: split -> metric -> value.
+        facts: entries of run.json: parameters, size_mib, layers, majority, teacher, timings.
+    """
+    method = get_method(recipe.method.name)
+    distilled = bool(recipe.teachers)
+    start = recipe.student.model
+    data = ModelCardData(
+        language="en" if recipe.task.name != "custom" else None,
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=["kdbert", f"kdbert:{method.name}", *(["knowledge-distillation"] if distilled else [])],
+    )
+    rows = [
+        f"| {split} | {name} | {value:.4f} | {facts['majority'].get(split, {}).get(name, float('nan')):.4f} |"
+        for split, values in metrics.items()
+        for name, value in values.items()
+    ]
+    layers = f"{facts['layers']} layers" + (f" ({recipe.student.init} of {start})" if recipe.student.layers else f", started from {start}")
+    selected = (
+        "The weights are those of the epoch that was best on dev, so the dev numbers are optimistic."
+        if recipe.train.selection == "best"
+        else "The weights are those of the last step; dev did not choose them."
+    )
+    lines = [
+        f"# {spec.title}: {method.name}",
+        "",
+        f"A BERT classifier for the task `{spec.name}`, {layers}, {facts['parameters']:,} parameters, "
+        f"{facts['size_mib']:.1f} MiB, made with [kdbert](https://github.com/kdbert/kdbert).",
+        f"Method: **{method.name}**, {method.summary}. Variant: {recipe.method.variant}.",
+    ]
+    if distilled:
+        lines.append(f"Teacher: `{recipe.teachers[0].model}`.")
+    lines += [
+        "",
+        "## Results",
+        "",
+        f"One run, seed {recipe.seed}. {selected}",
+        "",
+        "| split | metric | this model | always the commonest class |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+        "",
+        'tokenizer = AutoTokenizer.from_pretrained("PATH")',
+        'model = AutoModelForSequenceClassification.from_pretrained("PATH")',
+        "```",
+        "",
+        f"It was trained on at most {recipe.task.max_length} tokens per example.",
+        "",
+        "## Data",
+        "",
+        f"{spec.title}. Source: {spec.source or 'not stated'}. Licence: {spec.licence or 'not stated'}.",
+        "",
+        "## Recipe",
+        "",
+        "```yaml",
+        recipe.yaml().rstrip(),
+        "```",
+        "",
+        "## Citation",
+        "",
+        "Please cite the method and kdbert:",
+        "",
+        *(f"- {paper}" for paper in method.papers),
+        "- The kdbert authors. kdbert: a toolkit for distilling BERT models. https://github.com/kdbert/kdbert",
+    ]
+    return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"

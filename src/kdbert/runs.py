@@ -1,0 +1,292 @@
+"""The run folder: its name, its manifest, its status, its lock. Every file is written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdbert.errors import UserError
+from kdbert.recipe import Recipe, flatten
+
+PACKAGES = ("kdbert", "torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "scikit-learn", "scipy")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run found.
+
+    Attributes:
+        path: the run folder; `path / "model"` loads with `from_pretrained`.
+        metrics: split -> metric name -> value.
+        selection: the metric by which runs of the task are compared.
+        parameters: number of trainable parameters of the model.
+        size_mib: size of the model's weights on disk, MiB.
+        manifest: the whole of run.json.
+    """
+
+    path: Path
+    metrics: dict[str, dict[str, float]]
+    selection: str
+    parameters: int
+    size_mib: float
+    manifest: dict[str, Any]
+
+
+class RunFolder:
+    """One run's folder.
+
+    Layout: recipe.yaml, run.json, metrics.jsonl, TensorBoard events, predictions/, model/, checkpoints/.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def manifest_path(self) -> Path:
+        """Where the status and the results stand."""
+        return self.path / "run.json"
+
+    def manifest(self) -> dict[str, Any]:
+        """run.json, or {} where there is none.
+
+        Raises:
+            UserError: it is there but cannot be read.
+        """
+        try:
+            content = json.loads(self.manifest_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.manifest_path} is damaged ({error}); move the folder away or pass --overwrite") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{self.manifest_path} is damaged; move the folder away or pass --overwrite")
+        return content
+
+    def update(self, **values: Any) -> None:
+        """Set keys of run.json."""
+        write_json(self.manifest_path, {**self.manifest(), **values})
+
+    def result(self) -> RunResult:
+        """The result of a finished run.
+
+        Raises:
+            UserError: the run is not finished.
+        """
+        manifest = self.manifest()
+        if manifest.get("status") != "finished":
+            raise UserError(f"{self.path} is not a finished run (status: {manifest.get('status', 'no run.json')})")
+        return RunResult(
+            path=self.path,
+            metrics=manifest["metrics"],
+            selection=manifest["selection"],
+            parameters=manifest["parameters"],
+            size_mib=manifest["size_mib"],
+            manifest=manifest,
+        )
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Refuse a folder that another recipe made.
+
+        Raises:
+            UserError: with the keys that differ.
+        """
+        path = self.path / "recipe.yaml"
+        if not path.exists():
+            if self.path.exists() and any(p.name != "run.lock" for p in self.path.iterdir()):
+                raise UserError(f"{self.path} exists and is not a run folder; choose another --output-dir")
+            return
+        try:
+            there = flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, AttributeError, yaml.YAMLError):
+            raise UserError(f"{path} is damaged; move the folder away or pass --overwrite") from None
+        here = flatten(recipe.model_dump(mode="json"))
+        differ = [
+            f"{key} ({there.get(key)!r} there, {here.get(key)!r} now)"
+            for key in sorted({*there, *here})
+            if there.get(key) != here.get(key) and not key.startswith("output.") and key not in _PLACES
+        ]
+        if differ:
+            raise UserError(
+                f"{self.path} holds a run of another recipe: {', '.join(differ)}; choose another folder, "
+                "or pass --overwrite to move that run aside"
+            )
+
+    def move_aside(self) -> Path | None:
+        """Rename an existing folder to `<name>.old-<time>`; nothing is deleted."""
+        if not self.path.exists():
+            return None
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        target = self.path.with_name(f"{self.path.name}.old-{stamp}")
+        for number in range(2, 1000):
+            if not target.exists():
+                break
+            target = self.path.with_name(f"{self.path.name}.old-{stamp}-{number}")
+        self.path.rename(target)
+        return target
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run; the system lets go of it when the process ends, however it ends.
+
+        Raises:
+            UserError: another process holds it, with its id and host.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / "run.lock", "a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise UserError(f"{self.path} is being written by another process ({file.read().strip()})") from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+        with contextlib.suppress(OSError):
+            (self.path / "run.lock").unlink()
+
+
+# A moved data folder is the same run: what was in it is compared by fingerprint instead.
+_PLACES = ("task.data_dir", "train.eval_batch_size", "train.logging_steps", "train.checkpoint_steps")
+
+
+def run_path(recipe: Recipe, fingerprints: Mapping[str, str], student: str) -> Path:
+    """runs/<task>/<method>/<student>-<8 hex of the recipe>-seed<k>, or the folder asked for."""
+    if recipe.output.dir is not None:
+        return Path(recipe.output.dir)
+    name = f"{student}-{recipe.digest(fingerprints)}-seed{recipe.seed}"
+    return Path(recipe.output.runs_dir) / recipe.task.name / recipe.method.name / name
+
+
+def short_name(model: str) -> str:
+    """A model's path or Hub id as a part of a folder name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model.rstrip("/")).name).strip("-.") or "model"
+
+
+def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to disk, and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        fsync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file or nothing."""
+    atomic_write(path, lambda temporary: _ignore(temporary.write_text(text, encoding="utf-8")))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a whole JSON file or nothing."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary folder beside `path`, and put it in `path`'s place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        write(temporary)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                fsync(file)
+        if path.exists():
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """What a reader of run.json needs to know of the machine and the code."""
+    import torch
+
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "git_revision": _git_revision(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _git_revision() -> str | None:
+    """Revision of the working copy that kdbert runs from, with `+changes` if it is not clean."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        run = lambda *words: subprocess.run(  # noqa: E731
+            ("git", "-C", str(root), *words), capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        return run("rev-parse", "HEAD") + ("+changes" if run("status", "--porcelain", "--", "src") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _ignore(_: Any) -> None:
+    """Drop a value where a callback must return None."""

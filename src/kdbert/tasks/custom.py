@@ -1,0 +1,301 @@
+"""A person's own classification or regression data: csv, tsv, json lines, parquet, a saved dataset.
+
+Columns and labels are inferred by name, and what was inferred is told before it is used.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdbert.data.examples import Row
+from kdbert.data.files import read_lines
+from kdbert.errors import UserError, near_miss
+from kdbert.tasks.spec import Kind, Split, TaskSpec
+
+log = logging.getLogger("kdbert")
+
+LABEL_COLUMNS = ("label", "labels", "intent", "class", "category", "target", "gold_label", "score", "y")
+TEXT_PAIRS = (
+    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text1", "text2"),
+    ("text_a", "text_b"), ("question", "sentence"), ("question", "context"), ("query", "passage"),
+)  # fmt: skip
+TEXT_COLUMNS = ("text", "sentence", "utterance", "utt", "query", "question", "tweet", "review", "content")
+IGNORED = ("id", "idx", "index", "guid", "split")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file opened for reading: its columns and its rows as (place, column -> value)."""
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: list[tuple[str, Mapping[str, Any]]]
+
+
+def read_table(path: Path, split: str | None = None) -> Table:
+    """Read any supported file or folder.
+
+    Args:
+        path: `.csv`, `.tsv`, `.json`/`.jsonl` (one object a line), each plain or `.gz`; `.parquet`;
+            or a folder written by `datasets.save_to_disk`.
+        split: which split of a saved DatasetDict to read.
+
+    Raises:
+        UserError: missing, of another kind, empty, or faulty (with the line).
+    """
+    if path.is_dir():
+        return _read_saved_dataset(path, split)
+    if not path.exists():
+        raise UserError(f"no file {str(path)!r}: check the path")
+    suffix = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
+    if suffix in (".csv", ".tsv"):
+        table = _read_delimited(path, "\t" if suffix == ".tsv" else ",")
+    elif suffix in (".json", ".jsonl"):
+        table = _read_json_lines(path)
+    elif suffix == ".parquet":
+        table = _read_parquet(path)
+    else:
+        raise UserError(
+            f"{path}: cannot tell its format; expected .csv, .tsv, .jsonl, .json (plain or .gz), .parquet "
+            "or a folder written by datasets.save_to_disk"
+        )
+    if not table.rows:
+        raise UserError(f"{path} has no examples (only a header?)")
+    return table
+
+
+def _read_delimited(path: Path, delimiter: str) -> Table:
+    lines = read_lines(path)
+    reader = csv.reader((line + "\n" for _, line in lines), delimiter=delimiter, strict=True)
+    header: tuple[str, ...] | None = None
+    rows: list[tuple[str, Mapping[str, Any]]] = []
+    start = 1  # a quoted cell may span lines; an error names the line on which its row starts
+    try:
+        for cells in reader:
+            if header is None:
+                header = tuple(name.strip() for name in cells)
+                if len(set(header)) != len(header):
+                    raise UserError(f"{path}, line 1: a column name stands twice ({', '.join(header)})")
+            elif cells:
+                if len(cells) != len(header):
+                    raise UserError(
+                        f"{path}, line {start}: {len(cells)} columns where the header has {len(header)} "
+                        "(is the file truncated, or a comma not quoted?)"
+                    )
+                cells[-1] = cells[-1].rstrip("\n")
+                rows.append((f"line {start}", dict(zip(header, cells, strict=True))))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {start}: {error} (is a quote not closed, or the file truncated?)") from None
+    return Table(path, header or (), rows)
+
+
+def _read_json_lines(path: Path) -> Table:
+    columns: dict[str, None] = {}
+    rows: list[tuple[str, Mapping[str, Any]]] = []
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
+            raise UserError(
+                f"{path}, line {number}: not a JSON object on one line (is the file truncated?)"
+            ) from None
+        if not isinstance(value, dict):
+            raise UserError(f"{path}, line {number}: expected a JSON object such as {{\"text\": …, \"label\": …}}")
+        columns.update(dict.fromkeys(value))
+        rows.append((f"line {number}", value))
+    return Table(path, tuple(columns), rows)
+
+
+def _read_parquet(path: Path) -> Table:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from None
+    names = _class_names((table.schema.metadata or {}).get(b"huggingface"))
+    return _table_of_records(path, tuple(table.column_names), table.to_pylist(), names)
+
+
+def _read_saved_dataset(path: Path, split: str | None) -> Table:
+    import datasets
+
+    try:
+        data = datasets.load_from_disk(str(path))
+    except FileNotFoundError:
+        raise UserError(f"{path}: a folder, but not one written by datasets.save_to_disk") from None
+    if isinstance(data, datasets.DatasetDict):
+        name = {"dev": "validation"}.get(split or "train", split or "train")
+        if name not in data and (split or "train") in data:
+            name = split or "train"
+        if name not in data:
+            raise UserError(f"{path} has no split {name!r} (it has: {', '.join(data)})")
+        data = data[name]
+    names = {
+        column: tuple(feature.names)
+        for column, feature in data.features.items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
+    table = _table_of_records(path, tuple(data.column_names), data.to_list(), names)
+    if not table.rows:
+        raise UserError(f"{path} has no examples")
+    return table
+
+
+def _class_names(metadata: bytes | None) -> dict[str, tuple[str, ...]]:
+    """Names of the classes that a parquet file written by `datasets` stores as numbers."""
+    if metadata is None:
+        return {}
+    features = json.loads(metadata).get("info", {}).get("features", {})
+    return {
+        column: tuple(feature["names"])
+        for column, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    }
+
+
+def _table_of_records(
+    path: Path, columns: tuple[str, ...], records: list[dict[str, Any]], names: Mapping[str, tuple[str, ...]]
+) -> Table:
+    rows: list[tuple[str, Mapping[str, Any]]] = []
+    for number, record in enumerate(records):
+        for column, classes in names.items():
+            value = record.get(column)
+            if isinstance(value, int):  # -1 marks "no label" in published data sets
+                record[column] = classes[value] if 0 <= value < len(classes) else None
+        rows.append((f"row {number}", record))
+    return Table(path, columns, rows)
+
+
+def infer_columns(
+    table: Table, text_columns: list[str] | None, label_column: str | None
+) -> tuple[tuple[str, ...], str]:
+    """The text column(s) and the label column, as told by the person or inferred by name.
+
+    Raises:
+        UserError: a named column is missing, or the columns cannot be told.
+    """
+    listed = ", ".join(table.columns)
+    for name in [*(text_columns or []), *([label_column] if label_column else [])]:
+        if name not in table.columns:
+            raise UserError(f"{table.path} has no column {name!r}{near_miss(name, table.columns)} (it has: {listed})")
+    if text_columns and len(text_columns) > 2:
+        raise UserError(f"--text-columns takes one or two columns, not {len(text_columns)}")
+    by_lower = {name.lower(): name for name in table.columns}
+    label = label_column or next((by_lower[name] for name in LABEL_COLUMNS if name in by_lower), None)
+    if label is None and text_columns is None and len(table.columns) == 2:
+        label = table.columns[1]
+    if label is None:
+        raise UserError(f"{table.path}: cannot tell the label column (columns: {listed}); name it with --label-column")
+    if text_columns:
+        return tuple(text_columns), label
+    rest = {lower: name for lower, name in by_lower.items() if name != label and lower not in IGNORED}
+    for first, second in TEXT_PAIRS:
+        if first in rest and second in rest:
+            return (rest[first], rest[second]), label
+    for name in TEXT_COLUMNS:
+        if name in rest:
+            return (rest[name],), label
+    if len(rest) == 1:
+        return (next(iter(rest.values())),), label
+    raise UserError(f"{table.path}: cannot tell the text columns (columns: {listed}); name them with --text-columns")
+
+
+def _rows(table: Table, text: tuple[str, ...], label: str, labelled: bool) -> Iterator[Row]:
+    for number, (place, record) in enumerate(table.rows):
+        cells = []
+        for column in text:
+            value = record.get(column)
+            if not isinstance(value, str):
+                raise UserError(f"{table.path}, {place}: column {column!r} holds no text")
+            cells.append(value)
+        value = record.get(label) if labelled else None
+        yield Row(
+            id=str(number),
+            text_a=cells[0],
+            text_b=cells[1] if len(cells) > 1 else None,
+            label=None if value is None else str(value).strip(),
+            place=place,
+        )
+
+
+def _kind_of(labels: list[str]) -> Kind:
+    """Regression if every label is a number and some number is not whole; else classes."""
+    whole = True
+    for label in labels:
+        try:
+            value = float(label)
+        except ValueError:
+            return "single_label"
+        if not math.isfinite(value):
+            return "single_label"
+        whole = whole and value == int(value) and "." not in label
+    return "single_label" if whole else "regression"
+
+
+def custom_task(
+    train_file: str,
+    dev_file: str,
+    test_file: str | None = None,
+    text_columns: list[str] | None = None,
+    label_column: str | None = None,
+) -> TaskSpec:
+    """Make a task of a person's files; the label space is that of the training file.
+
+    Raises:
+        UserError: a fault in a file or its columns, fewer than two classes, or the same file given as
+            train and dev.
+    """
+    files = {"train": train_file, "dev": dev_file}
+    if test_file is not None:
+        files["test"] = test_file
+    if Path(train_file).resolve() == Path(dev_file).resolve() and not Path(train_file).is_dir():
+        raise UserError(f"--train-file and --dev-file are the same file ({train_file}); give a dev file of its own")
+    train = read_table(Path(train_file), "train")
+    text, label = infer_columns(train, text_columns, label_column)
+    values = [(place, record.get(label)) for place, record in train.rows]
+    missing = next((place for place, value in values if value is None or str(value).strip() == ""), None)
+    if missing is not None:
+        raise UserError(f"{train_file}, {missing}: the label is missing")
+    found = sorted({str(value).strip() for _, value in values})
+    kind = _kind_of(found)
+    if kind == "single_label" and len(found) < 2:
+        raise UserError(f"{train_file}: column {label!r} has one label only ({found[0]!r}); two or more are needed")
+    if kind == "single_label" and len(found) > max(2, len(values) // 2):
+        raise UserError(
+            f"{train_file}: column {label!r} has {len(found)} different labels in {len(values)} rows; "
+            "is it the label? name it with --label-column"
+        )
+    shown = ", ".join(found[:8]) + (", …" if len(found) > 8 else "")
+    what = f"{len(found)} classes ({shown})" if kind == "single_label" else "scores (regression)"
+    log.info("%s: %d rows; text from %s; label from %r: %s", train_file, len(values), " + ".join(text), label, what)
+
+    def split(name: str) -> Split:
+        table = train if name == "train" else read_table(Path(files[name]), name)
+        labelled = name != "test" or label in table.columns
+        infer_columns(table, list(text), label if labelled else table.columns[0])  # refuses a missing column
+        return Split((files[name],), lambda path: _rows(table, text, label, labelled), labelled)
+
+    return TaskSpec(
+        name="custom",
+        title=f"custom data ({Path(train_file).name})",
+        kind=kind,
+        labels=tuple(found) if kind == "single_label" else (),
+        metrics=("accuracy", "macro_f1") if kind == "single_label" else ("pearson_and_spearman", "pearson", "spearman"),
+        splits={name: split(name) for name in files},
+        pair=len(text) == 2,
+        data_dir=".",
+        source=train_file,
+    )
+

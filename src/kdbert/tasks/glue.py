@@ -1,0 +1,183 @@
+"""GLUE (Wang et al. 2018, https://gluebenchmark.com) from its official TSV files.
+
+Column and label rules: METHODS.md section 7, equal to the transformers 2.6 processors that the
+published distillation codes use (golden case `glue_processors`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kdbert.data.examples import Row
+from kdbert.data.files import read_lines
+from kdbert.errors import UserError
+from kdbert.tasks.spec import Split, TaskSpec
+
+log = logging.getLogger("kdbert")
+ENTAILMENT = ("entailment", "not_entailment")
+ZERO_ONE = ("0", "1")
+NLI = ("contradiction", "entailment", "neutral")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """0-based columns of a TSV file. `label` -1 is the last one; `id` None counts rows."""
+
+    a: int
+    b: int | None = None
+    label: int | None = None
+    id: int | None = None
+    header: bool = True
+    skip_malformed: bool = False
+
+
+def read_tsv(path: Path, columns: Columns) -> Iterator[Row]:
+    """Rows of a GLUE file: tab-separated, no quoting (a quote is a character like any other).
+
+    A row with fewer columns than its header is skipped where the originals skip it (QQP), and
+    refused with its line otherwise.
+    """
+    width = 1 + max(columns.a, columns.b or 0, columns.label or 0, columns.id or 0)
+    skipped = 0
+    for number, line in read_lines(path):
+        if number == 1 and columns.header:
+            width = max(width, line.count("\t") + 1)
+            continue
+        if not line.strip():
+            continue
+        cells = line.split("\t")
+        if len(cells) < width:
+            if columns.skip_malformed:
+                skipped += 1
+                continue
+            raise UserError(
+                f"{path}, line {number}: {len(cells)} columns where {width} were expected (is the file truncated?)"
+            )
+        # The originals name MRPC's and SST-2's first example 1 (the header is 0) and CoLA's 0.
+        identity = cells[columns.id] if columns.id is not None else str(number - 1)
+        yield Row(
+            id=identity,
+            text_a=cells[columns.a],
+            text_b=None if columns.b is None else cells[columns.b],
+            label=None if columns.label is None else cells[columns.label],
+            place=f"line {number}",
+        )
+    if skipped:
+        log.warning("%s: skipped %d malformed rows, as the original readers do", path, skipped)
+
+
+def _split(file: str, columns: Columns) -> Split:
+    return Split((file,), partial(read_tsv, columns=columns), labelled=columns.label is not None)
+
+
+def _glue(name: str, folder: str, train: Columns, test: Columns, **spec: Any) -> TaskSpec:
+    """A GLUE task with train, dev and (unlabelled) test in files of these names."""
+    spec.setdefault("splits", {
+        "train": _split("train.tsv", train),
+        "dev": _split("dev.tsv", train),
+        "test": _split("test.tsv", test),
+    })  # fmt: skip
+    spec.setdefault("submission", {"test": f"{folder}.tsv"})
+    return TaskSpec(
+        name=name,
+        folder=folder,
+        pair=test.b is not None,
+        data_dir="glue_data",
+        source="https://gluebenchmark.com/tasks",
+        licence="GLUE: each task keeps its authors' terms",
+        **spec,
+    )
+
+
+COLA = _glue(
+    "cola", "CoLA",
+    train=Columns(a=3, label=1, header=False), test=Columns(a=1, id=0),
+    title="Corpus of Linguistic Acceptability", kind="single_label",
+    labels=ZERO_ONE, aliases={"0": ("unacceptable",), "1": ("acceptable",)},
+    metrics=("matthews_correlation", "accuracy"), hub="nyu-mll/glue:cola",
+)  # fmt: skip
+
+SST2 = _glue(
+    "sst2", "SST-2",
+    train=Columns(a=0, label=1), test=Columns(a=1, id=0),
+    title="Stanford Sentiment Treebank", kind="single_label",
+    labels=ZERO_ONE, aliases={"0": ("negative",), "1": ("positive",)},
+    metrics=("accuracy",), hub="nyu-mll/glue:sst2",
+)  # fmt: skip
+
+MRPC = _glue(
+    "mrpc", "MRPC",
+    train=Columns(a=3, b=4, label=0), test=Columns(a=3, b=4, id=0),
+    title="Microsoft Research Paraphrase Corpus", kind="single_label",
+    labels=ZERO_ONE, aliases={"0": ("not_equivalent",), "1": ("equivalent",)},
+    metrics=("accuracy_and_f1", "accuracy", "f1"), hub="nyu-mll/glue:mrpc",
+)  # fmt: skip
+
+STSB = _glue(
+    "stsb", "STS-B",
+    train=Columns(a=7, b=8, label=-1, id=0), test=Columns(a=7, b=8, id=0),
+    title="Semantic Textual Similarity Benchmark", kind="regression",
+    metrics=("pearson_and_spearman", "pearson", "spearman"), hub="nyu-mll/glue:stsb",
+)  # fmt: skip
+
+QQP = _glue(
+    "qqp", "QQP",
+    train=Columns(a=3, b=4, label=5, id=0, skip_malformed=True),
+    test=Columns(a=1, b=2, id=0, skip_malformed=True),
+    title="Quora Question Pairs", kind="single_label",
+    labels=ZERO_ONE, aliases={"0": ("not_duplicate",), "1": ("duplicate",)},
+    metrics=("accuracy_and_f1", "accuracy", "f1"), hub="nyu-mll/glue:qqp",
+)  # fmt: skip
+
+_MNLI = Columns(a=8, b=9, label=-1, id=0)
+_MNLI_TEST = Columns(a=8, b=9, id=0)
+MNLI = _glue(
+    "mnli", "MNLI", train=_MNLI, test=_MNLI_TEST,
+    title="Multi-Genre Natural Language Inference", kind="single_label",
+    labels=NLI, metrics=("accuracy",), hub="nyu-mll/glue:mnli",
+    splits={
+        "train": _split("train.tsv", _MNLI),
+        "dev_matched": _split("dev_matched.tsv", _MNLI),
+        "dev_mismatched": _split("dev_mismatched.tsv", _MNLI),
+        "test_matched": _split("test_matched.tsv", _MNLI_TEST),
+        "test_mismatched": _split("test_mismatched.tsv", _MNLI_TEST),
+    },
+    groups={"dev": ("dev_matched", "dev_mismatched"), "test": ("test_matched", "test_mismatched")},
+    submission={"test_matched": "MNLI-m.tsv", "test_mismatched": "MNLI-mm.tsv"},
+)  # fmt: skip
+
+_PAIR = Columns(a=1, b=2, label=-1, id=0)
+_PAIR_TEST = Columns(a=1, b=2, id=0)
+QNLI = _glue(
+    "qnli", "QNLI", train=_PAIR, test=_PAIR_TEST,
+    title="Question NLI", kind="single_label",
+    labels=ENTAILMENT, metrics=("accuracy",), hub="nyu-mll/glue:qnli",
+)  # fmt: skip
+
+RTE = _glue(
+    "rte", "RTE", train=_PAIR, test=_PAIR_TEST,
+    title="Recognizing Textual Entailment", kind="single_label",
+    labels=ENTAILMENT, metrics=("accuracy",), hub="nyu-mll/glue:rte",
+)  # fmt: skip
+
+WNLI = _glue(
+    "wnli", "WNLI", train=_PAIR, test=_PAIR_TEST,
+    title="Winograd NLI", kind="single_label",
+    labels=ZERO_ONE, aliases={"0": ("not_entailment",), "1": ("entailment",)},
+    metrics=("accuracy",), hub="nyu-mll/glue:wnli",
+)  # fmt: skip
+
+AX = _glue(
+    "ax", "AX", train=_PAIR_TEST, test=_PAIR_TEST,
+    title="GLUE diagnostics (predicted with an MNLI model)", kind="single_label",
+    labels=NLI, metrics=("matthews_correlation",), hub="nyu-mll/glue:ax",
+    splits={"test": Split(("diagnostic.tsv", "diagnostic/diagnostic.tsv"), partial(read_tsv, columns=_PAIR_TEST), labelled=False)},
+)  # fmt: skip
+
+TASKS = (COLA, SST2, MRPC, STSB, QQP, MNLI, QNLI, RTE, WNLI, AX)
+ALIASES = {"sst-2": "sst2", "sts-b": "stsb", "diagnostic": "ax", "mnli-m": "mnli"}

@@ -1,0 +1,52 @@
+"""The embedded quickstart task: customer-service requests in 16 intents, written for kdbert (CC0)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from importlib import resources
+from pathlib import Path
+
+from kdbert.data.examples import Row
+from kdbert.data.files import read_lines
+from kdbert.errors import UserError
+from kdbert.tasks.spec import Split, TaskSpec
+
+LABELS = (
+    "block_card", "book_ticket", "cancel_booking", "change_booking", "change_delivery", "dispute_charge",
+    "explain_bill", "meter_reading", "move_house", "payment_plan", "raise_limit", "refund_status",
+    "replace_card", "report_missing", "return_item", "track_parcel",
+)  # fmt: skip
+
+
+def read_quickstart(path: Path, split: str) -> Iterator[Row]:
+    """Rows of `quickstart.tsv` (columns split, intent, sentence) that belong to `split`."""
+    for number, line in read_lines(path):
+        cells = line.split("\t")
+        if number == 1:
+            continue
+        if len(cells) != 3:
+            raise UserError(f"{path}, line {number}: expected split, intent, sentence")
+        if cells[0] == split:
+            yield Row(f"{split}-{number}", cells[2], None, cells[1], f"line {number}")
+
+
+def _split(name: str) -> Split:
+    return Split(("quickstart.tsv",), partial(read_quickstart, split=name))
+
+
+QUICKSTART = TaskSpec(
+    name="quickstart",
+    title="Customer-service requests in 16 intents with near misses (made for kdbert)",
+    kind="single_label",
+    labels=LABELS,
+    metrics=("accuracy", "macro_f1"),
+    splits={name: _split(name) for name in ("train", "dev", "test")},
+    data_dir=str(resources.files("kdbert.tasks")),
+    max_length=64,
+    licence="CC0-1.0",
+    source="shipped with kdbert",
+)
+
+TASKS = (QUICKSTART,)
+ALIASES: dict[str, str] = {}

@@ -1,0 +1,112 @@
+"""What a task is: columns, label space, metrics, files. A task is data; its family's reader is code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from kdbert.data.examples import Examples, Row, examples_of
+from kdbert.data.files import find_file
+from kdbert.errors import UserError
+
+Kind = Literal["single_label", "regression"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: the file names it may have inside the task's folder, and how to read one of them."""
+
+    files: tuple[str, ...]
+    read: Callable[[Path], Iterator[Row]]
+    labelled: bool = True
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A registered task.
+
+    Attributes:
+        kind: `single_label` (cross-entropy over `labels`) or `regression` (one score).
+        splits: split name -> where and how to read it.
+        labels: class names in order; empty for regression.
+        aliases: other names a model may use for a class (`{"1": ("positive",)}`), so that a
+            published teacher's labels are matched by name.
+        metrics: names of `kdbert.metrics` functions; the first is the one used for selection.
+        groups: what `--split dev` and `--split test` stand for where that is more than one split.
+        folder: the folder's name below `--data-dir`.
+        data_dir: where files are looked for when `--data-dir` is not given.
+        defaults: recipe keys that this task sets unless the person does.
+        submission: split -> (file name, label words or None for scores) of the benchmark's upload format.
+        original_name: the name that official files and papers use.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    splits: Mapping[str, Split]
+    metrics: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    pair: bool = False
+    folder: str = ""
+    data_dir: str = "data"
+    max_length: int = 128
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    submission: Mapping[str, str] = field(default_factory=dict)
+    licence: str = ""
+    source: str = ""
+    hub: str = ""
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the classification head: number of classes, or 1 for regression."""
+        return len(self.labels) if self.kind == "single_label" else 1
+
+    def split_names(self, group: str) -> tuple[str, ...]:
+        """The splits that `dev`, `test` or a split's own name stands for."""
+        if group in self.groups:
+            return self.groups[group]
+        if group in self.splits:
+            return (group,)
+        known = ", ".join(sorted({*self.splits, *self.groups}))
+        raise UserError(f"task {self.name!r} has no split {group!r}; it has: {known}")
+
+    def path(self, split: str, data_dir: str | None) -> Path | None:
+        """The local file of a split, or None; `data_dir` may be the task's folder or its parent."""
+        root = Path(data_dir or self.data_dir)
+        for folder in (root / self.folder, root) if self.folder else (root,):
+            found = find_file(folder, self.splits[split].files)
+            if found is not None:
+                return found
+        return None
+
+    def load(self, split: str, data_dir: str | None) -> Examples:
+        """Read one split from local files.
+
+        Raises:
+            UserError: no such split, no such file, or a fault in the file (with its line).
+        """
+        (split,) = self.split_names(split) if split in self.splits else (self._unknown(split),)
+        path = self.path(split, data_dir)
+        if path is None:
+            root = Path(data_dir or self.data_dir)
+            raise UserError(
+                f"task {self.name!r}: no file {self.splits[split].files[0]!r} (plain or .gz) in "
+                f"{str(root / self.folder)!r} or {str(root)!r}; put the files there or name their folder with "
+                "--data-dir (`kdbert data describe " + self.name + "` says where they come from)"
+            )
+        source = self.splits[split]
+        return examples_of(
+            source.read(path),
+            path=path,
+            split=split,
+            label_names=self.labels if self.kind == "single_label" else None,
+            labelled=source.labelled,
+        )
+
+    def _unknown(self, split: str) -> str:
+        known = ", ".join(self.splits)
+        raise UserError(f"task {self.name!r} has no {split} split (it has: {known})")

@@ -1,0 +1,159 @@
+"""Checkpoints that are whole or absent.
+
+A checkpoint is a folder `step-N`: tensors in safetensors, counters in JSON, and a manifest with the
+size and sha256 of each file. It is filled under a temporary name, flushed, the manifest written last,
+then renamed; the one before is removed only after that.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import nn
+
+from kdbert.errors import UserError
+from kdbert.runs import fsync, sha256
+
+log = logging.getLogger("kdbert")
+KEEP = 2  # the newest, and one to fall back to should the disk damage it
+
+
+@dataclass
+class Checkpoint:
+    """A state read back: tensor groups (`weights`, `optimizer`, …) and counters."""
+
+    path: Path
+    tensors: dict[str, dict[str, torch.Tensor]]
+    state: dict[str, Any]
+
+
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]
+) -> Path:
+    """Write `step-N` below `folder`, then remove all but the newest `KEEP` checkpoints.
+
+    Raises:
+        UserError: it cannot be written (a full disk, say); earlier checkpoints are untouched.
+    """
+    target, temporary = folder / f"step-{step}", folder / f".step-{step}.tmp"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, group in tensors.items():
+            save_file({key: value.contiguous() for key, value in group.items()}, temporary / f"{name}.safetensors")
+        (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        files = {}
+        for file in sorted(temporary.iterdir()):
+            fsync(file)
+            files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        (temporary / "manifest.json").write_text(json.dumps(files), encoding="utf-8")
+        fsync(temporary / "manifest.json")
+        fsync(temporary)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+        fsync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        kept = next(iter(_steps(folder)), None)
+        raise UserError(
+            f"cannot save a checkpoint in {folder}: {error}; "
+            + (f"{kept.name} is intact: make room and run the same command again" if kept else "make room and run again")
+        ) from None
+    for old in _steps(folder)[KEEP:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint whose every file is as its manifest says; damaged ones are named and skipped.
+
+    Raises:
+        UserError: there are checkpoints, but none is whole (training afresh would hide the loss).
+    """
+    damaged = []
+    for path in _steps(folder):
+        fault = _fault(path)
+        if fault is None:
+            tensors = {
+                file.stem: load(file.read_bytes()) for file in sorted(path.glob("*.safetensors"))
+            }
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            return Checkpoint(path, tensors, state)
+        damaged.append(f"{path.name} ({fault})")
+        log.warning("skipping checkpoint %s: %s", path, fault)
+    if damaged:
+        raise UserError(
+            f"every checkpoint in {folder} is damaged: {', '.join(damaged)}; pass --overwrite to start afresh"
+        )
+    return None
+
+
+def _steps(folder: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    found = []
+    for path in folder.glob("step-*"):
+        match = re.fullmatch(r"step-(\d+)", path.name)
+        if match and path.is_dir():
+            found.append((int(match[1]), path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        for name, facts in manifest.items():
+            file = path / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != facts["bytes"] or sha256(file) != facts["sha256"]:
+                return f"{name} is damaged"
+        needed = {"weights.safetensors", "optimizer.safetensors", "state.json"} - set(manifest)
+    except FileNotFoundError:
+        return "manifest.json is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"manifest.json is damaged ({error})"
+    return f"{', '.join(sorted(needed))} not listed" if needed else None
+
+
+def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimiser's state as named tensors: `<parameter>|exp_avg` and so on."""
+    return {
+        f"{name}|{key}": value
+        for name, parameter in module.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def load_optimizer(
+    module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], where: Path
+) -> None:
+    """Put a saved optimiser state back.
+
+    Raises:
+        UserError: the state of a trained parameter is missing; training never restarts it silently.
+    """
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    by_name: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, field = key.rpartition("|")
+        by_name.setdefault(name, {})[field] = value
+    current = optimizer.state_dict()
+    order = [p for group in optimizer.param_groups for p in group["params"]]
+    missing = [names[p] for p in order if names[p] not in by_name]
+    if missing:
+        raise UserError(f"{where}: the optimiser state of {missing[0]} is missing; pass --overwrite to start afresh")
+    current["state"] = {index: by_name[names[p]] for index, p in enumerate(order)}
+    optimizer.load_state_dict(current)

@@ -1,0 +1,313 @@
+"""One run from a plan to its folder: load, train, evaluate, write down."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from kdbert.data.encode import encode
+from kdbert.errors import Diverged, Interrupted, UserError
+from kdbert.methods import get_method
+from kdbert.metrics import majority_score, score
+from kdbert.models.load import load_classifier
+from kdbert.models.student import cut_layers, set_dropout
+from kdbert.plan import Plan, needs_of
+from kdbert.recipe import Recipe
+from kdbert.reporting.model_card import model_card
+from kdbert.reporting.predictions import predicted, write_predictions
+from kdbert.runs import RunResult, environment, replace_folder, write_text
+from kdbert.training.forward import StudentWithMethod, predict
+from kdbert.training.loop import train
+from kdbert.training.precision import Precision, choose_attention, choose_precision
+from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher
+
+log = logging.getLogger("kdbert")
+
+
+def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
+    """Run a resolved recipe in its folder, or return what is there.
+
+    Raises:
+        UserError: a fault in the recipe, its files or models; the folder holds another recipe.
+        Diverged, Interrupted: the run's state says so and is kept.
+    """
+    plan = Plan(recipe)
+    folder = plan.folder
+    main = int(os.environ.get("RANK", "0")) == 0
+    if not overwrite:
+        folder.check_recipe(recipe)
+        if folder.manifest().get("status") == "finished":
+            log.info("already finished: %s", folder.path)
+            return folder.result()
+    plan.check()
+    job = Job(plan)
+    if not main:
+        return job.run()
+    if overwrite:
+        with_lock = folder.locked() if folder.path.exists() else None
+        if with_lock is not None:
+            with with_lock:  # refuses to move a run that is being written
+                pass
+        moved = folder.move_aside()
+        if moved is not None:
+            log.info("moved the old run to %s", moved)
+    with folder.locked():
+        try:
+            return job.run()
+        except Interrupted as error:
+            folder.update(status="interrupted", message=str(error))
+            raise
+        except Diverged as error:
+            folder.update(status="diverged", message=str(error))
+            raise
+        except KeyboardInterrupt:
+            folder.update(status="interrupted", message="stopped at once by a second Ctrl-C")
+            raise
+        except Exception as error:
+            if folder.manifest():
+                folder.update(status="failed", message=f"{type(error).__name__}: {error}")
+            raise
+
+
+class Job:
+    """The models of a plan, loaded, and the run itself."""
+
+    def __init__(self, plan: Plan) -> None:
+        recipe = plan.recipe
+        self.plan = plan
+        self.accelerator = Accelerator(log_with=recipe.output.tracker or None, project_dir=str(plan.folder.path))
+        device = self.accelerator.device
+        self.precision: Precision = choose_precision(recipe.train.precision, device)
+        attention = choose_attention(self.precision, device)
+        torch.manual_seed(recipe.seed)  # a fresh head is drawn here
+        student, kept_head = load_classifier(plan.student_place, plan.spec, attention=attention, keep_head=False)
+        if recipe.student.layers is not None:
+            student = cut_layers(student, plan.kept_layers)
+        if recipe.train.dropout is not None:
+            set_dropout(student, recipe.train.dropout)
+        self.student = student.to(device)
+        self.kept_head = kept_head
+        self.teachers = [
+            load_classifier(place, plan.spec, attention=attention, keep_head=True)[0].to(device)
+            for place in plan.teacher_places
+        ]
+        method = get_method(recipe.method.name)
+        self.module = StudentWithMethod(self.student, method(recipe.method), self.precision).to(device)
+        assert recipe.task.max_length is not None
+        self.encoded = {
+            name: encode(part, plan.tokenizer, recipe.task.max_length)
+            for name, part in {"train": plan.train_examples, **plan.eval_examples}.items()
+        }
+
+    def run(self) -> RunResult:
+        """Train, evaluate, save, and write down what was found."""
+        plan, recipe, folder = self.plan, self.plan.recipe, self.plan.folder
+        accelerator, main = self.accelerator, self.accelerator.is_main_process
+        started = time.time()
+        self._announce()
+        fingerprints = {name: part.fingerprint() for name, part in self.encoded.items()}
+        fingerprints["student"] = plan.student_place.fingerprint()
+        fingerprints.update({f"teacher{i}": p.fingerprint() for i, p in enumerate(plan.teacher_places)})
+        if main:
+            self._open_folder(fingerprints)
+        accelerator.wait_for_everyone()
+        if recipe.output.tracker:
+            accelerator.init_trackers("kdbert", config={"recipe": recipe.yaml()})
+
+        teachers, teacher_facts, teacher_seconds = self._teachers()
+        result = train(
+            recipe.train,
+            seed=recipe.seed,
+            data=self.encoded["train"],
+            module=self.module,
+            teachers=teachers,
+            evaluate=lambda model: _flat(self._evaluate(model, plan.spec.split_names("dev"))[0]),
+            selection=f"{plan.spec.split_names('dev')[0]}/{plan.spec.metrics[0]}",
+            folder=folder.path,
+            accelerator=accelerator,
+            trackers=recipe.output.tracker,
+        )
+        metrics, logits = self._evaluate(self.student, tuple(plan.eval_examples))
+        if recipe.output.tracker:
+            accelerator.end_training()
+        if main:
+            train_labels = plan.train_examples.labels
+            assert train_labels is not None
+            facts = {
+                "metrics": metrics,
+                "selection": plan.spec.metrics[0],
+                "majority": {
+                    name: majority_score(plan.spec.metrics, train_labels, part.labels)
+                    for name, part in plan.eval_examples.items()
+                    if part.labels is not None
+                },
+                "layers": self.student.config.num_hidden_layers,
+                "parameters": sum(p.numel() for p in self.student.parameters()),
+                "teachers": teacher_facts,
+                "best": result.best,
+                "steps": plan.steps,
+                "timings": {
+                    "teacher_seconds": round(teacher_seconds, 3),
+                    "train_seconds": round(result.train_seconds, 3),
+                    "eval_seconds": round(result.eval_seconds, 3),
+                    "total_seconds": round(time.time() - started, 3),
+                    "examples_per_second": round(result.examples / max(result.train_seconds, 1e-9), 1),
+                    "resumed_from_step": result.resumed_from,
+                },
+            }
+            self._write_results(facts, logits)
+        accelerator.wait_for_everyone()
+        return folder.result()
+
+    def _announce(self) -> None:
+        plan, recipe = self.plan, self.plan.recipe
+        if not self.accelerator.is_main_process:
+            return
+        data = self.encoded["train"]
+        lengths = data.lengths
+        log.info(
+            "%s on %s: %d training examples (%.1f tokens on average, %d cut to %d), %d steps",
+            recipe.method.name, plan.spec.name, len(data), lengths.mean(), data.truncated, recipe.task.max_length, plan.steps,
+        )  # fmt: skip
+        kept = f"layers {', '.join(map(str, plan.kept_layers))} of " if recipe.student.layers is not None else ""
+        log.info(
+            "student: %s%s, %.2f M parameters, %s head; %s on %s, %d process%s, %d threads",
+            kept, plan.student_place.given, sum(p.numel() for p in self.student.parameters()) / 1e6,
+            "trained" if self.kept_head else "fresh", self.precision, self.accelerator.device,
+            self.accelerator.num_processes, "es" if self.accelerator.num_processes > 1 else "", torch.get_num_threads(),
+        )  # fmt: skip
+        if needs_of(recipe).compares_examples:
+            compared = -(-recipe.train.batch_size // recipe.train.accumulation)
+            if compared != recipe.train.batch_size:
+                log.info("%s compares %d examples, not %d", recipe.method.name, compared, recipe.train.batch_size)
+
+    def _open_folder(self, fingerprints: dict[str, str]) -> None:
+        """Create the run's files, or check that an interrupted run had the same inputs."""
+        recipe, folder = self.plan.recipe, self.plan.folder
+        before = folder.manifest()
+        if before.get("fingerprints", fingerprints) != fingerprints:
+            changed = [k for k in fingerprints if before["fingerprints"].get(k) != fingerprints[k]]
+            raise UserError(
+                f"{folder.path} was begun with other inputs ({', '.join(changed)} changed since); "
+                "pass --overwrite to move that run aside and start afresh"
+            )
+        needed = 5 * 4 * sum(p.numel() for p in self.student.parameters())
+        free = shutil.disk_usage(folder.path).free
+        if free < needed:
+            raise UserError(
+                f"{folder.path}: {free / 2**20:.0f} MiB free on the disk, checkpoints and model need about "
+                f"{needed / 2**20:.0f} MiB; make room or choose another --runs-dir"
+            )
+        write_text(folder.path / "recipe.yaml", recipe.yaml())
+        folder.update(
+            status="running",
+            message="",
+            started=before.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z")),
+            recipe=recipe.model_dump(mode="json"),
+            fingerprints=fingerprints,
+            precision=self.precision,
+            processes=self.accelerator.num_processes,
+            device=str(self.accelerator.device),
+            environment=environment(),
+        )
+
+    def _teachers(self) -> tuple[list[Teacher], list[dict[str, Any]], float]:
+        """Teachers ready for training, what is known of them, and the seconds that their pass took."""
+        plan, recipe, accelerator = self.plan, self.plan.recipe, self.accelerator
+        started = time.perf_counter()
+        teachers: list[Teacher] = []
+        facts = []
+        for told, place, model, columns in zip(
+            recipe.teachers, plan.teacher_places, self.teachers, plan.teacher_permutations, strict=True
+        ):
+            metrics, _ = self._evaluate(model, tuple(plan.eval_examples), columns)
+            facts.append({
+                "model": told.model,
+                "metrics": metrics,
+                "layers": model.config.num_hidden_layers,
+                "parameters": sum(p.numel() for p in model.parameters()),
+            })  # fmt: skip
+            self._warn_if_untrained(told.model, metrics)
+            if recipe.train.teacher_cache:
+                logits = predict(
+                    model,
+                    self.encoded["train"],
+                    batch_size=recipe.train.eval_batch_size,
+                    precision=self.precision,
+                    accelerator=accelerator,
+                )
+                teachers.append(StoredTeacher(logits, columns, accelerator.device))
+                model.to("cpu")
+            else:
+                teachers.append(LiveTeacher(model, columns, self.precision))
+        return teachers, facts, time.perf_counter() - started
+
+    def _warn_if_untrained(self, name: str, metrics: Mapping[str, Mapping[str, float]]) -> None:
+        split = self.plan.spec.split_names("dev")[0]
+        metric = self.plan.spec.metrics[0]
+        labels, dev = self.plan.train_examples.labels, self.plan.eval_examples[split].labels
+        assert labels is not None
+        assert dev is not None
+        chance = majority_score((metric,), labels, dev)[metric]
+        reached = metrics[split][metric]
+        if reached <= chance + 0.02:
+            log.warning(
+                "teacher %s scores %.4f %s on %s; always answering the commonest class gives %.4f: it can teach little",
+                name, reached, metric, split, chance,
+            )  # fmt: skip
+
+    def _evaluate(
+        self, model: nn.Module, splits: tuple[str, ...], columns: list[int] | None = None
+    ) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
+        metrics, outputs = {}, {}
+        for name in splits:
+            logits = predict(
+                model,
+                self.encoded[name],
+                batch_size=self.plan.recipe.train.eval_batch_size,
+                precision=self.precision,
+                accelerator=self.accelerator,
+            )
+            if columns is not None:
+                logits = logits[:, columns]
+            labels = self.encoded[name].labels
+            assert labels is not None
+            metrics[name] = score(self.plan.spec.metrics, predicted(self.plan.spec, logits), labels)
+            outputs[name] = logits
+        return metrics, outputs
+
+    def _write_results(self, facts: dict[str, Any], logits: Mapping[str, np.ndarray]) -> None:
+        plan, recipe, folder = self.plan, self.plan.recipe, self.plan.folder
+        for name, values in logits.items():
+            write_predictions(folder.path / "predictions" / f"{name}.jsonl", plan.spec, plan.eval_examples[name], values)
+
+        def fill(target: Path) -> None:
+            self.student.save_pretrained(target)
+            plan.tokenizer.save_pretrained(target)
+            facts["size_mib"] = round((target / "model.safetensors").stat().st_size / 2**20, 2)
+            card = model_card(recipe, plan.spec, facts["metrics"], facts)
+            (target / "README.md").write_text(card, encoding="utf-8")
+
+        replace_folder(folder.path / "model", fill)
+        own = self.module.method.state_dict()
+        if own:
+            from safetensors.torch import save_file
+
+            save_file(own, folder.path / "method.safetensors")
+        folder.update(status="finished", finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts)
+        if not recipe.output.keep_checkpoints:
+            shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
+
+
+def _flat(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {f"{split}/{name}": value for split, values in metrics.items() for name, value in values.items()}

@@ -1,0 +1,60 @@
+"""Where a run's numbers go while it runs: metrics.jsonl, TensorBoard, and accelerate's trackers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+
+class MetricsLog:
+    """Append-only record of a run. On resuming it is cut back to the checkpoint, so no step stands twice.
+
+    Only the main process writes.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, *, trackers: list[str], resume_at: tuple[int, int]) -> None:
+        """Open the record; `resume_at` is (step, length of metrics.jsonl in bytes) of the checkpoint."""
+        self.accelerator = accelerator
+        self.trackers = trackers
+        self.active = accelerator.is_main_process
+        if not self.active:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        step, length = resume_at
+        self.path = folder / "metrics.jsonl"
+        self.path.touch()
+        os.truncate(self.path, min(length, self.path.stat().st_size))
+        self.file = open(self.path, "a", encoding="utf-8")
+        self.board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Record numbers at a step under their names."""
+        if not self.active:
+            return
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
+        for key, value in numbers.items():
+            self.board.add_scalar(key, value, step)
+        if self.trackers:
+            self.accelerator.log(numbers, step=step)
+
+    def length(self) -> int:
+        """Bytes of metrics.jsonl so far, flushed to the disk."""
+        if not self.active:
+            return 0
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return self.path.stat().st_size
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        if self.active:
+            self.length()
+            self.file.close()
+            self.board.close()

@@ -1,0 +1,327 @@
+"""The training loop: one for fine-tuning and distillation.
+
+    for each epoch:                        order = f(seed, epoch)
+        for each global batch:
+            for each micro-batch:          student forward, teacher outputs, method -> LossTerms, backward
+            clip, step, schedule
+            log, save, stop if asked or diverged
+        evaluate on dev
+        save
+
+The position in the data and every random draw are functions of (seed, step), so weights, optimiser,
+schedule and two counters are the whole state: a run that is killed and continued ends with the same
+weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+from tqdm import tqdm
+
+from kdbert.data.batches import epoch_batches, micro_batches
+from kdbert.data.encode import Encoded
+from kdbert.errors import Diverged, Interrupted
+from kdbert.methods import LossTerms
+from kdbert.recipe import TrainSection
+from kdbert.training.checkpoint import load_optimizer, newest_checkpoint, optimizer_tensors, save_checkpoint
+from kdbert.training.forward import StudentWithMethod
+from kdbert.training.loggers import MetricsLog
+from kdbert.training.signals import StopRequest, stop_request
+from kdbert.training.teacher import Teacher
+
+log = logging.getLogger("kdbert")
+
+
+@dataclass
+class TrainResult:
+    """What the loop reports: steps and examples done by this process group, and where time went (s)."""
+
+    steps: int
+    examples: int
+    train_seconds: float
+    eval_seconds: float
+    resumed_from: int
+    best: dict[str, Any] = field(default_factory=dict)
+
+
+def train(
+    options: TrainSection,
+    *,
+    seed: int,
+    data: Encoded,
+    module: StudentWithMethod,
+    teachers: Sequence[Teacher],
+    evaluate: Callable[[nn.Module], dict[str, float]],
+    selection: str,
+    folder: Path,
+    accelerator: Accelerator,
+    trackers: list[str],
+) -> TrainResult:
+    """Train `module.student` (and the method's own parameters) in place.
+
+    Args:
+        data: the tokenised training split.
+        evaluate: model -> metrics on dev, by names such as `dev/accuracy`; called after every epoch.
+        selection: the name among them by which `options.selection == "best"` chooses.
+        folder: the run folder: metrics.jsonl, events and checkpoints go there; an interrupted run
+            is continued from its newest valid checkpoint.
+
+    Raises:
+        Diverged: a loss or the gradient is not finite.
+        Interrupted: a signal asked to stop; the state is saved.
+    """
+    batches_per_epoch = -(-len(data) // options.batch_size)
+    total_steps = min(options.epochs * batches_per_epoch, options.max_steps or 10**12)
+    wrapped = accelerator.prepare_model(module)
+    optimizer = build_optimizer(module, options)
+    scheduler = _schedule(options, optimizer, total_steps)
+    checkpoints = folder / "checkpoints"
+
+    step = epoch = done_in_epoch = 0
+    metrics_length = 0
+    best: dict[str, Any] = {}
+    best_weights: dict[str, torch.Tensor] = {}
+    resumed = newest_checkpoint(checkpoints)
+    if resumed is not None:
+        state = resumed.state
+        step, epoch, done_in_epoch = state["step"], state["epoch"], state["done_in_epoch"]
+        metrics_length, best = state["metrics_length"], state["best"]
+        module.load_state_dict(resumed.tensors["weights"])
+        load_optimizer(module, optimizer, resumed.tensors["optimizer"], resumed.path)
+        scheduler.load_state_dict(state["scheduler"])
+        for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        best_weights = resumed.tensors.get("best", {})
+        log.info("continuing from step %d of %d (%s)", step, total_steps, resumed.path.name)
+    resumed_from = step
+
+    record = MetricsLog(folder, accelerator, trackers=trackers, resume_at=(step, metrics_length))
+    watch = FiniteWatch(accelerator.device)
+    examples, train_seconds, eval_seconds = 0, 0.0, 0.0
+
+    def save() -> None:
+        watch.check(checkpoints)
+        if accelerator.is_main_process:
+            tensors = {"weights": module.state_dict(), "optimizer": optimizer_tensors(module, optimizer)}
+            if best_weights:
+                tensors["best"] = best_weights
+            save_checkpoint(
+                checkpoints,
+                step,
+                tensors,
+                {
+                    "step": step,
+                    "epoch": epoch,
+                    "done_in_epoch": done_in_epoch,
+                    "metrics_length": record.length(),
+                    "scheduler": scheduler.state_dict(),
+                    "best": best,
+                },
+            )
+        accelerator.wait_for_everyone()
+
+    bar = tqdm(
+        total=total_steps,
+        initial=step,
+        desc="training",
+        unit="step",
+        disable=not (log.isEnabledFor(logging.INFO) and accelerator.is_main_process),
+        mininterval=0.5,
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(record.close)
+        stack.callback(bar.close)
+        request = stack.enter_context(stop_request())
+        while step < total_steps:
+            module.train()
+            order = epoch_batches(
+                data.lengths, options.batch_size, seed=seed, epoch=epoch, bucketing=options.bucketing
+            )
+            for rows in order[done_in_epoch:]:
+                started = time.perf_counter()
+                terms = forward_backward(
+                    wrapped, data, rows, teachers, accelerator, accumulation=options.accumulation, seed=seed, step=step
+                )
+                grad_norm = nn.utils.clip_grad_norm_(module.parameters(), options.max_grad_norm or float("inf"))
+                rate = scheduler.get_last_lr()[0]
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad(set_to_none=True)
+                step += 1
+                done_in_epoch += 1
+                examples += len(rows)
+                watch.see(step, {**terms.terms, "gradient": grad_norm})
+                logs = step % options.logging_steps == 0 or step in (1, total_steps)
+                if logs or accelerator.device.type == "cpu":  # elsewhere reading a number waits for the device
+                    watch.check(checkpoints)
+                if logs:
+                    values = logged_terms(terms, accelerator)
+                    record.write(
+                        step,
+                        {"epoch": epoch + done_in_epoch / len(order), **values, "grad_norm": float(grad_norm), "learning_rate": rate},
+                    )
+                    bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+                train_seconds += time.perf_counter() - started
+                bar.update()
+                if step == total_steps:
+                    break
+                if stop_agreed(request, accelerator, logs):
+                    save()
+                    number = request.number or int(signal.SIGTERM)
+                    raise Interrupted(
+                        f"stopped by {signal.Signals(number).name} at step {step} of {total_steps}, state saved in "
+                        f"{folder}; run the same command again to continue",
+                        number,
+                    )
+                if step % options.checkpoint_steps == 0 and done_in_epoch < len(order):
+                    save()
+
+            started = time.perf_counter()
+            metrics = evaluate(module.student)
+            eval_seconds += time.perf_counter() - started
+            finished_epoch = epoch
+            if done_in_epoch == len(order):
+                epoch, done_in_epoch = epoch + 1, 0
+            record.write(step, {"epoch": epoch + done_in_epoch / len(order), **metrics})
+            if log.isEnabledFor(logging.INFO) and accelerator.is_main_process:
+                shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+                bar.write(f"epoch {finished_epoch + 1}: {shown}", file=bar.fp)
+            if options.selection == "best" and (not best or metrics[selection] > best["value"]):
+                best = {"value": metrics[selection], "metric": selection, "step": step, "epoch": finished_epoch + 1}
+                best_weights = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+            save()
+    if best_weights:
+        module.load_state_dict(best_weights)
+    return TrainResult(step - resumed_from, examples, train_seconds, eval_seconds, resumed_from, best)
+
+
+def forward_backward(
+    wrapped: nn.Module,
+    data: Encoded,
+    rows: np.ndarray,
+    teachers: Sequence[Teacher],
+    accelerator: Accelerator,
+    *,
+    accumulation: int,
+    seed: int,
+    step: int,
+) -> LossTerms:
+    """Forward and backward of one global batch, micro-batch by micro-batch.
+
+    Gradients are added to the parameters' `.grad`; over processes they are averaged, and `Batch.mean`
+    is scaled so that this average is the gradient of the mean over all examples.
+
+    Returns:
+        This process's terms, detached; their mean over processes is the value of the whole batch.
+    """
+    sums: dict[str, torch.Tensor] = {}
+    weights: dict[str, float] = {}
+    world, rank = accelerator.num_processes, accelerator.process_index
+    parts = list(micro_batches(data, rows, accumulation=accumulation, rank=rank, world=world))
+    for number, batch in enumerate(parts):
+        batch = batch.to(accelerator.device)
+        # Dropout is a function of (seed, step, micro-batch, process): nothing else has to be restored.
+        torch.manual_seed(int(np.random.SeedSequence([seed, step, number, rank]).generate_state(1, np.uint64)[0] >> 1))
+        last = number == len(parts) - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
+            terms = wrapped(batch, [teacher.outputs(batch) for teacher in teachers])
+            accelerator.backward(terms.total)
+        for name, value in terms.terms.items():
+            sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        weights = terms.weights
+    return LossTerms(sums, weights)
+
+
+def logged_terms(terms: LossTerms, accelerator: Accelerator) -> dict[str, float]:
+    """The batch's loss and terms as numbers, over all processes. Reads from the device."""
+    names = list(terms.terms)
+    values = torch.stack([*terms.terms.values(), terms.total.detach()])
+    if accelerator.num_processes > 1:
+        values = accelerator.reduce(values, reduction="mean")
+    numbers = values.tolist()
+    return {"loss": numbers[-1], **{f"loss/{name}": number for name, number in zip(names, numbers, strict=False)}}
+
+
+def build_optimizer(module: nn.Module, options: TrainSection) -> torch.optim.Optimizer:
+    """AdamW; weight decay on matrices only (no bias, no LayerNorm), as BERT is trained.
+
+    The method's own parameters are in it too.
+    """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups,
+        lr=options.learning_rate,
+        betas=(options.adam_beta1, options.adam_beta2),
+        eps=options.adam_epsilon,
+        fused=all(p.device.type in ("cpu", "cuda") for p in trained),
+    )
+
+
+def _schedule(options: TrainSection, optimizer: torch.optim.Optimizer, total_steps: int) -> Any:
+    from transformers import get_scheduler
+
+    name = "constant_with_warmup" if options.schedule == "constant" else options.schedule
+    return get_scheduler(name, optimizer, round(options.warmup * total_steps), total_steps)
+
+
+def stop_agreed(request: StopRequest, accelerator: Accelerator, ask: bool) -> bool:
+    """Whether to stop here. Processes must agree, so with several they ask each other at logged steps."""
+    if accelerator.num_processes == 1:
+        return bool(request.number)
+    if not ask:
+        return False
+    flag = torch.tensor([float(request.number)], device=accelerator.device)
+    return bool(accelerator.reduce(flag, reduction="sum").item() > 0)
+
+
+class FiniteWatch:
+    """Remembers, on the device, the first step at which each number was not finite."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.names: list[str] = []
+        self.first = torch.zeros(0)
+
+    def see(self, step: int, values: dict[str, torch.Tensor]) -> None:
+        """Note this step's numbers without waiting for the device."""
+        if not self.names:
+            self.names = list(values)
+            self.first = torch.full((len(values),), -1, dtype=torch.int64, device=self.device)
+        bad = ~torch.isfinite(torch.stack([value.detach().float() for value in values.values()]))
+        self.first = torch.where(bad & (self.first < 0), step, self.first)
+
+    def check(self, checkpoints: Path) -> None:
+        """Raise if any number was not finite.
+
+        Raises:
+            Diverged: with the step, the term, and the last good checkpoint.
+        """
+        if not self.names:
+            return
+        steps = self.first.tolist()
+        bad = [(step, order) for order, step in enumerate(steps) if step >= 0]
+        if not bad:
+            return
+        step, order = min(bad)
+        newest = newest_checkpoint(checkpoints)
+        raise Diverged(
+            f"diverged at step {step}: {self.names[order]} is not finite; "
+            + (f"the last good checkpoint is {newest.path}" if newest else "no checkpoint had been saved")
+            + "; try a lower train.learning_rate or some train.warmup"
+        )

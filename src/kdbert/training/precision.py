@@ -1,0 +1,31 @@
+"""Which arithmetic the encoder runs in, and why."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+Precision = Literal["fp32", "bf16"]
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 itself (emulation would be slower than float32)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        cpu = torch.cpu
+        return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+    return False
+
+
+def choose_precision(asked: str, device: torch.device) -> Precision:
+    """`auto` is bf16 where the hardware has it, else fp32."""
+    if asked == "auto":
+        return "bf16" if has_bf16_units(device) else "fp32"
+    return "bf16" if asked == "bf16" else "fp32"
+
+
+def choose_attention(precision: Precision, device: torch.device) -> str:
+    """The attention kernel: on CPU in bf16 the fused one's backward pass is the slower of the two."""
+    return "eager" if device.type == "cpu" and precision == "bf16" else "sdpa"
