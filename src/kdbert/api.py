@@ -14,6 +14,7 @@ from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import label_names, load_classifier, load_config, load_tokenizer
 from kdbert.models.locate import locate
 from kdbert.plan import (
+    Plan,
     check_length,
     resolve_distill,
     resolve_finetune,
@@ -66,10 +67,17 @@ def distill(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     return run_recipe(resolve_distill(recipe), overwrite=overwrite)
 
 
+def finished_run(recipe: Recipe) -> Path | None:
+    """The folder of a fine-tuning run if it is finished, without starting it."""
+    folder = Plan(resolve_finetune(recipe)).folder
+    return folder.path if folder.manifest().get("status") == "finished" else None
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores and files of one evaluated model: split -> metric -> value; the files written."""
+    """Scores and files of one evaluated model: its task; split -> metric -> value; the files written."""
 
+    task: str
     metrics: dict[str, dict[str, float]]
     files: list[Path]
 
@@ -149,4 +157,4 @@ def evaluate(
             if name in spec.submission:
                 write_submission(folder / spec.submission[name], spec, logits)
                 files.append(folder / spec.submission[name])
-    return Evaluation(metrics, files)
+    return Evaluation(spec.name, metrics, files)

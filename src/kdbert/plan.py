@@ -14,7 +14,7 @@ from kdbert.methods import Needs, get_method
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import label_names, load_config, load_tokenizer, same_tokenizer
 from kdbert.models.locate import QUICKSTART_MODEL, locate
-from kdbert.models.student import kept_layers
+from kdbert.models.student import cut_layers, kept_layers
 from kdbert.recipe import Recipe, TeacherSection, TeacherTraining
 from kdbert.runs import RunFolder, run_path, sha256, short_name
 from kdbert.tasks import CUSTOM, TaskSpec, get_task
@@ -225,6 +225,14 @@ class Plan:
         return load_tokenizer(self.student_place)
 
     @cached_property
+    def teacher_labels(self) -> list[list[str]]:
+        """Each teacher's labels in the order of its logits: as told, or as its configuration names them."""
+        return [
+            told.labels or label_names(load_config(place))
+            for told, place in zip(self.recipe.teachers, self.teacher_places, strict=True)
+        ]
+
+    @cached_property
     def teacher_permutations(self) -> list[list[int]]:
         """For each teacher, the column of its logits that means each task label."""
         return [
@@ -263,6 +271,40 @@ class Plan:
         options = self.recipe.train
         steps = options.epochs * math.ceil(len(self.train_examples) / options.batch_size)
         return min(steps, options.max_steps or steps)
+
+    def parameters(self) -> tuple[int, list[int]]:
+        """Numbers of parameters of the student and of each teacher, from their configurations."""
+        whole = count_parameters(self.student_config, self.spec.num_outputs, self.kept_layers)
+        return whole, [count_parameters(load_config(place), self.spec.num_outputs) for place in self.teacher_places]
+
+    def memory_estimate(self) -> float:
+        """Bytes that training needs, roughly: weights, gradients, AdamW's two moments, activations.
+
+        Activations are counted as 16 values per token, layer and hidden unit plus two attention maps per
+        head, at the maximum length and float32, which is the upper end.
+        """
+        student, teachers = self.parameters()
+        config, options = self.student_config, self.recipe.train
+        length, rows = self.recipe.task.max_length or 0, -(-options.batch_size // options.accumulation)
+        per_token = 16 * config.hidden_size + 2 * config.num_attention_heads * length
+        activations = 4.0 * rows * length * len(self.kept_layers) * per_token
+        return 16.0 * student + 4.0 * sum(teachers) + activations
+
+
+def count_parameters(config: Any, outputs: int, layers: list[int] | None = None) -> int:
+    """Parameters of a classifier with this configuration; no memory is taken for them."""
+    import copy
+
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    config = copy.deepcopy(config)
+    config.num_labels = outputs
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    if layers is not None:
+        cut_layers(model, layers)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def check_length(length: int, config: Any, model: str) -> None:

@@ -53,6 +53,7 @@ CLINC150 = TaskSpec(
         "test": _clinc("data_oos_plus.json", "test", "oos_test"),
     },
     folder="clinc150",
+    rows={"train": 15250, "dev": 3100, "test": 5500},
     max_length=64,
     licence="CC BY 3.0",
     source="https://github.com/clinc/oos-eval/blob/master/data/data_oos_plus.json",

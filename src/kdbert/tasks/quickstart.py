@@ -42,6 +42,7 @@ QUICKSTART = TaskSpec(
     labels=LABELS,
     metrics=("accuracy", "macro_f1"),
     splits={name: _split(name) for name in ("train", "dev", "test")},
+    rows={"train": 896, "dev": 224, "test": 320},
     data_dir=str(resources.files("kdbert.tasks")),
     max_length=64,
     licence="CC0-1.0",

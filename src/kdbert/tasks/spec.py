@@ -38,8 +38,8 @@ class TaskSpec:
         folder: the folder's name below `--data-dir`.
         data_dir: where files are looked for when `--data-dir` is not given.
         defaults: recipe keys that this task sets unless the person does.
-        submission: split -> (file name, label words or None for scores) of the benchmark's upload format.
-        original_name: the name that official files and papers use.
+        submission: split -> file name of the benchmark's upload format.
+        rows: published number of examples of each split.
     """
 
     name: str
@@ -56,6 +56,7 @@ class TaskSpec:
     max_length: int = 128
     defaults: Mapping[str, Any] = field(default_factory=dict)
     submission: Mapping[str, str] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
     licence: str = ""
     source: str = ""
     hub: str = ""
@@ -89,7 +90,8 @@ class TaskSpec:
         Raises:
             UserError: no such split, no such file, or a fault in the file (with its line).
         """
-        (split,) = self.split_names(split) if split in self.splits else (self._unknown(split),)
+        if split not in self.splits:
+            raise UserError(f"task {self.name!r} has no {split} split (it has: {', '.join(self.splits)})")
         path = self.path(split, data_dir)
         if path is None:
             root = Path(data_dir or self.data_dir)
@@ -106,7 +108,3 @@ class TaskSpec:
             label_names=self.labels if self.kind == "single_label" else None,
             labelled=source.labelled,
         )
-
-    def _unknown(self, split: str) -> str:
-        known = ", ".join(self.splits)
-        raise UserError(f"task {self.name!r} has no {split} split (it has: {known})")

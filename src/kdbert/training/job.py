@@ -236,6 +236,7 @@ class Job:
                 "metrics": metrics,
                 "layers": model.config.num_hidden_layers,
                 "parameters": sum(p.numel() for p in model.parameters()),
+                "size_mib": round(sum(p.numel() * 4 for p in model.parameters()) / 2**20, 2),
             })  # fmt: skip
             self._warn_if_untrained(told.model, metrics)
             if recipe.train.teacher_cache:

@@ -1,0 +1,110 @@
+"""`kdbert distill`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kdbert.cli import options as o
+
+if TYPE_CHECKING:
+    from kdbert.runs import RunResult
+
+
+def distill(
+    method: Annotated[str | None, typer.Option("--method", "-m", help="Objective; `kdbert methods` lists them. [kd]")] = None,
+    task: o.Task = None,
+    teacher: Annotated[list[str] | None, typer.Option(help="Run folder, model folder or Hub id. [fine-tuned first]")] = None,
+    teacher_labels: Annotated[str | None, typer.Option(help="The teacher's labels in its order, a,b,c.")] = None,
+    student: Annotated[str | None, typer.Option(help="Model folder or Hub id. [the teacher's pretrained model, cut]")] = None,
+    student_layers: Annotated[int | None, typer.Option(help="Encoder layers that the student keeps. [half]")] = None,
+    student_init: Annotated[str | None, typer.Option(help="Which layers: first, last, even, or 1,3,5. [first]")] = None,
+    variant: Annotated[str | None, typer.Option(help="corrected, or original: the published code with its quirks.")] = None,
+    baseline: Annotated[
+        bool | None,
+        typer.Option("--baseline/--no-baseline", help="Also train the student without a teacher. [on for quickstart]"),
+    ] = None,
+    data_dir: o.DataDir = None,
+    max_length: o.MaxLength = None,
+    train_file: o.TrainFile = None,
+    dev_file: o.DevFile = None,
+    test_file: o.TestFile = None,
+    text_columns: o.TextColumns = None,
+    label_column: o.LabelColumn = None,
+    epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None,
+    learning_rate: o.LearningRate = None,
+    precision: o.Precision = None,
+    bucketing: o.Bucketing = None,
+    teacher_cache: Annotated[
+        bool | None,
+        typer.Option("--teacher-cache/--no-teacher-cache", help="One teacher pass before training. [on]"),
+    ] = None,
+    seed: o.Seed = None,
+    config: o.Config = None,
+    set_: o.Set = None,
+    more: o.More = None,
+    runs_dir: o.RunsDir = None,
+    output_dir: o.OutputDir = None,
+    tracker: o.Tracker = None,
+    dry_run: o.DryRun = False,
+    overwrite: o.Overwrite = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+) -> None:
+    """Distil a teacher into a smaller student; what is missing is made first, what is there is reused.
+
+    kdbert distill --task rte --method kd --teacher runs/rte/finetune/… --student-layers 3
+    """
+    o.start(quiet)
+    if teacher_labels is not None and not teacher:
+        raise typer.BadParameter("goes with --teacher", param_hint="--teacher-labels")
+    labels = o.split_list(teacher_labels)
+    recipe = o.build_recipe(
+        config,
+        {
+            "method.name": method,
+            "method.variant": variant,
+            "task.name": task,
+            "teachers": [{"model": path, "labels": labels} for path in teacher] if teacher else None,
+            "student.model": student,
+            "student.layers": student_layers,
+            "student.init": student_init,
+            "train.teacher_cache": teacher_cache,
+            **o.run_flags(locals()),
+        },
+        set_,
+        more,
+    )
+    from kdbert import api
+    from kdbert.plan import baseline_recipe, resolve_distill, teacher_is_missing, teacher_recipe, with_teacher
+
+    if dry_run:
+        from kdbert.cli.dry_run import print_plan
+
+        if teacher_is_missing(recipe):
+            first = teacher_recipe(recipe)
+            path = api.finished_run(first)
+            if path is None:
+                print_plan(first, heading="No teacher is given: this run makes it first")
+                return
+            recipe = with_teacher(recipe, str(path))
+        print_plan(resolve_distill(recipe))
+        return
+    missing = teacher_is_missing(recipe)
+    if missing:
+        recipe = with_teacher(recipe, str(api.finetune(teacher_recipe(recipe)).path))
+    recipe = resolve_distill(recipe)
+    if baseline is None:
+        baseline = recipe.task.name == "quickstart"
+    rows: list[Any] = []
+    without: RunResult | None = None
+    if baseline and recipe.method.name != "finetune":
+        without = api.run_recipe(baseline_recipe(recipe))
+    result = api.run_recipe(recipe, overwrite=overwrite)
+    rows += [o.teacher_row(facts) for facts in result.manifest["teachers"]]
+    if without is not None:
+        rows.append(o.row_of("baseline (no teacher)", without))
+    rows.append(o.row_of(f"student ({recipe.method.name})", result))
+    o.print_results(f"{recipe.task.name}: {recipe.method.name}, seed {recipe.seed}, n = 1 run", rows, result, quiet)

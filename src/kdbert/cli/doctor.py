@@ -1,0 +1,55 @@
+"""`kdbert doctor`: what this machine has, and what kdbert will pick."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+
+def doctor(
+    hub_timeout: Annotated[float, typer.Option(help="Seconds to wait for the Hugging Face Hub.")] = 3.0,
+) -> None:
+    """Devices, bf16 units, versions, caches, the Hub, and the precision that `auto` gives."""
+    import torch
+    from accelerate import Accelerator
+    from huggingface_hub import constants
+
+    from kdbert.models.locate import QUICKSTART_MODEL, quickstart_installed
+    from kdbert.runs import environment
+    from kdbert.training.precision import choose_attention, choose_precision, has_bf16_units
+
+    facts = environment()
+    device = Accelerator().device
+    precision = choose_precision("auto", device)
+    print(f"python      {facts['python']} on {facts['platform']}")
+    print(f"processor   {facts['processor']}, {facts['cores']} cores, torch uses {facts['threads']} threads")
+    for number, name in enumerate(facts["accelerators"]):
+        free, total = torch.cuda.mem_get_info(number)
+        print(f"cuda:{number}      {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+    if not facts["accelerators"]:
+        print("cuda        none")
+    print("versions    " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
+    print(f"bf16 units  {'yes' if has_bf16_units(device) else 'no'} ({device})")
+    print(f"will pick   device {device}, precision {precision}, attention {choose_attention(precision, device)}")
+    print(f"quickstart  {QUICKSTART_MODEL}: " + ("installed" if quickstart_installed() else "not installed: pip install 'kdbert[quickstart]'"))
+    print(f"Hub cache   {constants.HF_HUB_CACHE}" + ("" if os.path.isdir(constants.HF_HUB_CACHE) else " (empty)"))
+    print(f"Hub         {_hub(constants.ENDPOINT, hub_timeout)}")
+
+
+def _hub(endpoint: str, timeout: float) -> str:
+    """Whether the Hub answers."""
+    import urllib.error
+    import urllib.request
+
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "offline by HF_HUB_OFFLINE"
+    try:
+        with urllib.request.urlopen(f"{endpoint}/api/models?limit=1", timeout=timeout) as answer:
+            return f"{endpoint} answers ({answer.status})"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        return f"{endpoint} not reachable ({reason}); local folders and the quickstart work without it"

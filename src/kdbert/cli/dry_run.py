@@ -1,0 +1,37 @@
+"""What `--dry-run` prints: the resolved recipe, how labels are matched, steps, parameters, memory."""
+
+from __future__ import annotations
+
+from kdbert.plan import Plan
+from kdbert.recipe import Recipe
+
+
+def print_plan(recipe: Recipe, heading: str | None = None) -> None:
+    """Check a resolved recipe as a run would, and print what it would do. Opens no weights.
+
+    Raises:
+        UserError: whatever the run would refuse before training.
+    """
+    plan = Plan(recipe)
+    plan.check()
+    if heading:
+        print(f"# {heading}")
+    print(recipe.yaml(), end="")
+    print(f"\nrun folder: {plan.folder.path}")
+    print(f"task: {plan.spec.title}")
+    sizes = {"train": len(plan.train_examples), **{name: len(part) for name, part in plan.eval_examples.items()}}
+    print("examples: " + ", ".join(f"{name} {count}" for name, count in sizes.items()))
+    for told, columns, names in zip(recipe.teachers, plan.teacher_permutations, plan.teacher_labels, strict=True):
+        print(f"labels of teacher {told.model}:")
+        if plan.spec.labels:
+            for label, column in list(zip(plan.spec.labels, columns, strict=True))[:20]:
+                print(f"  {label} <- its output {column} ({names[column]})")
+            if len(columns) > 20:
+                print(f"  … and {len(columns) - 20} more, matched by name")
+        else:
+            print("  one score")
+    print(f"student layers: {', '.join(map(str, plan.kept_layers))} of {plan.student_config.num_hidden_layers}")
+    student, teachers = plan.parameters()
+    print(f"steps: {plan.steps}")
+    print(f"parameters: student {student / 1e6:.2f} M" + "".join(f", teacher {n / 1e6:.2f} M" for n in teachers))
+    print(f"memory: about {plan.memory_estimate() / 2**30:.1f} GiB (estimate: weights, gradients, AdamW, activations)")

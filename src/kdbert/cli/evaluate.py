@@ -1,0 +1,50 @@
+"""`kdbert evaluate`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from kdbert.cli import options as o
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Run folder, model folder or Hub id.")],
+    task: o.Task = None,
+    split: Annotated[str, typer.Option(help="dev, test, or one split's name such as dev_matched.")] = "dev",
+    data_dir: o.DataDir = None,
+    output_dir: Annotated[str | None, typer.Option(help="Where predictions go. [the run's predictions/]")] = None,
+    labels: Annotated[str | None, typer.Option(help="The model's labels in its order, a,b,c.")] = None,
+    max_length: o.MaxLength = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the files written.")] = False,
+    debug: o.Debug = False,
+) -> None:
+    """Score a saved model on a task's split and write its predictions (GLUE upload files for GLUE tests).
+
+    kdbert evaluate runs/rte/kd/… --split test --data-dir glue_data
+    """
+    o.start(quiet)
+    from kdbert import api
+
+    found = api.evaluate(
+        model, task, split=split, data_dir=data_dir, output_dir=output_dir, labels=o.split_list(labels),
+        max_length=max_length, batch_size=batch_size, precision=precision,
+    )  # fmt: skip
+    if not o.main_process():
+        return
+    if not quiet:
+        from rich.console import Console
+
+        from kdbert.reporting.summary import SummaryRow, summary_table
+
+        if found.metrics:
+            row = SummaryRow("model", found.metrics)
+            Console(width=None if sys.stdout.isatty() else 120).print(summary_table(f"{found.task}: {model}", [row]))
+        else:
+            print(f"{found.task}: the {split} split has no labels, so there are predictions but no scores")
+    for file in found.files:
+        print(file if quiet else f"predictions: {file}")

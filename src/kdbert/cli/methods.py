@@ -1,0 +1,49 @@
+"""`kdbert methods`: what can be distilled with, from which paper, with which options."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="List methods, or show one.", invoke_without_command=True, rich_markup_mode=None)
+
+
+@app.callback()
+def _default(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_methods()
+
+
+@app.command("list")
+def list_methods() -> None:
+    """Every method with its aliases and what it does."""
+    from kdbert.methods import all_methods
+
+    for method in all_methods().values():
+        print(f"{method.name:<12} {method.summary}  (also: {', '.join(method.aliases)})")
+    print("\n`kdbert methods show NAME` gives formula, paper, options and defaults")
+
+
+@app.command("show")
+def show(name: Annotated[str, typer.Argument(help="Method or alias.")]) -> None:
+    """Formula, paper, options, defaults, and where the published code differs from what it means."""
+    from kdbert.methods import get_method
+
+    method = get_method(name)
+    needs = method.needs(method.Options())  # type: ignore[call-arg]
+    print(f"{method.name}: {method.summary}")
+    print(f"\nloss: {method.formula}")
+    print(f"teachers: {needs.teachers or 'none'}")
+    for paper in method.papers:
+        print(textwrap.fill(f"paper: {paper}", 100, subsequent_indent="  ", break_on_hyphens=False))
+    print("\noptions (--set method.NAME=VALUE):")
+    for key, field in method.Options.model_fields.items():
+        if key == "name":
+            continue
+        text = field.description or "corrected: what the method means; original: the published code, quirks included"
+        print(f"  {key} = {field.default}\n      {text}")
+    if method.differences:
+        print("\nthe published code:")
+        print(textwrap.fill(method.differences, 100, initial_indent="  ", subsequent_indent="  "))

@@ -1,0 +1,119 @@
+"""Flags that several commands share. A flag that decides a run has the name of its recipe key in `FLAGS`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from kdbert.recipe import Recipe
+    from kdbert.runs import RunResult
+
+_TASK, _TRAIN, _OUT = "Task", "Training", "Run"
+
+Task = Annotated[str | None, typer.Option(help="Task; `kdbert data list` shows them. [quickstart]", rich_help_panel=_TASK)]
+DataDir = Annotated[str | None, typer.Option(help="Folder with the task's files. [glue_data for GLUE, else data]")]
+MaxLength = Annotated[int | None, typer.Option(help="Tokens per example; longer ones are cut. [task's]")]
+TrainFile = Annotated[str | None, typer.Option(help="--task custom: csv, tsv, jsonl, parquet, or a saved dataset.")]
+DevFile = Annotated[str | None, typer.Option(help="--task custom: dev file of the same form.")]
+TestFile = Annotated[str | None, typer.Option(help="--task custom: test file of the same form.")]
+TextColumns = Annotated[str | None, typer.Option(help="--task custom: one or two columns, a,b. [by name]")]
+LabelColumn = Annotated[str | None, typer.Option(help="--task custom: the label's column. [by name]")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the training data. [3]")]
+BatchSize = Annotated[int | None, typer.Option(help="Examples per step, over all processes. [32]")]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate. [5e-5]")]
+Precision = Annotated[str | None, typer.Option(help="auto, fp32 or bf16, of the encoder. [auto]")]
+Bucketing = Annotated[bool | None, typer.Option("--bucketing/--no-bucketing", help="Batches of like length. [on]")]
+Seed = Annotated[int | None, typer.Option(help="Seed of head, data order and dropout. [1]")]
+Config = Annotated[Path | None, typer.Option(help="Recipe (YAML); flags and --set come on top.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any recipe key: train.warmup=0.1")]
+More = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="More recipe keys, as after --set.")]
+RunsDir = Annotated[str | None, typer.Option(help="Root of the run folders. [runs]")]
+OutputDir = Annotated[str | None, typer.Option(help="This run's folder, instead of a name made from the recipe.")]
+Tracker = Annotated[list[str] | None, typer.Option(help="Also log to wandb, mlflow, … (what accelerate offers).")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the resolved recipe and cost, train nothing.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Move an existing run of this name aside and train again.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the run folder.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def start(quiet: bool) -> None:
+    """Send progress to stderr: everything, or warnings only."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.getLogger("kdbert").setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+def split_list(text: str | None) -> list[str] | None:
+    """`a,b` as a list."""
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def build_recipe(
+    config: Path | None, flags: Mapping[str, Any], sets: list[str] | None, more: list[str] | None
+) -> Recipe:
+    """The recipe of a command line.
+
+    Raises:
+        UserError: all problems at once.
+    """
+    from kdbert.recipe import Recipe
+
+    return Recipe.build(config=config, flags=flags, sets=[*(sets or []), *(more or [])])
+
+
+def main_process() -> bool:
+    """Whether this is the process that prints (the first one, under torchrun)."""
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
+
+
+def print_results(title: str, rows: list[Any], result: RunResult, quiet: bool) -> None:
+    """The closing table and the path of the run; only the path with `--quiet`."""
+    if not main_process():
+        return
+    if not quiet:
+        from rich.console import Console
+
+        from kdbert.reporting.summary import summary_table
+
+        console = Console(width=None if sys.stdout.isatty() else 120)
+        console.print(summary_table(title, rows))
+        print("run: ", end="")
+    print(result.path)
+
+
+def run_flags(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that every training command has, as recipe keys; `given` is the command's `locals()`."""
+    flags = {
+        f"{section}.{name}": given[name]
+        for section, names in {
+            "task": ("data_dir", "max_length", "train_file", "dev_file", "test_file", "label_column"),
+            "train": ("epochs", "batch_size", "learning_rate", "precision", "bucketing"),
+            "output": ("runs_dir", "tracker"),
+        }.items()
+        for name in names
+    }
+    flags["task.text_columns"] = split_list(given["text_columns"])
+    flags["output.dir"] = given["output_dir"]
+    flags["seed"] = given["seed"]
+    return flags
+
+
+def row_of(name: str, result: RunResult) -> Any:
+    """A finished run as a row of the closing table."""
+    from kdbert.reporting.summary import SummaryRow
+
+    return SummaryRow(name, result.metrics, result.manifest["layers"], result.parameters, result.size_mib)
+
+
+def teacher_row(facts: Mapping[str, Any]) -> Any:
+    """A teacher as a row: how it scored in the student's run."""
+    from kdbert.reporting.summary import SummaryRow
+
+    return SummaryRow("teacher", facts["metrics"], facts["layers"], facts["parameters"], facts["size_mib"])
