@@ -1,0 +1,162 @@
+"""Shared fixtures: real data, golden cases, a tiny random BERT, the command in this process and in its own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real public data sets: KDBERT_TEST_DATA, by default ../shared/data."""
+    folder = Path(os.environ.get("KDBERT_TEST_DATA", SHARED / "data"))
+    if not (folder / "glue").is_dir():
+        pytest.skip(f"no real data in {folder} (set KDBERT_TEST_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def glue_dir(data_dir: Path) -> Path:
+    """GLUE's official files."""
+    return data_dir / "glue"
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Expected values of the original implementations: KDBERT_GOLDEN_DIR, by default ../shared/golden."""
+    folder = Path(os.environ.get("KDBERT_GOLDEN_DIR", SHARED / "golden"))
+    if not (folder / "manifest.json").is_file():
+        pytest.skip(f"no golden cases in {folder} (set KDBERT_GOLDEN_DIR)")
+    return folder
+
+
+WORDS = (
+    "the a of to and in is it that for on was with as he be at by have not are this but had his they from she "
+    "which or we an were been has their would there what will all if can her said who one so up them some when "
+    "could him into its then two more these may first like other out any very good bad film book time people "
+    "cat dog man woman yes no great poor happy sad blue red green small large new old"
+).split()
+VOCABULARY = [
+    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]",
+    *WORDS, *"abcdefghijklmnopqrstuvwxyz0123456789.,!?'", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789"),
+]  # fmt: skip
+
+
+def make_bert(folder: Path, *, layers: int = 4, hidden: int = 32, vocabulary: list[str] = VOCABULARY,
+              labels: list[str] | None = None, positions: int = 64, seed: int = 0, base: bool = True) -> Path:  # fmt: skip
+    """A random BERT with a real WordPiece tokenizer, saved as a Hugging Face folder.
+
+    `base` saves an encoder without a head; else a classifier with `labels` (None: one score).
+    """
+    import torch
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=True).save(str(folder / "tokenizer.json"))
+    BertTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), model_max_length=512).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=2,
+        intermediate_size=2 * hidden, max_position_embeddings=positions,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    if base:
+        model = BertModel(config)
+    else:
+        config.num_labels = len(labels) if labels else 1
+        if labels:
+            config.id2label = dict(enumerate(labels))
+            config.label2id = {label: i for i, label in enumerate(labels)}
+        model = BertForSequenceClassification(config)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretrained-like encoder: 4 layers, hidden 32, 64 positions, no head."""
+    return make_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def custom_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small two-class csv task (train: 203 rows, so the last batch of 16 is ragged; dev: 61 rows)."""
+    import random
+
+    folder = tmp_path_factory.mktemp("custom")
+    draw = random.Random(0)
+    paths = []
+    for name, rows in (("train.csv", 203), ("dev.csv", 61)):
+        lines = ["text,label"]
+        for _ in range(rows):
+            good = draw.random() < 0.5
+            words = draw.choices(WORDS, k=draw.randint(3, 30)) + [draw.choice(["good", "great", "happy"] if good else ["bad", "poor", "sad"])]
+            draw.shuffle(words)
+            lines.append(f"{' '.join(words)},{'positive' if good else 'negative'}")
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        paths.append(folder / name)
+    return paths[0], paths[1]
+
+
+@dataclass
+class Finished:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def kdbert() -> Callable[..., Finished]:
+    """Run the command inside this process (fast; the real entry point with the real argument parsing)."""
+
+    def run(*words: object) -> Finished:
+        from kdbert.cli import main
+
+        out, err = io.StringIO(), io.StringIO()
+        before = sys.argv
+        sys.argv = ["kdbert", *map(str, words)]
+        root = logging.getLogger()
+        handlers = root.handlers[:]
+        root.handlers[:] = []  # let the command set up logging to the stderr that is captured here
+        code = 0
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            sys.argv = before
+            root.handlers[:] = handlers
+        return Finished(code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture
+def kdbert_process() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command in a process of its own."""
+
+    def run(*words: object, timeout: float = 300, **options: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "kdbert", *map(str, words)],
+            capture_output=True, text=True, timeout=timeout, **options,
+        )  # fmt: skip
+
+    return run
