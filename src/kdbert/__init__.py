@@ -24,7 +24,16 @@ _ORIGIN = {
     "KdbertError": "kdbert.errors",
     "UserError": "kdbert.errors",
 }
-__all__ = ["KdbertError", "Recipe", "RunResult", "UserError", "__version__", "distill", "evaluate", "finetune"]
+__all__ = [
+    "KdbertError",
+    "Recipe",
+    "RunResult",
+    "UserError",
+    "__version__",
+    "distill",
+    "evaluate",
+    "finetune",
+]
 
 if TYPE_CHECKING:
     from kdbert.api import distill, evaluate, finetune

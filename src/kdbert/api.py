@@ -127,16 +127,12 @@ def evaluate(
     examples = {name: spec.load(name, data_dir) for name in splits}
 
     config = load_config(place)
-    permutation = teacher_permutation(
-        model, spec.name, spec.labels, spec.aliases, label_names(config), labels
-    )
+    permutation = teacher_permutation(model, spec.name, spec.labels, spec.aliases, label_names(config), labels)
     check_length(length, config, model)
     accelerator = Accelerator()
     chosen = choose_precision(precision, accelerator.device)
     tokenizer = load_tokenizer(place)
-    network, _ = load_classifier(
-        place, spec, attention=choose_attention(chosen, accelerator.device), keep_head=True
-    )
+    network, _ = load_classifier(place, spec, attention=choose_attention(chosen, accelerator.device), keep_head=True)
     network.to(accelerator.device)
     if output_dir is not None:
         folder = Path(output_dir)
@@ -147,7 +143,11 @@ def evaluate(
     files = []
     for name, part in examples.items():
         logits = predict(
-            network, encode(part, tokenizer, length), batch_size=batch_size, precision=chosen, accelerator=accelerator
+            network,
+            encode(part, tokenizer, length),
+            batch_size=batch_size,
+            precision=chosen,
+            accelerator=accelerator,
         )[:, permutation]
         if part.labels is not None:
             metrics[name] = score(spec.metrics, predicted(spec, logits), part.labels)

@@ -47,7 +47,9 @@ def teacher_is_missing(recipe: Recipe) -> bool:
     """
     wanted = needs_of(recipe).teachers
     if 0 < wanted < len(recipe.teachers):
-        raise UserError(f"method {recipe.method.name!r} takes {wanted} teacher, the recipe names {len(recipe.teachers)}")
+        raise UserError(
+            f"method {recipe.method.name!r} takes {wanted} teacher, the recipe names {len(recipe.teachers)}"
+        )
     return wanted > len(recipe.teachers)
 
 
@@ -65,9 +67,7 @@ def teacher_recipe(recipe: Recipe) -> Recipe:
         update={
             "teachers": [],
             "teacher_training": None,
-            "student": recipe.student.model_copy(
-                update={"model": base_model(recipe), "layers": None, "init": "first"}
-            ),
+            "student": recipe.student.model_copy(update={"model": base_model(recipe), "layers": None, "init": "first"}),
             "method": get_method("finetune").Options(),  # type: ignore[call-arg]
             "train": recipe.train.model_copy(
                 update={"epochs": training.epochs, "learning_rate": training.learning_rate, "max_steps": None}
@@ -92,9 +92,7 @@ def baseline_recipe(recipe: Recipe) -> Recipe:
 
 def with_teacher(recipe: Recipe, path: str) -> Recipe:
     """The recipe with a teacher in place of the wish for one."""
-    return recipe.model_copy(
-        update={"teachers": [TeacherSection(model=path, labels=None)], "teacher_training": None}
-    )
+    return recipe.model_copy(update={"teachers": [TeacherSection(model=path, labels=None)], "teacher_training": None})
 
 
 def resolve_finetune(recipe: Recipe) -> Recipe:
@@ -102,7 +100,9 @@ def resolve_finetune(recipe: Recipe) -> Recipe:
     model = recipe.student.model
     if model is None:
         if recipe.task.name != "quickstart":
-            raise UserError("which model is fine-tuned? name a folder or Hub id with --model, such as bert-base-uncased")
+            raise UserError(
+                "which model is fine-tuned? name a folder or Hub id with --model, such as bert-base-uncased"
+            )
         model = QUICKSTART_MODEL
     return recipe.model_copy(
         update={
@@ -138,7 +138,12 @@ def resolve_distill(recipe: Recipe) -> Recipe:
         log.info("method %s reads no teacher; --teacher only says what the student is cut from", recipe.method.name)
         teachers = []
     return recipe.model_copy(
-        update={"task": _with_length(recipe), "teachers": teachers, "teacher_training": None, "student": student}
+        update={
+            "task": _with_length(recipe),
+            "teachers": teachers,
+            "teacher_training": None,
+            "student": student,
+        }
     )
 
 
@@ -261,8 +266,8 @@ class Plan:
             check_length(recipe.task.max_length, load_config(place), place.given)
             if not same_tokenizer(self.tokenizer, load_tokenizer(place)):
                 raise UserError(
-                    f"teacher {place.given!r} and student {self.student_place.given!r} have different tokenizers, so they "
-                    "would read different token ids; take a student with the teacher's vocabulary"
+                    f"teacher {place.given!r} and student {self.student_place.given!r} have different tokenizers, so "
+                    "they would read different token ids; take a student with the teacher's vocabulary"
                 )
 
     @property
@@ -319,4 +324,6 @@ def check_length(length: int, config: Any, model: str) -> None:
     if config.model_type in ("roberta", "xlm-roberta", "camembert"):
         limit -= 2  # their positions start behind the padding id
     if length > limit:
-        raise UserError(f"--max-length {length} is beyond the {limit} positions of model {model!r}; use {limit} or less")
+        raise UserError(
+            f"--max-length {length} is beyond the {limit} positions of model {model!r}; use {limit} or less"
+        )

@@ -184,7 +184,10 @@ class Recipe(Section):
 
     @classmethod
     def build(
-        cls, config: str | Path | None = None, flags: Mapping[str, Any] | None = None, sets: Iterable[str] = ()
+        cls,
+        config: str | Path | None = None,
+        flags: Mapping[str, Any] | None = None,
+        sets: Iterable[str] = (),
     ) -> Recipe:
         """Defaults < task's defaults < YAML file < flags < `--set` texts.
 

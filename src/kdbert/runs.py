@@ -25,7 +25,17 @@ import yaml
 from kdbert.errors import UserError
 from kdbert.recipe import Recipe, flatten
 
-PACKAGES = ("kdbert", "torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "scikit-learn", "scipy")
+PACKAGES = (
+    "kdbert",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "scikit-learn",
+    "scipy",
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,9 @@ class RunFolder:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.manifest_path} is damaged ({error}); move the folder away or pass --overwrite") from None
+            raise UserError(
+                f"{self.manifest_path} is damaged ({error}); move the folder away or pass --overwrite"
+            ) from None
         if not isinstance(content, dict):
             raise UserError(f"{self.manifest_path} is damaged; move the folder away or pass --overwrite")
         return content

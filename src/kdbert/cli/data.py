@@ -41,7 +41,10 @@ def describe(
     from kdbert.tasks import CUSTOM, get_task
 
     if task.lower() == CUSTOM:
-        print("custom: your own files; `kdbert distill --task custom --train-file a.csv --dev-file b.csv --dry-run` shows them")
+        print(
+            "custom: your own files; to see what is made of them: "
+            "kdbert distill --task custom --train-file a.csv --dev-file b.csv --dry-run"
+        )
         return
     spec = get_task(task)
     print(f"{spec.name}: {spec.title}")
@@ -51,14 +54,16 @@ def describe(
     for split, where in spec.splits.items():
         path = spec.path(split, data_dir)
         if path is None:
-            print(f"{split}: no file {spec.folder + '/' if spec.folder else ''}{where.files[0]} (plain or .gz) below {data_dir or spec.data_dir}")
+            name = f"{spec.folder}/{where.files[0]}".lstrip("/")
+            print(f"{split}: no file {name} (plain or .gz) below {data_dir or spec.data_dir}")
             continue
         examples = spec.load(split, data_dir)
         print(f"{split}: {len(examples)} rows in {path}")
         if examples.labels is None:
             print("  no labels")
         elif not spec.labels:
-            print(f"  scores {examples.labels.min():.2f} to {examples.labels.max():.2f}, mean {examples.labels.mean():.3f}")
+            low, high, mean = examples.labels.min(), examples.labels.max(), examples.labels.mean()
+            print(f"  scores {low:.2f} to {high:.2f}, mean {mean:.3f}")
         else:
             counts = [(int((examples.labels == i).sum()), label) for i, label in enumerate(spec.labels)]
             shown = ", ".join(f"{label} {count}" for count, label in counts[:12])
@@ -88,4 +93,6 @@ def verify(
         problems += expected is not None and rows != expected
         print(f"{split}: {rows} rows, {verdict} ({path})")
     if problems:
-        raise UserError(f"{problems} of {len(spec.splits)} splits of {spec.name!r} are missing or have another number of rows")
+        raise UserError(
+            f"{problems} of {len(spec.splits)} splits of {spec.name!r} are missing or have another number of rows"
+        )

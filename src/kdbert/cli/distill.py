@@ -13,14 +13,22 @@ if TYPE_CHECKING:
 
 
 def distill(
-    method: Annotated[str | None, typer.Option("--method", "-m", help="Objective; `kdbert methods` lists them. [kd]")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", help="Objective; `kdbert methods` lists them. [kd]")
+    ] = None,
     task: o.Task = None,
-    teacher: Annotated[list[str] | None, typer.Option(help="Run folder, model folder or Hub id. [fine-tuned first]")] = None,
+    teacher: Annotated[
+        list[str] | None, typer.Option(help="Run folder, model folder or Hub id. [fine-tuned first]")
+    ] = None,
     teacher_labels: Annotated[str | None, typer.Option(help="The teacher's labels in its order, a,b,c.")] = None,
-    student: Annotated[str | None, typer.Option(help="Model folder or Hub id. [the teacher's pretrained model, cut]")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="Model folder or Hub id. [the teacher's pretrained model, cut]")
+    ] = None,
     student_layers: Annotated[int | None, typer.Option(help="Encoder layers that the student keeps. [half]")] = None,
     student_init: Annotated[str | None, typer.Option(help="Which layers: first, last, even, or 1,3,5. [first]")] = None,
-    variant: Annotated[str | None, typer.Option(help="corrected, or original: the published code with its quirks.")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="corrected, or original: the published code with its quirks.")
+    ] = None,
     baseline: Annotated[
         bool | None,
         typer.Option("--baseline/--no-baseline", help="Also train the student without a teacher. [on for quickstart]"),

@@ -33,7 +33,10 @@ def doctor(
     print("versions    " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
     print(f"bf16 units  {'yes' if has_bf16_units(device) else 'no'} ({device})")
     print(f"will pick   device {device}, precision {precision}, attention {choose_attention(precision, device)}")
-    print(f"quickstart  {QUICKSTART_MODEL}: " + ("installed" if quickstart_installed() else "not installed: pip install 'kdbert[quickstart]'"))
+    print(
+        f"quickstart  {QUICKSTART_MODEL}: "
+        + ("installed" if quickstart_installed() else "not installed: pip install 'kdbert[quickstart]'")
+    )
     print(f"Hub cache   {constants.HF_HUB_CACHE}" + ("" if os.path.isdir(constants.HF_HUB_CACHE) else " (empty)"))
     print(f"Hub         {_hub(constants.ENDPOINT, hub_timeout)}")
 

@@ -19,7 +19,10 @@ def print_plan(recipe: Recipe, heading: str | None = None) -> None:
     print(recipe.yaml(), end="")
     print(f"\nrun folder: {plan.folder.path}")
     print(f"task: {plan.spec.title}")
-    sizes = {"train": len(plan.train_examples), **{name: len(part) for name, part in plan.eval_examples.items()}}
+    sizes = {
+        "train": len(plan.train_examples),
+        **{name: len(part) for name, part in plan.eval_examples.items()},
+    }
     print("examples: " + ", ".join(f"{name} {count}" for name, count in sizes.items()))
     for told, columns, names in zip(recipe.teachers, plan.teacher_permutations, plan.teacher_labels, strict=True):
         print(f"labels of teacher {told.model}:")

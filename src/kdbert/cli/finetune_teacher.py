@@ -11,7 +11,9 @@ from kdbert.cli import options as o
 
 def finetune_teacher(
     task: o.Task = None,
-    model: Annotated[str | None, typer.Option(help="Model folder or Hub id to fine-tune. [quickstart: its own]")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model folder or Hub id to fine-tune. [quickstart: its own]")
+    ] = None,
     data_dir: o.DataDir = None,
     max_length: o.MaxLength = None,
     train_file: o.TrainFile = None,

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 _TASK, _TRAIN, _OUT = "Task", "Training", "Run"
 
-Task = Annotated[str | None, typer.Option(help="Task; `kdbert data list` shows them. [quickstart]", rich_help_panel=_TASK)]
+Task = Annotated[
+    str | None, typer.Option(help="Task; `kdbert data list` shows them. [quickstart]", rich_help_panel=_TASK)
+]
 DataDir = Annotated[str | None, typer.Option(help="Folder with the task's files. [glue_data for GLUE, else data]")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens per example; longer ones are cut. [task's]")]
 TrainFile = Annotated[str | None, typer.Option(help="--task custom: csv, tsv, jsonl, parquet, or a saved dataset.")]
@@ -31,13 +33,20 @@ Precision = Annotated[str | None, typer.Option(help="auto, fp32 or bf16, of the 
 Bucketing = Annotated[bool | None, typer.Option("--bucketing/--no-bucketing", help="Batches of like length. [on]")]
 Seed = Annotated[int | None, typer.Option(help="Seed of head, data order and dropout. [1]")]
 Config = Annotated[Path | None, typer.Option(help="Recipe (YAML); flags and --set come on top.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any recipe key: train.warmup=0.1")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any recipe key: train.warmup=0.1")
+]
 More = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="More recipe keys, as after --set.")]
 RunsDir = Annotated[str | None, typer.Option(help="Root of the run folders. [runs]")]
 OutputDir = Annotated[str | None, typer.Option(help="This run's folder, instead of a name made from the recipe.")]
 Tracker = Annotated[list[str] | None, typer.Option(help="Also log to wandb, mlflow, … (what accelerate offers).")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print the resolved recipe and cost, train nothing.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Move an existing run of this name aside and train again.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Check everything, print the resolved recipe and cost, train nothing."),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Move an existing run of this name aside and train again.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the run folder.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 

@@ -7,7 +7,8 @@ processes, so two integers are the whole state of the data.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +20,7 @@ from kdbert.data.encode import Encoded
 POOL_BATCHES = 50
 
 
-def epoch_batches(
-    lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int, bucketing: bool
-) -> list[np.ndarray]:
+def epoch_batches(lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int, bucketing: bool) -> list[np.ndarray]:
     """The global batches of one epoch: every example exactly once, in random order.
 
     Args:
@@ -86,15 +85,15 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        move = lambda x: None if x is None else x.to(device, non_blocking=True)  # noqa: E731
-        return Batch(
-            *(move(x) for x in (self.input_ids, self.attention_mask, self.token_type_ids)),  # type: ignore[arg-type]
-            labels=move(self.labels),
-            example=self.example.to(device, non_blocking=True),
-            valid=self.valid.to(device, non_blocking=True),
-            scale=self.scale,
-            share=self.share,
-        )
+        if device.type == self.input_ids.device.type == "cpu":
+            return self
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            # Only from pinned memory does a copy to a CUDA device not make the host wait.
+            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+        parts: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(self)}
+        return Batch(**{k: move(v) if isinstance(v, torch.Tensor) else v for k, v in parts.items()})
 
 
 def micro_batches(

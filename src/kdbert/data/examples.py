@@ -107,8 +107,7 @@ def _label_value(row: Row, index: dict[str, int] | None, path: Path) -> float:
         if row.label not in index:
             known = ", ".join(list(index)[:8]) + (", …" if len(index) > 8 else "")
             raise UserError(
-                f"{where}: label {row.label!r} is not one of the task's labels ({known})"
-                f"{near_miss(row.label, index)}"
+                f"{where}: label {row.label!r} is not one of the task's labels ({known}){near_miss(row.label, index)}"
             )
         return index[row.label]
     try:

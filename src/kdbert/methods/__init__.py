@@ -33,7 +33,5 @@ def get_method(name: str) -> type[Method]:
     by_alias = {alias: method.name for method in methods.values() for alias in method.aliases}
     key = by_alias.get(name.lower(), name.lower())
     if key not in methods:
-        raise UserError(
-            f"unknown method {name!r}{near_miss(key, [*methods, *by_alias])} (known: {', '.join(methods)})"
-        )
+        raise UserError(f"unknown method {name!r}{near_miss(key, [*methods, *by_alias])} (known: {', '.join(methods)})")
     return methods[key]

@@ -29,7 +29,7 @@ class Finetune(Method):
     class Options(MethodOptions):
         """No options beyond the variant, which changes nothing here."""
 
-        name: Literal["finetune"] = "finetune"  # type: ignore[assignment]
+        name: Literal["finetune"] = "finetune"
 
     def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:
         """One term, `hard`."""

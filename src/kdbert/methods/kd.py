@@ -38,7 +38,7 @@ class KD(Method):
     class Options(MethodOptions):
         """Options of `kd`."""
 
-        name: Literal["kd"] = "kd"  # type: ignore[assignment]
+        name: Literal["kd"] = "kd"
         alpha: float = Field(0.5, ge=0, le=1, description="weight of the hard loss; 1 is plain fine-tuning")
         temperature: float = Field(5.0, gt=0, description="tau, softens both distributions")
 

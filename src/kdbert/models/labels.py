@@ -36,14 +36,15 @@ def label_permutation(
         if plain(name) in columns:
             raise ValueError(f"label {name!r} stands twice")
         columns[plain(name)] = column
-    permutation, missing = [], []
+    permutation: list[int] = []
+    missing: list[str] = []
     for label in task_labels:
         names = [plain(name) for name in (label, *aliases.get(label, ()))]
-        column = next((columns.pop(name) for name in names if name in columns), None)
-        if column is None:
+        found = next((columns.pop(name) for name in names if name in columns), None)
+        if found is None:
             missing.append(label)
         else:
-            permutation.append(column)
+            permutation.append(found)
     extra = [name for name in model_labels if plain(name) in columns]
     if missing or extra:
         parts = []

@@ -12,7 +12,9 @@ from kdbert.recipe import Recipe
 from kdbert.tasks import TaskSpec
 
 
-def model_card(recipe: Recipe, spec: TaskSpec, metrics: Mapping[str, Mapping[str, float]], facts: Mapping[str, Any]) -> str:
+def model_card(
+    recipe: Recipe, spec: TaskSpec, metrics: Mapping[str, Mapping[str, float]], facts: Mapping[str, Any]
+) -> str:
     """The card as Markdown with the Hub's metadata block.
 
     Args:
@@ -33,7 +35,9 @@ def model_card(recipe: Recipe, spec: TaskSpec, metrics: Mapping[str, Mapping[str
         for split, values in metrics.items()
         for name, value in values.items()
     ]
-    layers = f"{facts['layers']} layers" + (f" ({recipe.student.init} of {start})" if recipe.student.layers else f", started from {start}")
+    layers = f"{facts['layers']} layers" + (
+        f" ({recipe.student.init} of {start})" if recipe.student.layers else f", started from {start}"
+    )
     selected = (
         "The weights are those of the epoch that was best on dev, so the dev numbers are optimistic."
         if recipe.train.selection == "best"

@@ -28,7 +28,9 @@ def write_predictions(path: Path, spec: TaskSpec, examples: Examples, logits: np
             gold = examples.labels[number]
             label = float(gold) if spec.kind == "regression" else spec.labels[gold]
         scores = [round(float(score), 6) for score in logits[number]]
-        lines.append(json.dumps({"id": identity, "label": label, "prediction": value, "scores": scores}, ensure_ascii=False))
+        lines.append(
+            json.dumps({"id": identity, "label": label, "prediction": value, "scores": scores}, ensure_ascii=False)
+        )
     write_text(path, "\n".join(lines) + "\n")
 
 

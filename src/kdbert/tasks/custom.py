@@ -106,11 +106,9 @@ def _read_json_lines(path: Path) -> Table:
         try:
             value = json.loads(line)
         except (json.JSONDecodeError, RecursionError):
-            raise UserError(
-                f"{path}, line {number}: not a JSON object on one line (is the file truncated?)"
-            ) from None
+            raise UserError(f"{path}, line {number}: not a JSON object on one line (is the file truncated?)") from None
         if not isinstance(value, dict):
-            raise UserError(f"{path}, line {number}: expected a JSON object such as {{\"text\": …, \"label\": …}}")
+            raise UserError(f'{path}, line {number}: expected a JSON object such as {{"text": …, "label": …}}')
         columns.update(dict.fromkeys(value))
         rows.append((f"line {number}", value))
     return Table(path, tuple(columns), rows)
@@ -298,4 +296,3 @@ def custom_task(
         data_dir=".",
         source=train_file,
     )
-

@@ -181,7 +181,11 @@ AX = _glue(
     "ax", "AX", train=_PAIR_TEST, test=_PAIR_TEST,
     title="GLUE diagnostics (predicted with an MNLI model)", kind="single_label",
     labels=NLI, metrics=("matthews_correlation",), rows={"test": 1104}, hub="nyu-mll/glue:ax",
-    splits={"test": Split(("diagnostic.tsv", "diagnostic/diagnostic.tsv"), partial(read_tsv, columns=_PAIR_TEST), labelled=False)},
+    splits={
+        "test": Split(
+            ("diagnostic.tsv", "diagnostic/diagnostic.tsv"), partial(read_tsv, columns=_PAIR_TEST), labelled=False
+        )
+    },
 )  # fmt: skip
 
 TASKS = (COLA, SST2, MRPC, STSB, QQP, MNLI, QNLI, RTE, WNLI, AX)

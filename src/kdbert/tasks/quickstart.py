@@ -47,8 +47,11 @@ QUICKSTART = TaskSpec(
     max_length=64,
     # Small data and a small model want higher rates than the published GLUE scripts'.
     defaults={
-        "train.epochs": 8, "train.learning_rate": 3e-4, "train.warmup": 0.1,
-        "teacher_training.epochs": 6, "teacher_training.learning_rate": 2e-4,
+        "train.epochs": 8,
+        "train.learning_rate": 3e-4,
+        "train.warmup": 0.1,
+        "teacher_training.epochs": 6,
+        "teacher_training.learning_rate": 2e-4,
     },
     licence="CC0-1.0",
     source="shipped with kdbert",

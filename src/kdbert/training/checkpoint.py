@@ -68,7 +68,11 @@ def save_checkpoint(
         kept = next(iter(_steps(folder)), None)
         raise UserError(
             f"cannot save a checkpoint in {folder}: {error}; "
-            + (f"{kept.name} is intact: make room and run the same command again" if kept else "make room and run again")
+            + (
+                f"{kept.name} is intact: make room and run the same command again"
+                if kept
+                else "make room and run again"
+            )
         ) from None
     for old in _steps(folder)[KEEP:]:
         shutil.rmtree(old, ignore_errors=True)
@@ -85,9 +89,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     for path in _steps(folder):
         fault = _fault(path)
         if fault is None:
-            tensors = {
-                file.stem: load(file.read_bytes()) for file in sorted(path.glob("*.safetensors"))
-            }
+            tensors = {file.stem: load(file.read_bytes()) for file in sorted(path.glob("*.safetensors"))}
             state = json.loads((path / "state.json").read_text(encoding="utf-8"))
             return Checkpoint(path, tensors, state)
         damaged.append(f"{path.name} ({fault})")

@@ -55,7 +55,9 @@ class StudentWithMethod(nn.Module):
 
 
 @torch.inference_mode()
-def predict(model: Any, data: Encoded, *, batch_size: int, precision: Precision, accelerator: Accelerator) -> np.ndarray:
+def predict(
+    model: Any, data: Encoded, *, batch_size: int, precision: Precision, accelerator: Accelerator
+) -> np.ndarray:
     """Logits of every example, float32 [N, C], in the order of the split, the same on every process.
 
     Each process computes its slice of each batch; (example number, logits) are gathered and rows that

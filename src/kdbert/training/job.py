@@ -177,7 +177,8 @@ class Job:
         lengths = data.lengths
         log.info(
             "%s on %s: %d training examples (%.1f tokens on average, %d cut to %d), %d steps",
-            recipe.method.name, plan.spec.name, len(data), lengths.mean(), data.truncated, recipe.task.max_length, plan.steps,
+            recipe.method.name, plan.spec.name, len(data), lengths.mean(), data.truncated,
+            recipe.task.max_length, plan.steps,
         )  # fmt: skip
         kept = f"layers {', '.join(map(str, plan.kept_layers))} of " if recipe.student.layers is not None else ""
         log.info(
@@ -227,9 +228,7 @@ class Job:
         started = time.perf_counter()
         teachers: list[Teacher] = []
         facts = []
-        for told, place, model, columns in zip(
-            recipe.teachers, plan.teacher_places, self.teachers, plan.teacher_permutations, strict=True
-        ):
+        for told, model, columns in zip(recipe.teachers, self.teachers, plan.teacher_permutations, strict=True):
             metrics, _ = self._evaluate(model, tuple(plan.eval_examples), columns)
             facts.append({
                 "model": told.model,
@@ -290,7 +289,9 @@ class Job:
     def _write_results(self, facts: dict[str, Any], logits: Mapping[str, np.ndarray]) -> None:
         plan, recipe, folder = self.plan, self.plan.recipe, self.plan.folder
         for name, values in logits.items():
-            write_predictions(folder.path / "predictions" / f"{name}.jsonl", plan.spec, plan.eval_examples[name], values)
+            write_predictions(
+                folder.path / "predictions" / f"{name}.jsonl", plan.spec, plan.eval_examples[name], values
+            )
 
         def fill(target: Path) -> None:
             self.student.save_pretrained(target)

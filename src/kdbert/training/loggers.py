@@ -17,7 +17,9 @@ class MetricsLog:
     Only the main process writes.
     """
 
-    def __init__(self, folder: Path, accelerator: Accelerator, *, trackers: list[str], resume_at: tuple[int, int]) -> None:
+    def __init__(
+        self, folder: Path, accelerator: Accelerator, *, trackers: list[str], resume_at: tuple[int, int]
+    ) -> None:
         """Open the record; `resume_at` is (step, length of metrics.jsonl in bytes) of the checkpoint."""
         self.accelerator = accelerator
         self.trackers = trackers

@@ -146,13 +146,18 @@ def train(
         request = stack.enter_context(stop_request())
         while step < total_steps:
             module.train()
-            order = epoch_batches(
-                data.lengths, options.batch_size, seed=seed, epoch=epoch, bucketing=options.bucketing
-            )
+            order = epoch_batches(data.lengths, options.batch_size, seed=seed, epoch=epoch, bucketing=options.bucketing)
             for rows in order[done_in_epoch:]:
                 started = time.perf_counter()
                 terms = forward_backward(
-                    wrapped, data, rows, teachers, accelerator, accumulation=options.accumulation, seed=seed, step=step
+                    wrapped,
+                    data,
+                    rows,
+                    teachers,
+                    accelerator,
+                    accumulation=options.accumulation,
+                    seed=seed,
+                    step=step,
                 )
                 grad_norm = nn.utils.clip_grad_norm_(module.parameters(), options.max_grad_norm or float("inf"))
                 rate = scheduler.get_last_lr()[0]
@@ -170,7 +175,12 @@ def train(
                     values = logged_terms(terms, accelerator)
                     record.write(
                         step,
-                        {"epoch": epoch + done_in_epoch / len(order), **values, "grad_norm": float(grad_norm), "learning_rate": rate},
+                        {
+                            "epoch": epoch + done_in_epoch / len(order),
+                            **values,
+                            "grad_norm": float(grad_norm),
+                            "learning_rate": rate,
+                        },
                     )
                     bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
                 train_seconds += time.perf_counter() - started
@@ -199,7 +209,12 @@ def train(
                 shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
                 bar.write(f"epoch {finished_epoch + 1}: {shown}", file=bar.fp)
             if options.selection == "best" and (not best or metrics[selection] > best["value"]):
-                best = {"value": metrics[selection], "metric": selection, "step": step, "epoch": finished_epoch + 1}
+                best = {
+                    "value": metrics[selection],
+                    "metric": selection,
+                    "step": step,
+                    "epoch": finished_epoch + 1,
+                }
                 best_weights = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
             save()
     if best_weights:
@@ -251,7 +266,10 @@ def logged_terms(terms: LossTerms, accelerator: Accelerator) -> dict[str, float]
     if accelerator.num_processes > 1:
         values = accelerator.reduce(values, reduction="mean")
     numbers = values.tolist()
-    return {"loss": numbers[-1], **{f"loss/{name}": number for name, number in zip(names, numbers, strict=False)}}
+    return {
+        "loss": numbers[-1],
+        **{f"loss/{name}": number for name, number in zip(names, numbers, strict=False)},
+    }
 
 
 def build_optimizer(module: nn.Module, options: TrainSection) -> torch.optim.Optimizer:
