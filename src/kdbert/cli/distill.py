@@ -21,6 +21,9 @@ def distill(
         list[str] | None, typer.Option(help="Run folder, model folder or Hub id. [fine-tuned first]")
     ] = None,
     teacher_labels: Annotated[str | None, typer.Option(help="The teacher's labels in its order, a,b,c.")] = None,
+    teacher_model: Annotated[
+        str | None, typer.Option(help="Without --teacher: the model to fine-tune first. [bert-base-uncased]")
+    ] = None,
     student: Annotated[
         str | None, typer.Option(help="Model folder or Hub id. [the teacher's pretrained model, cut]")
     ] = None,
@@ -76,6 +79,7 @@ def distill(
             "method.variant": variant,
             "task.name": task,
             "teachers": [{"model": path, "labels": labels} for path in teacher] if teacher else None,
+            "teacher_training.model": teacher_model,
             "student.model": student,
             "student.layers": student_layers,
             "student.init": student_init,

@@ -103,7 +103,7 @@ COLA = _glue(
     train=Columns(a=3, label=1, header=False), test=Columns(a=1, id=0),
     title="Corpus of Linguistic Acceptability", kind="single_label",
     labels=ZERO_ONE, aliases={"0": ("unacceptable",), "1": ("acceptable",)},
-    metrics=("matthews_correlation", "accuracy"), rows=_rows(8551, 1043, 1063), hub="nyu-mll/glue:cola",
+    metrics=("matthews_correlation", "accuracy"), rows=_rows(8551, 1043, 1063),
 )  # fmt: skip
 
 SST2 = _glue(
@@ -111,7 +111,7 @@ SST2 = _glue(
     train=Columns(a=0, label=1), test=Columns(a=1, id=0),
     title="Stanford Sentiment Treebank", kind="single_label",
     labels=ZERO_ONE, aliases={"0": ("negative",), "1": ("positive",)},
-    metrics=("accuracy",), rows=_rows(67349, 872, 1821), hub="nyu-mll/glue:sst2",
+    metrics=("accuracy",), rows=_rows(67349, 872, 1821),
 )  # fmt: skip
 
 MRPC = _glue(
@@ -119,14 +119,14 @@ MRPC = _glue(
     train=Columns(a=3, b=4, label=0), test=Columns(a=3, b=4, id=0),
     title="Microsoft Research Paraphrase Corpus", kind="single_label",
     labels=ZERO_ONE, aliases={"0": ("not_equivalent",), "1": ("equivalent",)},
-    metrics=("accuracy_and_f1", "accuracy", "f1"), rows=_rows(3668, 408, 1725), hub="nyu-mll/glue:mrpc",
+    metrics=("accuracy_and_f1", "accuracy", "f1"), rows=_rows(3668, 408, 1725),
 )  # fmt: skip
 
 STSB = _glue(
     "stsb", "STS-B",
     train=Columns(a=7, b=8, label=-1, id=0), test=Columns(a=7, b=8, id=0),
     title="Semantic Textual Similarity Benchmark", kind="regression",
-    metrics=("pearson_and_spearman", "pearson", "spearman"), rows=_rows(5749, 1500, 1379), hub="nyu-mll/glue:stsb",
+    metrics=("pearson_and_spearman", "pearson", "spearman"), rows=_rows(5749, 1500, 1379),
 )  # fmt: skip
 
 QQP = _glue(
@@ -135,7 +135,7 @@ QQP = _glue(
     test=Columns(a=1, b=2, id=0, skip_malformed=True),
     title="Quora Question Pairs", kind="single_label",
     labels=ZERO_ONE, aliases={"0": ("not_duplicate",), "1": ("duplicate",)},
-    metrics=("accuracy_and_f1", "accuracy", "f1"), rows=_rows(363846, 40430, 390965), hub="nyu-mll/glue:qqp",
+    metrics=("accuracy_and_f1", "accuracy", "f1"), rows=_rows(363846, 40430, 390965),
 )  # fmt: skip
 
 _MNLI = Columns(a=8, b=9, label=-1, id=0)
@@ -143,7 +143,7 @@ _MNLI_TEST = Columns(a=8, b=9, id=0)
 MNLI = _glue(
     "mnli", "MNLI", train=_MNLI, test=_MNLI_TEST,
     title="Multi-Genre Natural Language Inference", kind="single_label",
-    labels=NLI, metrics=("accuracy",), hub="nyu-mll/glue:mnli",
+    labels=NLI, metrics=("accuracy",),
     splits={
         "train": _split("train.tsv", _MNLI),
         "dev_matched": _split("dev_matched.tsv", _MNLI),
@@ -161,26 +161,26 @@ _PAIR_TEST = Columns(a=1, b=2, id=0)
 QNLI = _glue(
     "qnli", "QNLI", train=_PAIR, test=_PAIR_TEST,
     title="Question NLI", kind="single_label",
-    labels=ENTAILMENT, metrics=("accuracy",), rows=_rows(104743, 5463, 5463), hub="nyu-mll/glue:qnli",
+    labels=ENTAILMENT, metrics=("accuracy",), rows=_rows(104743, 5463, 5463),
 )  # fmt: skip
 
 RTE = _glue(
     "rte", "RTE", train=_PAIR, test=_PAIR_TEST,
     title="Recognizing Textual Entailment", kind="single_label",
-    labels=ENTAILMENT, metrics=("accuracy",), rows=_rows(2490, 277, 3000), hub="nyu-mll/glue:rte",
+    labels=ENTAILMENT, metrics=("accuracy",), rows=_rows(2490, 277, 3000),
 )  # fmt: skip
 
 WNLI = _glue(
     "wnli", "WNLI", train=_PAIR, test=_PAIR_TEST,
     title="Winograd NLI", kind="single_label",
     labels=ZERO_ONE, aliases={"0": ("not_entailment",), "1": ("entailment",)},
-    metrics=("accuracy",), rows=_rows(635, 71, 146), hub="nyu-mll/glue:wnli",
+    metrics=("accuracy",), rows=_rows(635, 71, 146),
 )  # fmt: skip
 
 AX = _glue(
     "ax", "AX", train=_PAIR_TEST, test=_PAIR_TEST,
     title="GLUE diagnostics (predicted with an MNLI model)", kind="single_label",
-    labels=NLI, metrics=("matthews_correlation",), rows={"test": 1104}, hub="nyu-mll/glue:ax",
+    labels=NLI, metrics=("matthews_correlation",), rows={"test": 1104},
     splits={
         "test": Split(
             ("diagnostic.tsv", "diagnostic/diagnostic.tsv"), partial(read_tsv, columns=_PAIR_TEST), labelled=False

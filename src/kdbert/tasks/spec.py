@@ -59,7 +59,6 @@ class TaskSpec:
     rows: Mapping[str, int] = field(default_factory=dict)
     licence: str = ""
     source: str = ""
-    hub: str = ""
 
     @property
     def num_outputs(self) -> int:
