@@ -81,12 +81,14 @@ class TeacherSection(Section):
 
 
 class TeacherTraining(Section):
-    """How a teacher is made when none is given."""
+    """How a teacher is made when none is given; everything else is as in `train`."""
 
-    model: str | None = Field(None, description="pretrained model to fine-tune")
-    epochs: int = Field(3, ge=1)
-    learning_rate: float = Field(5e-5, gt=0)
-    seed: int = Field(0, ge=0)
+    model: str | None = Field(
+        None, description="pretrained model to fine-tune (bert-base-uncased; the quickstart's own)"
+    )
+    epochs: int = Field(3, ge=1, description="passes over the training data")
+    learning_rate: float = Field(5e-5, gt=0, description="peak learning rate")
+    seed: int = Field(0, ge=0, description="its own, so that all seeds of a student share one teacher")
 
 
 class StudentSection(Section):
@@ -119,27 +121,27 @@ class StudentSection(Section):
 
 
 class TrainSection(Section):
-    """The optimisation. Defaults follow the published GLUE scripts (METHODS.md section 6)."""
+    """The optimisation. Defaults follow the published GLUE scripts of BERT distillation."""
 
-    epochs: int = Field(3, ge=1)
+    epochs: int = Field(3, ge=1, description="passes over the training data")
     batch_size: int = Field(32, ge=1, description="examples per optimiser step, over all processes")
     accumulation: int = Field(1, ge=1, description="micro-batches that a step is cut into")
-    eval_batch_size: int = Field(64, ge=1)
-    learning_rate: float = Field(5e-5, gt=0)
-    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    eval_batch_size: int = Field(64, ge=1, description="examples per batch of evaluation and of the teacher pass")
+    learning_rate: float = Field(5e-5, gt=0, description="peak learning rate")
+    schedule: Literal["linear", "constant", "cosine"] = Field("linear", description="linear and cosine fall to 0")
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
     weight_decay: float = Field(0.0, ge=0, description="not applied to biases and LayerNorm")
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
-    max_grad_norm: float = Field(1.0, ge=0, description="0: no clipping")
-    dropout: float | None = Field(None, ge=0, lt=1, description="set every dropout rate of the student (its own)")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of AdamW's mean of gradients")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of AdamW's mean of squared gradients")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradients are scaled down to this norm; 0: never")
+    dropout: float | None = Field(None, ge=0, lt=1, description="set every dropout rate of the student; else its own")
     max_steps: int | None = Field(None, ge=1, description="stop after this many steps; the schedule ends there too")
     selection: Literal["last", "best"] = Field("last", description="which weights are kept: last, or best on dev")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of the encoder; losses are always fp32")
     bucketing: bool = Field(True, description="batches of like length")
     teacher_cache: bool = Field(True, description="one teacher pass before training instead of one per step")
-    logging_steps: int = Field(20, ge=1)
+    logging_steps: int = Field(20, ge=1, description="write losses every so many steps")
     checkpoint_steps: int = Field(500, ge=1, description="save a checkpoint this often, and after every epoch")
 
     @model_validator(mode="after")

@@ -65,7 +65,7 @@ def main() -> None:
         print(f"kdbert: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("kdbert: stopped by a second Ctrl-C; run the same command again to continue", file=sys.stderr)
+        print("kdbert: stopped at once; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()

@@ -64,6 +64,7 @@ class Batch:
             processes of the results is the mean over the whole step's examples.
         share: this micro-batch's part of the step (1 without accumulation), for terms that compare
             examples and are computed on the whole micro-batch by every process.
+        padded: whether any row may be shorter than L (known on the host, so that no device is asked).
     """
 
     input_ids: torch.Tensor
@@ -74,6 +75,7 @@ class Batch:
     valid: torch.Tensor
     scale: float
     share: float = 1.0
+    padded: bool = True
 
     def mean(self, per_example: torch.Tensor) -> torch.Tensor:
         """Mean of a per-example quantity [B] over all examples of the optimiser step.
@@ -137,4 +139,5 @@ def collate(data: Encoded, rows: np.ndarray, length: int | None = None) -> Batch
         example=torch.from_numpy(np.asarray(rows, dtype=np.int64)),
         valid=torch.ones(len(rows)),
         scale=1.0 / len(rows),
+        padded=not bool(real.all()),
     )

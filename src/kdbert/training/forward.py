@@ -26,12 +26,26 @@ def encoder_autocast(device: torch.device, precision: Precision) -> contextlib.A
 
 def run_model(model: Any, batch: Batch, precision: Precision) -> Outputs:
     """Forward one batch. Half-precision outputs are turned into float32 before any loss sees them."""
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    inputs = {"input_ids": batch.input_ids, "attention_mask": _attention_mask(model, batch)}
     if batch.token_type_ids is not None:
         inputs["token_type_ids"] = batch.token_type_ids
     with encoder_autocast(batch.input_ids.device, precision):
         out = model(**inputs)
     return Outputs(logits=_at_least_float32(out.logits))
+
+
+def _attention_mask(model: Any, batch: Batch) -> torch.Tensor | None:
+    """The mask in the form that the attention kernel takes.
+
+    The library turns a 2-D mask into this very one, but first asks the device whether the batch has
+    padding at all, which on a GPU makes the host wait at every step.
+    """
+    if model.config._attn_implementation != "sdpa":
+        return batch.attention_mask
+    if not batch.padded:
+        return None
+    rows, length = batch.attention_mask.shape
+    return batch.attention_mask.bool()[:, None, None, :].expand(rows, 1, length, length)
 
 
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

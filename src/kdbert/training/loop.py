@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -138,7 +139,7 @@ def train(
         desc="training",
         unit="step",
         disable=not (log.isEnabledFor(logging.INFO) and accelerator.is_main_process),
-        mininterval=0.5,
+        mininterval=0.5 if sys.stderr.isatty() else 30.0,  # a log file needs no animation
     )
     with contextlib.ExitStack() as stack:
         stack.callback(record.close)
