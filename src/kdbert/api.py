@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -15,6 +15,7 @@ from kdbert.models.load import label_names, load_classifier, load_config, load_t
 from kdbert.models.locate import locate
 from kdbert.plan import (
     Plan,
+    baseline_recipe,
     check_length,
     resolve_distill,
     resolve_finetune,
@@ -49,22 +50,27 @@ def finetune(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     return run_recipe(recipe, overwrite=overwrite)
 
 
-def distill(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
+def distill(recipe: Recipe, *, overwrite: bool = False, baseline: bool | None = None) -> RunResult:
     """Train a student by the recipe's method; fine-tune a teacher first if none is given.
 
     Args:
         recipe: what to do; see `kdbert.recipe.Recipe`.
         overwrite: move an existing run of the same folder aside and train again (the teacher stays).
+        baseline: also train the same student without a teacher (None: on the quickstart task only).
 
     Returns:
-        The student's result; at once, if the run was finished before.
+        The student's result, with `.baseline` if there is one; at once, if the run was finished before.
 
     Raises:
         UserError, Diverged, Interrupted: see `kdbert.errors`.
     """
     if teacher_is_missing(recipe):
         recipe = with_teacher(recipe, str(finetune(teacher_recipe(recipe)).path))
-    return run_recipe(resolve_distill(recipe), overwrite=overwrite)
+    recipe = resolve_distill(recipe)
+    without = None
+    if baseline or (baseline is None and recipe.task.name == "quickstart"):
+        without = run_recipe(baseline_recipe(recipe)) if recipe.method.name != "finetune" else None
+    return replace(run_recipe(recipe, overwrite=overwrite), baseline=without)
 
 
 def finished_run(recipe: Recipe) -> Path | None:

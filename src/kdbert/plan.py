@@ -168,15 +168,19 @@ class Plan:
         self.teacher_places = [locate(teacher.model) for teacher in recipe.teachers]
 
     @cached_property
-    def folder(self) -> RunFolder:
-        """The run's folder."""
-        places = [self.student_place, *self.teacher_places]
-        fingerprints = {place.given: place.fingerprint() for place in places}
+    def fingerprints(self) -> dict[str, str]:
+        """What each model and data path of the recipe is known by, wherever it lies."""
+        known = {place.given: place.fingerprint() for place in (self.student_place, *self.teacher_places)}
         task = self.recipe.task
         for file in (task.train_file, task.dev_file, task.test_file):
             if file is not None and Path(file).is_file():
-                fingerprints[file] = sha256(Path(file))
-        return RunFolder(run_path(self.recipe, fingerprints, self.student_name))
+                known[file] = sha256(Path(file))
+        return known
+
+    @cached_property
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        return RunFolder(run_path(self.recipe, self.fingerprints, self.student_name))
 
     @property
     def student_name(self) -> str:

@@ -20,8 +20,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kdbert.errors import UserError
 from kdbert.recipe import Recipe, flatten
 
@@ -49,6 +47,7 @@ class RunResult:
         parameters: number of trainable parameters of the model.
         size_mib: size of the model's weights on disk, MiB.
         manifest: the whole of run.json.
+        baseline: the same student without a teacher, where `distill` trained it too.
     """
 
     path: Path
@@ -57,6 +56,7 @@ class RunResult:
     parameters: int
     size_mib: float
     manifest: dict[str, Any]
+    baseline: RunResult | None = None
 
 
 class RunFolder:
@@ -113,26 +113,26 @@ class RunFolder:
             manifest=manifest,
         )
 
-    def check_recipe(self, recipe: Recipe) -> None:
-        """Refuse a folder that another recipe made.
+    def check_recipe(self, recipe: Recipe, fingerprints: Mapping[str, str]) -> None:
+        """Refuse a folder that another recipe made, or that is no run at all.
+
+        Args:
+            fingerprints: what the recipe's model and data paths are known by (see `Recipe.identity`).
 
         Raises:
             UserError: with the keys that differ.
         """
-        path = self.path / "recipe.yaml"
-        if not path.exists():
-            if self.path.exists() and any(p.name != "run.lock" for p in self.path.iterdir()):
+        manifest = self.manifest()
+        if not manifest:
+            if self.path.exists() and any(p.name not in ("run.lock", "recipe.yaml") for p in self.path.iterdir()):
                 raise UserError(f"{self.path} exists and is not a run folder; choose another --output-dir")
             return
-        try:
-            there = flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, AttributeError, yaml.YAMLError):
-            raise UserError(f"{path} is damaged; move the folder away or pass --overwrite") from None
-        here = flatten(recipe.model_dump(mode="json"))
+        there, here = flatten(manifest.get("identity", {})), flatten(identity_of(recipe, fingerprints))
+        told_there, told_here = flatten(manifest.get("recipe", {})), flatten(recipe.model_dump(mode="json"))
         differ = [
-            f"{key} ({there.get(key)!r} there, {here.get(key)!r} now)"
+            f"{key} ({told_there.get(key)!r} there, {told_here.get(key)!r} now)"
             for key in sorted({*there, *here})
-            if there.get(key) != here.get(key) and not key.startswith("output.") and key not in _PLACES
+            if there.get(key) != here.get(key)
         ]
         if differ:
             raise UserError(
@@ -140,10 +140,8 @@ class RunFolder:
                 "or pass --overwrite to move that run aside"
             )
 
-    def move_aside(self) -> Path | None:
-        """Rename an existing folder to `<name>.old-<time>`; nothing is deleted."""
-        if not self.path.exists():
-            return None
+    def move_aside(self) -> Path:
+        """Rename the folder to `<name>.old-<time>`; nothing is deleted."""
         stamp = time.strftime("%Y%m%d-%H%M%S")
         target = self.path.with_name(f"{self.path.name}.old-{stamp}")
         for number in range(2, 1000):
@@ -151,6 +149,7 @@ class RunFolder:
                 break
             target = self.path.with_name(f"{self.path.name}.old-{stamp}-{number}")
         self.path.rename(target)
+        (target / "run.lock").unlink(missing_ok=True)
         return target
 
     @contextlib.contextmanager
@@ -168,19 +167,25 @@ class RunFolder:
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(file.fileno()).st_ino != (self.path / "run.lock").stat().st_ino:
+                    raise FileNotFoundError  # its holder has just finished and removed it
             except OSError:
                 file.seek(0)
                 raise UserError(f"{self.path} is being written by another process ({file.read().strip()})") from None
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
-            yield
-        with contextlib.suppress(OSError):
-            (self.path / "run.lock").unlink()
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    (self.path / "run.lock").unlink()
+                    self.path.rmdir()  # only if the run was refused before it wrote anything
 
 
-# A moved data folder is the same run: what was in it is compared by fingerprint instead.
-_PLACES = ("task.data_dir", "train.eval_batch_size", "train.logging_steps", "train.checkpoint_steps")
+def identity_of(recipe: Recipe, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """`Recipe.identity` and the seed: what one run folder stands for."""
+    return {**recipe.identity(fingerprints), "seed": recipe.seed}
 
 
 def run_path(recipe: Recipe, fingerprints: Mapping[str, str], student: str) -> Path:

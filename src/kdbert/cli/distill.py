@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from kdbert.cli import options as o
-
-if TYPE_CHECKING:
-    from kdbert.runs import RunResult
 
 
 def distill(
@@ -90,33 +87,15 @@ def distill(
         more,
     )
     from kdbert import api
-    from kdbert.plan import baseline_recipe, resolve_distill, teacher_is_missing, teacher_recipe, with_teacher
 
     if dry_run:
-        from kdbert.cli.dry_run import print_plan
+        from kdbert.cli.dry_run import print_distill_plan
 
-        if teacher_is_missing(recipe):
-            first = teacher_recipe(recipe)
-            path = api.finished_run(first)
-            if path is None:
-                print_plan(first, heading="No teacher is given: this run makes it first")
-                return
-            recipe = with_teacher(recipe, str(path))
-        print_plan(resolve_distill(recipe))
+        print_distill_plan(recipe)
         return
-    missing = teacher_is_missing(recipe)
-    if missing:
-        recipe = with_teacher(recipe, str(api.finetune(teacher_recipe(recipe)).path))
-    recipe = resolve_distill(recipe)
-    if baseline is None:
-        baseline = recipe.task.name == "quickstart"
-    rows: list[Any] = []
-    without: RunResult | None = None
-    if baseline and recipe.method.name != "finetune":
-        without = api.run_recipe(baseline_recipe(recipe))
-    result = api.run_recipe(recipe, overwrite=overwrite)
-    rows += [o.teacher_row(facts) for facts in result.manifest["teachers"]]
-    if without is not None:
-        rows.append(o.row_of("baseline (no teacher)", without))
+    result = api.distill(recipe, overwrite=overwrite, baseline=baseline)
+    rows = [o.teacher_row(facts) for facts in result.manifest["teachers"]]
+    if result.baseline is not None:
+        rows.append(o.row_of("baseline (no teacher)", result.baseline))
     rows.append(o.row_of(f"student ({recipe.method.name})", result))
     o.print_results(f"{recipe.task.name}: {recipe.method.name}, seed {recipe.seed}, n = 1 run", rows, result, quiet)

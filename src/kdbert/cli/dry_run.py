@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-from kdbert.plan import Plan
+from kdbert.api import finished_run
+from kdbert.plan import Plan, resolve_distill, resolve_finetune, teacher_is_missing, teacher_recipe, with_teacher
 from kdbert.recipe import Recipe
+
+
+def print_distill_plan(recipe: Recipe) -> None:
+    """The plan of `distill`: of the student's run, or of the teacher's where that has to be made first."""
+    if teacher_is_missing(recipe):
+        first = teacher_recipe(recipe)
+        path = finished_run(first)
+        if path is None:
+            print_plan(resolve_finetune(first), heading="No teacher is given; this run would make one first")
+            return
+        recipe = with_teacher(recipe, str(path))
+    print_plan(resolve_distill(recipe))
 
 
 def print_plan(recipe: Recipe, heading: str | None = None) -> None:

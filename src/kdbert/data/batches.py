@@ -7,8 +7,7 @@ processes, so two integers are the whole state of the data.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -94,8 +93,15 @@ class Batch:
             # Only from pinned memory does a copy to a CUDA device not make the host wait.
             return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
-        parts: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(self)}
-        return Batch(**{k: move(v) if isinstance(v, torch.Tensor) else v for k, v in parts.items()})
+        return replace(
+            self,
+            input_ids=move(self.input_ids),
+            attention_mask=move(self.attention_mask),
+            token_type_ids=None if self.token_type_ids is None else move(self.token_type_ids),
+            labels=None if self.labels is None else move(self.labels),
+            example=move(self.example),
+            valid=move(self.valid),
+        )
 
 
 def micro_batches(

@@ -25,7 +25,7 @@ from kdbert.plan import Plan, needs_of
 from kdbert.recipe import Recipe
 from kdbert.reporting.model_card import model_card
 from kdbert.reporting.predictions import predicted, write_predictions
-from kdbert.runs import RunResult, environment, replace_folder, write_text
+from kdbert.runs import RunResult, environment, identity_of, replace_folder, write_text
 from kdbert.training.forward import StudentWithMethod, predict
 from kdbert.training.loop import train
 from kdbert.training.precision import Precision, choose_attention, choose_precision
@@ -45,7 +45,7 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     folder = plan.folder
     main = int(os.environ.get("RANK", "0")) == 0
     if not overwrite:
-        folder.check_recipe(recipe)
+        folder.check_recipe(recipe, plan.fingerprints)
         if folder.manifest().get("status") == "finished":
             log.info("already finished: %s", folder.path)
             return folder.result()
@@ -53,14 +53,10 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     job = Job(plan)
     if not main:
         return job.run()
-    if overwrite:
-        with_lock = folder.locked() if folder.path.exists() else None
-        if with_lock is not None:
-            with with_lock:  # refuses to move a run that is being written
-                pass
-        moved = folder.move_aside()
-        if moved is not None:
-            log.info("moved the old run to %s", moved)
+    if overwrite and folder.path.exists():
+        with folder.locked():  # refuses to move a run that is being written
+            moved = folder.move_aside()
+        log.info("moved the old run to %s", moved)
     with folder.locked():
         try:
             return job.run()
@@ -215,6 +211,7 @@ class Job:
             message="",
             started=before.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z")),
             recipe=recipe.model_dump(mode="json"),
+            identity=identity_of(recipe, self.plan.fingerprints),
             fingerprints=fingerprints,
             precision=self.precision,
             processes=self.accelerator.num_processes,
