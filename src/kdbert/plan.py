@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbert.data.examples import Examples
-from kdbert.errors import UserError
+from kdbert.errors import UserError, near_miss
 from kdbert.methods import Needs, get_method
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import label_names, load_config, load_tokenizer, same_tokenizer
@@ -264,6 +264,7 @@ class Plan:
         """
         recipe = self.recipe
         assert recipe.task.max_length is not None
+        check_trackers(recipe.output.tracker)
         _ = self.train_examples, self.eval_examples, self.kept_layers, self.teacher_permutations
         check_length(recipe.task.max_length, self.student_config, self.student_place.given)
         for place in self.teacher_places:
@@ -314,6 +315,23 @@ def count_parameters(config: Any, outputs: int, layers: list[int] | None = None)
     if layers is not None:
         cut_layers(model, layers)
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def check_trackers(names: list[str]) -> None:
+    """Refuse trackers that accelerate does not know or that are not installed.
+
+    Raises:
+        UserError: with the known names, or with what to install.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    available = {str(getattr(name, "value", name)) for name in get_available_trackers()}
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
+            raise UserError(f"unknown tracker {name!r}{near_miss(name, LOGGER_TYPE_TO_CLASS)} (known: {known})")
+        if name not in available:
+            raise UserError(f"tracker {name!r} is not installed: pip install {name}")
 
 
 def check_length(length: int, config: Any, model: str) -> None:

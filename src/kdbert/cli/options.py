@@ -54,6 +54,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 def start(quiet: bool) -> None:
     """Send progress to stderr: everything, or warnings only."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what it warns of comes as an error of ours
     logging.getLogger("kdbert").setLevel(logging.WARNING if quiet else logging.INFO)
 
 

@@ -141,7 +141,7 @@ def _explained(place: ModelPlace) -> Iterator[None]:
     except SafetensorError as error:
         raise UserError(f"the weights of model {place.given!r} are damaged ({error})") from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split()).split(". ")[0][:200]
         if place.local:
             raise UserError(f"cannot load model {place.given!r}: {reason}") from None
         raise UserError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -60,19 +62,26 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     with folder.locked():
         try:
             return job.run()
-        except Interrupted as error:
-            folder.update(status="interrupted", message=str(error))
+        except BaseException as error:
+            status = {Interrupted: "interrupted", KeyboardInterrupt: "interrupted", Diverged: "diverged"}
+            with contextlib.suppress(OSError, UserError):  # a full disk must not hide the error itself
+                if folder.manifest():
+                    folder.update(status=status.get(type(error), "failed"), message=str(error) or type(error).__name__)
+            if _cannot_write(error):
+                raise UserError(
+                    f"cannot write to {folder.path}: {error}; earlier checkpoints are intact: make room and run the "
+                    "same command again"
+                ) from None
             raise
-        except Diverged as error:
-            folder.update(status="diverged", message=str(error))
-            raise
-        except KeyboardInterrupt:
-            folder.update(status="interrupted", message="stopped at once by a second Ctrl-C")
-            raise
-        except Exception as error:
-            if folder.manifest():
-                folder.update(status="failed", message=f"{type(error).__name__}: {error}")
-            raise
+
+
+def _cannot_write(error: BaseException) -> bool:
+    """Whether the disk is full or read-only, a limit was reached, or a quota used up."""
+    from safetensors import SafetensorError
+
+    if isinstance(error, SafetensorError):
+        return "os error" in str(error)
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class Job:
