@@ -137,7 +137,7 @@ def unpadded(batch: Batch) -> list[tuple[list[int], list[int] | None]]:
 @given(lengths_of, st.booleans(), st.booleans(), st.integers(0, 5))
 def test_collate_pads_behind_the_tokens(lengths: list[int], types: bool, scores: bool, extra: int) -> None:
     split = encoded(lengths, types=types, scores=scores)
-    rows = np.arange(len(lengths))[::-1]
+    rows = np.arange(len(lengths))[::-1].copy()
     batch = collate(split, rows, length=max(lengths) + extra if extra else None)
     assert batch.input_ids.shape == batch.attention_mask.shape == (len(lengths), max(lengths) + extra)
     for (ids, kinds), number in zip(unpadded(batch), rows, strict=True):

@@ -24,7 +24,9 @@ def test_the_151_labels_end_with_out_of_scope() -> None:
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize(("split", "rows", "outside"), [("train", 15250, 250), ("dev", 3100, 100), ("test", 5500, 1000)])
+@pytest.mark.parametrize(
+    ("split", "rows", "outside"), [("train", 15250, 250), ("dev", 3100, 100), ("test", 5500, 1000)]
+)
 def test_every_split_equals_the_published_lists(data_dir: Path, split: str, rows: int, outside: int) -> None:
     spec = get_task("clinc150")
     examples = spec.load(split, str(data_dir))

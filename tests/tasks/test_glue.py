@@ -82,7 +82,15 @@ def write_rte(folder: Path, content: bytes, name: str = "dev.tsv") -> Path:
 @pytest.mark.real_data
 @pytest.mark.parametrize(("task", "folder", "split", "rows", "a", "b", "label", "header"), REAL)
 def test_real_file_equals_its_raw_lines(
-    glue_dir: Path, task: str, folder: str, split: str, rows: int, a: int, b: int | None, label: int | None, header: bool
+    glue_dir: Path,
+    task: str,
+    folder: str,
+    split: str,
+    rows: int,
+    a: int,
+    b: int | None,
+    label: int | None,
+    header: bool,
 ) -> None:
     spec = get_task(task)
     path = spec.path(split, str(glue_dir))
@@ -273,7 +281,9 @@ def test_any_sentence_survives_a_tsv_file(rows: list[tuple[str, str, str]]) -> N
 @settings(max_examples=60, deadline=None)
 @given(
     lines=st.lists(
-        st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"]), max_size=30), min_size=1, max_size=8
+        st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"]), max_size=30),
+        min_size=1,
+        max_size=8,
     ),
     mark=st.booleans(),
     crlf=st.booleans(),

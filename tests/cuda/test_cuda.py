@@ -1,0 +1,172 @@
+"""`kd` and `finetune` on an NVIDIA GPU give what they give on the CPU; bf16, resuming, no waiting for the device."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kdbert.data.batches import collate
+from kdbert.training.forward import StudentWithMethod
+from kdbert.training.loop import FiniteWatch, build_optimizer, forward_backward
+from kdbert.training.precision import has_bf16_units
+from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher
+from small_run import BATCH, Parts, Setting, assert_same_gradients, build, gradients, make_teacher
+
+DEVICE = "cuda"
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no CUDA device (torch.cuda.is_available() is False): CUDA not run here"
+)
+# Bit for bit the same weights on CUDA need these two, as in the PyTorch notes on reproducibility: the variable
+# before cuBLAS is first used, and torch.use_deterministic_algorithms(True), which the fixture `deterministic` sets.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+BF16_TOLERANCE = 0.02  # relative, of the loss; as on the CPU
+
+
+@pytest.fixture(scope="module")
+def setting(tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    """Task, teacher and student."""
+    return Setting(*custom_files, make_teacher(tmp_path_factory.mktemp("teacher")), tiny_bert)
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """Only kernels that give the same bits every time."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def on_cpu(parts: Parts) -> tuple[StudentWithMethod, LiveTeacher | None]:
+    """Copies of student, method and teacher on the CPU."""
+    teacher = None
+    if parts.job.teachers:
+        model = copy.deepcopy(parts.job.teachers[0]).cpu()
+        teacher = LiveTeacher(model, parts.job.plan.teacher_permutations[0], "fp32")
+    return copy.deepcopy(parts.module).cpu(), teacher
+
+
+def loss_and_gradients(
+    module: nn.Module, teacher: Teacher | None, parts: Parts, device: str
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """One batch, forward and backward, on a device."""
+    module.train()
+    batch = collate(parts.data, np.arange(BATCH)).to(torch.device(device))
+    terms = module(batch, [teacher.outputs(batch)] if teacher else [])
+    terms.total.backward()
+    return terms.total.item(), gradients(module)
+
+
+@pytest.mark.parametrize("method", ["kd", "finetune"])
+def test_fp32_loss_and_gradients_are_those_of_the_cpu(setting: Setting, tmp_path: Path, method: str) -> None:
+    parts = build(setting.recipe(tmp_path, dropout=0.0, precision="fp32", **{"method.name": method}))
+    assert parts.accelerator.device.type == DEVICE
+    module, teacher = on_cpu(parts)
+    loss, expected = loss_and_gradients(module, teacher, parts, "cpu")
+    live = parts.live_teacher() if method == "kd" else None
+    cuda_loss, actual = loss_and_gradients(parts.module, live, parts, DEVICE)
+    assert cuda_loss == pytest.approx(loss, rel=1e-4)
+    assert_same_gradients(actual, expected, rtol=1e-4, floor=1e-5)
+
+
+@pytest.mark.parametrize("method", ["kd", "finetune"])
+def test_bf16_is_close_to_fp32(setting: Setting, tmp_path: Path, method: str) -> None:
+    if not has_bf16_units(torch.device(DEVICE)):
+        pytest.skip("this device does not multiply bfloat16")
+    found = {}
+    for precision in ("fp32", "bf16"):
+        parts = build(setting.recipe(tmp_path, dropout=0.0, precision=precision, **{"method.name": method}))
+        live = parts.live_teacher() if method == "kd" else None
+        found[precision] = loss_and_gradients(parts.module, live, parts, DEVICE)
+        assert {p.dtype for p in parts.module.parameters()} == {torch.float32}
+    (loss, expected), (half_loss, actual) = found["fp32"], found["bf16"]
+    assert half_loss != loss
+    assert half_loss == pytest.approx(loss, rel=BF16_TOLERANCE)
+    flat = [torch.cat([grads[name].flatten() for name in expected]) for grads in (actual, expected)]
+    assert torch.nn.functional.cosine_similarity(*flat, dim=0) > 0.99
+
+
+def test_stored_and_live_teacher_agree(setting: Setting, tmp_path: Path) -> None:
+    parts = build(setting.recipe(tmp_path, precision="fp32"))
+    batch = collate(parts.data, np.arange(BATCH)).to(torch.device(DEVICE))
+    stored, live = parts.stored_teacher().outputs(batch).logits, parts.live_teacher().outputs(batch).logits
+    assert stored.device.type == live.device.type == DEVICE
+    torch.testing.assert_close(stored, live, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("selection", ["last", "best"])
+@pytest.mark.usefixtures("deterministic")
+def test_stopped_and_continued_ends_with_the_same_weights(
+    setting: Setting, kdbert: Any, tmp_path: Path, selection: str
+) -> None:
+    changes = {"epochs": 4, "checkpoint_steps": 3, "selection": selection}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert kdbert(*setting.words(whole, **changes)).code == 0
+
+    def stop() -> None:
+        while not list(stopped.glob("checkpoints/step-*")):
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    watcher = threading.Thread(target=stop, daemon=True)
+    watcher.start()
+    words = setting.words(stopped, **changes)
+    ended = kdbert(*words)
+    watcher.join()
+    assert ended.code == 143, ended.err
+    ended = kdbert(*words)
+    assert ended.code == 0, ended.err
+    assert "continuing from step" in ended.err
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (whole, stopped)]
+    assert weights[0] == weights[1]
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    """Whatever the test ends with, waiting for the device is allowed again after it."""
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("kind", ["live teacher", "stored teacher", "no teacher"])
+def test_no_step_waits_for_the_device(setting: Setting, tmp_path: Path, kind: str, accumulation: int) -> None:
+    method = "finetune" if kind == "no teacher" else "kd"
+    parts = build(setting.recipe(tmp_path, precision="auto", **{"method.name": method}))
+    teachers: list[LiveTeacher | StoredTeacher] = []
+    if kind == "live teacher":
+        teachers = [parts.live_teacher()]
+    elif kind == "stored teacher":
+        teachers = [parts.stored_teacher()]
+    module = parts.module.train()
+    optimizer = build_optimizer(module, parts.recipe.train)
+    watch = FiniteWatch(parts.accelerator.device)
+
+    def one_step(step: int) -> None:
+        terms = forward_backward(
+            module, parts.data, np.arange(BATCH), teachers, parts.accelerator,
+            accumulation=accumulation, seed=1, step=step,
+        )  # fmt: skip
+        norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        watch.see(step, {**terms.terms, "gradient": norm})
+
+    one_step(0)  # libraries are loaded and optimiser states made at the first step
+    torch.cuda.set_sync_debug_mode("error")
+    for step in (1, 2, 3):
+        one_step(step)
+    torch.cuda.set_sync_debug_mode("default")
+    watch.check(tmp_path)

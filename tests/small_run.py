@@ -1,0 +1,184 @@
+"""What the tests of the loop share: a small distillation by `kd`, as a recipe, as command words, and as objects."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from kdbert.data.encode import Encoded
+from kdbert.plan import Plan, resolve_distill
+from kdbert.recipe import Recipe
+from kdbert.training.forward import StudentWithMethod, predict
+from kdbert.training.job import Job
+from kdbert.training.teacher import LiveTeacher, StoredTeacher
+
+ROWS, BATCH = 203, 16  # 12 full batches and one of 11
+STEPS_PER_EPOCH = 13
+
+
+def make_teacher(folder: Path) -> Path:
+    """A random classifier whose logits differ between examples by several units, so that the soft term weighs in."""
+    from transformers import AutoModelForSequenceClassification
+
+    from conftest import make_bert
+
+    make_bert(folder, base=False, labels=["negative", "positive"], seed=1)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        model.bert.pooler.dense.weight.mul_(30)
+        model.classifier.weight.mul_(30)
+    model.save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The files of the small task, its teacher, and what the student is cut from."""
+
+    train: Path
+    dev: Path
+    teacher: Path
+    student: Path
+
+    def keys(self, **changes: Any) -> dict[str, Any]:
+        """Recipe keys: two layers of the student, batch 16, one epoch; `changes` are keys of `train`, or dotted."""
+        keys = {
+            "task.name": "custom",
+            "task.train_file": str(self.train),
+            "task.dev_file": str(self.dev),
+            "task.max_length": 64,
+            "teachers": [{"model": str(self.teacher)}],
+            "student.model": str(self.student),
+            "student.layers": 2,
+            "method.name": "kd",
+            "train.batch_size": BATCH,
+            "train.epochs": 1,
+            "train.learning_rate": 1e-3,
+            "train.logging_steps": 1,
+        }
+        return {**keys, **{key if "." in key else f"train.{key}": value for key, value in changes.items()}}
+
+    def words(self, output_dir: Path, **changes: Any) -> list[str]:
+        """The same as words of the command line."""
+        keys = self.keys(**changes)
+        keys.pop("teachers")
+        sets = [word for key, value in keys.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+        return ["distill", "--teacher", str(self.teacher), "--no-baseline", "--output-dir", str(output_dir), *sets]
+
+    def recipe(self, output_dir: Path, **changes: Any) -> Recipe:
+        """The same as a resolved recipe."""
+        return resolve_distill(Recipe.build(flags={**self.keys(**changes), "output.dir": str(output_dir)}))
+
+
+@dataclass
+class Parts:
+    """What `train` and `forward_backward` work on, built as a run builds it."""
+
+    recipe: Recipe
+    job: Job
+
+    @property
+    def module(self) -> StudentWithMethod:
+        """Student and method."""
+        return self.job.module
+
+    @property
+    def data(self) -> Encoded:
+        """The tokenised training split."""
+        return self.job.encoded["train"]
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """Device and processes."""
+        return self.job.accelerator
+
+    def live_teacher(self) -> LiveTeacher:
+        """The teacher, run on each batch."""
+        return LiveTeacher(self.job.teachers[0], self.job.plan.teacher_permutations[0], self.job.precision)
+
+    def stored_teacher(self) -> StoredTeacher:
+        """The teacher's logits, computed once."""
+        logits = predict(
+            self.job.teachers[0],
+            self.data,
+            batch_size=64,
+            precision=self.job.precision,
+            accelerator=self.accelerator,
+        )
+        return StoredTeacher(logits, self.job.plan.teacher_permutations[0], self.accelerator.device)
+
+
+def build(recipe: Recipe) -> Parts:
+    """Load everything that a recipe names."""
+    return Parts(recipe, Job(Plan(recipe)))
+
+
+def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the gradient of every trained parameter; afterwards there are none."""
+    found = {
+        name: parameter.grad.detach().cpu().clone()
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None
+    }
+    module.zero_grad(set_to_none=True)
+    return found
+
+
+def assert_same_gradients(
+    actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], rtol: float, floor: float = 1e-6
+) -> None:
+    """Compare elementwise; below `floor` times the largest gradient of the model a difference is rounding.
+
+    (The gradient of a key bias, for one, is zero by theory and some 1e-9 in float32.)
+    """
+    assert actual.keys() == expected.keys()
+    assert expected
+    atol = floor * max(float(value.abs().max()) for value in expected.values())
+    assert atol > 0
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def logged(run: Path, key: str = "loss") -> dict[int, dict[str, float]]:
+    """step -> numbers, of the lines of metrics.jsonl that have `key`."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {line["step"]: line for line in lines if key in line}
+
+
+def predictions(run: Path) -> list[dict[str, Any]]:
+    """Rows of the dev predictions."""
+    return [json.loads(line) for line in (run / "predictions" / "dev.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def ragged_rows(parts: Parts) -> np.ndarray:
+    """The global batch of the first epoch that is not full."""
+    from kdbert.data.batches import epoch_batches
+
+    order = epoch_batches(parts.data.lengths, BATCH, seed=1, epoch=0, bucketing=True)
+    return next(rows for rows in order if len(rows) != BATCH)
+
+
+def run_command(words: list[str], output: Path, file_limit: int | None = None) -> None:
+    """Body of a process that runs the command; what it prints goes to `output`.
+
+    Args:
+        file_limit: no file may grow beyond so many bytes, as on a full disk.
+    """
+    target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    if file_limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    from kdbert.cli import main
+
+    sys.argv = ["kdbert", *words]
+    main()

@@ -1,0 +1,253 @@
+"""The recipe: which source wins, what is refused and how it is said, what makes two runs the same."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdbert import Recipe, UserError
+
+
+def write(folder: Path, text: str) -> Path:
+    """A recipe file."""
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_defaults_then_task_then_file_then_flags_then_set(tmp_path: Path) -> None:
+    rte = Recipe.build(flags={"task.name": "rte"})
+    assert (rte.train.epochs, rte.train.learning_rate, rte.method.name, rte.seed) == (3, 5e-5, "kd", 1)
+    quickstart = Recipe.build()
+    assert quickstart.task.name == "quickstart"
+    assert quickstart.train.epochs == 8  # the task's own default
+    path = write(tmp_path, "task: quickstart\ntrain: {epochs: 5, batch_size: 5, warmup: 0.5}\nseed: 5\n")
+    from_file = Recipe.build(config=path)
+    assert (from_file.train.epochs, from_file.train.batch_size, from_file.seed) == (5, 5, 5)
+    assert from_file.train.learning_rate == quickstart.train.learning_rate  # what the file leaves open
+    flags = {"train.epochs": 6, "train.batch_size": 6, "seed": None}
+    flagged = Recipe.build(config=path, flags=flags)
+    assert (flagged.train.epochs, flagged.train.batch_size, flagged.seed) == (6, 6, 5)
+    both = Recipe.build(config=path, flags=flags, sets=["train.epochs=7", "method.temperature=2"])
+    assert (both.train.epochs, both.train.batch_size, both.train.warmup) == (7, 6, 0.5)
+    assert both.method.temperature == 2  # type: ignore[attr-defined]
+    assert Recipe.build(sets=["seed=1", "seed=2"]).seed == 2
+
+
+def test_a_flag_that_equals_the_general_default_beats_the_tasks_default() -> None:
+    assert Recipe.build(flags={"train.epochs": 3}).train.epochs == 3
+
+
+@pytest.mark.parametrize("method", ["hinton", "KD", "soft-label"])
+def test_aliases_of_a_method_and_a_task_are_one_recipe(method: str) -> None:
+    recipe = Recipe.build(flags={"method.name": method, "task.name": "STS-B"})
+    assert recipe == Recipe.build(flags={"method.name": "kd", "task.name": "stsb"})
+    assert Recipe.of({"method": method, "task": "STS-B"}) == recipe
+
+
+def test_a_recipe_in_python_takes_plain_mappings() -> None:
+    tree = {"task": {"name": "rte"}, "method": {"name": "kd", "alpha": 0.3}, "seed": 4}
+    recipe = Recipe.of(tree)
+    assert recipe.method.alpha == 0.3  # type: ignore[attr-defined]
+    assert recipe.with_({"method.alpha": 0.4, "train.epochs": 9}).train.epochs == 9
+    assert recipe.method.alpha == 0.3  # type: ignore[attr-defined]
+    assert tree["method"] == {"name": "kd", "alpha": 0.3}
+
+
+def test_the_constructor_takes_a_methods_options_too() -> None:
+    recipe = Recipe(task={"name": "rte"}, method={"name": "kd", "alpha": 0.3})  # type: ignore[arg-type]
+    assert recipe == Recipe.of({"task": "rte", "method": {"name": "kd", "alpha": 0.3}})
+    assert Recipe(method="hinton").method.temperature == 5  # type: ignore[arg-type, attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("sets", "told"),
+    [
+        (["train.learning_rat=1e-4"], ["train.learning_rat", "train.learning_rate"]),
+        (["train.epoch=2"], ["train.epoch", "train.epochs"]),
+        (["method.temprature=2"], ["method.temprature", "method.temperature"]),
+        (["trian.epochs=2"], ["trian", "train"]),
+        (["task.name=mnlli"], ["mnlli", "mnli"]),
+        (["method.name=hintn"], ["hintn", "hinton"]),
+        (["student.layer=3"], ["student.layer", "student.layers"]),
+    ],
+)
+def test_the_near_miss_is_suggested(sets: list[str], told: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        Recipe.build(sets=sets)
+    assert repr(told[0]) in str(error.value)
+    assert f"did you mean {told[1]!r}" in str(error.value)
+
+
+def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, "task: {name: rtee}\ntrain: {epochz: 3, batch_size: 0}\n")
+    with pytest.raises(UserError) as error:
+        Recipe.build(
+            config=path,
+            flags={"train.precision": "fp8", "seed": -1, "student.init": "middle"},
+            sets=["method.temprature=3", "method.alpha=2", "train.learning_rate=fast", "colour=red"],
+        )
+    message = str(error.value)
+    for word in (
+        "'rtee'", "train.epochz", "train.batch_size", "train.precision", "'fp8'", "seed", "student.init",
+        "method.temprature", "method.alpha", "train.learning_rate", "'fast'", "'colour'",
+    ):  # fmt: skip
+        assert word in message, word
+    assert "\n" not in message
+
+
+def test_an_unknown_method_does_not_hide_the_other_errors() -> None:
+    with pytest.raises(UserError) as error:
+        Recipe.build(flags={"method.name": "hintn", "train.epochs": 0, "task.name": "rtee"})
+    assert all(word in str(error.value) for word in ("'hintn'", "train.epochs", "'rtee'"))
+
+
+@pytest.mark.parametrize(
+    ("tree", "told"),
+    [
+        ({"student": {"layers": 3, "init": "1,2"}}, "layers is 3, but init names 2"),
+        ({"student": {"init": [1, 1]}}, "once each"),
+        ({"student": {"init": "0,2"}}, "start at 1"),
+        ({"student": {"init": "two"}}, "first, last, even"),
+        ({"train": {"accumulation": 64}}, "accumulation"),
+        ({"train": {"learning_rate": float("nan")}}, "train.learning_rate"),
+        ({"train": {"learning_rate": float("inf")}}, "train.learning_rate"),
+        ({"train": {"dropout": 1.0}}, "train.dropout"),
+        ({"train": 5}, "train"),
+        ({"teachers": [{"labels": ["a"]}]}, "teachers.0.model"),
+        ({"task": {"name": "custom"}}, "--train-file and --dev-file"),
+        ({"task": {"name": "custom", "train_file": "a.csv"}}, "--dev-file"),
+        ({"task": {"name": "rte", "dev_file": "a.csv"}}, "--dev-file goes with --task custom"),
+        ({"method": 5}, "method"),
+        ({"method": {"name": "finetune", "temperature": 2}}, "method.temperature"),
+        ({"method": {"variant": "orginal"}}, "method.variant"),
+    ],
+)
+def test_what_cannot_be_is_refused(tree: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError) as error:
+        Recipe.of(tree)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["train.epochs", "=3", "train.epochs: 3"])
+def test_a_set_without_key_or_value_says_what_is_expected(text: str) -> None:
+    with pytest.raises(UserError, match="expected key=value"):
+        Recipe.build(sets=[text])
+
+
+@pytest.mark.parametrize(
+    ("value", "init"),
+    [("1,3,5", [1, 3, 5]), (" 2 , 4", [2, 4]), ("3", [3]), ([1, 2], [1, 2]), ("even", "even"), (2, [2])],
+)
+def test_layer_numbers_in_every_spelling(value: Any, init: Any) -> None:
+    assert Recipe.of({"student": {"init": value}}).student.init == init
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    epochs=st.integers(1, 10**6),
+    rate=st.floats(1e-12, 10, allow_nan=False),
+    alpha=st.floats(0, 1),
+    temperature=st.floats(1e-3, 1e3),
+    schedule=st.sampled_from(["linear", "constant", "cosine"]),
+    seed=st.integers(0, 2**63),
+    folder=st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
+    labels=st.none() | st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=3),
+    init=st.sampled_from(["first", "last", "even"]) | st.lists(st.integers(1, 24), min_size=1, max_size=5, unique=True),
+)
+def test_a_recipe_survives_its_yaml(
+    epochs: int, rate: float, alpha: float, temperature: float, schedule: str, seed: int, folder: str,
+    labels: list[str] | None, init: Any,
+) -> None:  # fmt: skip
+    recipe = Recipe.of({
+        "task": {"name": "stsb", "data_dir": folder},
+        "teachers": [{"model": f"runs/{folder}", "labels": labels}],
+        "student": {"model": "bert", "init": init},
+        "method": {"name": "kd", "alpha": alpha, "temperature": temperature},
+        "train": {"epochs": epochs, "learning_rate": rate, "schedule": schedule},
+        "seed": seed,
+        "output": {"runs_dir": folder},
+    })  # fmt: skip
+    with tempfile.TemporaryDirectory() as place:
+        assert Recipe.load(write(Path(place), recipe.yaml())) == recipe
+    assert Recipe.of(yaml.safe_load(recipe.yaml())).digest({}) == recipe.digest({})
+
+
+FULL = {
+    "task": {"name": "custom", "train_file": "a/train.csv", "dev_file": "a/dev.csv", "data_dir": "a"},
+    "teachers": [{"model": "runs/teacher"}],
+    "student": {"model": "bert", "layers": 2},
+    "method": {"name": "kd", "alpha": 0.5},
+}
+CONTENT = {
+    "a/train.csv": "T",
+    "b/train.csv": "T",
+    "a/dev.csv": "D",
+    "b/dev.csv": "D",
+    "runs/teacher": "K",
+    "moved/teacher": "K",
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 7},
+        {"output.runs_dir": "elsewhere"},
+        {"output.dir": "this/very/one"},
+        {"output.keep_checkpoints": True},
+        {"output.tracker": ["wandb"]},
+        {"task.data_dir": "b"},
+        {"task.train_file": "b/train.csv", "task.dev_file": "b/dev.csv"},
+        {"teachers": [{"model": "moved/teacher"}]},
+        {"train.eval_batch_size": 3},
+        {"train.logging_steps": 1},
+        {"train.checkpoint_steps": 9},
+    ],
+)
+def test_places_seed_and_output_do_not_make_another_experiment(changes: dict[str, Any]) -> None:
+    recipe = Recipe.of(FULL)
+    assert recipe.with_(changes).digest(CONTENT) == recipe.digest(CONTENT)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method.alpha": 0.4},
+        {"method.temperature": 4.0},
+        {"method.variant": "original"},
+        {"train.learning_rate": 1e-4},
+        {"train.epochs": 4},
+        {"train.batch_size": 8},
+        {"train.precision": "fp32"},
+        {"train.bucketing": False},
+        {"student.layers": 3},
+        {"student.init": "last"},
+        {"task.max_length": 32},
+        {"task.max_train_examples": 100},
+        {"task.label_column": "label"},
+        {"teachers": [{"model": "runs/teacher", "labels": ["b", "a"]}]},
+        {"teachers": [{"model": "runs/other"}]},
+    ],
+)
+def test_what_decides_a_number_makes_another_experiment(changes: dict[str, Any]) -> None:
+    recipe = Recipe.of(FULL)
+    assert recipe.with_(changes).digest(CONTENT) != recipe.digest(CONTENT)
+
+
+def test_other_content_at_the_same_place_makes_another_experiment() -> None:
+    recipe = Recipe.of(FULL)
+    for path in ("a/train.csv", "a/dev.csv", "runs/teacher"):
+        assert recipe.digest({**CONTENT, path: "changed"}) != recipe.digest(CONTENT)
+
+
+def test_the_digest_is_eight_hex_digits() -> None:
+    digest = Recipe.of(FULL).digest(CONTENT)
+    assert len(digest) == 8
+    assert int(digest, 16) >= 0

@@ -1,0 +1,913 @@
+"""Wrong input: one sentence that names the thing, exit code 2, no traceback, nothing left behind.
+
+Each case is a function that makes what it needs in an empty working folder and returns the command line;
+its decorator says what the sentence must hold.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import VOCABULARY, make_bert
+
+Words = list[Any]
+
+
+@dataclass
+class World:
+    """What a case may use: an empty working folder, good files, good models."""
+
+    here: Path
+    train: Path
+    dev: Path
+    bert: Path
+    models: Path
+
+    def write(self, name: str, content: str | bytes) -> Path:
+        """A file in the working folder."""
+        path = self.here / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    def finetune(self, *words: Any, train: Path | None = None, dev: Path | None = None) -> Words:
+        """Fine-tuning on custom files: right but for `words`."""
+        files = ["--train-file", train or self.train, "--dev-file", dev or self.dev]
+        return ["finetune-teacher", "--task", "custom", *files, "--model", self.bert, "--max-length", 32, *words]
+
+    def distill(self, *words: Any) -> Words:
+        """Distillation of the good teacher on the good files: right but for `words`."""
+        if "--teacher" not in words:
+            words = ("--teacher", self.models / "teacher", *words)
+        if "--max-length" not in words:
+            words = ("--max-length", 32, *words)
+        return [
+            "distill",
+            "--method",
+            "kd",
+            "--task",
+            "custom",
+            "--train-file",
+            self.train,
+            "--dev-file",
+            self.dev,
+            *words,
+        ]
+
+    def rte(self, train: str | bytes | None = None, dev: str | bytes | None = None, *words: Any) -> Words:
+        """Fine-tuning on an RTE folder with these bytes instead of good ones."""
+        self.write("glue/RTE/train.tsv", train if train is not None else RTE)
+        self.write("glue/RTE/dev.tsv", dev if dev is not None else RTE)
+        return [
+            "finetune-teacher",
+            "--task",
+            "rte",
+            "--data-dir",
+            "glue",
+            "--model",
+            self.bert,
+            "--max-length",
+            32,
+            *words,
+        ]
+
+
+RTE = "index\tsentence1\tsentence2\tlabel\n" + "".join(
+    f"{i}\tthe cat {i}\ta dog\t{'not_' * (i % 2)}entailment\n" for i in range(6)
+)
+
+
+@dataclass
+class Case:
+    """One wrong invocation."""
+
+    name: str
+    build: Callable[[World], Words]
+    told: tuple[str, ...]
+    usage: bool = False
+    marks: list[pytest.MarkDecorator] = field(default_factory=list)
+
+
+CASES: list[Case] = []
+
+
+def wrong(*told: str, usage: bool = False) -> Callable[[Callable[[World], Words]], Callable[[World], Words]]:
+    """Register a case whose message holds all of `told`; `usage`: refused by the argument parser."""
+
+    def register(build: Callable[[World], Words]) -> Callable[[World], Words]:
+        CASES.append(Case(build.__name__, build, told, usage))
+        return build
+
+    return register
+
+
+def table(told: dict[str, tuple[Words, tuple[str, ...]]], start: Callable[[World], Words], usage: bool = False) -> None:
+    """Register cases that differ by some words after `start`."""
+    for name, (words, parts) in told.items():
+        CASES.append(Case(name, lambda world, words=words: [*start(world), *words], parts, usage))  # type: ignore[misc]
+
+
+# ---- recipe and flags
+
+table(
+    {
+        "unknown_task": (["--task", "rtee"], ("'rtee'", "did you mean 'rte'")),
+        "unknown_method": (["--method", "hintn"], ("'hintn'", "did you mean 'hinton'")),
+        "unknown_key": (["--set", "train.learning_rat=1"], ("train.learning_rat", "train.learning_rate")),
+        "unknown_section": (["--set", "trane.epochs=1"], ("'trane'", "'train'")),
+        "unknown_method_option": (["--set", "method.temprature=1"], ("method.temprature", "method.temperature")),
+        "unknown_precision": (["--precision", "fp8"], ("train.precision", "'fp8'", "'bf16'")),
+        "unknown_variant": (["--variant", "orginal"], ("method.variant", "'orginal'")),
+        "unknown_schedule": (["--set", "train.schedule=step"], ("train.schedule", "'linear'")),
+        "no_epochs": (["--epochs", 0], ("train.epochs", "0")),
+        "empty_batch": (["--batch-size", 0], ("train.batch_size",)),
+        "negative_rate": (["--learning-rate", -1], ("train.learning_rate",)),
+        "rate_not_a_number": (["--learning-rate", "nan"], ("train.learning_rate",)),
+        "negative_seed": (["--seed", -1], ("seed",)),
+        "zero_temperature": (["method.temperature=0"], ("method.temperature",)),
+        "alpha_above_one": (["method.alpha=1.5"], ("method.alpha",)),
+        "tiny_length": (["--max-length", 2], ("task.max_length",)),
+        "set_without_value": (["--set", "train.epochs"], ("train.epochs", "key=value")),
+        "set_bad_yaml": (["--set", "train.epochs=[1"], ("train.epochs=[1", "YAML")),
+        "set_into_a_value": (["--set", "seed.more=1"], ("seed",)),
+        "accumulation_beyond_batch": (["train.accumulation=64"], ("accumulation (64)", "batch_size (32)")),
+        "student_init_word": (["--student-init", "middle"], ("student.init", "first, last, even")),
+        "student_init_zero": (["--student-init", "0,1"], ("student", "start at 1")),
+        "student_init_twice": (["--student-init", "1,1"], ("student", "once each")),
+        "layers_against_init": (["--student-layers", 3, "--student-init", "1,2"], ("layers is 3", "2 layers")),
+        "unknown_tracker": (["--tracker", "weights-and-biases"], ("weights-and-biases",)),
+        "train_file_of_a_glue_task": (["--task", "rte", "--train-file", "a.csv"], ("--train-file", "--task custom")),
+        "custom_without_dev_file": (["--task", "custom", "--train-file", "a.csv"], ("custom", "--dev-file")),
+        "custom_without_files": (["--task", "custom"], ("--train-file and --dev-file",)),
+        "several_at_once": (
+            ["--task", "rtee", "--epochs", 0, "--set", "colour=red"],
+            ("'rtee'", "train.epochs", "'colour'"),
+        ),
+    },
+    lambda world: ["distill"],
+)
+table(
+    {
+        "unknown_command": (["distil"], ("distil",)),
+        "unknown_flag": (["distill", "--temperature", "3"], ("--temperature",)),
+        "flag_without_value": (["distill", "--seed"], ("--seed",)),
+        "seed_a_word": (["distill", "--seed", "one"], ("--seed", "integer")),
+        "epochs_a_half": (["distill", "--epochs", "1.5"], ("--epochs", "integer")),
+        "teacher_labels_alone": (["distill", "--teacher-labels", "a,b"], ("--teacher-labels", "--teacher")),
+        "evaluate_nothing": (["evaluate"], ("Missing argument",)),
+        "evaluate_batch_size": (["evaluate", "x", "--batch-size", "0"], ("--batch-size",)),
+    },
+    lambda world: [],
+    usage=True,
+)
+table(
+    {
+        "methods_show_unknown": (["methods", "show", "hintn"], ("'hintn'", "did you mean 'hinton'")),
+        "data_describe_unknown": (["data", "describe", "clink150"], ("'clink150'", "did you mean 'clinc150'")),
+        "data_verify_unknown": (["data", "verify", "clink150"], ("'clink150'",)),
+        "data_verify_custom": (["data", "verify", "custom"], ("custom",)),
+        "data_verify_missing_files": (["data", "verify", "rte", "--data-dir", "nowhere"], ("3 of 3 splits", "'rte'")),
+    },
+    lambda world: [],
+)
+
+
+@wrong("none.yaml", "check the path")
+def config_missing(world: World) -> Words:
+    return ["distill", "--config", "none.yaml"]
+
+
+@wrong("recipes")
+def config_is_a_folder(world: World) -> Words:
+    (world.here / "recipes").mkdir()
+    return ["distill", "--config", "recipes"]
+
+
+def config(content: str | bytes) -> Callable[[World], Words]:
+    """A recipe file with this content."""
+    return lambda world: ["distill", "--config", world.write("recipe.yaml", content)]
+
+
+for name, content, told in (
+    ("config_bad_yaml", "train: {epochs: 3\nseed: 1", ("recipe.yaml", "not valid YAML")),
+    ("config_empty", "", ("recipe.yaml", "not a recipe")),
+    ("config_list", "- train\n- task\n", ("recipe.yaml", "not a recipe")),
+    ("config_not_utf8", b"task: caf\xe9\n", ("recipe.yaml",)),
+    ("config_unknown_key", "train: {epochz: 3}\n", ("train.epochz", "train.epochs")),
+    ("config_wrong_kind", "train: 5\n", ("train",)),
+    ("config_method_wrong_kind", "method: [kd]\n", ("method",)),
+    ("config_teacher_wrong_kind", "teachers: runs/teacher\n", ("teachers",)),
+    ("config_number_as_key", "train: {1: 2}\n", ("train",)),
+    ("config_bottomless", "&a [*a]\n", ("recipe.yaml",)),
+):
+    CASES.append(Case(name, config(content), told))
+for name, words in {
+    "config_scalar_task": "task: 5\n",
+    "config_null_method": "method: {name: null}\n",
+    "config_date_as_seed": "seed: 2024-01-01\n",
+    "config_infinite_rate": "train: {learning_rate: .inf}\n",
+}.items():
+    CASES.append(Case(name, config(words), (words.split(":")[0],)))
+
+
+# ---- models
+
+
+@wrong("nowhere/model", "check the path")
+def model_missing(world: World) -> Words:
+    return world.finetune("--model", "./nowhere/model")
+
+
+@wrong("nowhere", "check the path")
+def teacher_missing(world: World) -> Words:
+    return world.distill("--teacher", world.here / "nowhere")
+
+
+@wrong("no-such-owner/no-such-bert", "Hugging Face Hub")
+def model_missing_on_the_hub(world: World) -> Words:
+    return world.finetune("--model", "no-such-owner/no-such-bert")
+
+
+@wrong("~nobody-of-that-name/model")
+def model_of_an_unknown_user(world: World) -> Words:
+    return world.finetune("--model", "~nobody-of-that-name/model")
+
+
+@wrong("weights.bin", "is a file")
+def model_is_a_file(world: World) -> Words:
+    return world.finetune("--model", world.write("weights.bin", "x"))
+
+
+@wrong("which model", "--model")
+def model_not_named(world: World) -> Words:
+    return ["finetune-teacher", "--task", "rte"]
+
+
+@wrong("empty-folder", "no model")
+def folder_without_model(world: World) -> Words:
+    world.write("empty-folder/notes.txt", "nothing")
+    return world.distill("--student", "empty-folder")
+
+
+def copied(world: World, source: str = "bert") -> Path:
+    """A copy of a good model, to be spoiled."""
+    return Path(shutil.copytree(world.bert if source == "bert" else world.models / source, world.here / "spoiled"))
+
+
+@wrong("spoiled", "no weights")
+def model_without_weights(world: World) -> Words:
+    folder = copied(world)
+    (folder / "model.safetensors").unlink()
+    return world.finetune("--model", folder)
+
+
+@wrong("spoiled", "config.json")
+def model_with_damaged_config(world: World) -> Words:
+    folder = copied(world)
+    (folder / "config.json").write_text('{"model_type": "bert"', encoding="utf-8")
+    return world.finetune("--model", folder)
+
+
+@wrong("spoiled")
+def model_with_foreign_config(world: World) -> Words:
+    folder = copied(world)
+    (folder / "config.json").write_text('{"colour": "red"}', encoding="utf-8")
+    return world.finetune("--model", folder)
+
+
+@wrong("spoiled")
+def model_without_tokenizer(world: World) -> Words:
+    folder = copied(world)
+    for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"):
+        (folder / name).unlink(missing_ok=True)
+    return world.finetune("--model", folder)
+
+
+@wrong("spoiled", "damaged")
+def student_weights_cut_in_half(world: World) -> Words:
+    weights = copied(world) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    return world.finetune("--model", "spoiled")
+
+
+@wrong("spoiled", "damaged")
+def student_weights_overwritten(world: World) -> Words:
+    (copied(world) / "model.safetensors").write_bytes(b"not at all what was here before" * 9)
+    return world.finetune("--model", "spoiled")
+
+
+@wrong("spoiled", "damaged")
+def teacher_weights_cut_in_half(world: World) -> Words:
+    weights = copied(world, "teacher") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return world.distill("--teacher", "spoiled", "--student", world.bert)
+
+
+@wrong("unfinished", "not finished", "running")
+def unfinished_run_as_teacher(world: World) -> Words:
+    world.write("unfinished/run.json", '{"status": "running"}')
+    return world.distill("--teacher", "unfinished")
+
+
+@wrong("broken-run", "run.json", "damaged")
+def damaged_run_as_teacher(world: World) -> Words:
+    world.write("broken-run/run.json", '{"status": "fini')
+    return world.distill("--teacher", "broken-run")
+
+
+# ---- files
+
+
+def both(spoil: Callable[[World], Path]) -> None:
+    """Register a faulty file as the training file and as the dev file."""
+    name = spoil.__name__
+    told = WANTED[name]
+    CASES.append(Case(f"train_{name}", lambda world: world.finetune(train=spoil(world)), told))
+    CASES.append(Case(f"dev_{name}", lambda world: world.finetune(dev=spoil(world)), told))
+
+
+WANTED = {
+    "missing": ("bad.csv", "check the path"),
+    "empty": ("bad.csv", "empty"),
+    "header_only": ("bad.csv", "no examples"),
+    "half_a_gzip": ("bad.csv.gz", "truncated"),
+    "no_gzip": ("bad.csv.gz",),
+    "open_quote": ("bad.csv, line 3", "quote"),
+    "too_few_columns": ("bad.tsv, line 3", "1 columns", "2"),
+    "too_many_columns": ("bad.csv, line 2", "3 columns", "2"),
+    "not_utf8": ("bad.csv, line 3", "UTF-8", "0xe9"),
+    "half_a_json_line": ("bad.jsonl, line 2", "JSON"),
+    "json_of_lists": ("bad.jsonl, line 1", "JSON object"),
+    "half_a_parquet": ("bad.parquet", "parquet"),
+    "unknown_kind": ("bad.xlsx", "format"),
+    "foreign_folder": ("bad", "save_to_disk"),
+    "half_a_saved_dataset": ("bad",),
+    "missing_label_column": ("bad.csv", "label"),
+    "missing_label": ("bad.csv, line 3", "label is missing"),
+    "null_label": ("bad.jsonl, line 2", "label is missing"),
+    "number_as_text": ("bad.jsonl, line 2", "'text'", "no text"),
+    "null_text": ("bad.jsonl, line 1", "'text'", "no text"),
+    "half_a_character": ("bad.jsonl",),
+    "column_twice": ("bad.csv, line 1", "twice"),
+}
+
+
+@both
+def missing(world: World) -> Path:
+    return world.here / "bad.csv"
+
+
+@both
+def empty(world: World) -> Path:
+    return world.write("bad.csv", "")
+
+
+@both
+def header_only(world: World) -> Path:
+    return world.write("bad.csv", "text,label\n")
+
+
+@both
+def half_a_gzip(world: World) -> Path:
+    packed = gzip.compress(world.train.read_bytes())
+    return world.write("bad.csv.gz", packed[: len(packed) // 2])
+
+
+@both
+def no_gzip(world: World) -> Path:
+    return world.write("bad.csv.gz", world.train.read_bytes())
+
+
+@both
+def open_quote(world: World) -> Path:
+    return world.write("bad.csv", 'text,label\ngood,positive\n"bad,negative\npoor,negative\n')
+
+
+@both
+def too_few_columns(world: World) -> Path:
+    return world.write("bad.tsv", "text\tlabel\ngood\tpositive\nbad\n")
+
+
+@both
+def too_many_columns(world: World) -> Path:
+    return world.write("bad.csv", "text,label\ngood, very good,positive\nbad,negative\n")
+
+
+@both
+def not_utf8(world: World) -> Path:
+    return world.write("bad.csv", b"text,label\ngood,positive\ncaf\xe9,negative\n")
+
+
+@both
+def half_a_json_line(world: World) -> Path:
+    return world.write("bad.jsonl", '{"text": "good", "label": "positive"}\n{"text": "ba')
+
+
+@both
+def json_of_lists(world: World) -> Path:
+    return world.write("bad.jsonl", '["good", "positive"]\n["bad", "negative"]\n')
+
+
+@both
+def half_a_parquet(world: World) -> Path:
+    import pyarrow.parquet
+
+    rows = [{"text": f"words {i}", "label": "positive" if i % 2 else "negative"} for i in range(50)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), world.here / "bad.parquet")
+    whole = (world.here / "bad.parquet").read_bytes()
+    return world.write("bad.parquet", whole[: len(whole) // 2])
+
+
+@both
+def unknown_kind(world: World) -> Path:
+    return world.write("bad.xlsx", "text,label\ngood,positive\n")
+
+
+@both
+def foreign_folder(world: World) -> Path:
+    return world.write("bad/notes.txt", "nothing").parent
+
+
+@both
+def half_a_saved_dataset(world: World) -> Path:
+    import datasets
+
+    rows = [{"text": f"words {i}", "label": "positive" if i % 2 else "negative"} for i in range(50)]
+    datasets.Dataset.from_list(rows).save_to_disk(str(world.here / "bad"))
+    arrow = next((world.here / "bad").glob("*.arrow"))
+    arrow.write_bytes(arrow.read_bytes()[:300])
+    return world.here / "bad"
+
+
+@both
+def missing_label_column(world: World) -> Path:
+    return world.write("bad.csv", "text,id,remark\ngood,1,x\nbad,2,y\n")
+
+
+@both
+def missing_label(world: World) -> Path:
+    return world.write("bad.csv", "text,label\ngood,positive\nbad,\npoor,negative\n")
+
+
+@both
+def null_label(world: World) -> Path:
+    return world.write(
+        "bad.jsonl",
+        '{"text": "a", "label": "positive"}\n{"text": "b", "label": null}\n{"text": "c", "label": "negative"}\n',
+    )
+
+
+@both
+def number_as_text(world: World) -> Path:
+    return world.write("bad.jsonl", '{"text": "a", "label": "positive"}\n{"text": 7, "label": "negative"}\n')
+
+
+@both
+def null_text(world: World) -> Path:
+    return world.write("bad.jsonl", '{"text": null, "label": "positive"}\n{"text": "b", "label": "negative"}\n')
+
+
+@both
+def half_a_character(world: World) -> Path:
+    return world.write(
+        "bad.jsonl", '{"text": "a \\ud83d b", "label": "positive"}\n{"text": "b", "label": "negative"}\n'
+    )
+
+
+@both
+def column_twice(world: World) -> Path:
+    return world.write("bad.csv", "text,label,label\ngood,positive,x\nbad,negative,x\n")
+
+
+# ---- columns and labels
+
+table(
+    {
+        "label_column_missing": (["--label-column", "lable"], ("train.csv", "'lable'", "did you mean 'label'")),
+        "text_column_missing": (["--text-columns", "sentence"], ("train.csv", "'sentence'", "text, label")),
+        "three_text_columns": (["--text-columns", "text,text,text"], ("--text-columns", "one or two")),
+        "text_as_label": (
+            ["--label-column", "text", "--text-columns", "label"],
+            ("train.csv", "'text'", "different labels"),
+        ),
+    },
+    lambda world: world.finetune(),
+)
+
+
+@wrong("train.csv", "one label only", "'positive'")
+def one_class_only(world: World) -> Words:
+    return world.finetune(train=world.write("train.csv", "text,label\ngood,positive\ngreat,positive\n"))
+
+
+@wrong("dev.csv, line 3", "'neutral'", "negative, positive")
+def label_only_in_dev(world: World) -> Words:
+    return world.finetune(dev=world.write("dev.csv", "text,label\ngood,positive\nmeh,neutral\n"))
+
+
+@wrong("test.csv, line 2", "'positve'", "did you mean 'positive'")
+def label_only_in_test(world: World) -> Words:
+    return world.finetune("--test-file", world.write("test.csv", "text,label\ngood,positve\n"))
+
+
+@wrong("dev.csv, line 2", "'high'", "number")
+def word_among_scores(world: World) -> Words:
+    train = world.write("train.csv", "text,score\na,0.5\nb,1.25\nc,3.0\n")
+    return world.finetune(train=train, dev=world.write("dev.csv", "text,score\na,high\n"))
+
+
+@wrong("same file")
+def dev_is_train(world: World) -> Words:
+    return world.finetune(dev=world.train)
+
+
+@wrong("train.tsv, line 4", "'entails'", "entailment")
+def glue_train_label_outside(world: World) -> Words:
+    return world.rte(train=RTE.replace("2\tthe cat 2\ta dog\tentailment", "2\tthe cat 2\ta dog\tentails"))
+
+
+@wrong("dev.tsv, line 2", "'maybe'", "entailment, not_entailment")
+def glue_dev_label_outside(world: World) -> Words:
+    return world.rte(dev="index\tsentence1\tsentence2\tlabel\n0\ta\tb\tmaybe\n")
+
+
+@wrong("dev.tsv, line 3", "label is missing")
+def glue_label_missing(world: World) -> Words:
+    return world.rte(dev="index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n1\ta\tb\t\n")
+
+
+@wrong("train.tsv, line 7", "2 columns", "4 were expected", "truncated")
+def glue_train_truncated(world: World) -> Words:
+    return world.rte(train=RTE[: RTE.rindex("the cat 5") + 5])
+
+
+@wrong("dev.tsv", "empty")
+def glue_dev_empty(world: World) -> Words:
+    return world.rte(dev="")
+
+
+@wrong("dev.tsv", "no examples")
+def glue_dev_header_only(world: World) -> Words:
+    return world.rte(dev=RTE.splitlines()[0] + "\n")
+
+
+@wrong("train.tsv, line 2", "UTF-8")
+def glue_train_not_utf8(world: World) -> Words:
+    return world.rte(train=RTE.encode().replace(b"cat 0", b"cat \xff"))
+
+
+@wrong("'rte'", "train.tsv", "nowhere", "--data-dir")
+def glue_files_missing(world: World) -> Words:
+    return world.rte(None, None, "--data-dir", "nowhere")
+
+
+@wrong("'rte'", "dev.tsv")
+def glue_dev_missing(world: World) -> Words:
+    words = world.rte()
+    (world.here / "glue/RTE/dev.tsv").unlink()
+    return words
+
+
+@wrong("data_oos_plus.json", "JSON")
+def clinc_truncated(world: World) -> Words:
+    world.write("data/data_oos_plus.json", '{"train": [["hello", "greeting"], ["pay my')
+    return ["finetune-teacher", "--task", "clinc150", "--data-dir", "data", "--model", world.bert]
+
+
+@wrong("'ax'", "no training split", "mnli")
+def ax_has_no_training_split(world: World) -> Words:
+    return ["finetune-teacher", "--task", "ax", "--model", world.bert, "--max-length", 32]
+
+
+@wrong("'ax'", "no training split")
+def ax_cannot_be_distilled(world: World) -> Words:
+    return ["distill", "--task", "ax", "--teacher", world.models / "nli", "--max-length", 32]
+
+
+# ---- teacher and student
+
+
+@wrong("different tokenizers", "teacher", "bert", "vocabulary")
+def tokenizers_disagree(world: World) -> Words:
+    return world.distill("--student", world.models / "other-words")
+
+
+@wrong("different tokenizers")
+def tokenizers_in_another_order(world: World) -> Words:
+    return world.distill("--student", world.models / "shuffled-words")
+
+
+@wrong("nli", "3 outputs", "needs 2", "finetune-teacher --task custom")
+def teacher_head_too_large(world: World) -> Words:
+    return world.distill("--teacher", world.models / "nli")
+
+
+@wrong("score", "1 outputs", "needs 2")
+def teacher_with_one_score(world: World) -> Words:
+    return world.distill("--teacher", world.models / "score")
+
+
+@wrong("generic", "LABEL_0", "--teacher-labels negative,positive")
+def teacher_with_generic_labels(world: World) -> Words:
+    return world.distill("--teacher", world.models / "generic")
+
+
+@wrong("yes-no", "lacks negative, positive", "has yes, no", "--teacher-labels")
+def teacher_with_other_labels(world: World) -> Words:
+    return world.distill("--teacher", world.models / "yes-no")
+
+
+@wrong("--teacher-labels", "3 labels", "2 outputs")
+def too_many_teacher_labels(world: World) -> Words:
+    return world.distill("--teacher", world.models / "generic", "--teacher-labels", "a,b,c")
+
+
+@wrong("generic", "lacks positive", "has positiv")
+def misspelt_teacher_label(world: World) -> Words:
+    return world.distill("--teacher", world.models / "generic", "--teacher-labels", "negative,positiv")
+
+
+@wrong("bert", "head")
+def teacher_that_was_never_fine_tuned(world: World) -> Words:
+    return world.distill("--teacher", world.bert, "--teacher-labels", "negative,positive")
+
+
+@wrong("'kd'", "1 teacher", "2")
+def two_teachers(world: World) -> Words:
+    return world.distill("--teacher", world.models / "teacher", "--teacher", world.models / "generic")
+
+
+@wrong("--max-length 65", "64 positions")
+def longer_than_the_students_positions(world: World) -> Words:
+    return world.distill("--max-length", 65)
+
+
+@wrong("--max-length 32", "16 positions", "short")
+def longer_than_the_teachers_positions(world: World) -> Words:
+    return world.distill("--teacher", world.models / "short", "--student", world.bert)
+
+
+@wrong("--max-length 128", "64 positions")
+def default_length_beyond_the_positions(world: World) -> Words:
+    words = world.finetune()
+    at = words.index("--max-length")
+    return words[:at] + words[at + 2 :]
+
+
+@wrong("4 layers", "9")
+def more_layers_than_there_are(world: World) -> Words:
+    return world.distill("--student", world.bert, "--student-layers", 9)
+
+
+@wrong("4 layers", "9")
+def more_even_layers_than_there_are(world: World) -> Words:
+    return world.distill("--student", world.bert, "--student-layers", 9, "--student-init", "even")
+
+
+@wrong("4 layers", "1,9")
+def a_layer_that_is_not_there(world: World) -> Words:
+    return world.distill("--student", world.bert, "--student-init", "1,9")
+
+
+@wrong("kd")
+def finetune_teacher_by_distillation(world: World) -> Words:
+    return world.finetune("--set", "method.name=kd")
+
+
+# ---- run folders
+
+
+@wrong("mine", "not a run folder", "--output-dir")
+def output_into_a_foreign_folder(world: World) -> Words:
+    world.write("mine/thesis.tex", "years of work")
+    return world.finetune("--output-dir", "mine")
+
+
+@wrong("mine")
+def output_into_a_file(world: World) -> Words:
+    world.write("mine", "years of work")
+    return world.finetune("--output-dir", "mine")
+
+
+@wrong("mine")
+def runs_below_a_file(world: World) -> Words:
+    world.write("mine", "years of work")
+    return world.finetune("--runs-dir", "mine")
+
+
+def old_run(world: World) -> None:
+    """A short finished run in `old-run`."""
+    from kdbert import Recipe, finetune
+
+    task = {"name": "custom", "train_file": str(world.train), "dev_file": str(world.dev), "max_length": 32}
+    finetune(Recipe.of({
+        "task": task, "student": {"model": str(world.bert)}, "method": "finetune", "train": {"max_steps": 1},
+        "output": {"dir": "old-run"},
+    }))  # fmt: skip
+
+
+@wrong("old-run", "train.epochs (3 there, 2 now)", "--overwrite")
+def output_into_a_run_of_another_recipe(world: World) -> Words:
+    old_run(world)
+    return world.finetune("--output-dir", "old-run", "--epochs", 2, "train.max_steps=1")
+
+
+@wrong("old-run", "seed (1 there, 2 now)")
+def output_into_a_run_of_another_seed(world: World) -> Words:
+    old_run(world)
+    return world.finetune("--output-dir", "old-run", "--seed", 2, "train.max_steps=1")
+
+
+@wrong("old-run", "task.dev_file")
+def output_into_a_run_on_other_data(world: World) -> Words:
+    old_run(world)
+    other = world.write("other.csv", world.dev.read_text(encoding="utf-8") + "one more,positive\n")
+    return world.finetune("--output-dir", "old-run", "train.max_steps=1", dev=other)
+
+
+@wrong("old-run", "run.json", "damaged")
+def output_into_a_damaged_run(world: World) -> Words:
+    world.write("old-run/run.json", '{"status": "fini')
+    return world.finetune("--output-dir", "old-run")
+
+
+# ---- evaluate
+
+
+@wrong("--task")
+def evaluate_without_a_task(world: World) -> Words:
+    return ["evaluate", world.models / "nli"]
+
+
+@wrong("nowhere", "check the path")
+def evaluate_a_missing_run(world: World) -> Words:
+    return ["evaluate", "./nowhere", "--task", "rte"]
+
+
+@wrong("'rte'", "'tset'", "dev, test, train")
+def evaluate_an_unknown_split(world: World) -> Words:
+    return ["evaluate", world.models / "nli", "--task", "rte", "--split", "tset"]
+
+
+@wrong("'rtee'", "did you mean 'rte'")
+def evaluate_an_unknown_task(world: World) -> Words:
+    return ["evaluate", world.models / "nli", "--task", "rtee"]
+
+
+@wrong("'rte'", "test.tsv", "--data-dir")
+def evaluate_a_missing_file(world: World) -> Words:
+    return ["evaluate", world.models / "nli", "--task", "rte", "--split", "test", "--data-dir", "nowhere"]
+
+
+@wrong("custom")
+def evaluate_custom_without_a_run(world: World) -> Words:
+    return ["evaluate", world.models / "nli", "--task", "custom"]
+
+
+@wrong("custom")
+def evaluate_capital_custom_without_a_run(world: World) -> Words:
+    return ["evaluate", world.models / "nli", "--task", "Custom"]
+
+
+def evaluate_rte(world: World, model: str, *words: Any) -> Words:
+    """Evaluation on a small RTE file."""
+    world.rte()
+    return ["evaluate", world.models / model, "--task", "rte", "--data-dir", "glue", *words]
+
+
+@wrong("nli", "3 outputs", "needs 2")
+def evaluate_a_head_of_another_size(world: World) -> Words:
+    return evaluate_rte(world, "nli")
+
+
+@wrong("--max-length 65", "64 positions")
+def evaluate_beyond_the_positions(world: World) -> Words:
+    return evaluate_rte(world, "rte", "--max-length", 65)
+
+
+@wrong("--precision", "fp8")
+def evaluate_in_an_unknown_precision(world: World) -> Words:
+    return evaluate_rte(world, "rte", "--max-length", 32, "--precision", "fp8")
+
+
+@wrong("max-length", "-5")
+def evaluate_to_a_negative_length(world: World) -> Words:
+    return evaluate_rte(world, "rte", "--max-length", -5)
+
+
+@wrong("max-length", " 0")
+def evaluate_to_no_length(world: World) -> Words:
+    return evaluate_rte(world, "rte", "--max-length", 0)
+
+
+@wrong("--labels", "1 label")
+def evaluate_with_too_few_labels(world: World) -> Words:
+    return evaluate_rte(world, "rte", "--max-length", 32, "--labels", "entailment")
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models that are wrong for the good files, each in its way; `teacher` is right."""
+    folder = tmp_path_factory.mktemp("wrong-models")
+    pair = ["negative", "positive"]
+    make_bert(folder / "teacher", layers=2, labels=pair, base=False)
+    make_bert(folder / "nli", layers=1, labels=["entailment", "neutral", "contradiction"], base=False)
+    make_bert(folder / "rte", layers=1, labels=["entailment", "not_entailment"], base=False)
+    make_bert(folder / "score", layers=1, labels=None, base=False)
+    make_bert(folder / "generic", layers=1, labels=["LABEL_0", "LABEL_1"], base=False)
+    make_bert(folder / "yes-no", layers=1, labels=["yes", "no"], base=False)
+    make_bert(folder / "short", layers=1, labels=pair, base=False, positions=16)
+    make_bert(folder / "other-words", layers=1, vocabulary=[*VOCABULARY, "zebra"])
+    make_bert(folder / "shuffled-words", layers=1, vocabulary=[*VOCABULARY[:5], *VOCABULARY[:4:-1]])
+    return folder
+
+
+@pytest.fixture
+def world(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_bert: Path, custom_files: tuple[Path, Path], models: Path
+) -> World:
+    """An empty working folder, which is also where runs would go."""
+    monkeypatch.chdir(tmp_path)
+    return World(tmp_path, *custom_files, bert=tiny_bert, models=models)
+
+
+def listing(*folders: Path) -> dict[str, int]:
+    """Every file and folder with its size."""
+    return {
+        str(path): path.stat().st_size if path.is_file() else -1 for folder in folders for path in folder.rglob("*")
+    }
+
+
+def test_the_table_is_long_enough() -> None:
+    assert len(CASES) >= 100
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_wrong_input_is_refused(case: Case, world: World, kdbert: Callable[..., Any]) -> None:
+    words = case.build(world)
+    before = listing(world.here, world.models, world.bert)
+    done = kdbert(*words)
+    said = done.out + done.err
+    assert "Traceback" not in said
+    assert done.code == 2, said
+    sentences = [line for line in done.err.splitlines() if line.startswith("kdbert: ")]
+    if case.usage:
+        assert sentences == []
+        assert re.search(r"^(Error|╭─ Error)", done.err, re.MULTILINE), done.err
+        message = " ".join(done.err.split())
+    else:
+        assert len(sentences) == 1, done.err
+        assert done.err.rstrip("\n").endswith(sentences[0]), "the sentence is not the last thing said"
+        message = sentences[0]
+    for part in case.told:
+        assert part in message, f"{part!r} not in {message!r}"
+    assert listing(world.here, world.models, world.bert) == before
+
+
+def test_a_yaml_tag_makes_no_object(world: World, kdbert: Callable[..., Any]) -> None:
+    tags = (
+        "!!python/object/apply:os.system ['touch made']",
+        "!!python/object/new:pathlib.Path [made]",
+        "!!python/name:os.system",
+    )
+    for tag in tags:
+        path = world.write("recipe.yaml", f"seed: {tag}\n")
+        done = kdbert("distill", "--config", path)
+        assert (done.code, "recipe.yaml" in done.err, "Traceback" in done.err) == (2, True, False)
+        done = kdbert("distill", "--set", f"seed={tag}")
+        assert (done.code, "Traceback" in done.err) == (2, False)
+    assert [path.name for path in world.here.iterdir()] == ["recipe.yaml"]
+
+
+def test_debug_shows_the_traceback_and_the_sentence(world: World, kdbert: Callable[..., Any]) -> None:
+    done = kdbert("distill", "--task", "rtee", "--debug")
+    assert done.code == 2
+    assert "Traceback" in done.err
+    assert done.err.rstrip().splitlines()[-1].startswith("kdbert: ")
+
+
+def test_the_foreign_folder_is_untouched_even_with_overwrite_of_a_wrong_recipe(
+    world: World, kdbert: Callable[..., Any]
+) -> None:
+    world.write("mine/thesis.tex", "years of work")
+    done = kdbert(*world.finetune("--output-dir", "mine", "--overwrite", "--max-length", 65))
+    assert done.code == 2
+    assert [path.name for path in world.here.iterdir()] == ["mine"]
+    assert (world.here / "mine" / "thesis.tex").read_text(encoding="utf-8") == "years of work"
+
+
+def test_the_real_process_ends_with_the_sentence_too(world: World, kdbert_process: Callable[..., Any]) -> None:
+    done = kdbert_process("distill", "--task", "rtee", cwd=world.here)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("kdbert: ")
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,133 @@
+"""Two processes (torchrun, gloo) give what one gives: losses, gradients, predictions, one run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ragged_gradients import ACCUMULATIONS, all_gradients
+from safetensors.torch import load_file
+from small_run import Setting, assert_same_gradients, logged, make_teacher, predictions
+
+pytestmark = pytest.mark.slow
+EXACT = {"dropout": 0.0, "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def setting(tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    """Task, teacher and student."""
+    return Setting(*custom_files, make_teacher(tmp_path_factory.mktemp("teacher")), tiny_bert)
+
+
+def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
+    """Start words in two processes on this machine."""
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def words(setting: Setting, root: Path) -> list[str]:
+    """The run that is made by one and by two processes: two epochs, each with a ragged batch."""
+    given = setting.words(root, epochs=2, learning_rate=1e-4, checkpoint_steps=5, **EXACT)
+    given[given.index("--output-dir")] = "--runs-dir"
+    return given
+
+
+@pytest.fixture(scope="module")
+def two(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The root of the runs of two processes, and how they ended."""
+    root = tmp_path_factory.mktemp("two")
+    return root, torchrun("-m", "kdbert", *words(setting, root))
+
+
+def only_run(root: Path) -> Path:
+    """The one run folder below a root."""
+    found = [path.parent for path in root.rglob("run.json")]
+    assert len(found) == 1, found
+    return found[0]
+
+
+@pytest.fixture
+def runs(setting: Setting, two: tuple[Path, Any], kdbert: Any, tmp_path: Path) -> tuple[Path, Path]:
+    """Run folders of one and of two processes."""
+    root, ended = two
+    assert ended.returncode == 0, ended.stderr
+    assert kdbert(*words(setting, tmp_path)).code == 0
+    return only_run(tmp_path), only_run(root)
+
+
+def test_losses_and_gradient_norms_are_those_of_one_process(runs: tuple[Path, Path]) -> None:
+    one, two = (logged(run) for run in runs)
+    assert sorted(one) == sorted(two) == list(range(1, 27))
+    keys = ("loss", "loss/hard", "loss/soft", "grad_norm")
+    for step in range(1, 21):
+        tolerance = 1e-5 if step == 1 else 1e-4
+        assert {k: two[step][k] for k in keys} == pytest.approx({k: one[step][k] for k in keys}, rel=tolerance), step
+        assert two[step]["learning_rate"] == one[step]["learning_rate"]
+    assert one[1]["loss/soft"] > 0.1
+
+
+def test_every_example_is_predicted_once_and_as_by_one_process(runs: tuple[Path, Path]) -> None:
+    one, two = (predictions(run) for run in runs)
+    assert len(two) == 61
+    assert len({row["id"] for row in two}) == 61
+    assert [row["id"] for row in two] == [row["id"] for row in one]
+    assert [row["label"] for row in two] == [row["label"] for row in one]
+    assert sum(a["prediction"] == b["prediction"] for a, b in zip(one, two, strict=True)) >= 0.99 * 61
+    for a, b in zip(one, two, strict=True):
+        assert b["scores"] == pytest.approx(a["scores"], abs=1e-3)
+
+
+def test_two_processes_write_one_run_that_says_so(
+    runs: tuple[Path, Path], two: tuple[Path, subprocess.CompletedProcess[str]]
+) -> None:
+    one, both = (json.loads((run / "run.json").read_text(encoding="utf-8")) for run in runs)
+    assert (one["processes"], both["processes"]) == (1, 2)
+    assert both["status"] == "finished"
+    assert both["fingerprints"] == one["fingerprints"]
+    assert runs[0].name == runs[1].name  # the number of processes is no part of the recipe
+    assert len(list(runs[1].glob("events.out.tfevents.*"))) == 1
+    ended = two[1]
+    assert "2 processes" in ended.stderr
+    assert ended.stdout.count("run: ") == 1  # one table, printed by one process
+    # Each step is written down once, by one process.
+    assert len((runs[1] / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 26 + 2
+
+
+def test_two_processes_on_a_finished_run_say_so(
+    setting: Setting, two: tuple[Path, subprocess.CompletedProcess[str]]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in two[0].rglob("*") if path.is_file()}
+    again = torchrun("-m", "kdbert", *words(setting, two[0]))
+    assert again.returncode == 0, again.stderr
+    assert "already finished" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in two[0].rglob("*") if path.is_file()} == before
+
+
+def test_gradients_of_the_ragged_batch_are_those_of_one_process(setting: Setting, tmp_path: Path) -> None:
+    recipe = setting.recipe(tmp_path / "run", **EXACT)
+    (tmp_path / "recipe.yaml").write_text(recipe.yaml(), encoding="utf-8")
+    script = Path(__file__).with_name("ragged_gradients.py")
+    ended = torchrun(script, tmp_path / "recipe.yaml", tmp_path / "two.safetensors")
+    assert ended.returncode == 0, ended.stderr
+    one, two = all_gradients(recipe), load_file(tmp_path / "two.safetensors")
+    for accumulation in ACCUMULATIONS:
+
+        def of(found: dict[str, torch.Tensor], prefix: str = f"{accumulation}|") -> dict[str, torch.Tensor]:
+            return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+
+        expected, actual = of(one), of(two)
+        assert len(expected) > 30  # every parameter of the student, and the terms
+        for name in ("loss", "loss/hard", "loss/soft"):
+            torch.testing.assert_close(actual.pop(name), expected.pop(name), rtol=1e-5, atol=0)
+        assert_same_gradients(actual, expected, rtol=1e-5)
