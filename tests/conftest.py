@@ -63,8 +63,17 @@ VOCABULARY = [
 ]  # fmt: skip
 
 
-def make_bert(folder: Path, *, layers: int = 4, hidden: int = 32, vocabulary: list[str] = VOCABULARY,
-              labels: list[str] | None = None, positions: int = 64, seed: int = 0, base: bool = True) -> Path:  # fmt: skip
+def make_bert(
+    folder: Path,
+    *,
+    layers: int = 4,
+    hidden: int = 32,
+    vocabulary: list[str] = VOCABULARY,
+    labels: list[str] | None = None,
+    positions: int = 64,
+    seed: int = 0,
+    base: bool = True,
+) -> Path:
     """A random BERT with a real WordPiece tokenizer, saved as a Hugging Face folder.
 
     `base` saves an encoder without a head; else a classifier with `labels` (None: one score).

@@ -11,7 +11,7 @@ from kdbert.data.encode import encode
 from kdbert.errors import UserError
 from kdbert.metrics import score
 from kdbert.models.labels import teacher_permutation
-from kdbert.models.load import label_names, load_classifier, load_config, load_tokenizer
+from kdbert.models.load import check_trained_head, label_names, load_classifier, load_config, load_tokenizer
 from kdbert.models.locate import locate
 from kdbert.plan import (
     Plan,
@@ -125,15 +125,20 @@ def evaluate(
         data_dir = data_dir or trained.task.data_dir
     else:
         assert task is not None
-        if task == CUSTOM:
+        if task_name(task) == CUSTOM:
             raise UserError("evaluate --task custom needs a run that was trained on the custom task")
         spec = get_task(task)
-    length = max_length or (trained.task.max_length if trained else None) or spec.max_length
+    length = max_length
+    if length is None:
+        length = (trained.task.max_length if trained else None) or spec.max_length
     splits = spec.split_names(split)
     examples = {name: spec.load(name, data_dir) for name in splits}
 
     config = load_config(place)
-    permutation = teacher_permutation(model, spec.name, spec.labels, spec.aliases, label_names(config), labels)
+    check_trained_head(config, model, spec.name)
+    permutation = teacher_permutation(
+        model, spec.name, spec.labels, spec.aliases, label_names(config), labels, role="model", flag="--labels"
+    )
     check_length(length, config, model)
     accelerator = Accelerator()
     chosen = choose_precision(precision, accelerator.device)

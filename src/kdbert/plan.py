@@ -12,11 +12,11 @@ from kdbert.data.examples import Examples
 from kdbert.errors import UserError, near_miss
 from kdbert.methods import Needs, get_method
 from kdbert.models.labels import teacher_permutation
-from kdbert.models.load import label_names, load_config, load_tokenizer, same_tokenizer
+from kdbert.models.load import check_trained_head, label_names, load_config, load_tokenizer, same_tokenizer
 from kdbert.models.locate import QUICKSTART_MODEL, locate
 from kdbert.models.student import cut_layers, kept_layers
 from kdbert.recipe import Recipe, TeacherSection, TeacherTraining
-from kdbert.runs import RunFolder, run_path, sha256, short_name
+from kdbert.runs import RunFolder, content_digest, run_path, short_name
 from kdbert.tasks import CUSTOM, TaskSpec, get_task
 from kdbert.tasks.custom import custom_task
 
@@ -96,7 +96,15 @@ def with_teacher(recipe: Recipe, path: str) -> Recipe:
 
 
 def resolve_finetune(recipe: Recipe) -> Recipe:
-    """Fill what a fine-tuning recipe leaves open."""
+    """Fill what a fine-tuning recipe leaves open.
+
+    Raises:
+        UserError: its method is another one, or no model is named.
+    """
+    if recipe.method.name != "finetune":
+        raise UserError(
+            f"fine-tuning has method 'finetune', the recipe says {recipe.method.name!r}; use distill for that"
+        )
     model = recipe.student.model
     if model is None:
         if recipe.task.name != "quickstart":
@@ -173,8 +181,8 @@ class Plan:
         known = {place.given: place.fingerprint() for place in (self.student_place, *self.teacher_places)}
         task = self.recipe.task
         for file in (task.train_file, task.dev_file, task.test_file):
-            if file is not None and Path(file).is_file():
-                known[file] = sha256(Path(file))
+            if file is not None and Path(file).exists():
+                known[file] = content_digest(Path(file))
         return known
 
     @cached_property
@@ -244,6 +252,8 @@ class Plan:
     @cached_property
     def teacher_permutations(self) -> list[list[int]]:
         """For each teacher, the column of its logits that means each task label."""
+        for place in self.teacher_places:
+            check_trained_head(load_config(place), place.given, self.spec.name)
         return [
             teacher_permutation(
                 told.model,
@@ -340,6 +350,8 @@ def check_length(length: int, config: Any, model: str) -> None:
     Raises:
         UserError: with the largest length.
     """
+    if length < 4:
+        raise UserError(f"--max-length {length} is too short: a pair needs 4 tokens or more")
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None:
         return

@@ -184,6 +184,14 @@ class Recipe(Section):
     seed: int = Field(1, ge=0)
     output: OutputSection = Field(default_factory=OutputSection)
 
+    @field_validator("method", mode="before")
+    @classmethod
+    def _choose_method(cls, value: Any) -> Any:
+        try:
+            return _method_options(value)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
     @classmethod
     def build(
         cls,
@@ -215,9 +223,13 @@ class Recipe(Section):
                 _put(tree, key.strip(), yaml.safe_load(value), problems)
             except yaml.YAMLError:
                 problems.append(f"--set {text!r}: the value is not valid YAML")
+        try:
+            recipe = cls.of(tree)
+        except UserError as error:
+            problems.append(str(error))
         if problems:
             raise UserError("; ".join(problems))
-        return cls.of(tree)
+        return recipe
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> Recipe:

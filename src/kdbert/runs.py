@@ -124,7 +124,7 @@ class RunFolder:
         """
         manifest = self.manifest()
         if not manifest:
-            if self.path.exists() and any(p.name not in ("run.lock", "recipe.yaml") for p in self.path.iterdir()):
+            if self.path.exists() and any(p.name != "run.lock" for p in self.path.iterdir()):
                 raise UserError(f"{self.path} exists and is not a run folder; choose another --output-dir")
             return
         there, here = flatten(manifest.get("identity", {})), flatten(identity_of(recipe, fingerprints))
@@ -259,6 +259,17 @@ def sha256(path: Path) -> str:
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+    return digest.hexdigest()
+
+
+def content_digest(path: Path) -> str:
+    """Hex digest of a file, or of every file of a folder with its name."""
+    if path.is_file():
+        return sha256(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            digest.update(f"{file.relative_to(path)} {sha256(file)}\n".encode())
     return digest.hexdigest()
 
 

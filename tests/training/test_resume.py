@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_run import Setting, logged, make_teacher, predictions, run_command
 from torch import nn
 
 from kdbert.errors import UserError
 from kdbert.training.checkpoint import load_optimizer, newest_checkpoint, optimizer_tensors, save_checkpoint
 from kdbert.training.job import run_recipe
+from small_run import Setting, logged, make_teacher, predictions, run_command
 
 EPOCHS = 5
 STEPS = 13 * EPOCHS

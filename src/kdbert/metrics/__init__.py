@@ -41,6 +41,8 @@ def matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Matthews correlation coefficient, GLUE's figure for CoLA and AX (0 for a constant prediction)."""
     from sklearn.metrics import matthews_corrcoef
 
+    if _constant(predictions) or _constant(labels):
+        return 0.0
     return float(matthews_corrcoef(labels, predictions))
 
 

@@ -63,13 +63,17 @@ def teacher_permutation(
     aliases: Mapping[str, Sequence[str]],
     model_labels: Sequence[str],
     told: Sequence[str] | None,
+    *,
+    role: str = "teacher",
+    flag: str = "--teacher-labels",
 ) -> list[int]:
-    """`label_permutation` for a teacher, with every disagreement told as a person's error.
+    """`label_permutation` for a loaded model, with every disagreement told as a person's error.
 
     Args:
-        name: how the person named the teacher.
+        name: how the person named the model.
         task_labels: empty for regression.
-        told: the labels that the person gave with `--teacher-labels`.
+        told: the labels that the person gave with `flag`.
+        role: what the model is called in messages.
 
     Raises:
         UserError: head of another size, generic names, missing or extra labels.
@@ -77,25 +81,25 @@ def teacher_permutation(
     outputs = len(task_labels) or 1
     if len(model_labels) != outputs:
         raise UserError(
-            f"teacher {name!r} has {len(model_labels)} outputs, task {task_name!r} needs {outputs}; "
+            f"{role} {name!r} has {len(model_labels)} outputs, task {task_name!r} needs {outputs}; "
             f"fine-tune one with `kdbert finetune-teacher --task {task_name} --model {name}`"
         )
     if not task_labels:
         return [0]
     if told is not None and len(told) != outputs:
-        raise UserError(f"--teacher-labels names {len(told)} labels, teacher {name!r} has {outputs} outputs")
+        raise UserError(f"{flag} names {len(told)} labels, {role} {name!r} has {outputs} outputs")
     if told is None and is_generic(model_labels):
         raise UserError(
-            f"teacher {name!r} calls its labels {model_labels[0]}, {model_labels[1]}, …, which does not say what they "
-            f"mean; name them in its order with --teacher-labels, for example --teacher-labels "
+            f"{role} {name!r} calls its labels {model_labels[0]}, {model_labels[1]}, …, which does not say what they "
+            f"mean; name them in its order with {flag}, for example {flag} "
             f"{','.join(task_labels[:3])}{',…' if outputs > 3 else ''}"
         )
     try:
         return label_permutation(task_labels, aliases, told or model_labels)
     except ValueError as error:
         raise UserError(
-            f"teacher {name!r} has other labels than task {task_name!r}: {error}; "
-            "give its labels in order with --teacher-labels if they mean the same"
+            f"{role} {name!r} has other labels than task {task_name!r}: {error}; "
+            f"give its labels in order with {flag} if they mean the same"
         ) from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from kdbert.models.labels import is_generic, label_permutation
 from kdbert.models.locate import ModelPlace
 from kdbert.tasks import TaskSpec
 
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 PROBE = "Größe, the 42nd don't-care [MASK] re-tokenised naïve café 東京 unaffable!"
 
 
@@ -32,6 +34,11 @@ def load_tokenizer(place: ModelPlace) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if place.local and not any((Path(place.source) / name).exists() for name in _VOCABULARIES):
+        raise UserError(
+            f"model folder {place.given!r} has no tokenizer (none of {', '.join(_VOCABULARIES[:3])}, …); "
+            "save the tokenizer beside the model"
+        )
     with _explained(place):
         tokenizer = AutoTokenizer.from_pretrained(place.source)
     if not tokenizer.is_fast:
@@ -48,6 +55,19 @@ def same_tokenizer(first: Any, second: Any) -> bool:
         and first.all_special_ids == second.all_special_ids
         and first(PROBE, PROBE)["input_ids"] == second(PROBE, PROBE)["input_ids"]
     )
+
+
+def check_trained_head(config: Any, name: str, task: str) -> None:
+    """Refuse a model that was never fine-tuned as a classifier: its head would be random.
+
+    Raises:
+        UserError: with the command that makes one.
+    """
+    if not any("ForSequenceClassification" in architecture for architecture in config.architectures or ()):
+        raise UserError(
+            f"model {name!r} has no trained classification head; fine-tune it first with "
+            f"`kdbert finetune-teacher --task {task} --model {name}`"
+        )
 
 
 def label_names(config: Any) -> list[str]:

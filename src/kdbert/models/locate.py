@@ -68,7 +68,10 @@ def locate(given: str) -> ModelPlace:
     """
     if given == QUICKSTART_MODEL and not Path(given).exists():
         return ModelPlace(given, str(_quickstart_folder()))
-    path = Path(given).expanduser()
+    try:
+        path = Path(given).expanduser()
+    except RuntimeError:  # ~somebody who is not there
+        raise UserError(f"no model folder {given!r}: check the path") from None
     if (path / "run.json").exists():
         status = RunFolder(path).manifest().get("status")
         if status != "finished":

@@ -34,5 +34,12 @@ def task_name(name: str) -> str:
 
 
 def get_task(name: str) -> TaskSpec:
-    """The registered task of that name; for `custom` see `kdbert.tasks.custom`."""
-    return _TASKS[task_name(name)]
+    """The registered task of that name.
+
+    Raises:
+        UserError: unknown; or `custom`, which is made of a person's files by `kdbert.tasks.custom`.
+    """
+    key = task_name(name)
+    if key == CUSTOM:
+        raise UserError("task 'custom' is your own files; it exists only with --train-file and --dev-file")
+    return _TASKS[key]

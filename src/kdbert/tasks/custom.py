@@ -89,7 +89,6 @@ def _read_delimited(path: Path, delimiter: str) -> Table:
                         f"{path}, line {start}: {len(cells)} columns where the header has {len(header)} "
                         "(is the file truncated, or a comma not quoted?)"
                     )
-                cells[-1] = cells[-1].rstrip("\n")
                 rows.append((f"line {start}", dict(zip(header, cells, strict=True))))
             start = reader.line_num + 1
     except csv.Error as error:
@@ -128,11 +127,14 @@ def _read_parquet(path: Path) -> Table:
 
 def _read_saved_dataset(path: Path, split: str | None) -> Table:
     import datasets
+    import pyarrow
 
     try:
         data = datasets.load_from_disk(str(path))
     except FileNotFoundError:
         raise UserError(f"{path}: a folder, but not one written by datasets.save_to_disk") from None
+    except (pyarrow.ArrowInvalid, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: the saved dataset is damaged ({str(error).splitlines()[0]})") from None
     if isinstance(data, datasets.DatasetDict):
         name = {"dev": "validation"}.get(split or "train", split or "train")
         if name not in data and (split or "train") in data:
@@ -145,7 +147,11 @@ def _read_saved_dataset(path: Path, split: str | None) -> Table:
         for column, feature in data.features.items()
         if isinstance(feature, datasets.ClassLabel)
     }
-    table = _table_of_records(path, tuple(data.column_names), data.to_list(), names)
+    try:
+        records = data.to_list()
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: the saved dataset is damaged ({str(error).splitlines()[0]})") from None
+    table = _table_of_records(path, tuple(data.column_names), records, names)
     if not table.rows:
         raise UserError(f"{path} has no examples")
     return table
@@ -217,6 +223,10 @@ def _rows(table: Table, text: tuple[str, ...], label: str, labelled: bool) -> It
             value = record.get(column)
             if not isinstance(value, str):
                 raise UserError(f"{table.path}, {place}: column {column!r} holds no text")
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError:  # JSON can write half of a surrogate pair
+                raise UserError(f"{table.path}, {place}: column {column!r} holds half a character") from None
             cells.append(value)
         value = record.get(label) if labelled else None
         yield Row(
@@ -283,7 +293,7 @@ def custom_task(
         table = train if name == "train" else read_table(Path(files[name]), name)
         labelled = name != "test" or label in table.columns
         infer_columns(table, list(text), label if labelled else table.columns[0])  # refuses a missing column
-        return Split((files[name],), lambda path: _rows(table, text, label, labelled), labelled)
+        return Split((), lambda path: _rows(table, text, label, labelled), labelled, place=Path(files[name]))
 
     return TaskSpec(
         name="custom",
@@ -293,6 +303,5 @@ def custom_task(
         metrics=("accuracy", "macro_f1") if kind == "single_label" else ("pearson_and_spearman", "pearson", "spearman"),
         splits={name: split(name) for name in files},
         pair=len(text) == 2,
-        data_dir=".",
         source=train_file,
     )

@@ -16,11 +16,15 @@ Kind = Literal["single_label", "regression"]
 
 @dataclass(frozen=True)
 class Split:
-    """One split: the file names it may have inside the task's folder, and how to read one of them."""
+    """One split: the file names it may have inside the task's folder, and how to read one of them.
+
+    `place` is the file or folder itself where a person has named it; it is not searched for then.
+    """
 
     files: tuple[str, ...]
     read: Callable[[Path], Iterator[Row]]
     labelled: bool = True
+    place: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ class TaskSpec:
 
     def path(self, split: str, data_dir: str | None) -> Path | None:
         """The local file of a split, or None; `data_dir` may be the task's folder or its parent."""
+        if self.splits[split].place is not None:
+            return self.splits[split].place
         root = Path(data_dir or self.data_dir)
         for folder in (root / self.folder, root) if self.folder else (root,):
             found = find_file(folder, self.splits[split].files)

@@ -214,7 +214,6 @@ class Job:
                 f"{folder.path}: {free / 2**20:.0f} MiB free on the disk, checkpoints and model need about "
                 f"{needed / 2**20:.0f} MiB; make room or choose another --runs-dir"
             )
-        write_text(folder.path / "recipe.yaml", recipe.yaml())
         folder.update(
             status="running",
             message="",
@@ -227,6 +226,7 @@ class Job:
             device=str(self.accelerator.device),
             environment=environment(),
         )
+        write_text(folder.path / "recipe.yaml", recipe.yaml())
 
     def _teachers(self) -> tuple[list[Teacher], list[dict[str, Any]], float]:
         """Teachers ready for training, what is known of them, and the seconds that their pass took."""

@@ -6,6 +6,8 @@ from typing import Literal
 
 import torch
 
+from kdbert.errors import UserError
+
 Precision = Literal["fp32", "bf16"]
 
 
@@ -20,7 +22,13 @@ def has_bf16_units(device: torch.device) -> bool:
 
 
 def choose_precision(asked: str, device: torch.device) -> Precision:
-    """`auto` is bf16 where the hardware has it, else fp32."""
+    """`auto` is bf16 where the hardware has it, else fp32.
+
+    Raises:
+        UserError: another word.
+    """
+    if asked not in ("auto", "fp32", "bf16"):
+        raise UserError(f"--precision {asked!r} is unknown: expected auto, fp32 or bf16")
     if asked == "auto":
         return "bf16" if has_bf16_units(device) else "fp32"
     return "bf16" if asked == "bf16" else "fp32"
