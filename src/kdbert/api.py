@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from accelerate import Accelerator
-
 from kdbert.data.encode import encode
 from kdbert.errors import UserError
 from kdbert.metrics import score
@@ -30,7 +28,7 @@ from kdbert.runs import RunFolder, RunResult
 from kdbert.tasks import CUSTOM, get_task, task_name
 from kdbert.training.forward import predict
 from kdbert.training.job import run_recipe
-from kdbert.training.precision import choose_attention, choose_precision
+from kdbert.training.precision import choose_attention, choose_precision, make_accelerator
 
 
 def finetune(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
@@ -140,7 +138,7 @@ def evaluate(
         model, spec.name, spec.labels, spec.aliases, label_names(config), labels, role="model", flag="--labels"
     )
     check_length(length, config, model)
-    accelerator = Accelerator()
+    accelerator = make_accelerator()
     chosen = choose_precision(precision, accelerator.device)
     tokenizer = load_tokenizer(place)
     network, _ = load_classifier(place, spec, attention=choose_attention(chosen, accelerator.device), keep_head=True)

@@ -140,6 +140,13 @@ class RunFolder:
                 "or pass --overwrite to move that run aside"
             )
 
+    def clean(self) -> None:
+        """Remove what a killed process left half-written; only the holder of the lock may do this."""
+        for place in (self.path, self.path / "predictions"):
+            for pattern in (".*.tmp", ".*.old"):
+                for litter in place.glob(pattern):
+                    shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
+
     def move_aside(self) -> Path:
         """Rename the folder to `<name>.old-<time>`; nothing is deleted."""
         stamp = time.strftime("%Y%m%d-%H%M%S")

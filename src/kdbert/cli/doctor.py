@@ -13,15 +13,14 @@ def doctor(
 ) -> None:
     """Devices, bf16 units, versions, caches, the Hub, and the precision that `auto` gives."""
     import torch
-    from accelerate import Accelerator
     from huggingface_hub import constants
 
     from kdbert.models.locate import QUICKSTART_MODEL, quickstart_installed
     from kdbert.runs import environment
-    from kdbert.training.precision import choose_attention, choose_precision, has_bf16_units
+    from kdbert.training.precision import choose_attention, choose_precision, has_bf16_units, make_accelerator
 
     facts = environment()
-    device = Accelerator().device
+    device = make_accelerator().device
     precision = choose_precision("auto", device)
     print(f"python      {facts['python']} on {facts['platform']}")
     print(f"processor   {facts['processor']}, {facts['cores']} cores, torch uses {facts['threads']} threads")

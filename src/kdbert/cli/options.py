@@ -55,7 +55,7 @@ def start(quiet: bool) -> None:
     """Send progress to stderr: everything, or warnings only."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what it warns of comes as an error of ours
-    logging.getLogger("kdbert").setLevel(logging.WARNING if quiet else logging.INFO)
+    logging.getLogger("kdbert").setLevel(logging.WARNING if quiet or not main_process() else logging.INFO)
 
 
 def split_list(text: str | None) -> list[str] | None:

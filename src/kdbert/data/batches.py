@@ -14,8 +14,8 @@ import torch
 
 from kdbert.data.encode import Encoded
 
-# A bucket pool holds this many batches. Sorting by length happens inside a randomly drawn pool only,
-# so a batch's companions change every epoch.
+# A bucket pool holds this many batches, or half of a small data set. Sorting by length happens inside a
+# randomly drawn pool only, so a batch's companions change every epoch.
 POOL_BATCHES = 50
 
 
@@ -26,7 +26,7 @@ def epoch_batches(lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int
         lengths: int [N], tokens per example.
         batch_size: examples per batch; the last batch of the epoch may have fewer (wherever it ends
             up after shuffling).
-        bucketing: sort by length inside random pools of `POOL_BATCHES` batches, then shuffle the batches,
+        bucketing: sort by length inside random pools of at most `POOL_BATCHES` batches, then shuffle the batches,
             so that a batch holds examples of like length.
 
     Returns:
@@ -35,7 +35,7 @@ def epoch_batches(lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(lengths))
     if bucketing:
-        pool = batch_size * POOL_BATCHES
+        pool = batch_size * min(POOL_BATCHES, -(-len(order) // (2 * batch_size)))
         pools = [order[start : start + pool] for start in range(0, len(order), pool)]
         order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in pools])
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

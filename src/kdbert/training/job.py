@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from kdbert.data.encode import encode
@@ -30,7 +29,7 @@ from kdbert.reporting.predictions import predicted, write_predictions
 from kdbert.runs import RunResult, environment, identity_of, replace_folder, write_text
 from kdbert.training.forward import StudentWithMethod, predict
 from kdbert.training.loop import train
-from kdbert.training.precision import Precision, choose_attention, choose_precision
+from kdbert.training.precision import Precision, choose_attention, choose_precision, make_accelerator
 from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher
 
 log = logging.getLogger("kdbert")
@@ -90,7 +89,7 @@ class Job:
     def __init__(self, plan: Plan) -> None:
         recipe = plan.recipe
         self.plan = plan
-        self.accelerator = Accelerator(log_with=recipe.output.tracker or None, project_dir=str(plan.folder.path))
+        self.accelerator = make_accelerator(log_with=recipe.output.tracker or None, project_dir=str(plan.folder.path))
         device = self.accelerator.device
         self.precision: Precision = choose_precision(recipe.train.precision, device)
         attention = choose_attention(self.precision, device)
@@ -207,6 +206,7 @@ class Job:
                 f"{folder.path} was begun with other inputs ({', '.join(changed)} changed since); "
                 "pass --overwrite to move that run aside and start afresh"
             )
+        folder.clean()
         needed = 5 * 4 * sum(p.numel() for p in self.student.parameters())
         free = shutil.disk_usage(folder.path).free
         if free < needed:
@@ -284,6 +284,8 @@ class Job:
                 precision=self.precision,
                 accelerator=self.accelerator,
             )
+            if not np.isfinite(logits).all():
+                raise Diverged(f"the model's outputs on {name} are not finite; try a lower train.learning_rate")
             if columns is not None:
                 logits = logits[:, columns]
             labels = self.encoded[name].labels

@@ -323,7 +323,7 @@ class FiniteWatch:
             self.names = list(values)
             self.first = torch.full((len(values),), -1, dtype=torch.int64, device=self.device)
         bad = ~torch.isfinite(torch.stack([value.detach().float() for value in values.values()]))
-        self.first = torch.where(bad & (self.first < 0), step, self.first)
+        self.first = self.first.masked_fill(bad & (self.first < 0), step)
 
     def check(self, checkpoints: Path) -> None:
         """Raise if any number was not finite.

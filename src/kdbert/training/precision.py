@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import os
+from typing import Any, Literal
 
 import torch
+from accelerate import Accelerator
 
 from kdbert.errors import UserError
 
 Precision = Literal["fp32", "bf16"]
+
+
+def make_accelerator(**options: Any) -> Accelerator:
+    """The process's device and its place among the processes that torchrun started.
+
+    Told that there is no accelerator, the library joins processes on CPU by gloo; left to itself it starts
+    as many single processes as there are.
+
+    Raises:
+        UserError: torchrun started several processes, but they did not find each other.
+    """
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), **options)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != world:
+        raise UserError(
+            f"{world} processes were started, but each runs alone; start them with "
+            "`torchrun --standalone --nproc-per-node N -m kdbert …`"
+        )
+    return accelerator
 
 
 def has_bf16_units(device: torch.device) -> bool:
