@@ -248,7 +248,7 @@ def _kind_of(labels: list[str]) -> Kind:
             return "single_label"
         if not math.isfinite(value):
             return "single_label"
-        whole = whole and value == int(value) and "." not in label
+        whole = whole and value == int(value)
     return "single_label" if whole else "regression"
 
 

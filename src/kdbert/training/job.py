@@ -214,6 +214,19 @@ class Job:
                 f"{folder.path}: {free / 2**20:.0f} MiB free on the disk, checkpoints and model need about "
                 f"{needed / 2**20:.0f} MiB; make room or choose another --runs-dir"
             )
+        machine = {
+            "precision": self.precision,
+            "processes": self.accelerator.num_processes,
+            "device": self.accelerator.device.type,
+            "threads": torch.get_num_threads(),
+        }
+        changed = [
+            f"{k} {before[k]} then, {machine[k]} now" for k in machine if before.get(k, machine[k]) != machine[k]
+        ]
+        if changed:
+            log.warning(
+                "continuing on another machine: the weights will not be bit for bit the same (%s)", "; ".join(changed)
+            )
         folder.update(
             status="running",
             message="",
@@ -221,9 +234,7 @@ class Job:
             recipe=recipe.model_dump(mode="json"),
             identity=identity_of(recipe, self.plan.fingerprints),
             fingerprints=fingerprints,
-            precision=self.precision,
-            processes=self.accelerator.num_processes,
-            device=str(self.accelerator.device),
+            **machine,
             environment=environment(),
         )
         write_text(folder.path / "recipe.yaml", recipe.yaml())
