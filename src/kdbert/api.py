@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from kdbert.plan import (
     check_length,
     resolve_distill,
     resolve_finetune,
+    student_before_teacher,
     task_of,
     teacher_is_missing,
     teacher_recipe,
@@ -29,6 +31,8 @@ from kdbert.tasks import CUSTOM, get_task, task_name
 from kdbert.training.forward import predict
 from kdbert.training.job import run_recipe
 from kdbert.training.precision import choose_attention, choose_precision, make_accelerator
+
+log = logging.getLogger("kdbert")
 
 
 def finetune(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
@@ -63,6 +67,7 @@ def distill(recipe: Recipe, *, overwrite: bool = False, baseline: bool | None = 
         UserError, Diverged, Interrupted: see `kdbert.errors`.
     """
     if teacher_is_missing(recipe):
+        student_before_teacher(recipe)
         recipe = with_teacher(recipe, str(finetune(teacher_recipe(recipe)).path))
     recipe = resolve_distill(recipe)
     without = None
@@ -104,7 +109,8 @@ def evaluate(
         model: run folder, model folder or Hub id.
         task: registered task; by default the run's own.
         split: `dev`, `test`, or one split's name (`dev_matched`).
-        output_dir: where predictions go; by default the run's `predictions/`, or `predictions/<task>`.
+        output_dir: where predictions go; by default the run's `predictions/`; `predictions/<task>` for another
+            model, task, length or precision.
         labels: the model's labels in order, where its configuration does not name them.
         max_length: tokens per example; by default the run's, or the task's.
 
@@ -126,6 +132,10 @@ def evaluate(
         if task_name(task) == CUSTOM:
             raise UserError("evaluate --task custom needs a run that was trained on the custom task")
         spec = get_task(task)
+        if trained is not None and trained.task.name != CUSTOM and (spec.name, trained.task.name) != ("ax", "mnli"):
+            log.warning("%s was trained on %s and is scored on %s", model, trained.task.name, spec.name)
+        if data_dir is None and trained is not None and task_of(trained).data_dir == spec.data_dir:
+            data_dir = trained.task.data_dir  # GLUE's tasks lie side by side
     length = max_length
     if length is None:
         length = (trained.task.max_length if trained else None) or spec.max_length
@@ -143,11 +153,18 @@ def evaluate(
     tokenizer = load_tokenizer(place)
     network, _ = load_classifier(place, spec, attention=choose_attention(chosen, accelerator.device), keep_head=True)
     network.to(accelerator.device)
-    if output_dir is not None:
-        folder = Path(output_dir)
-    else:
-        own = place.run is not None and trained is not None and trained.task.name == spec.name
-        folder = place.run / "predictions" if own and place.run else Path("predictions") / spec.name
+    folder = Path("predictions") / spec.name if output_dir is None else Path(output_dir)
+    if output_dir is None and place.run is not None and trained is not None:
+        # With another length or precision the scores are not those of the run's own results.
+        own = (trained.task.name, trained.task.max_length, RunFolder(place.run).manifest().get("precision"))
+        if own == (spec.name, length, chosen):
+            folder = place.run / "predictions"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write predictions to {folder}: {error.strerror}; choose another --output-dir"
+        ) from None
     metrics: dict[str, dict[str, float]] = {}
     files = []
     for name, part in examples.items():

@@ -1,4 +1,4 @@
-"""The ways a run can end badly, each with its exit code (see `docs/exit-codes.md`)."""
+"""The ways a run can end badly, each with its exit code."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ from kdbert.errors import UserError, near_miss
 from kdbert.methods import Needs, get_method
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import check_trained_head, label_names, load_config, load_tokenizer, same_tokenizer
-from kdbert.models.locate import QUICKSTART_MODEL, locate
+from kdbert.models.locate import QUICKSTART_MODEL, ModelPlace, locate
 from kdbert.models.student import cut_layers, kept_layers
-from kdbert.recipe import Recipe, TeacherSection, TeacherTraining
+from kdbert.recipe import Recipe, StudentSection, TeacherSection, TeacherTraining
 from kdbert.runs import RunFolder, content_digest, run_path, short_name
 from kdbert.tasks import CUSTOM, TaskSpec, get_task
 from kdbert.tasks.custom import custom_task
@@ -70,7 +70,13 @@ def teacher_recipe(recipe: Recipe) -> Recipe:
             "student": recipe.student.model_copy(update={"model": base_model(recipe), "layers": None, "init": "first"}),
             "method": get_method("finetune").Options(),  # type: ignore[call-arg]
             "train": recipe.train.model_copy(
-                update={"epochs": training.epochs, "learning_rate": training.learning_rate, "max_steps": None}
+                update={
+                    "epochs": training.epochs,
+                    "learning_rate": training.learning_rate,
+                    "max_steps": None,
+                    "dropout": None,
+                    "teacher_cache": True,
+                }
             ),
             "seed": training.seed,
             "output": recipe.output.model_copy(update={"dir": None}),
@@ -95,6 +101,23 @@ def with_teacher(recipe: Recipe, path: str) -> Recipe:
     return recipe.model_copy(update={"teachers": [TeacherSection(model=path, labels=None)], "teacher_training": None})
 
 
+def student_before_teacher(recipe: Recipe) -> Recipe:
+    """The resolved recipe of a student whose teacher is not made yet, checked as far as that goes.
+
+    A mistake about the student must not be found only after hours of training its teacher.
+
+    Raises:
+        UserError: whatever can be refused without the teacher.
+    """
+    resolved = resolve_distill(recipe)
+    plan = Plan(resolved)
+    plan.check()
+    base = locate(base_model(recipe))
+    check_length(resolved.task.max_length or 0, load_config(base), base.given)
+    plan.check_tokenizer(base)
+    return resolved
+
+
 def resolve_finetune(recipe: Recipe) -> Recipe:
     """Fill what a fine-tuning recipe leaves open.
 
@@ -117,7 +140,7 @@ def resolve_finetune(recipe: Recipe) -> Recipe:
             "task": _with_length(recipe),
             "teachers": [],
             "teacher_training": None,
-            "student": recipe.student.model_copy(update={"model": model}),
+            "student": _cut(recipe.student.model_copy(update={"model": model})),
         }
     )
 
@@ -131,7 +154,7 @@ def resolve_distill(recipe: Recipe) -> Recipe:
     student = recipe.student
     if student.model is None:
         model = base_model(recipe)
-        if recipe.teachers and recipe.teacher_training is None:
+        if recipe.teachers:
             place = locate(recipe.teachers[0].model)
             model = place.base() or recipe.teachers[0].model
         layers = student.layers
@@ -139,8 +162,7 @@ def resolve_distill(recipe: Recipe) -> Recipe:
             depth = load_config(locate(model)).num_hidden_layers
             layers = max(1, depth // 2)
         student = student.model_copy(update={"model": model, "layers": layers})
-    if isinstance(student.init, list):
-        student = student.model_copy(update={"layers": len(student.init)})
+    student = _cut(student)
     teachers = recipe.teachers
     if needs_of(recipe).teachers == 0 and teachers:
         log.info("method %s reads no teacher; --teacher only says what the student is cut from", recipe.method.name)
@@ -155,10 +177,23 @@ def resolve_distill(recipe: Recipe) -> Recipe:
     )
 
 
+def _cut(student: StudentSection) -> StudentSection:
+    """The number of layers, where `init` lists them.
+
+    Raises:
+        UserError: `init` chooses layers, but not how many.
+    """
+    if isinstance(student.init, list):
+        return student.model_copy(update={"layers": len(student.init)})
+    if student.init != "first" and student.layers is None:
+        raise UserError(f"student.init {student.init!r} keeps some layers; say how many with --student-layers")
+    return student
+
+
 def _with_length(recipe: Recipe) -> Any:
     length = recipe.task.max_length
     if length is None:
-        length = 128 if recipe.task.name == CUSTOM else get_task(recipe.task.name).max_length
+        length = TaskSpec.max_length if recipe.task.name == CUSTOM else get_task(recipe.task.name).max_length
     return recipe.task.model_copy(update={"max_length": length})
 
 
@@ -252,7 +287,13 @@ class Plan:
     @cached_property
     def teacher_permutations(self) -> list[list[int]]:
         """For each teacher, the column of its logits that means each task label."""
-        for place in self.teacher_places:
+        for told, place in zip(self.recipe.teachers, self.teacher_places, strict=True):
+            trained = place.task()
+            if trained not in (None, self.spec.name) and told.labels is None:
+                raise UserError(
+                    f"teacher {place.given!r} was fine-tuned on task {trained!r}, not on {self.spec.name!r}; "
+                    "if it should teach all the same, name its labels with --teacher-labels"
+                )
             check_trained_head(load_config(place), place.given, self.spec.name)
         return [
             teacher_permutation(
@@ -279,11 +320,19 @@ class Plan:
         check_length(recipe.task.max_length, self.student_config, self.student_place.given)
         for place in self.teacher_places:
             check_length(recipe.task.max_length, load_config(place), place.given)
-            if not same_tokenizer(self.tokenizer, load_tokenizer(place)):
-                raise UserError(
-                    f"teacher {place.given!r} and student {self.student_place.given!r} have different tokenizers, so "
-                    "they would read different token ids; take a student with the teacher's vocabulary"
-                )
+            self.check_tokenizer(place)
+
+    def check_tokenizer(self, teacher: ModelPlace) -> None:
+        """Refuse a teacher that reads other token ids than the student.
+
+        Raises:
+            UserError: the tokenizers differ.
+        """
+        if not same_tokenizer(self.tokenizer, load_tokenizer(teacher)):
+            raise UserError(
+                f"teacher {teacher.given!r} and student {self.student_place.given!r} have different tokenizers, so "
+                "they would read different token ids; take a student with the teacher's vocabulary"
+            )
 
     @property
     def steps(self) -> int:

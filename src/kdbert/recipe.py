@@ -49,6 +49,11 @@ class TaskSection(Section):
     text_columns: list[str] | None = Field(None, description="custom: one or two columns")
     label_column: str | None = Field(None, description="custom: the label's column")
 
+    @field_validator("text_columns", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
     @field_validator("name")
     @classmethod
     def _known(cls, value: str) -> str:
@@ -81,14 +86,14 @@ class TeacherSection(Section):
 
 
 class TeacherTraining(Section):
-    """How a teacher is made when none is given; everything else is as in `train`."""
+    """How a teacher is made when none is given; the rest is as in `train`, but max_steps and dropout."""
 
     model: str | None = Field(
         None, description="pretrained model to fine-tune (bert-base-uncased; the quickstart's own)"
     )
     epochs: int = Field(3, ge=1, description="passes over the training data")
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate")
-    seed: int = Field(0, ge=0, description="its own, so that all seeds of a student share one teacher")
+    seed: int = Field(1, ge=0, description="its own, so that all seeds of a student share one teacher")
 
 
 class StudentSection(Section):
@@ -210,6 +215,9 @@ class Recipe(Section):
             UserError: a file that is no recipe, unknown keys, wrong values; all of them at once.
         """
         tree = _read_yaml(Path(config)) if config is not None else {}
+        name = (flags or {}).get("method.name")
+        if name is not None and isinstance(tree.get("method"), Mapping) and tree["method"].get("name", "kd") != name:
+            tree["method"] = {}  # another method's options mean nothing to this one
         problems: list[str] = []
         for key, value in (flags or {}).items():
             if value is not None:
@@ -217,7 +225,7 @@ class Recipe(Section):
         for text in sets:
             key, sign, value = text.partition("=")
             if not sign or not key.strip():
-                problems.append(f"--set {text!r}: expected key=value, such as train.learning_rate=3e-5")
+                problems.append(f"{text!r}: expected a flag, or key=value such as train.learning_rate=3e-5")
                 continue
             try:
                 _put(tree, key.strip(), yaml.safe_load(value), problems)
@@ -352,7 +360,7 @@ def _explain(error: ValidationError, prefix: str = "") -> list[str]:
         places = [str(part) for part in problem["loc"] if not str(part).startswith(("literal", "list["))]
         key = prefix + ".".join(places)
         if problem["type"] == "extra_forbidden":
-            sentences.append(f"unknown key {key!r}{near_miss(key, _known_keys())}")
+            sentences.append(f"unknown key {key!r}{near_miss(key, [known for known in _known_keys() if known != key])}")
             continue
         message = problem["msg"].removeprefix("Value error, ")
         value = problem["input"]

@@ -131,6 +131,8 @@ class RunFolder:
         told_there, told_here = flatten(manifest.get("recipe", {})), flatten(recipe.model_dump(mode="json"))
         differ = [
             f"{key} ({told_there.get(key)!r} there, {told_here.get(key)!r} now)"
+            if told_there.get(key) != told_here.get(key)
+            else f"the content of {key} {told_here.get(key)!r}"
             for key in sorted({*there, *here})
             if there.get(key) != here.get(key)
         ]
@@ -198,7 +200,7 @@ def identity_of(recipe: Recipe, fingerprints: Mapping[str, str]) -> dict[str, An
 def run_path(recipe: Recipe, fingerprints: Mapping[str, str], student: str) -> Path:
     """runs/<task>/<method>/<student>-<8 hex of the recipe>-seed<k>, or the folder asked for."""
     if recipe.output.dir is not None:
-        return Path(recipe.output.dir)
+        return Path(recipe.output.dir).absolute()
     name = f"{student}-{recipe.digest(fingerprints)}-seed{recipe.seed}"
     return Path(recipe.output.runs_dir) / recipe.task.name / recipe.method.name / name
 
@@ -239,6 +241,7 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
         write(temporary)
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(0o644)  # safetensors makes its files readable for their owner only
                 fsync(file)
         if path.exists():
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
@@ -297,7 +300,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "git_revision": _git_revision(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name.replace("__main__.py", "kdbert"), *sys.argv[1:]],
     }
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_run import Setting, make_teacher
 
 from kdbert.errors import Diverged
 from kdbert.training.checkpoint import save_checkpoint
 from kdbert.training.loop import FiniteWatch
+from small_run import Setting, make_teacher
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kdbert.data.batches import Batch, collate, epoch_batches
+from kdbert.methods import LossTerms
+from kdbert.training.forward import run_model
+from kdbert.training.loop import FiniteWatch, build_optimizer, forward_backward, train
+from kdbert.training.teacher import LiveTeacher, Teacher
 from small_run import (
     BATCH,
     ROWS,
@@ -21,14 +29,6 @@ from small_run import (
     make_teacher,
     ragged_rows,
 )
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from kdbert.data.batches import Batch, collate, epoch_batches
-from kdbert.methods import LossTerms
-from kdbert.training.forward import run_model
-from kdbert.training.loop import FiniteWatch, build_optimizer, forward_backward, train
-from kdbert.training.teacher import LiveTeacher, Teacher
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from ragged_gradients import ACCUMULATIONS, all_gradients
 from safetensors.torch import load_file
+
 from small_run import Setting, assert_same_gradients, logged, make_teacher, predictions
 
 pytestmark = pytest.mark.slow

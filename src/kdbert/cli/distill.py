@@ -15,16 +15,19 @@ def distill(
     ] = None,
     task: o.Task = None,
     teacher: Annotated[
-        list[str] | None, typer.Option(help="Run folder, model folder or Hub id. [fine-tuned first]")
+        list[str] | None, typer.Option(help="Run folder, model folder or Hub id. [one is fine-tuned first]")
     ] = None,
     teacher_labels: Annotated[str | None, typer.Option(help="The teacher's labels in its order, a,b,c.")] = None,
     teacher_model: Annotated[
-        str | None, typer.Option(help="Without --teacher: the model to fine-tune first. [bert-base-uncased]")
+        str | None,
+        typer.Option(help="Without --teacher: the model to fine-tune first. [bert-base-uncased; quickstart: its own]"),
     ] = None,
     student: Annotated[
         str | None, typer.Option(help="Model folder or Hub id. [the teacher's pretrained model, cut]")
     ] = None,
-    student_layers: Annotated[int | None, typer.Option(help="Encoder layers that the student keeps. [half]")] = None,
+    student_layers: Annotated[
+        int | None, typer.Option(help="Encoder layers that the student keeps. [half; with --student all]")
+    ] = None,
     student_init: Annotated[str | None, typer.Option(help="Which layers: first, last, even, or 1,3,5. [first]")] = None,
     variant: Annotated[
         str | None, typer.Option(help="corrected, or original: the published code with its quirks.")
@@ -68,6 +71,8 @@ def distill(
     o.start(quiet)
     if teacher_labels is not None and not teacher:
         raise typer.BadParameter("goes with --teacher", param_hint="--teacher-labels")
+    if teacher_model is not None and teacher:
+        raise typer.BadParameter("is for making a teacher; with --teacher there is one", param_hint="--teacher-model")
     labels = o.split_list(teacher_labels)
     recipe = o.build_recipe(
         config,

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from kdbert.api import finished_run
-from kdbert.plan import Plan, resolve_distill, resolve_finetune, teacher_is_missing, teacher_recipe, with_teacher
+from kdbert.plan import (
+    Plan,
+    resolve_distill,
+    resolve_finetune,
+    student_before_teacher,
+    teacher_is_missing,
+    teacher_recipe,
+    with_teacher,
+)
 from kdbert.recipe import Recipe
 
 
@@ -13,7 +21,12 @@ def print_distill_plan(recipe: Recipe) -> None:
         first = teacher_recipe(recipe)
         path = finished_run(first)
         if path is None:
-            print_plan(resolve_finetune(first), heading="No teacher is given; this run would make one first")
+            student = student_before_teacher(recipe)
+            print_plan(resolve_finetune(first), heading="No teacher is given: this run makes it")
+            print()
+            print_plan(
+                student, heading="Then the student's run, taught by it; its folder's name depends on the teacher"
+            )
             return
         recipe = with_teacher(recipe, str(path))
     print_plan(resolve_distill(recipe))
@@ -30,7 +43,9 @@ def print_plan(recipe: Recipe, heading: str | None = None) -> None:
     if heading:
         print(f"# {heading}")
     print(recipe.yaml(), end="")
-    print(f"\nrun folder: {plan.folder.path}")
+    print(
+        f"\nrun folder: {plan.folder.path if not teacher_is_missing(recipe) else 'decided when the teacher is there'}"
+    )
     print(f"task: {plan.spec.title}")
     sizes = {
         "train": len(plan.train_examples),
@@ -46,8 +61,11 @@ def print_plan(recipe: Recipe, heading: str | None = None) -> None:
                 print(f"  … and {len(columns) - 20} more, matched by name")
         else:
             print("  one score")
-    print(f"student layers: {', '.join(map(str, plan.kept_layers))} of {plan.student_config.num_hidden_layers}")
+    print(f"layers: {', '.join(map(str, plan.kept_layers))} of {plan.student_config.num_hidden_layers}")
     student, teachers = plan.parameters()
     print(f"steps: {plan.steps}")
-    print(f"parameters: student {student / 1e6:.2f} M" + "".join(f", teacher {n / 1e6:.2f} M" for n in teachers))
+    print(
+        f"parameters: {'student' if recipe.teachers else 'model'} {student / 1e6:.2f} M"
+        + "".join(f", teacher {n / 1e6:.2f} M" for n in teachers)
+    )
     print(f"memory: about {plan.memory_estimate() / 2**30:.1f} GiB (estimate: weights, gradients, AdamW, activations)")

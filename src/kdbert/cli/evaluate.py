@@ -12,13 +12,13 @@ from kdbert.cli import options as o
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Run folder, model folder or Hub id.")],
-    task: o.Task = None,
+    task: Annotated[str | None, typer.Option(help="Task. [the run's own]")] = None,
     split: Annotated[str, typer.Option(help="dev, test, or one split's name such as dev_matched.")] = "dev",
     data_dir: o.DataDir = None,
     output_dir: Annotated[str | None, typer.Option(help="Where predictions go. [the run's predictions/]")] = None,
     labels: Annotated[str | None, typer.Option(help="The model's labels in its order, a,b,c.")] = None,
-    max_length: o.MaxLength = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    max_length: Annotated[int | None, typer.Option(help="Tokens per example. [the run's]")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 64,
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the files written.")] = False,
     debug: o.Debug = False,
@@ -43,7 +43,7 @@ def evaluate(
 
         if found.metrics:
             row = SummaryRow("model", found.metrics)
-            Console(width=None if sys.stdout.isatty() else 120).print(summary_table(f"{found.task}: {model}", [row]))
+            Console(width=None if sys.stdout.isatty() else 120).print(summary_table(found.task, [row]))
         else:
             print(f"{found.task}: the {split} split has no labels, so there are predictions but no scores")
     for file in found.files:

@@ -14,11 +14,7 @@ if TYPE_CHECKING:
     from kdbert.recipe import Recipe
     from kdbert.runs import RunResult
 
-_TASK, _TRAIN, _OUT = "Task", "Training", "Run"
-
-Task = Annotated[
-    str | None, typer.Option(help="Task; `kdbert data list` shows them. [quickstart]", rich_help_panel=_TASK)
-]
+Task = Annotated[str | None, typer.Option(help="Task; `kdbert data list` shows them. [quickstart]")]
 DataDir = Annotated[str | None, typer.Option(help="Folder with the task's files. [glue_data for GLUE, else data]")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens per example; longer ones are cut. [task's]")]
 TrainFile = Annotated[str | None, typer.Option(help="--task custom: csv, tsv, jsonl, parquet, or a saved dataset.")]
@@ -26,9 +22,9 @@ DevFile = Annotated[str | None, typer.Option(help="--task custom: dev file of th
 TestFile = Annotated[str | None, typer.Option(help="--task custom: test file of the same form.")]
 TextColumns = Annotated[str | None, typer.Option(help="--task custom: one or two columns, a,b. [by name]")]
 LabelColumn = Annotated[str | None, typer.Option(help="--task custom: the label's column. [by name]")]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the training data. [3]")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the training data. [3; quickstart 8]")]
 BatchSize = Annotated[int | None, typer.Option(help="Examples per step, over all processes. [32]")]
-LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate. [5e-5]")]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate. [5e-5; quickstart 3e-4]")]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32 or bf16, of the encoder. [auto]")]
 Bucketing = Annotated[bool | None, typer.Option("--bucketing/--no-bucketing", help="Batches of like length. [on]")]
 Seed = Annotated[int | None, typer.Option(help="Seed of head, data order and dropout. [1]")]
@@ -39,7 +35,9 @@ Set = Annotated[
 More = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="More recipe keys, as after --set.")]
 RunsDir = Annotated[str | None, typer.Option(help="Root of the run folders. [runs]")]
 OutputDir = Annotated[str | None, typer.Option(help="This run's folder, instead of a name made from the recipe.")]
-Tracker = Annotated[list[str] | None, typer.Option(help="Also log to wandb, mlflow, … (what accelerate offers).")]
+Tracker = Annotated[
+    list[str] | None, typer.Option(help="Also log to wandb, mlflow, … (what accelerate offers; may be repeated).")
+]
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Check everything, print the resolved recipe and cost, train nothing."),
@@ -54,7 +52,6 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 def start(quiet: bool) -> None:
     """Send progress to stderr: everything, or warnings only."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what it warns of comes as an error of ours
     logging.getLogger("kdbert").setLevel(logging.WARNING if quiet or not main_process() else logging.INFO)
 
 

@@ -151,9 +151,11 @@ def _permute_head(model: Any, permutation: list[int]) -> None:
 @contextlib.contextmanager
 def _explained(place: ModelPlace) -> Iterator[None]:
     """Turn the library's many exceptions into one sentence."""
+    from huggingface_hub.utils import logging as hub_logging
     from safetensors import SafetensorError
     from transformers.utils import logging
 
+    hub_logging.set_verbosity_error()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:

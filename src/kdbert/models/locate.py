@@ -52,6 +52,12 @@ class ModelPlace:
                 digest.update(sha256(file).encode())
         return digest.hexdigest()[:16]
 
+    def task(self) -> str | None:
+        """For a run's model: the task that it was trained on."""
+        return (
+            None if self.run is None else RunFolder(self.run).manifest().get("recipe", {}).get("task", {}).get("name")
+        )
+
     def base(self) -> str | None:
         """For a run's model: the model that the run started from, if it was a whole one."""
         if self.run is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from kdbert import __version__
 from kdbert.methods import get_method
 from kdbert.recipe import Recipe
 from kdbert.tasks import TaskSpec
@@ -19,7 +20,7 @@ def model_card(
 
     Args:
         metrics: split -> metric -> value.
-        facts: entries of run.json: parameters, size_mib, layers, majority, teacher, timings.
+        facts: entries of run.json: parameters, size_mib, layers, majority, teachers.
     """
     method = get_method(recipe.method.name)
     distilled = bool(recipe.teachers)
@@ -30,13 +31,21 @@ def model_card(
         pipeline_tag="text-classification",
         tags=["kdbert", f"kdbert:{method.name}", *(["knowledge-distillation"] if distilled else [])],
     )
+    constant = facts["majority"]
+    taught: dict[str, dict[str, str]] = {}
+    if facts["teachers"]:
+        scores = facts["teachers"][0]["metrics"]
+        taught = {split: {name: f"{value:.4f}" for name, value in values.items()} for split, values in scores.items()}
     rows = [
-        f"| {split} | {name} | {value:.4f} | {facts['majority'].get(split, {}).get(name, float('nan')):.4f} |"
+        f"| {split} | {name} | {value:.4f} | {taught.get(split, {}).get(name, '-')} | {constant[split][name]:.4f} |"
         for split, values in metrics.items()
         for name, value in values.items()
     ]
+    init = recipe.student.init
+    kept = "numbers " + ", ".join(map(str, init)) if isinstance(init, list) else f"the {init} ones"
+    what = "text classifier" if spec.kind == "single_label" else "model that scores texts"
     layers = f"{facts['layers']} layers" + (
-        f" ({recipe.student.init} of {start})" if recipe.student.layers else f", started from {start}"
+        f" ({kept} of {start})" if recipe.student.layers else f", started from {start}"
     )
     selected = (
         "The weights are those of the epoch that was best on dev, so the dev numbers are optimistic."
@@ -46,8 +55,8 @@ def model_card(
     lines = [
         f"# {spec.title}: {method.name}",
         "",
-        f"A BERT classifier for the task `{spec.name}`, {layers}, {facts['parameters']:,} parameters, "
-        f"{facts['size_mib']:.1f} MiB, made with [kdbert](https://github.com/kdbert/kdbert).",
+        f"A {what} for the task `{spec.name}`, {layers}, {facts['parameters']:,} parameters, "
+        f"{facts['size_mib']:.1f} MiB, made with [kdbert](https://github.com/kdbert/kdbert) {__version__}.",
         f"Method: **{method.name}**, {method.summary}. Variant: {recipe.method.variant}.",
     ]
     if distilled:
@@ -56,10 +65,10 @@ def model_card(
         "",
         "## Results",
         "",
-        f"One run, seed {recipe.seed}. {selected}",
+        f"One run, seed {recipe.seed}. {selected} The constant answer is the commonest class, or the mean score.",
         "",
-        "| split | metric | this model | always the commonest class |",
-        "|---|---|---|---|",
+        "| split | metric | this model | teacher | constant answer |",
+        "|---|---|---|---|---|",
         *rows,
         "",
         "## Use",

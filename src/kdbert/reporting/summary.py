@@ -31,15 +31,17 @@ def summary_table(title: str, rows: Sequence[SummaryRow]) -> Any:
     table.add_column("")
     for split, name in columns:
         table.add_column(f"{split}\n{name.replace('_', ' ')}", justify="right")
-    for name in ("layers", "parameters", "size"):
+    sized = any(row.parameters is not None for row in rows)
+    for name in ("layers", "parameters", "size") if sized else ():
         table.add_column(name, justify="right")
     for row in rows:
         scores = [row.metrics.get(split, {}).get(name) for split, name in columns]
-        table.add_row(
-            row.name,
-            *("-" if score is None else f"{score:.4f}" for score in scores),
+        size = (
             "-" if row.layers is None else str(row.layers),
             "-" if row.parameters is None else f"{row.parameters / 1e6:.2f} M",
             "-" if row.size_mib is None else f"{row.size_mib:.1f} MiB",
+        )
+        table.add_row(
+            row.name, *("-" if score is None else f"{score:.4f}" for score in scores), *(size if sized else ())
         )
     return table

@@ -203,6 +203,8 @@ def infer_columns(
     if label is None:
         raise UserError(f"{table.path}: cannot tell the label column (columns: {listed}); name it with --label-column")
     if text_columns:
+        if label in text_columns:
+            raise UserError(f"{table.path}: column {label!r} is the label, so it cannot be a text column too")
         return tuple(text_columns), label
     rest = {lower: name for lower, name in by_lower.items() if name != label and lower not in IGNORED}
     for first, second in TEXT_PAIRS:

@@ -55,6 +55,10 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     if not main:
         return job.run()
     if overwrite and folder.path.exists():
+        if not folder.manifest_path.exists():
+            raise UserError(
+                f"{folder.path} is not a run folder, so --overwrite leaves it alone; choose another --output-dir"
+            )
         with folder.locked():  # refuses to move a run that is being written
             moved = folder.move_aside()
         log.info("moved the old run to %s", moved)
@@ -186,8 +190,9 @@ class Job:
         )  # fmt: skip
         kept = f"layers {', '.join(map(str, plan.kept_layers))} of " if recipe.student.layers is not None else ""
         log.info(
-            "student: %s%s, %.2f M parameters, %s head; %s on %s, %d process%s, %d threads",
-            kept, plan.student_place.given, sum(p.numel() for p in self.student.parameters()) / 1e6,
+            "%s: %s%s, %.2f M parameters, %s head; %s on %s, %d process%s, %d threads",
+            "student" if recipe.teachers else "model", kept, plan.student_place.given,
+            sum(p.numel() for p in self.student.parameters()) / 1e6,
             "trained" if self.kept_head else "fresh", self.precision, self.accelerator.device,
             self.accelerator.num_processes, "es" if self.accelerator.num_processes > 1 else "", torch.get_num_threads(),
         )  # fmt: skip
@@ -314,6 +319,7 @@ class Job:
 
         def fill(target: Path) -> None:
             self.student.save_pretrained(target)
+            plan.tokenizer.model_max_length = recipe.task.max_length
             plan.tokenizer.save_pretrained(target)
             facts["size_mib"] = round((target / "model.safetensors").stat().st_size / 2**20, 2)
             card = model_card(recipe, plan.spec, facts["metrics"], facts)

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from kdbert.data.batches import epoch_batches, micro_batches
 from kdbert.data.encode import Encoded
-from kdbert.errors import Diverged, Interrupted
+from kdbert.errors import Diverged, Interrupted, UserError
 from kdbert.methods import LossTerms
 from kdbert.recipe import TrainSection
 from kdbert.training.checkpoint import load_optimizer, newest_checkpoint, optimizer_tensors, save_checkpoint
@@ -43,6 +43,8 @@ from kdbert.training.signals import StopRequest, stop_request
 from kdbert.training.teacher import Teacher
 
 log = logging.getLogger("kdbert")
+# Raised whenever the order of the data or the random draws change: an older run is then not continued.
+STATE_VERSION = 1
 
 
 @dataclass
@@ -97,6 +99,11 @@ def train(
     resumed = newest_checkpoint(checkpoints)
     if resumed is not None:
         state = resumed.state
+        if state["version"] != STATE_VERSION:
+            raise UserError(
+                f"{resumed.path} was saved by another version of kdbert, which orders the data differently; finish the "
+                "run with that version, or pass --overwrite to start afresh"
+            )
         step, epoch, done_in_epoch = state["step"], state["epoch"], state["done_in_epoch"]
         metrics_length, best = state["metrics_length"], state["best"]
         module.load_state_dict(resumed.tensors["weights"])
@@ -123,6 +130,7 @@ def train(
                 step,
                 tensors,
                 {
+                    "version": STATE_VERSION,
                     "step": step,
                     "epoch": epoch,
                     "done_in_epoch": done_in_epoch,
@@ -190,12 +198,7 @@ def train(
                     break
                 if stop_agreed(request, accelerator, logs):
                     save()
-                    number = request.number or int(signal.SIGTERM)
-                    raise Interrupted(
-                        f"stopped by {signal.Signals(number).name} at step {step} of {total_steps}, state saved in "
-                        f"{folder}; run the same command again to continue",
-                        number,
-                    )
+                    raise stopped(request, step, total_steps, folder)
                 if step % options.checkpoint_steps == 0 and done_in_epoch < len(order):
                     save()
 
@@ -218,6 +221,8 @@ def train(
                 }
                 best_weights = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
             save()
+            if stop_agreed(request, accelerator, True):
+                raise stopped(request, step, total_steps, folder)
     if best_weights:
         module.load_state_dict(best_weights)
     return TrainResult(step - resumed_from, examples, train_seconds, eval_seconds, resumed_from, best)
@@ -307,6 +312,16 @@ def stop_agreed(request: StopRequest, accelerator: Accelerator, ask: bool) -> bo
         return False
     flag = torch.tensor([float(request.number)], device=accelerator.device)
     return bool(accelerator.reduce(flag, reduction="sum").item() > 0)
+
+
+def stopped(request: StopRequest, step: int, total_steps: int, folder: Path) -> Interrupted:
+    """What a run that was told to stop ends with; its state is saved."""
+    number = request.number or int(signal.SIGTERM)
+    return Interrupted(
+        f"stopped by {signal.Signals(number).name} at step {step} of {total_steps}, state saved in {folder}; "
+        "run the same command again to continue",
+        number,
+    )
 
 
 class FiniteWatch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ class StopRequest:
         if self.number and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = number
+        os.write(2, b"\nstopping after this step, saving (Ctrl-C again: at once)\n")  # a handler may not print
 
 
 @contextmanager
