@@ -225,7 +225,7 @@ class Recipe(Section):
         for text in sets:
             key, sign, value = text.partition("=")
             if not sign or not key.strip():
-                problems.append(f"{text!r}: expected a flag, or key=value such as train.learning_rate=3e-5")
+                problems.append(f"{text!r}: expected key=value, such as train.learning_rate=3e-5, or a flag")
                 continue
             try:
                 _put(tree, key.strip(), yaml.safe_load(value), problems)

@@ -61,11 +61,9 @@ def print_plan(recipe: Recipe, heading: str | None = None) -> None:
                 print(f"  … and {len(columns) - 20} more, matched by name")
         else:
             print("  one score")
-    print(f"layers: {', '.join(map(str, plan.kept_layers))} of {plan.student_config.num_hidden_layers}")
+    role = "student" if recipe.teachers else "model"
+    print(f"{role} layers: {', '.join(map(str, plan.kept_layers))} of {plan.student_config.num_hidden_layers}")
     student, teachers = plan.parameters()
     print(f"steps: {plan.steps}")
-    print(
-        f"parameters: {'student' if recipe.teachers else 'model'} {student / 1e6:.2f} M"
-        + "".join(f", teacher {n / 1e6:.2f} M" for n in teachers)
-    )
+    print(f"parameters: {role} {student / 1e6:.2f} M" + "".join(f", teacher {n / 1e6:.2f} M" for n in teachers))
     print(f"memory: about {plan.memory_estimate() / 2**30:.1f} GiB (estimate: weights, gradients, AdamW, activations)")

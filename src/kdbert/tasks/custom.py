@@ -191,9 +191,7 @@ def infer_columns(
         UserError: a named column is missing, or the columns cannot be told.
     """
     listed = ", ".join(table.columns)
-    for name in [*(text_columns or []), *([label_column] if label_column else [])]:
-        if name not in table.columns:
-            raise UserError(f"{table.path} has no column {name!r}{near_miss(name, table.columns)} (it has: {listed})")
+    _require(table, [*(text_columns or []), *([label_column] if label_column else [])])
     if text_columns and len(text_columns) > 2:
         raise UserError(f"--text-columns takes one or two columns, not {len(text_columns)}")
     by_lower = {name.lower(): name for name in table.columns}
@@ -216,6 +214,18 @@ def infer_columns(
     if len(rest) == 1:
         return (next(iter(rest.values())),), label
     raise UserError(f"{table.path}: cannot tell the text columns (columns: {listed}); name them with --text-columns")
+
+
+def _require(table: Table, names: list[str]) -> None:
+    """Refuse a table that lacks a column.
+
+    Raises:
+        UserError: with the columns that it has.
+    """
+    for name in names:
+        if name not in table.columns:
+            listed = ", ".join(table.columns)
+            raise UserError(f"{table.path} has no column {name!r}{near_miss(name, table.columns)} (it has: {listed})")
 
 
 def _rows(table: Table, text: tuple[str, ...], label: str, labelled: bool) -> Iterator[Row]:
@@ -294,7 +304,7 @@ def custom_task(
     def split(name: str) -> Split:
         table = train if name == "train" else read_table(Path(files[name]), name)
         labelled = name != "test" or label in table.columns
-        infer_columns(table, list(text), label if labelled else table.columns[0])  # refuses a missing column
+        _require(table, [*text, label] if labelled else list(text))
         return Split((), lambda path: _rows(table, text, label, labelled), labelled, place=Path(files[name]))
 
     return TaskSpec(
