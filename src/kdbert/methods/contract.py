@@ -45,13 +45,11 @@ class Needs:
 
     Attributes:
         teachers: how many teachers a recipe must name (0: none is loaded).
-        teacher_logits: whether their logits are read.
         compares_examples: whether a term compares the examples of a micro-batch with each other, so
             that its value depends on the micro-batch size.
     """
 
     teachers: int = 0
-    teacher_logits: bool = False
     compares_examples: bool = False
 
 

@@ -47,7 +47,7 @@ class KD(Method):
         """One teacher's logits, unless alpha is 1."""
         if cast(KD.Options, options).alpha == 1:
             return Needs()
-        return Needs(teachers=1, teacher_logits=True)
+        return Needs(teachers=1)
 
     def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:
         """Terms `hard` and `soft`."""

@@ -32,7 +32,8 @@ def read_quickstart(path: Path, split: str) -> Iterator[Row]:
 
 
 def _split(name: str) -> Split:
-    return Split(("quickstart.tsv",), partial(read_quickstart, split=name))
+    place = Path(str(resources.files("kdbert.tasks").joinpath("quickstart.tsv")))
+    return Split((), partial(read_quickstart, split=name), place=place)
 
 
 QUICKSTART = TaskSpec(
@@ -43,7 +44,6 @@ QUICKSTART = TaskSpec(
     metrics=("accuracy", "macro_f1"),
     splits={name: _split(name) for name in ("train", "dev", "test")},
     rows={"train": 896, "dev": 224, "test": 320},
-    data_dir=str(resources.files("kdbert.tasks")),
     max_length=64,
     # Small data and a small model want higher rates than the published GLUE scripts'.
     defaults={
