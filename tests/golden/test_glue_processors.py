@@ -54,9 +54,8 @@ def test_examples_are_the_originals(case: dict[str, Any], tmp_path: Path) -> Non
         assert examples.ids == [row["guid"].rsplit("-", 1)[1] for row in expected]
 
 
-def test_the_family_has_cases() -> None:
-    if not GOLDEN.is_dir():
-        pytest.skip(f"no golden cases in {GOLDEN} (set KDBERT_GOLDEN_DIR)")
+def test_the_family_has_cases(golden_dir: Path) -> None:
+    assert golden_dir.resolve() == GOLDEN.resolve()
     assert {"cola", "mnli", "mnli-mm", "mrpc", "sst-2", "sts-b", "qqp", "qnli", "rte", "wnli"} <= {
         case["task"] for case in cases()
     }

@@ -72,7 +72,6 @@ def test_terms_total_and_gradient_are_the_originals(case: dict[str, Any]) -> Non
         )
 
 
-def test_the_family_has_cases() -> None:
-    if not GOLDEN.is_dir():
-        pytest.skip(f"no golden cases in {GOLDEN} (set KDBERT_GOLDEN_DIR)")
+def test_the_family_has_cases(golden_dir: Path) -> None:
+    assert golden_dir.resolve() == GOLDEN.resolve()
     assert cases()
