@@ -21,6 +21,7 @@ _ORIGIN = {
     "distill": "kdbert.api",
     "finetune": "kdbert.api",
     "evaluate": "kdbert.api",
+    "sweep": "kdbert.api",
     "KdbertError": "kdbert.errors",
     "UserError": "kdbert.errors",
 }
@@ -33,10 +34,11 @@ __all__ = [
     "distill",
     "evaluate",
     "finetune",
+    "sweep",
 ]
 
 if TYPE_CHECKING:
-    from kdbert.api import distill, evaluate, finetune
+    from kdbert.api import distill, evaluate, finetune, sweep
     from kdbert.errors import KdbertError, UserError
     from kdbert.recipe import Recipe
     from kdbert.runs import RunResult

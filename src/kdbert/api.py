@@ -1,4 +1,4 @@
-"""What the commands do, as functions: `finetune`, `distill`, `evaluate`."""
+"""What the commands do, as functions: `finetune`, `distill`, `sweep`, `evaluate`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ from kdbert.plan import (
 from kdbert.recipe import Recipe
 from kdbert.reporting.predictions import predicted, write_predictions, write_submission
 from kdbert.runs import RunFolder, RunResult
+from kdbert.sweep.grid import Cell
+from kdbert.sweep.jobs import plan_jobs
+from kdbert.sweep.local import run_jobs, threads_per_job
+from kdbert.sweep.progress import Progress, summary
 from kdbert.tasks import CUSTOM, get_task, task_name
 from kdbert.training.forward import predict
 from kdbert.training.job import run_recipe
@@ -80,6 +84,46 @@ def finished_run(recipe: Recipe) -> Path | None:
     """The folder of a fine-tuning run if it is finished, without starting it."""
     folder = Plan(resolve_finetune(recipe)).folder
     return folder.path if folder.manifest().get("status") == "finished" else None
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """How the cells of a sweep ended: run folders of the finished ones; names and reasons of the others."""
+
+    finished: list[Path]
+    diverged: dict[str, str]
+    failed: dict[str, str]
+
+
+def sweep(cells: list[Cell], *, jobs: int = 1) -> SweepResult:
+    """Run every cell that is not finished, each as a `kdbert` process of its own; teachers that are missing first.
+
+    Args:
+        cells: from `kdbert.sweep.grid.expand`.
+        jobs: processes at a time; the cores are shared out among them.
+
+    Raises:
+        UserError: what can be refused before anything starts, of all cells at once.
+        Interrupted: a signal; the running jobs have saved their state.
+    """
+    planned = plan_jobs(cells)
+    missing = [job for job in planned if job.state == "waiting"]
+    threads = f", {threads_per_job(jobs)} threads each" if jobs > 1 else ""
+    log.info(
+        "%d runs and %d teachers: %d to run, %d at a time%s",
+        len(cells), len(planned) - len(cells), len(missing), jobs, threads,
+    )  # fmt: skip
+    run_jobs(planned, jobs, Progress(planned, jobs))
+    log.log(
+        logging.WARNING if any(job.state == "failed" for job in planned) else logging.INFO,
+        "%s", summary(planned, Path(cells[0].recipe.output.runs_dir)),
+    )  # fmt: skip
+    students = [job for job in planned if job.command == "distill"]
+    return SweepResult(
+        finished=[job.folder.path for job in students if job.state == "finished"],
+        diverged={job.name: job.message for job in students if job.state == "diverged"},
+        failed={job.name: job.message for job in students if job.state == "failed"},
+    )
 
 
 @dataclass(frozen=True)

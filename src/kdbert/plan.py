@@ -15,7 +15,7 @@ from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import check_trained_head, label_names, load_config, load_tokenizer, same_tokenizer
 from kdbert.models.locate import QUICKSTART_MODEL, ModelPlace, locate
 from kdbert.models.student import cut_layers, kept_layers
-from kdbert.recipe import Recipe, StudentSection, TeacherSection, TeacherTraining
+from kdbert.recipe import Recipe, StudentSection, TeacherSection, TeacherTraining, TrainSection
 from kdbert.runs import RunFolder, content_digest, run_path, short_name
 from kdbert.tasks import CUSTOM, TaskSpec, get_task
 from kdbert.tasks.custom import custom_task
@@ -69,18 +69,22 @@ def teacher_recipe(recipe: Recipe) -> Recipe:
             "teacher_training": None,
             "student": recipe.student.model_copy(update={"model": base_model(recipe), "layers": None, "init": "first"}),
             "method": get_method("finetune").Options(),  # type: ignore[call-arg]
-            "train": recipe.train.model_copy(
-                update={
-                    "epochs": training.epochs,
-                    "learning_rate": training.learning_rate,
-                    "max_steps": None,
-                    "dropout": None,
-                    "teacher_cache": True,
-                }
-            ),
+            "train": _teacher_train(recipe, training),
             "seed": training.seed,
             "output": recipe.output.model_copy(update={"dir": None}),
         }
+    )
+
+
+def _teacher_train(recipe: Recipe, training: TeacherTraining) -> TrainSection:
+    """The task's own defaults, what `teacher_training` says, and of the student's settings how things are computed."""
+    defaults = {} if recipe.task.name == CUSTOM else get_task(recipe.task.name).defaults
+    student = recipe.train
+    return TrainSection(
+        **{key.removeprefix("train."): value for key, value in defaults.items() if key.startswith("train.")}
+        | training.model_dump(include={"epochs", "learning_rate", "batch_size"})
+        | student.model_dump(include={"eval_batch_size", "precision", "bucketing", "logging_steps", "checkpoint_steps"})
+        | {"accumulation": min(student.accumulation, training.batch_size)},
     )
 
 

@@ -8,6 +8,7 @@ same numbers.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,7 @@ from pydantic import (
 )
 
 from kdbert.errors import UserError, near_miss
+from kdbert.keys import put
 from kdbert.methods import MethodOptions, all_methods, get_method
 from kdbert.tasks import CUSTOM, get_task, task_name
 
@@ -86,13 +88,19 @@ class TeacherSection(Section):
 
 
 class TeacherTraining(Section):
-    """How a teacher is made when none is given; the rest is as in `train`, but max_steps and dropout."""
+    """How a teacher is made when none is given.
+
+    It is one for all students of a task: of `train` it takes only how things are computed (precision,
+    bucketing, accumulation, eval_batch_size), so that another batch size, warm-up or rate of the student does not mean
+    another teacher. For anything else, make it with `finetune-teacher` and name it with `--teacher`.
+    """
 
     model: str | None = Field(
         None, description="pretrained model to fine-tune (bert-base-uncased; the quickstart's own)"
     )
     epochs: int = Field(3, ge=1, description="passes over the training data")
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate")
+    batch_size: int = Field(32, ge=1, description="examples per optimiser step")
     seed: int = Field(1, ge=0, description="its own, so that all seeds of a student share one teacher")
 
 
@@ -200,35 +208,35 @@ class Recipe(Section):
     @classmethod
     def build(
         cls,
-        config: str | Path | None = None,
+        config: str | Path | Mapping[str, Any] | None = None,
         flags: Mapping[str, Any] | None = None,
         sets: Iterable[str] = (),
     ) -> Recipe:
         """Defaults < task's defaults < YAML file < flags < `--set` texts.
 
         Args:
-            config: YAML file.
+            config: YAML file, or what it would hold.
             flags: dotted key -> value; None values are left out.
             sets: texts such as `train.learning_rate=3e-5`, read as YAML values.
 
         Raises:
             UserError: a file that is no recipe, unknown keys, wrong values; all of them at once.
         """
-        tree = _read_yaml(Path(config)) if config is not None else {}
+        tree = read_yaml(Path(config)) if isinstance(config, (str, Path)) else copy.deepcopy(dict(config or {}))
         name = (flags or {}).get("method.name")
         if name is not None and isinstance(tree.get("method"), Mapping) and tree["method"].get("name", "kd") != name:
             tree["method"] = {}  # another method's options mean nothing to this one
         problems: list[str] = []
         for key, value in (flags or {}).items():
             if value is not None:
-                _put(tree, key, value, problems)
+                put(tree, key, value, problems)
         for text in sets:
             key, sign, value = text.partition("=")
             if not sign or not key.strip():
                 problems.append(f"{text!r}: expected key=value, such as train.learning_rate=3e-5, or a flag")
                 continue
             try:
-                _put(tree, key.strip(), yaml.safe_load(value), problems)
+                put(tree, key.strip(), yaml.safe_load(value), problems)
             except yaml.YAMLError:
                 problems.append(f"--set {text!r}: the value is not valid YAML")
         try:
@@ -250,7 +258,7 @@ class Recipe(Section):
         with contextlib.suppress(UserError):  # an unknown task is told with the other problems, below
             if isinstance(name, str) and task_name(name) != CUSTOM:
                 for key, value in get_task(name).defaults.items():
-                    _put(merged, key, value, [], keep=True)
+                    put(merged, key, value, [], keep=True)
         problems = []
         try:
             merged["method"] = _method_options(merged.get("method", "kd"))
@@ -281,7 +289,7 @@ class Recipe(Section):
         """A copy with some dotted keys set."""
         tree = self.model_dump(mode="json")
         for key, value in changes.items():
-            _put(tree, key, value, [])
+            put(tree, key, value, [])
         return type(self).of(tree)
 
     def identity(self, fingerprints: Mapping[str, str]) -> dict[str, Any]:
@@ -309,18 +317,12 @@ class Recipe(Section):
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mapping -> dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of keys and values.
 
-
-def _read_yaml(path: Path) -> dict[str, Any]:
+    Raises:
+        UserError: no such file, not readable, not YAML, not a mapping.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -332,24 +334,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{path} is not a recipe: expected keys such as task, method, train")
     return content
-
-
-def _put(tree: dict[str, Any], key: str, value: Any, problems: list[str], keep: bool = False) -> None:
-    """Set a dotted key in a nested dict; `keep` leaves a value that is already there."""
-    parts = key.split(".")
-    node = tree
-    for part in parts[:-1]:
-        child = node.get(part)
-        if isinstance(child, str) and part in ("method", "task"):
-            child = {"name": child}
-        if child is None:
-            child = {}
-        if not isinstance(child, dict):
-            problems.append(f"key {key!r}: {part!r} is not a section")
-            return
-        node[part] = node = child
-    if not (keep and parts[-1] in node):
-        node[parts[-1]] = value
 
 
 def _explain(error: ValidationError, prefix: str = "") -> list[str]:

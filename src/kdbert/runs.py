@@ -16,12 +16,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kdbert.errors import UserError
-from kdbert.recipe import Recipe, flatten
+from kdbert.keys import flatten
+from kdbert.recipe import Recipe
 
 PACKAGES = (
     "kdbert",
@@ -168,28 +170,98 @@ class RunFolder:
         Raises:
             UserError: another process holds it, with its id and host.
         """
+        lock = FileLock(self.path / "run.lock")
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / "run.lock", "a+", encoding="utf-8")
+            taken = lock.acquire()
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(file.fileno()).st_ino != (self.path / "run.lock").stat().st_ino:
-                    raise FileNotFoundError  # its holder has just finished and removed it
-            except OSError:
-                file.seek(0)
-                raise UserError(f"{self.path} is being written by another process ({file.read().strip()})") from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):
-                    (self.path / "run.lock").unlink()
-                    self.path.rmdir()  # only if the run was refused before it wrote anything
+        if not taken:
+            raise UserError(f"{self.path} is being written by another process ({lock.holder()})")
+        try:
+            yield
+        finally:
+            lock.release()
+            with contextlib.suppress(OSError):
+                self.path.rmdir()  # only if the run was refused before it wrote anything
+
+    def busy(self) -> bool:
+        """Whether some process holds the run now."""
+        return FileLock(self.path / "run.lock").taken()
+
+
+class FileLock:
+    """An exclusive lock on a file (flock), held by the processes that have this very opening of it.
+
+    The system lets go of it when the last of them ends, however it ends, so no lock is ever stale. A child
+    process that inherits `fileno` holds it too. On a shared file system it works between machines where the mount
+    passes flock on (NFSv4, Lustre and GPFS mounted with flock).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def acquire(self, *, wait: bool = False) -> bool:
+        """Take the lock; False if somebody else has it (with `wait`: wait for it).
+
+        Raises:
+            OSError: the file cannot be written, or its file system has no locks.
+        """
+        tries = 0
+        while True:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # a holder has just removed the file, or the folder
+                file = open(self.path, "a+", encoding="utf-8")
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if os.fstat(file.fileno()).st_ino == self.path.stat().st_ino:
+                        break
+                except BlockingIOError:
+                    tries += 1
+                    if tries == 3:
+                        file.close()
+                        return False
+                    time.sleep(0.02)  # it may be a mere look by `taken`
+                except OSError:
+                    file.close()
+                    raise
+                file.close()
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        self._file = file
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor by which a child process holds the lock too."""
+        assert self._file is not None
+        return self._file.fileno()
+
+    def holder(self) -> str:
+        """Who wrote their name into the file."""
+        try:
+            return self.path.read_text(encoding="utf-8") or "unknown"
+        except OSError:
+            return "unknown"
+
+    def taken(self) -> bool:
+        """Whether somebody has the lock; creates nothing."""
+        try:
+            with open(self.path, encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return False
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+
+    def release(self) -> None:
+        """Remove the file and let go."""
+        assert self._file is not None
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+        self._file.close()
+        self._file = None
 
 
 def identity_of(recipe: Recipe, fingerprints: Mapping[str, str]) -> dict[str, Any]:
@@ -264,7 +336,13 @@ def fsync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Hex digest of a file; read once per process while size and time of change stay the same."""
+    status = path.stat()
+    return _sha256(path.absolute(), status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@lru_cache(maxsize=1024)
+def _sha256(path: Path, size: int, changed: int, inode: int) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from kdbert import __version__
-from kdbert.cli import data, distill, doctor, evaluate, finetune_teacher, methods
+from kdbert.cli import data, distill, doctor, evaluate, finetune_teacher, methods, sweep
 from kdbert.errors import Interrupted, KdbertError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 app.command("finetune-teacher")(finetune_teacher.finetune_teacher)
 app.command("distill")(distill.distill)
+app.command("sweep")(sweep.sweep)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(data.app, name="data")
 app.add_typer(methods.app, name="methods")
@@ -53,7 +54,8 @@ def _root(
 def main() -> None:
     """Run the command; a person's mistake ends in one sentence, never in a traceback.
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage, recipe or data, 4 diverged, 128 + n stopped by signal n.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, recipe or data, 3 a sweep failed in part, 4 diverged,
+    128 + n stopped by signal n.
     """
     debug = "--debug" in sys.argv
     try:

@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from kdbert.data.encode import encode
 from kdbert.errors import Diverged, Interrupted, UserError
 from kdbert.methods import get_method
 from kdbert.metrics import majority_score, score
-from kdbert.models.load import load_classifier
+from kdbert.models.load import load_classifier, load_config
+from kdbert.models.locate import locate
 from kdbert.models.student import cut_layers, set_dropout
 from kdbert.plan import Plan, needs_of
 from kdbert.recipe import Recipe
@@ -30,6 +32,7 @@ from kdbert.runs import RunResult, environment, identity_of, replace_folder, wri
 from kdbert.training.forward import StudentWithMethod, predict
 from kdbert.training.loop import train
 from kdbert.training.precision import Precision, choose_attention, choose_precision, make_accelerator
+from kdbert.training.store import stored
 from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher
 
 log = logging.getLogger("kdbert")
@@ -105,10 +108,7 @@ class Job:
             set_dropout(student, recipe.train.dropout)
         self.student = student.to(device)
         self.kept_head = kept_head
-        self.teachers = [
-            load_classifier(place, plan.spec, attention=attention, keep_head=True)[0].to(device)
-            for place in plan.teacher_places
-        ]
+        self.attention = attention
         method = get_method(recipe.method.name)
         self.module = StudentWithMethod(self.student, method(recipe.method), self.precision).to(device)
         assert recipe.task.max_length is not None
@@ -116,6 +116,21 @@ class Job:
             name: encode(part, plan.tokenizer, recipe.task.max_length)
             for name, part in {"train": plan.train_examples, **plan.eval_examples}.items()
         }
+
+    @cached_property
+    def teachers(self) -> list[Any]:
+        """The teachers' models; not loaded at all where everything that is read of them is stored."""
+        return [
+            load_classifier(place, self.plan.spec, attention=self.attention, keep_head=True)[0].to(
+                self.accelerator.device
+            )
+            for place in self.plan.teacher_places
+        ]
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Machine and code, as they stand in run.json."""
+        return environment()
 
     def run(self) -> RunResult:
         """Train, evaluate, save, and write down what was found."""
@@ -163,7 +178,6 @@ class Job:
                 "parameters": sum(p.numel() for p in self.student.parameters()),
                 "teachers": teacher_facts,
                 "best": result.best,
-                "steps": plan.steps,
                 "timings": {
                     "teacher_seconds": round(teacher_seconds, 3),
                     "train_seconds": round(result.train_seconds, 3),
@@ -240,39 +254,66 @@ class Job:
             identity=identity_of(recipe, self.plan.fingerprints),
             fingerprints=fingerprints,
             **machine,
-            environment=environment(),
+            steps=self.plan.steps,
+            environment=self.environment,
         )
         write_text(folder.path / "recipe.yaml", recipe.yaml())
 
     def _teachers(self) -> tuple[list[Teacher], list[dict[str, Any]], float]:
         """Teachers ready for training, what is known of them, and the seconds that their pass took."""
-        plan, recipe, accelerator = self.plan, self.plan.recipe, self.accelerator
+        plan, recipe = self.plan, self.plan.recipe
         started = time.perf_counter()
         teachers: list[Teacher] = []
         facts = []
-        for told, model, columns in zip(recipe.teachers, self.teachers, plan.teacher_permutations, strict=True):
-            metrics, _ = self._evaluate(model, tuple(plan.eval_examples), columns)
+        for number, (told, columns) in enumerate(zip(recipe.teachers, plan.teacher_permutations, strict=True)):
+            metrics = {
+                name: self._score(name, self._teacher_logits(number, name)[:, columns]) for name in plan.eval_examples
+            }
+            parameters = plan.parameters()[1][number]
             facts.append({
                 "model": told.model,
                 "metrics": metrics,
-                "layers": model.config.num_hidden_layers,
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "size_mib": round(sum(p.numel() * 4 for p in model.parameters()) / 2**20, 2),
+                "layers": load_config(plan.teacher_places[number]).num_hidden_layers,
+                "parameters": parameters,
+                "size_mib": round(parameters * 4 / 2**20, 2),
             })  # fmt: skip
             self._warn_if_untrained(told.model, metrics)
             if recipe.train.teacher_cache:
-                logits = predict(
-                    model,
-                    self.encoded["train"],
-                    batch_size=recipe.train.eval_batch_size,
-                    precision=self.precision,
-                    accelerator=accelerator,
-                )
-                teachers.append(StoredTeacher(logits, columns, accelerator.device))
-                model.to("cpu")
+                logits = self._teacher_logits(number, "train")
+                teachers.append(StoredTeacher(logits, columns, self.accelerator.device))
             else:
-                teachers.append(LiveTeacher(model, columns, self.precision))
+                teachers.append(LiveTeacher(self.teachers[number], columns, self.precision))
+        if recipe.train.teacher_cache:
+            self.__dict__.pop("teachers", None)  # their memory is wanted for training
         return teachers, facts, time.perf_counter() - started
+
+    def _teacher_logits(self, number: int, split: str) -> np.ndarray:
+        """A teacher's logits [N, C] of a split, in its own order of labels; kept below the runs folder."""
+        plan, recipe, data = self.plan, self.plan.recipe, self.encoded[split]
+
+        def compute() -> np.ndarray:
+            return self._predict(self.teachers[number], split)
+
+        if not recipe.train.teacher_cache:
+            return compute()
+        place, machine = plan.teacher_places[number], self.environment
+        about = {
+            "teacher": place.fingerprint(),
+            "revision": getattr(load_config(place), "_commit_hash", None),
+            "split": split,
+            "data": data.fingerprint(),
+            "max_length": recipe.task.max_length,
+            # What may change the last bits of a number:
+            "precision": self.precision,
+            "attention": self.attention,
+            "batch_size": recipe.train.eval_batch_size,
+            "processes": self.accelerator.num_processes,
+            "device": self.accelerator.device.type,
+            "machine": machine["accelerators"] or machine["processor"],
+            "threads": machine["threads"],
+            "versions": {name: machine["versions"][name] for name in ("torch", "transformers")},
+        }
+        return stored(Path(recipe.output.runs_dir), "logits", about, len(data), compute, self.accelerator)
 
     def _warn_if_untrained(self, name: str, metrics: Mapping[str, Mapping[str, float]]) -> None:
         split = self.plan.spec.split_names("dev")[0]
@@ -289,26 +330,27 @@ class Job:
             )  # fmt: skip
 
     def _evaluate(
-        self, model: nn.Module, splits: tuple[str, ...], columns: list[int] | None = None
+        self, model: nn.Module, splits: tuple[str, ...]
     ) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
-        metrics, outputs = {}, {}
-        for name in splits:
-            logits = predict(
-                model,
-                self.encoded[name],
-                batch_size=self.plan.recipe.train.eval_batch_size,
-                precision=self.precision,
-                accelerator=self.accelerator,
-            )
-            if not np.isfinite(logits).all():
-                raise Diverged(f"the model's outputs on {name} are not finite; try a lower train.learning_rate")
-            if columns is not None:
-                logits = logits[:, columns]
-            labels = self.encoded[name].labels
-            assert labels is not None
-            metrics[name] = score(self.plan.spec.metrics, predicted(self.plan.spec, logits), labels)
-            outputs[name] = logits
-        return metrics, outputs
+        outputs = {name: self._predict(model, name) for name in splits}
+        return {name: self._score(name, logits) for name, logits in outputs.items()}, outputs
+
+    def _predict(self, model: nn.Module, split: str) -> np.ndarray:
+        logits = predict(
+            model,
+            self.encoded[split],
+            batch_size=self.plan.recipe.train.eval_batch_size,
+            precision=self.precision,
+            accelerator=self.accelerator,
+        )
+        if not np.isfinite(logits).all():
+            raise Diverged(f"the model's outputs on {split} are not finite; try a lower train.learning_rate")
+        return logits
+
+    def _score(self, split: str, logits: np.ndarray) -> dict[str, float]:
+        labels = self.encoded[split].labels
+        assert labels is not None
+        return score(self.plan.spec.metrics, predicted(self.plan.spec, logits), labels)
 
     def _write_results(self, facts: dict[str, Any], logits: Mapping[str, np.ndarray]) -> None:
         plan, recipe, folder = self.plan, self.plan.recipe, self.plan.folder
@@ -331,6 +373,7 @@ class Job:
             from safetensors.torch import save_file
 
             save_file(own, folder.path / "method.safetensors")
+        facts["model_fingerprint"] = locate(str(folder.path / "model")).fingerprint()
         folder.update(status="finished", finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts)
         if not recipe.output.keep_checkpoints:
             shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)

@@ -15,20 +15,25 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class StopRequest:
     """Set by a signal; read by the loop after every step."""
 
-    def __init__(self) -> None:
+    def __init__(self, doing: str) -> None:
         self.number = 0
+        self.doing = doing
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = number
-        os.write(2, b"\nstopping after this step, saving (Ctrl-C again: at once)\n")  # a handler may not print
+        os.write(2, f"\nstopping: {self.doing} (Ctrl-C again: at once)\n".encode())  # a handler may not print
 
 
 @contextmanager
-def stop_request() -> Iterator[StopRequest]:
-    """Listen for signals while the block runs (in the main thread; elsewhere Python allows none)."""
-    request = StopRequest()
+def stop_request(doing: str = "saving after this step") -> Iterator[StopRequest]:
+    """Listen for signals while the block runs (in the main thread; elsewhere Python allows none).
+
+    Args:
+        doing: what the person is told when the first signal comes.
+    """
+    request = StopRequest(doing)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -1,0 +1,90 @@
+"""`kdbert sweep`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Annotated
+
+import typer
+
+from kdbert.cli import options as o
+
+
+def sweep(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE | KEY=VALUE]...",
+            help="A recipe (YAML) with the keys grid and seeds; and recipe keys that all runs share.",
+        ),
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=A,B,…", help="Values of a recipe key; every combination is run. Also: method, task, teacher."
+        ),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="How many (3: 1, 2, 3), or which (5,7). [1]")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; the cores are shared out among them.")] = 1,
+    method: Annotated[str | None, typer.Option("--method", "-m", help="Objective of all runs. [kd]")] = None,
+    task: o.Task = None,
+    teacher: Annotated[str | None, typer.Option(help="Teacher of all runs. [one per task is fine-tuned first]")] = None,
+    teacher_model: Annotated[str | None, typer.Option(help="Without --teacher: the model to fine-tune first.")] = None,
+    student: Annotated[str | None, typer.Option(help="Student of all runs, as in distill.")] = None,
+    student_layers: Annotated[int | None, typer.Option(help="Encoder layers that the student keeps.")] = None,
+    data_dir: o.DataDir = None,
+    epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None,
+    learning_rate: o.LearningRate = None,
+    set_: o.Set = None,
+    runs_dir: o.RunsDir = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the commands.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the run folders.")] = False,
+    debug: o.Debug = False,
+) -> None:
+    """Run a grid of recipes: every run an ordinary one; what is finished is skipped, so start it again at any time.
+
+    kdbert sweep --grid method=finetune,kd --grid task=mrpc,cola --grid train.learning_rate=5e-5,1e-4 --seeds 3 --jobs 2
+    """
+    o.start(quiet)
+    files = [word for word in words or [] if "=" not in word]
+    if len(files) > 1:
+        raise typer.BadParameter(f"one file at most, got {' and '.join(files)}", param_hint="FILE")
+    from kdbert import api
+    from kdbert.sweep.grid import expand
+
+    cells = expand(
+        config=files[0] if files else None,
+        grid=grid or [],
+        seeds=seeds,
+        flags={
+            "method.name": method,
+            "task.name": task,
+            "teachers": [{"model": teacher}] if teacher else None,
+            "teacher_training.model": teacher_model,
+            "student.model": student,
+            "student.layers": student_layers,
+            "task.data_dir": data_dir,
+            "train.epochs": epochs,
+            "train.batch_size": batch_size,
+            "train.learning_rate": learning_rate,
+            "output.runs_dir": runs_dir,
+        },
+        sets=[*(set_ or []), *(word for word in words or [] if "=" in word)],
+    )
+    if dry_run:
+        from kdbert.sweep.jobs import plan_jobs
+
+        planned = plan_jobs(cells)
+        for job in planned:
+            done = f"  # {job.state}" if job.state in ("finished", "diverged") else ""
+            print(shlex.join(["kdbert", *job.words]) + done)
+        missing = sum(job.state == "waiting" for job in planned)
+        print(f"{len(cells)} runs and {len(planned) - len(cells)} teachers; {missing} to run", file=sys.stderr)
+        return
+    result = api.sweep(cells, jobs=jobs)
+    for path in result.finished if quiet else ():
+        print(path)
+    if result.failed or result.diverged:
+        raise typer.Exit(3)

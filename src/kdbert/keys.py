@@ -1,0 +1,35 @@
+"""Dotted keys in nested mappings: `train.learning_rate` is `tree["train"]["learning_rate"]`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping -> dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def put(tree: dict[str, Any], key: str, value: Any, problems: list[str], keep: bool = False) -> None:
+    """Set a dotted key in a nested dict; `keep` leaves a value that is already there."""
+    parts = key.split(".")
+    node = tree
+    for part in parts[:-1]:
+        child = node.get(part)
+        if isinstance(child, str) and part in ("method", "task"):
+            child = {"name": child}
+        if child is None:
+            child = {}
+        if not isinstance(child, dict):
+            problems.append(f"key {key!r}: {part!r} is not a section")
+            return
+        node[part] = node = child
+    if not (keep and parts[-1] in node):
+        node[parts[-1]] = value

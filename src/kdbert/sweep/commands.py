@@ -1,0 +1,57 @@
+"""A recipe as the command line that makes its run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from kdbert.keys import flatten
+from kdbert.recipe import Recipe, TeacherTraining
+from kdbert.tasks import CUSTOM
+
+FLAGS = {"method.name": "--method", "task.name": "--task", "seed": "--seed"}
+
+
+def command_of(recipe: Recipe, command: str) -> list[str]:
+    """The words after `kdbert` that give this recipe, with every key in which it differs from the defaults.
+
+    Args:
+        command: `distill` or `finetune-teacher`.
+    """
+    wanted = _flat(recipe)
+    if recipe.task.name == CUSTOM:  # it has no defaults of its own
+        bare = Recipe.model_validate({"method": recipe.method.name})
+    else:
+        bare = Recipe.build(flags={"task.name": recipe.task.name, "method.name": recipe.method.name})
+    defaults = _flat(bare)
+    if recipe.teacher_training is None:  # no teacher is to be made, whatever the task has for that case
+        wanted = {key: value for key, value in wanted.items() if not key.startswith("teacher_training.")}
+    words = [command]
+    for key, flag in FLAGS.items():
+        if command == "distill" or key != "method.name":
+            words += [flag, str(wanted[key])]
+    words += ["--quiet"] + (["--no-baseline"] if command == "distill" else [])
+    for key, value in wanted.items():
+        if key not in FLAGS and (key not in defaults or defaults[key] != value):
+            words.append(f"{key}={_text(value)}")
+    return words
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    tree = recipe.model_dump(mode="json")
+    if tree["teacher_training"] is None:
+        tree["teacher_training"] = TeacherTraining().model_dump(mode="json")
+    return flatten(tree)
+
+
+def _text(value: Any) -> str:
+    """The value as a YAML text on one line."""
+    if isinstance(value, str):
+        try:
+            same = yaml.safe_load(value) == value
+        except yaml.YAMLError:
+            same = False
+        return value if same else json.dumps(value)
+    return json.dumps(value)

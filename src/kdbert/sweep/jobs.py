@@ -1,0 +1,172 @@
+"""What a sweep has to run: one job per cell, and one per teacher that cells need and nobody named."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from kdbert.errors import UserError
+from kdbert.plan import (
+    Plan,
+    resolve_distill,
+    resolve_finetune,
+    student_before_teacher,
+    teacher_is_missing,
+    teacher_recipe,
+    with_teacher,
+)
+from kdbert.recipe import Recipe
+from kdbert.runs import FileLock, RunFolder
+from kdbert.sweep.commands import command_of
+from kdbert.sweep.grid import Cell
+
+State = Literal["waiting", "running", "finished", "diverged", "failed", "interrupted"]
+DONE: tuple[State, ...] = ("finished", "diverged", "failed", "interrupted")
+
+
+@dataclass(eq=False)
+class Job:
+    """One run, made by one process.
+
+    Attributes:
+        name: for people.
+        recipe: as written; `folder` resolves it.
+        teacher: the job that makes its teacher, if one has to be made.
+        state: as this sweep knows it.
+        message: why it failed, in one line.
+        seconds: how long its process ran in this sweep.
+    """
+
+    name: str
+    recipe: Recipe
+    command: Literal["distill", "finetune-teacher"]
+    teacher: Job | None = None
+    state: State = "waiting"
+    message: str = ""
+    seconds: float = 0.0
+    made_here: bool = field(default=False)
+
+    @property
+    def words(self) -> list[str]:
+        """The words after `kdbert` that make this run."""
+        return command_of(self.recipe, self.command)
+
+    @cached_property
+    def folder(self) -> RunFolder:
+        """Its run folder; known once its teacher is there."""
+        if self.command == "finetune-teacher":
+            return Plan(resolve_finetune(self.recipe)).folder
+        recipe = self.recipe
+        if self.teacher is not None:
+            recipe = with_teacher(recipe, str(self.teacher.folder.path))
+        return Plan(resolve_distill(recipe)).folder
+
+    def look(self, since: float | None = None) -> None:
+        """Take over what the run folder says.
+
+        Args:
+            since: a failure that was written down after this time is another sweep's at the same cell, and
+                counts; an older one is tried again.
+
+        Raises:
+            UserError: the folder is not known, since the recipe's models cannot be read.
+        """
+        folder = self.folder
+        try:
+            manifest = folder.manifest()
+        except UserError as error:
+            self.state, self.message = "failed", str(error)
+            return
+        status = manifest.get("status")
+        if status in ("finished", "diverged"):
+            self.state = status
+            self.message = str(manifest.get("message", ""))
+        elif status == "failed" and since is not None and folder.manifest_path.stat().st_mtime > since:
+            self.state, self.message = "failed", str(manifest.get("message", ""))
+
+    @property
+    def claim(self) -> FileLock:
+        """The lock by which one sweep process has this job, and no other; its name is the run folder's."""
+        return FileLock(self._beside("claims", "lock"))
+
+    @property
+    def log(self) -> Path:
+        """Where the process's output goes."""
+        return self._beside("logs", "log")
+
+    def _beside(self, folder: str, suffix: str) -> Path:
+        name = "--".join(self.folder.path.parts[-3:])
+        return Path(self.recipe.output.runs_dir) / ".sweep" / folder / f"{name}.{suffix}"
+
+    @property
+    def group(self) -> tuple[Any, ...]:
+        """Jobs that take about as long."""
+        return self.recipe.task.name, self.recipe.method.name, self.recipe.student.layers, self.recipe.train.epochs
+
+
+def plan_jobs(cells: list[Cell]) -> list[Job]:
+    """Teachers first, then the cells; what is already done says so. Everything that can be refused early is.
+
+    Raises:
+        UserError: the problems of all cells at once.
+    """
+    teachers: dict[Path, Job] = {}
+    jobs: list[Job] = []
+    checked: dict[str, None] = {}
+    problems: dict[str, str] = {}
+    for cell in cells:
+        try:
+            teacher = None
+            if teacher_is_missing(cell.recipe):
+                recipe = teacher_recipe(cell.recipe)
+                training = cell.recipe.teacher_training
+                name = f"teacher of {recipe.task.name}" + (f" (seed {training.seed})" if training else "")
+                job = Job(name, recipe, "finetune-teacher")
+                teacher = teachers.setdefault(job.folder.path, job)
+                if teacher is job:
+                    job.look()
+            job = Job(cell.name, cell.recipe, "distill", teacher)
+            if teacher is None or teacher.state == "finished":
+                job.look()
+            if job.state == "waiting":
+                _check(cell.recipe, teacher, checked)
+            jobs.append(job)
+        except UserError as error:
+            problems.setdefault(str(error), cell.name)
+    if problems:
+        raise UserError("; ".join(f"cell {name}: {problem}" for problem, name in problems.items()))
+    return [*teachers.values(), *jobs]
+
+
+def _check(recipe: Recipe, teacher: Job | None, checked: dict[str, None]) -> None:
+    """Refuse what a run would refuse, once for all cells that share task, models and teacher."""
+    same = recipe.model_dump_json(include={"task", "teachers", "teacher_training", "student", "output"})
+    same += recipe.method.name
+    if same in checked:
+        return
+    if teacher is None:
+        Plan(resolve_distill(recipe)).check()
+    else:
+        student_before_teacher(recipe)
+    checked[same] = None
+
+
+def now_on(folder: Path) -> float:
+    """The time as the file system of `folder` tells it (another machine's clock may differ).
+
+    Raises:
+        UserError: the folder cannot be written, or its file system has no locks.
+    """
+    lock = FileLock(folder / ".sweep" / f"clock-{time.time_ns()}")
+    try:
+        lock.acquire()
+        if not lock.taken():
+            raise UserError(f"the file system of {folder} does not keep locks (flock), so no run can be claimed there")
+        now = lock.path.stat().st_mtime
+        lock.release()
+    except OSError as error:
+        raise UserError(f"cannot claim runs in {folder}: {error.strerror}; choose another --runs-dir") from None
+    return now

@@ -1,0 +1,199 @@
+"""Running jobs here: so many processes at a time, each claimed first, stopped politely."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdbert.errors import Interrupted, UserError
+from kdbert.runs import FileLock
+from kdbert.sweep.jobs import DONE, Job, now_on
+from kdbert.sweep.progress import Progress
+from kdbert.training.signals import StopRequest, stop_request
+
+POLL_SECONDS = 0.2
+ELSEWHERE_SECONDS = 2.0  # how often jobs that other sweeps hold are looked at
+
+
+@dataclass
+class Running:
+    """A job's process, the claim that it inherited, and when it started."""
+
+    job: Job
+    process: subprocess.Popen[bytes]
+    claim: FileLock
+    slot: int
+    started: float
+
+
+def run_jobs(jobs: list[Job], slots: int, progress: Progress) -> None:
+    """Run what is missing, at most `slots` processes at a time; every job ends in one of `DONE`.
+
+    A job is claimed before it starts, and its process inherits the claim: no other sweep on the same runs
+    folder starts it, even if this process is killed and leaves its child behind. Jobs that others hold are
+    waited for, and taken over if their holder dies.
+
+    Raises:
+        Interrupted: a signal asked to stop; running jobs have saved their state.
+    """
+    since = {root: now_on(root) for root in {Path(job.recipe.output.runs_dir) for job in jobs}}
+    running: list[Running] = []
+    environments = [job_environment(slot, slots) for slot in range(slots)]
+    next_look = 0.0
+    with stop_request("letting the running jobs save, starting no more") as stop:
+        while any(job.state not in DONE for job in jobs):
+            for one in list(running):
+                if one.process.poll() is not None:
+                    running.remove(one)
+                    _ended(one, bool(stop.number))
+                    progress.ended(one.job)
+                    next_look = 0.0
+            if stop.number:
+                _stop(running, jobs, stop)
+                for one in running:
+                    _ended(one, stopping=True)
+                    progress.ended(one.job)
+                progress.close()
+                raise Interrupted(
+                    f"stopped; {_count(jobs)}; run the same command again to continue", signal_number=stop.number
+                )
+            if len(running) < slots and time.monotonic() >= next_look:
+                next_look = time.monotonic() + ELSEWHERE_SECONDS
+                for job in jobs:
+                    if len(running) == slots:
+                        break
+                    free = min(set(range(slots)) - {one.slot for one in running})
+                    started = _start(job, environments[free], free, since, progress) if job.state == "waiting" else None
+                    if started is not None:
+                        running.append(started)
+                        progress.started(job)
+            progress.show(jobs, [one.job for one in running])
+            time.sleep(POLL_SECONDS)
+    progress.close()
+
+
+def _start(
+    job: Job, environment: Mapping[str, str], slot: int, since: Mapping[Path, float], progress: Progress
+) -> Running | None:
+    """Start a job's process, unless it is not ready, done, or somebody else's."""
+    if job.teacher is not None:
+        if job.teacher.state not in DONE:
+            return None
+        if job.teacher.state != "finished":
+            job.state, job.message = "failed", f"its teacher has {job.teacher.state}"
+            progress.ended(job)
+            return None
+    started = since[Path(job.recipe.output.runs_dir)]
+    try:
+        job.look(started)
+    except UserError as error:
+        job.state, job.message = "failed", str(error)
+    if job.state != "waiting":
+        progress.ended(job)
+        return None
+    claim = job.claim
+    if not claim.acquire():
+        return None
+    job.look(started)  # it may have been finished between the look and the claim
+    if job.state != "waiting" or job.folder.busy():
+        claim.release()
+        return None
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with open(job.log, "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kdbert", *job.words],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=dict(environment),
+            pass_fds=[claim.fileno()],
+        )
+    job.state, job.made_here = "running", True
+    return Running(job, process, claim, slot, time.monotonic())
+
+
+def _ended(one: Running, stopping: bool) -> None:
+    """Write down how a job's process ended, and let go of the claim."""
+    job, code = one.job, one.process.wait()
+    job.seconds = time.monotonic() - one.started
+    one.claim.release()
+    job.state = "waiting"
+    job.look()
+    if job.state == "waiting":
+        job.state = "interrupted" if stopping else "failed"
+        job.message = _reason(job.log, code)
+
+
+def _reason(log: Path, code: int) -> str:
+    """The last line that a process wrote, or the signal that ended it."""
+    if code < 0:
+        return f"killed by signal {-code}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+    with open(log, "rb") as file:
+        lines = [line.strip() for line in deque(file, maxlen=20) if line.strip()]
+    last = lines[-1].decode(errors="replace") if lines else "it said nothing"
+    return f"exit code {code}: {last.removeprefix('kdbert: ')}"
+
+
+def _stop(running: list[Running], jobs: list[Job], stop: StopRequest) -> None:
+    """Ask the running processes to save and end, and wait for them; a second Ctrl-C is passed on.
+
+    The first signal is passed on as SIGTERM: a Ctrl-C in a terminal has reached them already, and a second
+    SIGINT would end them at once.
+    """
+    for one in running:
+        one.process.send_signal(signal.SIGTERM)
+    for one in running:
+        while one.process.poll() is None:
+            try:
+                time.sleep(POLL_SECONDS)
+            except KeyboardInterrupt:
+                for other in running:
+                    other.process.send_signal(signal.SIGINT)
+    for job in jobs:
+        if job.state == "waiting":
+            job.state = "interrupted"
+
+
+def _count(jobs: list[Job]) -> str:
+    cells = [job for job in jobs if job.command == "distill"]
+    return f"{sum(job.state == 'finished' for job in cells)} of {len(cells)} runs are finished"
+
+
+def job_environment(slot: int, slots: int) -> dict[str, str]:
+    """The environment of the jobs in one slot: their share of the cores, and one GPU where there are several.
+
+    With one slot it is left alone, so that a job runs as it would by hand.
+    """
+    environment = dict(os.environ)
+    if slots == 1:
+        return environment
+    threads = str(threads_per_job(slots))
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
+        environment[name] = threads
+    gpus = _gpus()
+    if len(gpus) > 1:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+    return environment
+
+
+def threads_per_job(slots: int) -> int:
+    """The cores that this process may use, shared out; at least one each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // slots)
+
+
+def _gpus() -> list[str]:
+    """The GPUs that jobs may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip()]
+    return [str(number) for number in range(torch.cuda.device_count())]
