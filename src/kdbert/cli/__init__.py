@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from kdbert import __version__
-from kdbert.cli import data, distill, doctor, evaluate, finetune_teacher, methods, sweep
+from kdbert.cli import data, distill, doctor, evaluate, finetune_teacher, methods, sweep, table
 from kdbert.errors import Interrupted, KdbertError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app = typer.Typer(
 app.command("finetune-teacher")(finetune_teacher.finetune_teacher)
 app.command("distill")(distill.distill)
 app.command("sweep")(sweep.sweep)
+app.command("table")(table.table)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(data.app, name="data")
 app.add_typer(methods.app, name="methods")

@@ -1,87 +1,96 @@
-"""Task metrics: plain functions over scikit-learn and scipy, under their exact names.
+"""Task metrics under their exact names.
 
-Each takes `predictions` and `labels` (1-D arrays: class numbers, or scores for regression) and
-returns a float. A mean of two metrics has a name that says so; "f1" is never anything but F1.
+Each takes `predictions` and `labels` (class numbers, or scores for regression) of shape [..., N] and gives the
+metric over the last axis: a float for [N], an array for more. So a thousand resamples are scored in one call. A
+mean of two metrics has a name that says so; "f1" is never anything but F1. The values are those of scikit-learn and
+scipy (tested); where these are undefined, 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 CLINC150_OUT_OF_SCOPE = 150  # class number of "oos": the last of the 151
 
 
-def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+def accuracy(predictions: np.ndarray, labels: np.ndarray) -> Any:
     """Share of equal class numbers."""
-    return float(np.mean(np.asarray(predictions) == np.asarray(labels)))
+    return _plain(np.mean(np.asarray(predictions) == np.asarray(labels), axis=-1))
 
 
-def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+def f1(predictions: np.ndarray, labels: np.ndarray) -> Any:
     """F1 of class 1 in a two-class task (0 when neither predicted nor present)."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(labels, predictions, pos_label=1, average="binary", zero_division=0))
+    return _plain(_f1_of(np.asarray(predictions) == 1, np.asarray(labels) == 1)[0])
 
 
-def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> Any:
     """Unweighted mean of the F1 of every class that occurs in labels or predictions."""
-    from sklearn.metrics import f1_score
+    predictions, labels = np.asarray(predictions), np.asarray(labels)
+    total: Any = 0.0
+    classes: Any = 0
+    for number in np.union1d(predictions, labels):
+        value, occurs = _f1_of(predictions == number, labels == number)
+        total, classes = total + value, classes + occurs
+    return _plain(total / classes)
 
-    return float(f1_score(labels, predictions, average="macro", zero_division=0))
 
-
-def accuracy_and_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+def accuracy_and_f1(predictions: np.ndarray, labels: np.ndarray) -> Any:
     """(accuracy + F1) / 2, GLUE's figure for MRPC and QQP."""
     return (accuracy(predictions, labels) + f1(predictions, labels)) / 2
 
 
-def matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Matthews correlation coefficient, GLUE's figure for CoLA and AX (0 for a constant prediction)."""
-    from sklearn.metrics import matthews_corrcoef
+def matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> Any:
+    """Matthews correlation coefficient, GLUE's figure for CoLA and AX (0 for a constant prediction).
 
-    if _constant(predictions) or _constant(labels):
-        return 0.0
-    return float(matthews_corrcoef(labels, predictions))
+    Of any number of classes: Gorodkin (2004), Comparing two K-category assignments by a K-category correlation
+    coefficient, equation 8.
+    """
+    predictions, labels = np.asarray(predictions), np.asarray(labels)
+    rows = float(labels.shape[-1])
+    both = rows * (predictions == labels).sum(axis=-1)
+    predicted: Any = rows**2
+    present: Any = rows**2
+    for number in np.union1d(predictions, labels):
+        p, t = (predictions == number).sum(axis=-1), (labels == number).sum(axis=-1)
+        both, predicted, present = both - p * t, predicted - p * p, present - t * t
+    return _plain(_ratio(both, np.sqrt(predicted * present)))
 
 
-def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
+def pearson(predictions: np.ndarray, labels: np.ndarray) -> Any:
     """Pearson correlation; 0 where predictions or labels are constant (it is undefined there)."""
-    from scipy.stats import pearsonr
+    x, y = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
+    varied = (np.ptp(x, axis=-1) > 0) & (np.ptp(y, axis=-1) > 0)
+    x, y = x - x.mean(axis=-1, keepdims=True), y - y.mean(axis=-1, keepdims=True)
+    norm = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
+    return _plain(np.where(varied, _ratio((x * y).sum(axis=-1), norm), 0.0))
 
-    if _constant(predictions) or _constant(labels):
-        return 0.0
-    return float(pearsonr(np.asarray(predictions, np.float64), np.asarray(labels, np.float64))[0])
 
-
-def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
+def spearman(predictions: np.ndarray, labels: np.ndarray) -> Any:
     """Spearman rank correlation; 0 where predictions or labels are constant (it is undefined there)."""
-    from scipy.stats import spearmanr
+    from scipy.stats import rankdata
 
-    if _constant(predictions) or _constant(labels):
-        return 0.0
-    return float(spearmanr(np.asarray(predictions, np.float64), np.asarray(labels, np.float64))[0])
+    return pearson(rankdata(predictions, axis=-1), rankdata(labels, axis=-1))
 
 
-def pearson_and_spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
+def pearson_and_spearman(predictions: np.ndarray, labels: np.ndarray) -> Any:
     """(Pearson + Spearman) / 2, GLUE's figure for STS-B."""
     return (pearson(predictions, labels) + spearman(predictions, labels)) / 2
 
 
-def in_scope_accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+def in_scope_accuracy(predictions: np.ndarray, labels: np.ndarray) -> Any:
     """CLINC150: accuracy over the queries whose intent is one of the 150 (class numbers 0 to 149)."""
-    inside = np.asarray(labels) != CLINC150_OUT_OF_SCOPE
-    return accuracy(np.asarray(predictions)[inside], np.asarray(labels)[inside]) if inside.any() else 0.0
+    return _accuracy_where(np.asarray(labels) != CLINC150_OUT_OF_SCOPE, predictions, labels)
 
 
-def out_of_scope_recall(predictions: np.ndarray, labels: np.ndarray) -> float:
+def out_of_scope_recall(predictions: np.ndarray, labels: np.ndarray) -> Any:
     """CLINC150: share of the out-of-scope queries (class number 150) that are recognised as such."""
-    outside = np.asarray(labels) == CLINC150_OUT_OF_SCOPE
-    return accuracy(np.asarray(predictions)[outside], np.asarray(labels)[outside]) if outside.any() else 0.0
+    return _accuracy_where(np.asarray(labels) == CLINC150_OUT_OF_SCOPE, predictions, labels)
 
 
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {
     function.__name__: function
     for function in (
         accuracy, f1, macro_f1, accuracy_and_f1, matthews_correlation,
@@ -105,5 +114,24 @@ def majority_score(names: tuple[str, ...], train_labels: np.ndarray, labels: np.
     return score(names, np.full(len(labels), constant), labels)
 
 
-def _constant(values: np.ndarray) -> bool:
-    return len(values) < 2 or bool(np.all(np.asarray(values) == np.asarray(values)[0]))
+def _accuracy_where(counted: np.ndarray, predictions: np.ndarray, labels: np.ndarray) -> Any:
+    right = (np.asarray(predictions) == np.asarray(labels)) & counted
+    return _plain(_ratio(right.sum(axis=-1), counted.sum(axis=-1)))
+
+
+def _f1_of(predicted: np.ndarray, present: np.ndarray) -> tuple[Any, Any]:
+    """F1 of one class from two masks, and whether the class occurs at all."""
+    both = (predicted & present).sum(axis=-1)
+    either = predicted.sum(axis=-1) + present.sum(axis=-1)
+    return _ratio(2.0 * both, either), either > 0
+
+
+def _ratio(above: Any, below: Any) -> Any:
+    """above / below, 0 where below is 0."""
+    below = np.asarray(below, dtype=np.float64)
+    return np.divide(above, below, out=np.zeros(np.broadcast(above, below).shape), where=below != 0)
+
+
+def _plain(value: Any) -> Any:
+    """A float where there is one number."""
+    return float(value) if np.ndim(value) == 0 else value

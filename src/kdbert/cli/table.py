@@ -1,0 +1,59 @@
+"""`kdbert table`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdbert.cli import options as o
+
+
+def table(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders, or folders above them. [runs]")] = None,
+    rows: Annotated[str, typer.Option(metavar="KEY,…", help="Recipe keys; also student, teacher, layers.")] = "method",
+    columns: Annotated[str, typer.Option(metavar="KEY,…", help="Recipe keys, as for --rows.")] = "task",
+    format_: Annotated[str, typer.Option("--format", "-f", help="markdown, latex (booktabs) or csv.")] = "markdown",
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=A,…", help="Only runs with one of these values; may be repeated.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="Metric. [the one by which the task's runs are compared]")] = None,
+    split: Annotated[str | None, typer.Option(help="Split. [test where it has labels, else dev]")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Value of the first row key; adds differences, paired test and interval.")
+    ] = None,
+    paper: Annotated[
+        list[str] | None, typer.Option(help="Published numbers below ours: ics, bert-and-friends, clinc.")
+    ] = None,
+    percent: Annotated[bool, typer.Option("--percent", help="Scores times 100, two decimals.")] = False,
+    debug: o.Debug = False,
+) -> None:
+    """Many runs as one table: mean, spread and number of seeds; nothing but seeds is pooled.
+
+    kdbert table runs --rows method --columns task --baseline finetune --format latex
+    """
+    from kdbert.errors import UserError, near_miss
+    from kdbert.reporting.formats import FORMATS
+    from kdbert.reporting.table import make_table
+
+    o.start(quiet=False)
+    if format_ not in FORMATS:
+        raise UserError(f"--format {format_!r} is unknown{near_miss(format_, FORMATS)}; expected {', '.join(FORMATS)}")
+    wanted = {}
+    for text in where or []:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise UserError(f"--where {text!r}: expected KEY=VALUE, such as train.learning_rate=0.0002")
+        wanted[key.strip()] = value.strip()
+    made = make_table(
+        runs or [Path("runs")],
+        rows=o.split_list(rows) or [],
+        columns=o.split_list(columns) or [],
+        where=wanted,
+        metric=metric,
+        split=split,
+        baseline=baseline,
+        papers=paper or [],
+    )
+    print(FORMATS[format_](made, percent), end="")

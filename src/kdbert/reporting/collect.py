@@ -1,0 +1,176 @@
+"""Run folders as records for tables: found below some folders, checked, the broken ones named."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdbert.errors import UserError
+from kdbert.keys import flatten
+
+UNFINISHED = ("running", "interrupted", "failed")
+_TRACES = ("recipe.yaml", "metrics.jsonl", "checkpoints")  # what a run writes besides run.json
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a table needs of one run folder.
+
+    Attributes:
+        path: the run folder.
+        status: finished, diverged, or one of `UNFINISHED`.
+        seed: the run's seed.
+        told: recipe keys, as the person gave them.
+        identity: recipe keys that make it this experiment: no seed, no places; models and files by content.
+        metrics: split -> metric -> value; empty unless finished.
+        selection: the metric by which runs of its task are compared ("" unless finished).
+        facts: the rest of run.json.
+    """
+
+    path: Path
+    status: str
+    seed: int
+    told: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    metrics: Mapping[str, Mapping[str, float]]
+    selection: str
+    facts: Mapping[str, Any]
+
+    @property
+    def task(self) -> str:
+        """Its task's name."""
+        return str(self.told["task.name"])
+
+    @property
+    def teachers(self) -> list[str]:
+        """What its teachers are known by."""
+        return [str(teacher["model"]) for teacher in self.identity.get("teachers", [])]
+
+    @cached_property
+    def dev_chose(self) -> bool:
+        """Whether the weights are those of the epoch that was best on dev."""
+        return self.told.get("train.selection") == "best"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A run's answers on one split: class numbers or scores, in the order of the example ids."""
+
+    ids: list[str]
+    predictions: np.ndarray
+    labels: np.ndarray
+
+
+def collect(paths: Iterable[str | Path]) -> tuple[list[Run], dict[Path, str]]:
+    """Every run at or below the given folders, and the broken run folders with what is wrong.
+
+    Hidden folders and runs that `--overwrite` has moved aside (`….old-<time>`) are left out.
+
+    Raises:
+        UserError: a given folder is not there, or there is no run at all.
+    """
+    runs: dict[Path, Run] = {}
+    broken: dict[Path, str] = {}
+    for given in paths:
+        root = Path(given)
+        if not root.is_dir():
+            raise UserError(f"no folder {str(given)!r} to look for runs in")
+        for folder, inside, files in os.walk(root):
+            path = Path(folder)
+            if "run.json" not in files and "run.json" not in inside:
+                if any(name in files or name in inside for name in _TRACES):
+                    broken[path] = "no run.json"
+                    inside.clear()
+                inside[:] = sorted(
+                    name for name in inside if not name.startswith(".") and not re.search(r"\.old-\d{8}-\d{6}", name)
+                )
+                continue
+            inside.clear()
+            key = path.absolute()
+            if key in runs or path in broken:
+                continue
+            try:
+                runs[key] = read_run(path)
+            except ValueError as error:
+                broken[path] = str(error)
+    if not runs:
+        places = ", ".join(str(path) for path in paths)
+        detail = "".join(f"; {path}: {why}" for path, why in broken.items())
+        raise UserError(f"no run found in {places}{detail}")
+    return list(runs.values()), broken
+
+
+def read_run(path: Path) -> Run:
+    """One run folder.
+
+    Raises:
+        ValueError: what is wrong with it, in a few words.
+    """
+    try:
+        content = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"run.json cannot be read ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError("run.json is no mapping")
+    recipe, identity, status = content.get("recipe"), content.get("identity"), content.get("status")
+    if not isinstance(recipe, dict) or not isinstance(identity, dict):
+        raise ValueError("run.json has no recipe")
+    told, same = flatten(recipe), flatten(identity)
+    same.pop("seed", None)
+    if not isinstance(told.get("task.name"), str) or not isinstance(told.get("method.name"), str):
+        raise ValueError("run.json's recipe names no task or no method")
+    if type(told.get("seed")) is not int:
+        raise ValueError("run.json's recipe has no seed")
+    if status not in ("finished", "diverged", *UNFINISHED):
+        raise ValueError(f"run.json has the unknown status {status!r}")
+    teachers = same.get("teachers", [])
+    if not isinstance(teachers, list) or not all(isinstance(one, dict) and "model" in one for one in teachers):
+        raise ValueError("run.json's teachers are malformed")
+    metrics, selection = content.get("metrics", {}), content.get("selection", "")
+    if status == "finished":
+        _check_metrics(metrics, selection)
+    else:
+        metrics, selection = {}, ""
+    return Run(path, status, told["seed"], told, same, metrics, selection, content)
+
+
+def _check_metrics(metrics: Any, selection: Any) -> None:
+    if not isinstance(metrics, dict) or not metrics or not isinstance(selection, str):
+        raise ValueError("run.json is finished but has no metrics")
+    for split, values in metrics.items():
+        if not isinstance(values, dict) or selection not in values:
+            raise ValueError(f"run.json has no {selection or 'selected metric'} on {split}")
+        for name, value in values.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"run.json has {name} = {value!r} on {split}")
+
+
+def read_predictions(run: Run, split: str) -> Predictions:
+    """A finished run's predictions of a split, classes numbered as its model numbers them.
+
+    Raises:
+        ValueError: no file, or one that is damaged.
+    """
+    path = run.path / "predictions" / f"{split}.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        ids = [str(row["id"]) for row in rows]
+        predictions, labels = [row["prediction"] for row in rows], [row["label"] for row in rows]
+        if any(isinstance(value, str) for value in predictions):
+            config = json.loads((run.path / "model" / "config.json").read_text(encoding="utf-8"))
+            number = {name: int(index) for name, index in config["label2id"].items()}
+            return Predictions(ids, np.array([number[p] for p in predictions]), np.array([number[y] for y in labels]))
+        return Predictions(ids, np.array(predictions, dtype=np.float64), np.array(labels, dtype=np.float64))
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no {Path(error.filename).relative_to(run.path)}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"predictions/{split}.jsonl is damaged ({type(error).__name__}: {error})") from None

@@ -1,0 +1,493 @@
+"""`kdbert table`: what is pooled, what is counted, what is compared, what is left out; and that cells are run.json."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from run_files import write_predictions, write_run
+
+from kdbert.reporting.published import SOURCES
+
+Kdbert = Callable[..., Any]
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    """Lines of a CSV table."""
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def tabled(kdbert: Kdbert, *words: object) -> list[dict[str, str]]:
+    """The CSV table of a command that must work."""
+    done = kdbert("table", *words, "--format", "csv")
+    assert done.code == 0, done.err
+    return rows_of(done.out)
+
+
+def only(lines: list[dict[str, str]], **wanted: str) -> dict[str, str]:
+    """The one line with these values."""
+    found = [line for line in lines if all(line[key] == value for key, value in wanted.items())]
+    assert len(found) == 1, found
+    return found[0]
+
+
+# ---- real runs
+
+
+@pytest.fixture(scope="module")
+def real_runs(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, custom_files: tuple[Path, Path]) -> Path:
+    """A teacher, and two seeds each of finetune and kd."""
+    from kdbert import Recipe, distill
+
+    runs = tmp_path_factory.mktemp("real") / "runs"
+    train, dev = custom_files
+    for method in ("finetune", "kd"):
+        for seed in (1, 2):
+            flags = {
+                "method.name": method,
+                "seed": seed,
+                "task": {"name": "custom", "train_file": str(train), "dev_file": str(dev), "max_length": 32},
+                "teacher_training": {"model": str(tiny_bert), "epochs": 2, "learning_rate": 3e-3},
+                "train.epochs": 1,
+                "output.runs_dir": str(runs),
+            }
+            distill(Recipe.build(flags=flags))
+    return runs
+
+
+def test_cells_are_what_run_json_says(kdbert: Kdbert, real_runs: Path) -> None:
+    lines = tabled(kdbert, real_runs, "--baseline", "finetune")
+    for method in ("finetune", "kd"):
+        manifests = [json.loads(path.read_text()) for path in real_runs.glob(f"custom/{method}/*-first2-*/run.json")]
+        metric = manifests[0]["selection"]
+        scores = [manifest["metrics"]["dev"][metric] for manifest in manifests]
+        line = only(lines, method=method)
+        assert float(line["mean"]) == pytest.approx(statistics.mean(scores), abs=1e-15)
+        assert float(line["deviation"]) == pytest.approx(statistics.stdev(scores), abs=1e-12)
+        assert (line["n"], line["seeds"], line["metric"], line["split"]) == ("2", "1 2", metric, "dev")
+    kd = only(lines, method="kd")
+    assert float(kd["difference"]) == pytest.approx(
+        float(kd["mean"]) - float(only(lines, method="finetune")["mean"]), abs=1e-12
+    )
+    assert float(kd["interval_low"]) <= float(kd["difference"]) <= float(kd["interval_high"])
+
+
+def test_the_teacher_stands_apart_and_takes_no_part(kdbert: Kdbert, real_runs: Path) -> None:
+    lines = tabled(kdbert, real_runs, "--baseline", "finetune")
+    assert lines[0]["method"] == "finetune (teacher, 4 layers)"
+    assert (lines[0]["n"], lines[0]["best"], lines[0]["difference"]) == ("1", "0", "")
+    shown = kdbert("table", real_runs).out.splitlines()
+    assert shown[2].startswith("| finetune (teacher, 4 layers) |")
+    assert "teachers apart" in kdbert("table", real_runs).out
+
+
+def test_the_teacher_is_known_when_the_runs_were_moved(kdbert: Kdbert, real_runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(real_runs, tmp_path / "elsewhere" / "results")
+    assert tabled(kdbert, tmp_path / "elsewhere")[0]["method"] == "finetune (teacher, 4 layers)"
+
+
+def test_markdown_says_metric_split_and_n(kdbert: Kdbert, real_runs: Path) -> None:
+    shown = kdbert("table", real_runs).out
+    mean, deviation = (float(only(tabled(kdbert, real_runs), method="kd")[key]) for key in ("mean", "deviation"))
+    assert "custom<br>dev accuracy" in shown.splitlines()[0]
+    assert f"{mean:.4f} ± {deviation:.4f}" in shown
+    assert "(2)" in shown
+    percent = kdbert("table", real_runs, "--percent").out
+    assert f"{100 * mean:.2f} ± {100 * deviation:.2f}" in percent
+
+
+# ---- what is pooled
+
+
+def test_only_seeds_are_pooled(kdbert: Kdbert, tmp_path: Path) -> None:
+    for rate, base in ((1e-4, 0.6), (2e-4, 0.8)):
+        for seed in (1, 2, 3):
+            write_run(tmp_path, rate=rate, seed=seed, score=base + seed / 100)
+    done = kdbert("table", tmp_path, "--format", "csv")
+    lines = rows_of(done.out)
+    assert "rows are split by train.learning_rate" in done.err
+    assert [(line["train.learning_rate"], line["n"]) for line in lines] == [("0.0001", "3"), ("0.0002", "3")]
+    assert float(lines[0]["mean"]) == pytest.approx(0.62)  # all seeds, not the best one
+    chosen = tabled(kdbert, tmp_path, "--where", "train.learning_rate=0.0002")
+    assert [line["mean"] for line in chosen] == [lines[1]["mean"]]
+    assert tabled(kdbert, tmp_path, "--where", "train.learning_rate=2e-4") == chosen
+    assert [line["seeds"] for line in tabled(kdbert, tmp_path, "--where", "seed=1,3")] == ["1 3", "1 3"]
+    named = tabled(kdbert, tmp_path, "--rows", "method,train.learning_rate")
+    assert named == lines
+
+
+def test_the_same_recipe_and_seed_counts_once(kdbert: Kdbert, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write_run(tmp_path, seed=seed, score=0.7)
+    write_run(tmp_path, seed=2, score=0.7, name="copy")
+    shutil.copytree(tmp_path / "rte/kd/copy", tmp_path / "rte/kd/bert.old-20261121-120000")
+    done = kdbert("table", tmp_path, "--format", "csv")
+    assert rows_of(done.out)[0]["n"] == "2"
+    assert "the same recipe and seed" in done.err
+    assert ".old-" not in done.err  # moved aside by --overwrite: not looked at
+    assert "the same recipe and seed" in kdbert("table", tmp_path).out
+
+
+def test_diverged_and_unfinished_runs_are_counted(kdbert: Kdbert, tmp_path: Path) -> None:
+    for seed, status in enumerate(("finished", "diverged", "diverged", "running", "interrupted", "failed"), start=1):
+        write_run(tmp_path, seed=seed, status=status)
+    write_run(tmp_path, task="cola", status="diverged")
+    lines = tabled(kdbert, tmp_path)
+    line = only(lines, column="rte")
+    assert (line["n"], line["diverged"], line["unfinished"]) == ("1", "2", "3")
+    shown = kdbert("table", tmp_path).out
+    assert "0.7000 (1; 2 diverged; 3 unfinished)" in shown
+    assert "- (0; 1 diverged)" in shown
+    assert "diverged and unfinished runs have no score" in shown
+
+
+def test_the_average_is_over_tasks_seed_by_seed(kdbert: Kdbert, tmp_path: Path) -> None:
+    for seed, (rte, cola) in {1: (0.6, 0.2), 2: (0.8, 0.3), 3: (0.9, None)}.items():
+        write_run(tmp_path, seed=seed, score=rte)
+        if cola is not None:
+            write_run(tmp_path, task="cola", seed=seed, score=cola, selection="matthews_correlation")
+    write_run(tmp_path, method="finetune", seed=1)  # no cola: no average
+    lines = tabled(kdbert, tmp_path)
+    average = only(lines, method="kd", column="average")
+    assert (float(average["mean"]), average["n"], average["seeds"]) == (pytest.approx(0.475), "2", "1 2")
+    assert float(average["deviation"]) == pytest.approx(statistics.stdev([0.4, 0.55]))
+    assert only(lines, method="finetune", column="average")["mean"] == ""
+
+
+def test_one_task_has_no_average_and_other_columns_have_none(kdbert: Kdbert, tmp_path: Path) -> None:
+    write_run(tmp_path)
+    assert "average" not in kdbert("table", tmp_path).out
+    write_run(tmp_path, task="cola")
+    assert "average" in kdbert("table", tmp_path).out
+    assert "average" not in kdbert("table", tmp_path, "--rows", "task", "--columns", "method").out
+
+
+def test_the_best_of_each_task_is_bold_whichever_way_the_table_lies(kdbert: Kdbert, tmp_path: Path) -> None:
+    for method, rte, cola in (("finetune", 0.6, 0.5), ("kd", 0.7, 0.4), ("ics", 0.7, 0.3)):
+        write_run(tmp_path, method=method, score=rte)
+        write_run(tmp_path, task="cola", method=method, score=cola)
+    expected = {("kd", "rte"), ("ics", "rte"), ("finetune", "cola")}  # equals are both the best
+    lines = tabled(kdbert, tmp_path)
+    assert {(x["method"], x["column"]) for x in lines if x["best"] == "1" and x["column"] != "average"} == expected
+    assert kdbert("table", tmp_path).out.count("**0.7000**") == 2
+    turned = tabled(kdbert, tmp_path, "--rows", "task", "--columns", "method")
+    assert {(line["column"], line["task"]) for line in turned if line["best"] == "1"} == expected
+    shown = kdbert("table", tmp_path, "--rows", "task", "--columns", "method").out
+    assert "**0.5000** (1)" in shown
+    assert "dev accuracy" in shown.splitlines()[0]
+
+
+def test_tasks_with_other_metrics_name_them_in_each_cell(kdbert: Kdbert, tmp_path: Path) -> None:
+    write_run(tmp_path)
+    write_run(tmp_path, task="cola", selection="matthews_correlation")
+    shown = kdbert("table", tmp_path, "--rows", "task", "--columns", "method").out
+    assert "0.7000 (1) dev accuracy |" in shown
+    assert "0.7000 (1) dev matthews_correlation |" in shown
+
+
+def test_test_is_reported_where_it_has_labels_else_dev(kdbert: Kdbert, tmp_path: Path) -> None:
+    both = {"dev": {"accuracy": 0.9, "macro_f1": 0.8}, "test": {"accuracy": 0.6, "macro_f1": 0.5}}
+    write_run(tmp_path, task="clinc150", metrics=both)
+    matched = {"dev_matched": {"accuracy": 0.75}, "dev_mismatched": {"accuracy": 0.76}}
+    write_run(tmp_path, task="mnli", metrics=matched)
+    assert {x["column"]: (x["split"], x["mean"]) for x in tabled(kdbert, tmp_path)} == {
+        "mnli": ("dev_matched", "0.75"), "clinc150": ("test", "0.6"), "average": ("", "0.675"),
+    }  # fmt: skip
+    dev = tabled(kdbert, tmp_path, "--split", "dev")
+    assert {x["column"]: x["split"] for x in dev} == {"mnli": "dev_matched", "clinc150": "dev", "average": ""}
+    f1 = only(tabled(kdbert, tmp_path, "--metric", "macro_f1"), column="clinc150")
+    assert (f1["metric"], f1["mean"]) == ("macro_f1", "0.5")
+
+
+def test_runs_of_which_dev_chose_the_epoch_are_labelled(kdbert: Kdbert, tmp_path: Path) -> None:
+    write_run(tmp_path)
+    assert "optimistic" not in kdbert("table", tmp_path).out
+    write_run(tmp_path, method="ics", choose="best")
+    assert "optimistic" in kdbert("table", tmp_path).out
+
+
+def test_rows_that_do_not_beat_a_constant_answer_are_named(kdbert: Kdbert, tmp_path: Path) -> None:
+    write_run(tmp_path, score=0.7, constant=0.6)
+    assert "constant answer" not in kdbert("table", tmp_path).out
+    write_run(tmp_path, method="finetune", score=0.6, constant=0.6)
+    assert "rte: no better than the constant answer, which has 0.6000: finetune" in kdbert("table", tmp_path).out
+
+
+# ---- differences
+
+
+def with_predictions(root: Path, method: str, seed: int, right: float, **options: Any) -> Path:
+    """A run whose score is that of its predictions."""
+    rng = np.random.default_rng(seed + 100 * len(method))
+    labels = np.random.default_rng(0).integers(0, 2, 200)
+    predictions = np.where(rng.random(200) < right, labels, 1 - labels)
+    run = write_run(root, method=method, seed=seed, score=float(np.mean(predictions == labels)), **options)
+    write_predictions(run, predictions, labels)
+    return run
+
+
+@pytest.fixture
+def compared(tmp_path: Path) -> Path:
+    """finetune and kd with two rates and three seeds, with predictions."""
+    for rate in (1e-4, 2e-4):
+        for seed in (1, 2, 3):
+            with_predictions(tmp_path, "finetune", seed, 0.6, rate=rate)
+            with_predictions(tmp_path, "kd", seed, 0.8, rate=rate)
+    return tmp_path
+
+
+def test_each_row_is_compared_with_the_baseline_of_its_own_setting(kdbert: Kdbert, compared: Path) -> None:
+    with_predictions(compared, "kd", 4, 0.8)  # finetune has no fourth seed
+    lines = tabled(kdbert, compared, "--rows", "method,train.learning_rate", "--baseline", "finetune")
+    for rate in ("0.0001", "0.0002"):
+        line = only(lines, method="kd", **{"train.learning_rate": rate})
+        assert line["baseline"] == f"finetune, {rate}"
+        assert line["difference_n"] == "3"
+        assert 0.1 < float(line["interval_low"]) < float(line["difference"]) < float(line["interval_high"]) < 0.35
+        assert 0 < float(line["p"]) < 0.1
+    shown = kdbert("table", compared, "--rows", "method,train.learning_rate", "--baseline", "finetune").out
+    assert "Difference to finetune:" in shown
+    assert "p=0.0" in shown
+    assert "paired t-test" in shown
+    assert "bootstrap interval over the examples" in shown
+
+
+def spoil(how: str, run: Path) -> None:
+    """Damage a run's predictions in one way."""
+    path = run / "predictions" / "dev.jsonl"
+    lines = path.read_text().splitlines()
+    if how == "missing":
+        path.unlink()
+    elif how == "cut short":
+        path.write_text("\n".join(lines)[:-20])
+    elif how == "another model's":
+        path.write_text("\n".join(line.replace('"prediction": "no"', '"prediction": "yes"') for line in lines))
+    elif how == "other examples":
+        path.write_text("\n".join(line.replace('"id": "', '"id": "x') for line in lines))
+    elif how == "unknown label":
+        path.write_text("\n".join(line.replace('"no"', '"perhaps"') for line in lines))
+
+
+@pytest.mark.parametrize("how", ["missing", "cut short", "another model's", "other examples", "unknown label"])
+def test_predictions_that_do_not_fit_give_no_interval_and_a_reason(kdbert: Kdbert, tmp_path: Path, how: str) -> None:
+    for seed in (1, 2):
+        with_predictions(tmp_path, "finetune", seed, 0.6)
+        run = with_predictions(tmp_path, "kd", seed, 0.8)
+    spoil(how, run)
+    done = kdbert("table", tmp_path, "--baseline", "finetune", "--format", "csv")
+    assert done.code == 0
+    line = only(rows_of(done.out), method="kd")
+    assert line["difference"] != ""
+    assert line["interval_low"] == ""
+    assert "no bootstrap interval: " in done.err
+    assert "rte/kd" in done.err
+
+
+def test_an_unknown_baseline_is_refused(kdbert: Kdbert, compared: Path) -> None:
+    done = kdbert("table", compared, "--baseline", "finetun")
+    assert done.code == 2
+    assert "did you mean 'finetune'" in done.err
+
+
+# ---- what is broken
+
+
+BROKEN = {
+    "cut short": lambda path: path.write_text(path.read_text()[:100]),
+    "emptied": lambda path: path.write_text(""),
+    "a list": lambda path: path.write_text("[1, 2]"),
+    "no text": lambda path: path.write_bytes(b"\xff\xfe\x00\x01"),
+    "no recipe": lambda path: path.write_text('{"status": "finished"}'),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "gone": lambda path: path.unlink(),
+}
+EDITS: dict[str, dict[str, Any]] = {
+    "no status": {"status": None},
+    "unknown status": {"status": "fine"},
+    "no metrics": {"metrics": {}},
+    "metric not a number": {"metrics": {"dev": {"accuracy": "0.7"}}},
+    "metric not finite": {"metrics": {"dev": {"accuracy": float("nan")}}},
+    "no selected metric": {"metrics": {"dev": {"f1": 0.7}}},
+    "recipe without a task": {"recipe": {"method": {"name": "kd"}, "seed": 1}},
+    "recipe without a seed": {"recipe": {"method": {"name": "kd"}, "task": {"name": "rte"}}},
+    "teachers not a list of models": {"identity": {"teachers": ["x"]}},
+}
+
+
+@pytest.mark.parametrize("how", [*BROKEN, *EDITS])
+def test_a_broken_run_folder_is_named_and_skipped(kdbert: Kdbert, tmp_path: Path, how: str) -> None:
+    write_run(tmp_path, seed=1)
+    broken = write_run(tmp_path, seed=2)
+    if how in BROKEN:
+        BROKEN[how](broken / "run.json")
+    else:
+        content = json.loads((broken / "run.json").read_text())
+        (broken / "run.json").write_text(json.dumps({**content, **EDITS[how]}))
+    done = kdbert("table", tmp_path, "--format", "csv")
+    assert done.code == 0, done.err
+    assert f"skipped {broken}: " in done.err
+    assert rows_of(done.out)[0]["n"] == "1"
+    assert "1 broken run folder left out" in kdbert("table", tmp_path).out
+    shutil.rmtree(tmp_path / "rte" / "kd" / "bert-0.0002-3-last-seed1")
+    alone = kdbert("table", tmp_path)
+    assert alone.code == 2
+    assert "no run found" in alone.err
+    assert str(broken) in alone.err
+
+
+def test_a_run_that_has_just_begun_is_counted_not_broken(kdbert: Kdbert, tmp_path: Path) -> None:
+    write_run(tmp_path, seed=1)
+    write_run(tmp_path, seed=2, status="running")
+    (tmp_path / "rte" / "kd" / "claimed").mkdir()
+    (tmp_path / "rte" / "kd" / "claimed" / "run.lock").write_text("process 1")
+    done = kdbert("table", tmp_path, "--format", "csv")
+    assert "skipped" not in done.err
+    assert rows_of(done.out)[0]["unfinished"] == "1"
+
+
+# ---- many
+
+
+@pytest.mark.slow
+def test_a_thousand_run_folders_are_tabled_in_under_five_seconds(tmp_path: Path) -> None:
+    for task in ("rte", "mrpc", "cola", "stsb", "sst2"):
+        for method in ("finetune", "kd", "ics", "cka-ilg"):
+            for seed in range(50):
+                with_predictions(tmp_path, method, seed, 0.7, task=task)
+    for words in ([], ["--baseline", "finetune"]):
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "kdbert", "table", str(tmp_path), "--format", "csv", *words],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        seconds = time.perf_counter() - started
+        assert done.returncode == 0, done.stderr
+        assert {line["n"] for line in rows_of(done.stdout)} == {"50"}
+        if not words:
+            assert seconds < 5
+
+
+# ---- published numbers
+
+
+def test_published_numbers_stand_below_ours_with_their_source(kdbert: Kdbert, tmp_path: Path) -> None:
+    write_run(tmp_path, task="sst2", score=0.99)
+    write_run(tmp_path, task="mrpc", score=0.99, selection="accuracy_and_f1")
+    write_run(tmp_path, task="cola", score=0.99, selection="matthews_correlation")
+    shown = kdbert("table", tmp_path, "--paper", "ics").out
+    line = next(line for line in shown.splitlines() if line.startswith("| ics: ICS |"))
+    assert line == (
+        "| ics: ICS | not available | 0.925 (?) | 0.9107 (?)<br>[f1 0.925, accuracy 0.8964] | not available |"
+    )
+    assert "| ics: DistilBERT | not available | 0.913 (?) | f1 0.875 (?) | not available |" in shown
+    assert SOURCES["ics"] in shown
+    percent = kdbert("table", tmp_path, "--paper", "ics", "--percent").out
+    assert "92.5 (?) | 91.07 (?)<br>[f1 92.5, accuracy 89.64]" in percent
+    lines = tabled(kdbert, tmp_path, "--paper", "ics")
+    published = [line for line in lines if line["source"].startswith("published")]
+    assert {line["best"] for line in published} == {""}
+    assert only(published, method="ics: ICS", column="cola")["mean"] == "not available"
+    assert only(published, method="ics: ICS", column="sst2")["mean"] == "0.925"
+    assert float(only(lines, column="average", method="kd")["mean"]) == pytest.approx(0.99)  # ours alone
+
+
+def test_published_numbers_are_of_the_metric_and_split_of_the_column(kdbert: Kdbert, tmp_path: Path) -> None:
+    both = {"dev": {"accuracy": 0.9}, "test": {"accuracy": 0.6}}
+    write_run(tmp_path, task="clinc150", metrics=both)
+    test = tabled(kdbert, tmp_path, "--paper", "clinc")
+    assert only(test, method="clinc: DistilBERT")["mean"] == "0.858545"
+    assert only(test, method="clinc: BERT-base (teacher)")["n"] == "1"
+    dev = tabled(kdbert, tmp_path, "--paper", "clinc", "--split", "dev")
+    assert only(dev, method="clinc: DistilBERT")["mean"] == "0.923548"
+    assert only(dev, method="clinc: BERT-base (teacher)")["mean"] == "not available"
+
+
+def test_published_numbers_are_those_of_the_papers(kdbert: Kdbert, tmp_path: Path) -> None:
+    """Every number in the package, against the transcription from the sources that the tests have at hand."""
+    from importlib import resources
+
+    path = Path(__file__).parents[3] / "shared" / "PAPER_TABLES.md"
+    if not path.exists():
+        pytest.skip("the transcription of the papers' tables is not here")
+    text = path.read_text(encoding="utf-8")
+    table = resources.files("kdbert.reporting").joinpath("published.tsv").read_text(encoding="utf-8")
+    lines = list(csv.DictReader(table.splitlines(), delimiter="\t"))
+    assert len(lines) > 100
+    for line in lines:
+        value = line["value"]
+        assert (str(Decimal(value).scaleb(2)) if line["paper"] == "ics" else value) in text, line
+    write_run(tmp_path, task="sst2")
+    for paper in SOURCES:
+        assert kdbert("table", tmp_path, "--paper", paper).code == 0
+
+
+# ---- LaTeX
+
+
+def test_latex_compiles(kdbert: Kdbert, compared: Path) -> None:
+    engine = next((shutil.which(name) for name in ("pdflatex", "lualatex", "tectonic") if shutil.which(name)), None)
+    if engine is None:
+        pytest.skip("no TeX engine")
+    strange = "50%_a&b#c$d{e}~f^g\\h|i<j>"
+    write_run(compared, method=strange, task="sst2", seed=1, name="strange")
+    write_run(compared, task="mrpc", status="diverged")
+    tables = [
+        kdbert("table", compared, "--format", "latex", *words).out
+        for words in (
+            ["--baseline", "finetune"],
+            ["--rows", "method,train.learning_rate", "--baseline", "finetune", "--paper", "ics", "--percent"],
+            ["--rows", "task", "--columns", "method"],
+        )
+    ]
+    assert all("\\toprule" in text and "\\bottomrule" in text for text in tables)
+    source = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\n%s\\end{document}\n"
+    (compared / "tables.tex").write_text(source % "\n".join(tables), encoding="utf-8")
+    words = (
+        [engine, "tables.tex"]
+        if "tectonic" in engine
+        else [engine, "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
+    )
+    done = subprocess.run(words, cwd=compared, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
+    assert (compared / "tables.pdf").exists()
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--format", "latx"], "did you mean 'latex'"),
+        (["--rows", "train.learning_rat"], "did you mean 'train.learning_rate'"),
+        (["--columns", "tasks"], "did you mean 'task'"),
+        (["--where", "learning_rate"], "expected KEY=VALUE"),
+        (["--where", "train.learning_rate=7"], "no run has train.learning_rate=7"),
+        (["--metric", "acuracy"], "did you mean 'accuracy'"),
+        (["--split", "tset"], "no run has the split 'tset'"),
+        (["--paper", "isc"], "did you mean 'ics'"),
+        (["--paper", "ics", "--columns", "method", "--rows", "task"], "--columns task"),
+        (["nowhere"], "no folder 'nowhere'"),
+        (["--rows", ""], "--rows"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_named_with_its_cure(kdbert: Kdbert, tmp_path: Path, words: list[str], told: str) -> None:
+    write_run(tmp_path)
+    done = kdbert("table", tmp_path, *words)
+    assert done.code == 2, done.out
+    assert told in done.err
+    assert "Traceback" not in done.err
