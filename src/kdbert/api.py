@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdbert.data.encode import encode
-from kdbert.errors import UserError
+from kdbert.errors import RunBusy, UserError
 from kdbert.metrics import score
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import check_trained_head, label_names, load_classifier, load_config, load_tokenizer
@@ -28,7 +29,7 @@ from kdbert.recipe import Recipe
 from kdbert.reporting.predictions import predicted, write_predictions, write_submission
 from kdbert.runs import RunFolder, RunResult
 from kdbert.sweep.grid import Cell
-from kdbert.sweep.jobs import plan_jobs
+from kdbert.sweep.jobs import Job, plan_jobs
 from kdbert.sweep.local import run_jobs, threads_per_job
 from kdbert.sweep.progress import Progress, summary
 from kdbert.tasks import CUSTOM, get_task, task_name
@@ -72,12 +73,24 @@ def distill(recipe: Recipe, *, overwrite: bool = False, baseline: bool | None = 
     """
     if teacher_is_missing(recipe):
         student_before_teacher(recipe)
-        recipe = with_teacher(recipe, str(finetune(teacher_recipe(recipe)).path))
+        recipe = with_teacher(recipe, str(_make_teacher(recipe).path))
     recipe = resolve_distill(recipe)
     without = None
     if baseline or (baseline is None and recipe.task.name == "quickstart"):
         without = run_recipe(baseline_recipe(recipe)) if recipe.method.name != "finetune" else None
     return replace(run_recipe(recipe, overwrite=overwrite), baseline=without)
+
+
+def _make_teacher(recipe: Recipe) -> RunResult:
+    """Fine-tune the missing teacher; if another process is at it, wait for that one's."""
+    wanted = teacher_recipe(recipe)
+    while True:
+        try:
+            return finetune(wanted)
+        except RunBusy:
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the other processes of this run cannot wait along
+                raise
+            Plan(resolve_finetune(wanted)).folder.wait()
 
 
 def finished_run(recipe: Recipe) -> Path | None:
@@ -108,11 +121,8 @@ def sweep(cells: list[Cell], *, jobs: int = 1) -> SweepResult:
     """
     planned = plan_jobs(cells)
     missing = [job for job in planned if job.state == "waiting"]
-    threads = f", {threads_per_job(jobs)} threads each" if jobs > 1 else ""
-    log.info(
-        "%d runs and %d teachers: %d to run, %d at a time%s",
-        len(cells), len(planned) - len(cells), len(missing), jobs, threads,
-    )  # fmt: skip
+    threads = f", each with {_number(threads_per_job(jobs), 'thread')}" if jobs > 1 else ""
+    log.info("%s: %d to run, %d at a time%s", sweep_size(planned), len(missing), jobs, threads)
     run_jobs(planned, jobs, Progress(planned, jobs))
     log.log(
         logging.WARNING if any(job.state == "failed" for job in planned) else logging.INFO,
@@ -124,6 +134,17 @@ def sweep(cells: list[Cell], *, jobs: int = 1) -> SweepResult:
         diverged={job.name: job.message for job in students if job.state == "diverged"},
         failed={job.name: job.message for job in students if job.state == "failed"},
     )
+
+
+def sweep_size(planned: list[Job]) -> str:
+    """`36 runs and 3 teachers`."""
+    runs = sum(job.command == "distill" for job in planned)
+    teachers = len(planned) - runs
+    return _number(runs, "run") + (f" and {_number(teachers, 'teacher')}" if teachers else "")
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,10 @@ class UserError(KdbertError):
     exit_code = 2
 
 
+class RunBusy(UserError):
+    """Another process is writing the run."""
+
+
 class Diverged(KdbertError):
     """A loss became NaN or infinite."""
 

@@ -31,6 +31,9 @@ from kdbert.keys import put
 from kdbert.methods import MethodOptions, all_methods, get_method
 from kdbert.tasks import CUSTOM, get_task, task_name
 
+# What PyYAML raises on a text that is no YAML: `2001-99-99` is a ValueError, `!!bool x` a KeyError, and so on.
+YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+
 
 class Section(BaseModel):
     """A part of the recipe; unknown keys are errors."""
@@ -237,7 +240,7 @@ class Recipe(Section):
                 continue
             try:
                 put(tree, key.strip(), yaml.safe_load(value), problems)
-            except yaml.YAMLError:
+            except YAML_ERRORS:
                 problems.append(f"--set {text!r}: the value is not valid YAML")
         try:
             recipe = cls.of(tree)
@@ -329,7 +332,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"no recipe {str(path)!r}: check the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read recipe {str(path)!r}: {error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except YAML_ERRORS as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{path} is not a recipe: expected keys such as task, method, train")

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -21,10 +22,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-from kdbert.errors import UserError
+from kdbert.errors import RunBusy, UserError
 from kdbert.keys import flatten
 from kdbert.recipe import Recipe
 
+log = logging.getLogger("kdbert")
 PACKAGES = (
     "kdbert",
     "torch",
@@ -168,7 +170,8 @@ class RunFolder:
         """Hold the run; the system lets go of it when the process ends, however it ends.
 
         Raises:
-            UserError: another process holds it, with its id and host.
+            RunBusy: another process holds it, with its id and host.
+            UserError: the folder cannot be written.
         """
         lock = FileLock(self.path / "run.lock")
         try:
@@ -176,13 +179,20 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
         if not taken:
-            raise UserError(f"{self.path} is being written by another process ({lock.holder()})")
+            raise RunBusy(f"{self.path} is being written by another process ({lock.holder()})")
         try:
             yield
         finally:
             lock.release()
             with contextlib.suppress(OSError):
                 self.path.rmdir()  # only if the run was refused before it wrote anything
+
+    def wait(self) -> None:
+        """Wait until no process holds the run."""
+        lock = FileLock(self.path / "run.lock")
+        log.info("waiting for %s, which %s is writing", self.path, lock.holder())
+        lock.acquire(wait=True)
+        lock.release()
 
     def busy(self) -> bool:
         """Whether some process holds the run now."""
@@ -259,7 +269,8 @@ class FileLock:
         """Remove the file and let go."""
         assert self._file is not None
         with contextlib.suppress(OSError):
-            self.path.unlink()
+            if os.fstat(self._file.fileno()).st_ino == self.path.stat().st_ino:  # the folder may have been moved
+                self.path.unlink()
         self._file.close()
         self._file = None
 

@@ -81,7 +81,7 @@ def sweep(
             done = f"  # {job.state}" if job.state in ("finished", "diverged") else ""
             print(shlex.join(["kdbert", *job.words]) + done)
         missing = sum(job.state == "waiting" for job in planned)
-        print(f"{len(cells)} runs and {len(planned) - len(cells)} teachers; {missing} to run", file=sys.stderr)
+        print(f"{api.sweep_size(planned)}; {missing} to run", file=sys.stderr)
         return
     result = api.sweep(cells, jobs=jobs)
     for path in result.finished if quiet else ():

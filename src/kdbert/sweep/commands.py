@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from typing import Any
 
 import yaml
@@ -48,10 +48,12 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     """The value as a YAML text on one line."""
-    if isinstance(value, str):
-        try:
-            same = yaml.safe_load(value) == value
-        except yaml.YAMLError:
-            same = False
-        return value if same else json.dumps(value)
-    return json.dumps(value)
+
+    def dump(style: str | None) -> str:
+        text = yaml.safe_dump(
+            value, default_style=style, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf
+        )
+        return text.removesuffix("\n").removesuffix("\n...")
+
+    plain = dump(None)
+    return plain if plain.isprintable() else dump('"')

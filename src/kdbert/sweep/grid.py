@@ -12,9 +12,11 @@ import yaml
 
 from kdbert.errors import UserError
 from kdbert.keys import flatten
-from kdbert.recipe import Recipe, read_yaml
+from kdbert.recipe import YAML_ERRORS, Recipe, read_yaml
 
 SECTION_NAMES = {"method": "method.name", "task": "task.name"}  # what people write for short
+SHORT_NAMES = {name: section for section, name in SECTION_NAMES.items()}
+MOST_SEEDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,8 @@ def expand(
     sets = list(sets)
     fixed = {SECTION_NAMES.get(key, key) for text in sets for key in [text.partition("=")[0].strip()]}
     fixed |= {key for key, value in (flags or {}).items() if value is not None}
-    for key in dict.fromkeys(key for one in grids for key in one):
-        if SECTION_NAMES.get(key, key) in fixed:
-            raise UserError(f"{key} is set for all cells and has a list of values in the grid; keep one of them")
+    for one in grids:
+        _check_given_once(one, fixed)
 
     cells: dict[str, Cell] = {}
     problems: dict[str, str] = {}
@@ -99,11 +100,11 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
         raise UserError(f"--grid {text!r}: {example}")
     try:
         values = yaml.safe_load(f"[{listed}\n]")
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except YAML_ERRORS:
         raise UserError(f"--grid {text!r}: the values are not valid YAML; {example}") from None
-    if not isinstance(values, list) or not values or (None in values and "null" not in listed and "~" not in listed):
+    if not isinstance(values, list) or not values:
         raise UserError(f"--grid {text!r}: a value is missing; {example}")
-    return key, values
+    return SHORT_NAMES.get(key, key), values
 
 
 def _grids(value: Any, file: str) -> list[dict[str, list[Any]]]:
@@ -122,24 +123,44 @@ def _grids(value: Any, file: str) -> list[dict[str, list[Any]]]:
             raise wrong
         if not all(isinstance(values, list) and values for values in one.values()):
             raise wrong
-    return [dict(one) for one in grids]
+    return [{SHORT_NAMES.get(key, key): values for key, values in one.items()} for one in grids]
 
 
 def _seeds(value: Any) -> list[int] | None:
     if value is None:
         return None
-    wrong = UserError(f"seeds {value!r}: expected how many (3 stands for 1, 2, 3) or which (5,7), from 0")
+    told = str(value) if len(str(value)) < 60 else f"{str(value)[:60]}…"
+    wrong = UserError(f"seeds {told!r}: expected how many (3 stands for 1, 2, 3) or which (5,7), from 0")
     if isinstance(value, str):
         parts = [part.strip() for part in value.split(",")]
         if not all(part.isascii() and part.isdigit() for part in parts if part) or not parts[0]:
             raise wrong
+        if any(len(part) > 19 for part in parts):  # beyond 64 bits
+            raise wrong
         numbers = [int(part) for part in parts if part]
         value = numbers if len(parts) > 1 else numbers[0]
     if isinstance(value, int) and not isinstance(value, bool):
-        value = list(range(1, value + 1))
+        value = list(range(1, value + 1)) if value <= MOST_SEEDS else None
     if not isinstance(value, list) or not value or not all(type(seed) is int and seed >= 0 for seed in value):
         raise wrong
     return list(dict.fromkeys(value))
+
+
+def _check_given_once(grid: Mapping[str, list[Any]], fixed: set[str]) -> None:
+    """Refuse a recipe key that a list of the grid sets and something else too.
+
+    Raises:
+        UserError: with the key.
+    """
+    given: dict[str, str] = {}
+    for axis, values in grid.items():
+        keys = {key for value in values for key in _assignments({axis: value})}
+        for key in sorted(keys):
+            if key in fixed:
+                raise UserError(f"{axis} is set for all cells and has a list of values in the grid; keep one of them")
+            if key in given:
+                raise UserError(f"{key} is set by two lists of the grid, {given[key]} and {axis}; keep one of them")
+            given[key] = axis
 
 
 def _assignments(chosen: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -76,6 +77,8 @@ def run_jobs(jobs: list[Job], slots: int, progress: Progress) -> None:
                         progress.started(job)
             progress.show(jobs, [one.job for one in running])
             time.sleep(POLL_SECONDS)
+    for job in jobs:
+        _remove_claim(job)
     progress.close()
 
 
@@ -129,6 +132,14 @@ def _ended(one: Running, stopping: bool) -> None:
     if job.state == "waiting":
         job.state = "interrupted" if stopping else "failed"
         job.message = _reason(job.log, code)
+
+
+def _remove_claim(job: Job) -> None:
+    """Remove the claim file that a killed sweep has left of a job that is done; one that somebody holds stays."""
+    with contextlib.suppress(OSError, UserError):  # no folder, or no right to write there
+        claim = job.claim
+        if claim.path.exists() and claim.acquire():
+            claim.release()
 
 
 def _reason(log: Path, code: int) -> str:

@@ -48,7 +48,7 @@ class Progress:
             self._learn(job)
             text = result_text(job) + (f", {duration(job.seconds)}" if job.made_here else " (made elsewhere)")
         else:
-            text = job.message
+            text = "" if job.state == "interrupted" else job.message
         self._line(job.state.upper() if job.state == "failed" else job.state.ljust(9), job, text)
 
     def show(self, jobs: list[Job], running: list[Job]) -> None:
@@ -96,8 +96,8 @@ class Progress:
             self.seconds[job.group].append(seconds)
 
     def _line(self, what: str, job: Job, text: str) -> None:
-        done = sum(job.state in DONE for job in self.jobs)
-        left = self.estimate() if job.state in DONE else None
+        done = sum(job.state in DONE and job.state != "interrupted" for job in self.jobs)
+        left = self.estimate() if job.state in DONE and job.state != "interrupted" else None
         tail = f"; about {duration(left)} left" if left is not None and done < len(self.jobs) else ""
         line = f"[{done}/{len(self.jobs)}] {what} {job.name}" + (f": {text}" if text else "") + tail
         if self._live is not None:

@@ -93,7 +93,7 @@ def _read(path: Path, quantity: str, rows: int) -> np.ndarray | None:
     except (OSError, SafetensorError) as error:
         log.warning("%s is damaged (%s); made again", path, error)
         return None
-    if len(values) != rows or digest != hashlib.sha256(values.tobytes()).hexdigest():
+    if values.shape[:1] != (rows,) or digest != hashlib.sha256(values.tobytes()).hexdigest():
         log.warning("%s is damaged (its content is not what was written); made again", path)
         return None
     return values
@@ -104,6 +104,8 @@ def _write(path: Path, quantity: str, values: np.ndarray, about: Mapping[str, An
 
     metadata = {"sha256": hashlib.sha256(values.tobytes()).hexdigest()}
     try:
+        for litter in path.parent.glob(f".{path.name}.*.tmp"):  # of a killed process: the lock is ours
+            litter.unlink()
         write_json(path.parent / "about.json", about)
         atomic_write(path, lambda temporary: save_file({quantity: values}, temporary, metadata))
     except Exception as error:  # safetensors has an error of its own for a full disk
