@@ -101,23 +101,35 @@ def _start(
     if job.state != "waiting":
         progress.ended(job)
         return None
-    claim = job.claim
-    if not claim.acquire():
-        return None
-    job.look(started)  # it may have been finished between the look and the claim
-    if job.state != "waiting" or job.folder.busy():
-        claim.release()
-        return None
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    with open(job.log, "ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "kdbert", *job.words],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=dict(environment),
-            pass_fds=[claim.fileno()],
-        )
+    running = None
+    try:
+        claim = job.claim
+        if claim.acquire():
+            running = _launch(job, claim, environment, slot, started)
+    except OSError as error:  # a full disk, too many processes
+        job.state, job.message = "failed", f"cannot start: {error}"
+    progress.ended(job)
+    return running
+
+
+def _launch(job: Job, claim: FileLock, environment: Mapping[str, str], slot: int, since: float) -> Running | None:
+    """Start the process of a job that is claimed, and hand the claim on; or let go of it."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(claim.release)
+        job.look(since)  # it may have been finished between the look and the claim
+        if job.state != "waiting" or job.folder.busy():
+            return None
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(job.log, "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "kdbert", *job.words],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=dict(environment),
+                pass_fds=[claim.fileno()],
+            )
+        stack.pop_all()
     job.state, job.made_here = "running", True
     return Running(job, process, claim, slot, time.monotonic())
 

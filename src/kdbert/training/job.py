@@ -66,6 +66,10 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
             moved = folder.move_aside()
         log.info("moved the old run to %s", moved)
     with folder.locked():
+        alone = job.accelerator.num_processes == 1
+        if alone and folder.manifest().get("status") == "finished":
+            log.info("finished meanwhile by another process: %s", folder.path)
+            return folder.result()
         try:
             return job.run()
         except BaseException as error:
