@@ -1,9 +1,17 @@
-"""Dotted keys in nested mappings: `train.learning_rate` is `tree["train"]["learning_rate"]`."""
+"""Dotted keys in nested mappings: `train.learning_rate` is `tree["train"]["learning_rate"]`; which keys mean what."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+# What two runs of one experiment may differ in: the seed, places, and how often something is told or saved.
+OUTSIDE_IDENTITY = (
+    "seed", "output", "task.data_dir", "train.eval_batch_size", "train.logging_steps", "train.checkpoint_steps",
+)  # fmt: skip
+# Keys whose value is a path, which counts by what is in it, wherever it lies.
+FILES_BY_CONTENT = ("task.train_file", "task.dev_file", "task.test_file")
+MODELS_BY_CONTENT = ("teachers", "student.model")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

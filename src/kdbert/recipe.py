@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from kdbert.errors import UserError, near_miss
-from kdbert.keys import put
+from kdbert.keys import FILES_BY_CONTENT, OUTSIDE_IDENTITY, put
 from kdbert.methods import MethodOptions, all_methods, get_method
 from kdbert.tasks import CUSTOM, get_task, task_name
 
@@ -302,16 +302,16 @@ class Recipe(Section):
             fingerprints: path -> what its content is known by; a model or data file counts by what
                 is in it, wherever it lies.
         """
-        tree = self.model_dump(mode="json", exclude={"seed", "output"})
-        task = tree["task"]
-        task.pop("data_dir")
-        for key in ("train_file", "dev_file", "test_file"):
-            if task[key] is not None:
-                task[key] = fingerprints.get(task[key], task[key])
-        for part in (*tree["teachers"], tree["student"]):
+        tree = self.model_dump(mode="json")
+        for key in OUTSIDE_IDENTITY:
+            section, _, name = key.partition(".")
+            (tree[section] if name else tree).pop(name or section)
+        for key in FILES_BY_CONTENT:
+            name = key.removeprefix("task.")
+            if tree["task"][name] is not None:
+                tree["task"][name] = fingerprints.get(tree["task"][name], tree["task"][name])
+        for part in (*tree["teachers"], tree["student"]):  # MODELS_BY_CONTENT
             part["model"] = fingerprints.get(part["model"], part["model"])
-        for key in ("eval_batch_size", "logging_steps", "checkpoint_steps"):
-            tree["train"].pop(key)  # how often something is told or saved changes no number
         return tree
 
     def digest(self, fingerprints: Mapping[str, str]) -> str:

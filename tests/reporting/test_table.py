@@ -128,6 +128,27 @@ def test_only_seeds_are_pooled(kdbert: Kdbert, tmp_path: Path) -> None:
     assert named == lines
 
 
+def test_one_name_with_other_content_is_not_pooled(kdbert: Kdbert, tmp_path: Path) -> None:
+    write_run(tmp_path, seed=1, teacher="t", score=0.6)
+    other = write_run(tmp_path, seed=1, teacher="t", score=0.8, name="retrained")
+    content = json.loads((other / "run.json").read_text())
+    content["identity"]["teachers"][0]["model"] = "other content"
+    (other / "run.json").write_text(json.dumps(content))
+    for words in ([], ["--rows", "method,teacher"]):
+        lines = tabled(kdbert, tmp_path, *words)
+        assert sorted((line["n"], line["mean"]) for line in lines) == [("1", "0.6"), ("1", "0.8")]
+        assert all(line["teachers"].startswith("t #") for line in lines)
+
+
+def test_runs_of_one_cell_in_other_precision_are_told(kdbert: Kdbert, tmp_path: Path) -> None:
+    for seed, precision in ((1, "bf16"), (2, "bf16"), (3, "fp32")):
+        run = write_run(tmp_path, seed=seed)
+        content = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps({**content, "precision": precision}))
+        told = kdbert("table", tmp_path).out
+        assert ("kd, rte: the runs' precision was bf16 and fp32" in told) == (seed == 3)
+
+
 def test_the_same_recipe_and_seed_counts_once(kdbert: Kdbert, tmp_path: Path) -> None:
     for seed in (1, 2):
         write_run(tmp_path, seed=seed, score=0.7)

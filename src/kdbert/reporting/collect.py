@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kdbert.errors import UserError
-from kdbert.keys import flatten
+from kdbert.keys import FILES_BY_CONTENT, MODELS_BY_CONTENT, OUTSIDE_IDENTITY, flatten
 
 UNFINISHED = ("running", "interrupted", "failed")
 _TRACES = ("recipe.yaml", "metrics.jsonl", "checkpoints")  # what a run writes besides run.json
@@ -121,11 +121,13 @@ def read_run(path: Path) -> Run:
         raise ValueError(f"run.json cannot be read ({error})") from None
     if not isinstance(content, dict):
         raise ValueError("run.json is no mapping")
-    recipe, identity, status = content.get("recipe"), content.get("identity"), content.get("status")
+    recipe, identity, status = content.get("recipe"), content.get("identity", {}), content.get("status")
     if not isinstance(recipe, dict) or not isinstance(identity, dict):
         raise ValueError("run.json has no recipe")
-    told, same = flatten(recipe), flatten(identity)
-    same.pop("seed", None)
+    told = flatten(recipe)
+    content_keys = (*FILES_BY_CONTENT, *MODELS_BY_CONTENT)
+    same = {key: value for key, value in told.items() if not key.startswith(OUTSIDE_IDENTITY)}
+    same.update({key: value for key, value in flatten(identity).items() if key in content_keys})
     if not isinstance(told.get("task.name"), str) or not isinstance(told.get("method.name"), str):
         raise ValueError("run.json's recipe names no task or no method")
     if type(told.get("seed")) is not int:

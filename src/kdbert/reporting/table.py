@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -151,8 +152,9 @@ def make_table(
     if extra:
         log.warning("rows are split by %s, in which runs differ", ", ".join(extra))
     keys = (*rows, *extra)
+    alike = _alike(runs, extra)
     for run in runs:
-        labels = tuple(text_of(run, key) for key in keys)
+        labels = tuple(text_of(run, key) for key in rows) + tuple(_told_apart(run, key, alike) for key in extra)
         column = ", ".join(text_of(run, key) for key in columns)
         groups[run.path in teaching, labels][column].append(run)
     ordered = sorted({column for row in groups.values() for column in row}, key=_task_order)
@@ -176,7 +178,7 @@ def make_table(
         ordered.append(AVERAGE)
     if baseline is not None:
         made = _with_differences(made, keys, baseline, notes)
-    notes += _no_better_than_constant(made)
+    notes += _no_better_than_constant(made) + _made_differently(made)
     notes += [SOURCES[paper] for paper in papers if paper in SOURCES]
     headings = {column: _heading(made, column) for column in ordered}
     return Table(
@@ -239,14 +241,15 @@ def _teaching(runs: Sequence[Run]) -> set[Path]:
 def _without_copies(runs: list[Run]) -> tuple[list[Run], list[str]]:
     """Of runs with the same recipe and seed, the one that finished last; else a seed would count twice."""
     kept: dict[str, Run] = {}
-    notes = []
+    copies = 0
     for run in sorted(runs, key=lambda run: (run.status == "finished", str(run.facts.get("finished", "")))):
         same = f"{sorted(run.identity.items(), key=lambda item: item[0])!r} {run.seed}"
         if same in kept:
-            notes.append(f"{kept[same].path} is left out: {run.path} has the same recipe and seed")
-            log.warning("%s", notes[-1])
+            log.warning("left out %s: %s has the same recipe and seed", kept[same].path, run.path)
+            copies += 1
         kept[same] = run
     order = {run.path: number for number, run in enumerate(runs)}
+    notes = [f"{copies} run folder{'s' * (copies > 1)} left out: the same recipe and seed as another"] if copies else []
     return sorted(kept.values(), key=lambda run: order[run.path]), notes
 
 
@@ -257,14 +260,30 @@ def _differing_keys(
     shared: dict[Any, list[Run]] = defaultdict(list)
     for run in runs:
         shared[run.path in teaching, tuple(text_of(run, key) for key in (*rows, *columns))].append(run)
-    chosen = {ALIASES.get(key, key) for key in (*rows, *columns)} | ({"teachers"} if "teacher" in rows else set())
     found: dict[str, None] = {}
     for group in shared.values():
         for key in dict.fromkeys(key for run in group for key in run.identity):
-            if key not in chosen and len({repr(run.identity.get(key)) for run in group}) > 1:
+            if len({repr(run.identity.get(key)) for run in group}) > 1:
                 found[key] = None
     short = {full: alias for alias, full in ALIASES.items()}
     return tuple(short.get(key, key) for key in found)
+
+
+def _alike(runs: Sequence[Run], keys: Sequence[str]) -> dict[tuple[str, str], set[str]]:
+    """(key, text) -> the different values that the table would write the same way: one path, other content."""
+    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for run in runs:
+        for key in keys:
+            found[key, text_of(run, key)].add(repr(run.identity.get(ALIASES.get(key, key))))
+    return found
+
+
+def _told_apart(run: Run, key: str, alike: Mapping[tuple[str, str], set[str]]) -> str:
+    """`text_of`, with some digits of the content where others of the same name have another content."""
+    text = text_of(run, key)
+    if len(alike[key, text]) == 1:
+        return text
+    return f"{text} #{hashlib.sha256(repr(run.identity.get(ALIASES.get(key, key))).encode()).hexdigest()[:4]}"
 
 
 def _mark_teacher(labels: tuple[str, ...], row: Mapping[str, Sequence[Run]]) -> tuple[str, ...]:
@@ -326,6 +345,18 @@ def _no_better_than_constant(rows: Sequence[Row]) -> list[str]:
         f"{column}: no better than the constant answer, which has {value}: {'; '.join(labels)}"
         for (column, value), labels in found.items()
     ]
+
+
+def _made_differently(rows: Sequence[Row]) -> list[str]:
+    """A sentence for every cell whose runs were computed in different ways that no recipe key says."""
+    found = []
+    for row in rows:
+        for column, cell in row.cells.items():
+            for fact in ("precision", "device"):
+                values = sorted({str(run.facts[fact]) for run in cell.runs.values() if fact in run.facts})
+                if len(values) > 1:
+                    found.append(f"{', '.join(row.labels)}, {column}: the runs' {fact} was {' and '.join(values)}")
+    return found
 
 
 def _average(row: Row, columns: Sequence[str]) -> Cell:
