@@ -21,7 +21,6 @@ _ORIGIN = {
     "distill": "kdbert.api",
     "finetune": "kdbert.api",
     "evaluate": "kdbert.api",
-    "sweep": "kdbert.api",
     "KdbertError": "kdbert.errors",
     "UserError": "kdbert.errors",
 }
@@ -34,11 +33,10 @@ __all__ = [
     "distill",
     "evaluate",
     "finetune",
-    "sweep",
 ]
 
 if TYPE_CHECKING:
-    from kdbert.api import distill, evaluate, finetune, sweep
+    from kdbert.api import distill, evaluate, finetune
     from kdbert.errors import KdbertError, UserError
     from kdbert.recipe import Recipe
     from kdbert.runs import RunResult
