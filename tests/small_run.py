@@ -69,14 +69,15 @@ class Setting:
 
     def words(self, output_dir: Path, **changes: Any) -> list[str]:
         """The same as words of the command line."""
-        keys = self.keys(**changes)
+        keys = self.keys(**{"output.runs_dir": str(output_dir.parent / "runs"), **changes})
         keys.pop("teachers")
         sets = [word for key, value in keys.items() for word in ("--set", f"{key}={json.dumps(value)}")]
         return ["distill", "--teacher", str(self.teacher), "--no-baseline", "--output-dir", str(output_dir), *sets]
 
     def recipe(self, output_dir: Path, **changes: Any) -> Recipe:
         """The same as a resolved recipe."""
-        return resolve_distill(Recipe.build(flags={**self.keys(**changes), "output.dir": str(output_dir)}))
+        places = {"output.dir": str(output_dir), "output.runs_dir": str(output_dir.parent / "runs")}
+        return resolve_distill(Recipe.build(flags={**self.keys(**changes), **places}))
 
 
 @dataclass

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdbert import Recipe, UserError
+from kdbert.plan import teacher_recipe
+from kdbert.runs import identity_of
 
 
 def write(folder: Path, text: str) -> Path:
@@ -141,6 +143,15 @@ def test_a_set_without_key_or_value_says_what_is_expected(text: str) -> None:
         Recipe.build(sets=[text])
 
 
+@pytest.mark.parametrize("value", ["[1", "2001-99-99", "!!bool x", "!!int ''", "!!timestamp x"])
+def test_a_value_that_is_not_yaml_is_told_in_one_sentence(tmp_path: Path, value: str) -> None:
+    with pytest.raises(UserError, match="the value is not valid YAML") as error:
+        Recipe.build(sets=[f"task.data_dir={value}"])
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"recipe\.yaml is not valid YAML"):
+        Recipe.load(write(tmp_path, f"task: {value}\n"))
+
+
 @pytest.mark.parametrize(
     ("value", "init"),
     [("1,3,5", [1, 3, 5]), (" 2 , 4", [2, 4]), ("3", [3]), ([1, 2], [1, 2]), ("even", "even"), (2, [2])],
@@ -245,6 +256,69 @@ def test_other_content_at_the_same_place_makes_another_experiment() -> None:
     recipe = Recipe.of(FULL)
     for path in ("a/train.csv", "a/dev.csv", "runs/teacher"):
         assert recipe.digest({**CONTENT, path: "changed"}) != recipe.digest(CONTENT)
+
+
+WITHOUT_TEACHER = {**FULL, "teachers": [], "teacher_training": {"model": "base"}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 7},
+        {"method.name": "kd", "method.temperature": 2.0},
+        {"student.model": "other", "student.layers": 3, "student.init": "last"},
+        {"train.batch_size": 8},
+        {"train.learning_rate": 1e-4},
+        {"train.epochs": 9},
+        {"train.max_steps": 10},
+        {"train.schedule": "constant"},
+        {"train.warmup": 0.1},
+        {"train.weight_decay": 0.1},
+        {"train.max_grad_norm": 5.0},
+        {"train.dropout": 0.3},
+        {"train.adam_beta2": 0.98},
+        {"train.selection": "best"},
+        {"train.teacher_cache": False},
+        {"output.dir": "this/very/one"},
+    ],
+    ids=str,
+)
+def test_a_teacher_made_on_the_way_does_not_depend_on_the_students_settings(changes: dict[str, Any]) -> None:
+    recipe = Recipe.of(WITHOUT_TEACHER)
+    teacher = teacher_recipe(recipe)
+    assert identity_of(teacher_recipe(recipe.with_(changes)), CONTENT) == identity_of(teacher, CONTENT)
+    assert teacher_recipe(recipe.with_(changes)).output.dir is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train.precision": "fp32"},
+        {"train.bucketing": False},
+        {"train.accumulation": 2},
+        {"task.max_length": 32},
+        {"task.max_train_examples": 100},
+        {"teacher_training.model": "other"},
+        {"teacher_training.epochs": 4},
+        {"teacher_training.batch_size": 8},
+        {"teacher_training.learning_rate": 1e-4},
+        {"teacher_training.seed": 2},
+    ],
+    ids=str,
+)
+def test_a_teacher_made_on_the_way_depends_on_data_arithmetic_and_its_own_settings(changes: dict[str, Any]) -> None:
+    recipe = Recipe.of(WITHOUT_TEACHER)
+    assert identity_of(teacher_recipe(recipe.with_(changes)), CONTENT) != identity_of(teacher_recipe(recipe), CONTENT)
+
+
+def test_a_teacher_is_trained_as_its_task_and_teacher_training_say() -> None:
+    recipe = Recipe.build(flags={"train.epochs": 5, "train.accumulation": 16, "teacher_training.batch_size": 8})
+    teacher = teacher_recipe(recipe)
+    assert teacher.train.epochs == recipe.teacher_training.epochs  # type: ignore[union-attr]
+    assert (teacher.train.batch_size, teacher.train.accumulation) == (8, 8)
+    assert teacher.method.name == "finetune"
+    assert (teacher.student.layers, teacher.student.init) == (None, "first")
+    assert teacher.teacher_training is None
 
 
 def test_the_digest_is_eight_hex_digits() -> None:

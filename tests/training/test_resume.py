@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -11,9 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +19,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from in_processes import saved_steps, start, wait_until
 from kdbert.errors import UserError
 from kdbert.training.checkpoint import load_optimizer, newest_checkpoint, optimizer_tensors, save_checkpoint
 from kdbert.training.job import run_recipe
-from small_run import Setting, logged, make_teacher, predictions, run_command
+from small_run import Setting, logged, make_teacher, predictions
 
 EPOCHS = 5
 STEPS = 13 * EPOCHS
 # Dropout as BERT has it and the machine's own precision: what a person runs.
 COMMON: dict[str, Any] = {"epochs": EPOCHS, "checkpoint_steps": 3}
-
-# Every process is forked from one that has imported the program, so that starting it takes no seconds.
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(
-    [
-        "kdbert.training.job",
-        "kdbert.cli",
-        "sklearn.metrics",
-        "torch.utils.tensorboard",
-        "transformers.models.bert.modeling_bert",
-    ]
-)
 
 
 @pytest.fixture(scope="module")
@@ -77,27 +63,6 @@ def assert_same_run(actual: Path, expected: Path) -> None:
         p.name for p in expected.iterdir() if not p.name.startswith("events.")
     )
     assert [p for p in actual.rglob("*") if p.name.endswith((".tmp", ".old", ".lock"))] == []
-
-
-def saved_steps(run: Path) -> list[int]:
-    """Steps of the checkpoints of a run, oldest first."""
-    return sorted(int(path.name.removeprefix("step-")) for path in run.glob("checkpoints/step-*"))
-
-
-def start(words: list[str], output: Path, file_limit: int | None = None) -> BaseProcess:
-    """The command in a process of its own."""
-    process = processes.Process(target=run_command, args=(words, output, file_limit))
-    process.start()
-    return process
-
-
-def wait_until(ready: Callable[[], bool], running: Callable[[], bool], what: str) -> None:
-    """Look every few milliseconds; fail if the process ends first."""
-    end = time.monotonic() + 120
-    while not ready():
-        assert running(), f"ended before {what}"
-        assert time.monotonic() < end, f"waited too long for {what}"
-        time.sleep(0.003)
 
 
 def kill_at(words: list[str], run: Path, step: int, output: Path) -> None:

@@ -147,11 +147,10 @@ def _ended(one: Running, stopping: bool) -> None:
 
 
 def _remove_claim(job: Job) -> None:
-    """Remove the claim file that a killed sweep has left of a job that is done; one that somebody holds stays."""
-    with contextlib.suppress(OSError, UserError):  # no folder, or no right to write there
-        claim = job.claim
-        if claim.path.exists() and claim.acquire():
-            claim.release()
+    """Remove the claim file that a killed sweep has left; nobody needs the claim of a job that is never run again."""
+    if job.state in ("finished", "diverged"):
+        with contextlib.suppress(OSError):
+            job.claim.path.unlink()
 
 
 def _reason(log: Path, code: int) -> str:

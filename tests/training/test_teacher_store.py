@@ -1,0 +1,336 @@
+"""The teacher's outputs on disk: read by every run that would compute the same, never trusted, never in the way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from in_processes import start, wait_until
+from kdbert.runs import FileLock
+from kdbert.training.precision import make_accelerator
+from kdbert.training.store import FOLDER, stored
+from small_run import Setting, make_teacher, predictions
+
+STEPS = 4
+READ, KEPT = "teacher's logits: read from ", "teacher's logits: kept in "
+
+
+@pytest.fixture(scope="module")
+def setting(tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    """Task, teacher and student."""
+    return Setting(*custom_files, make_teacher(tmp_path_factory.mktemp("teacher")), tiny_bert)
+
+
+@pytest.fixture
+def run(setting: Setting, kdbert: Any, tmp_path: Path) -> Callable[..., Any]:
+    """Run four steps in a folder; the store is that of `root`."""
+
+    def go(folder: Path, root: Path, use: Setting = setting, **changes: Any) -> Any:
+        ended = kdbert(*words(use, folder, root, **changes))
+        assert ended.code == 0, ended.err
+        return ended
+
+    return go
+
+
+def words(setting: Setting, folder: Path, root: Path, seed: int = 1, **changes: Any) -> list[str]:
+    """Words of the command."""
+    options = {"max_steps": STEPS, "precision": "fp32", **changes}
+    return [*setting.words(folder, **{"output.runs_dir": str(root), **options}), "--seed", str(seed)]
+
+
+def store_files(root: Path) -> dict[str, Path]:
+    """split -> file."""
+    files = root.glob(f"{FOLDER}/*/logits.safetensors")
+    return {json.loads((file.parent / "about.json").read_text())["split"]: file for file in files}
+
+
+def assert_same(actual: Path, expected: Path) -> None:
+    """Weights and predictions are the same, bit for bit."""
+    for name in ("model/model.safetensors", "predictions/dev.jsonl"):
+        assert (actual / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def made(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of seed 1, `first`, and the store that it made below `runs`. Tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("made")
+    process = start(words(setting, folder / "first", folder / "runs"), folder / "output")
+    process.join(120)
+    assert process.exitcode == 0, (folder / "output").read_text()
+    assert (folder / "output").read_text().count(KEPT) == 2
+    return folder
+
+
+@pytest.fixture
+def root(made: Path, tmp_path: Path) -> Path:
+    """A copy of the store."""
+    return Path(shutil.copytree(made / "runs", tmp_path / "runs"))
+
+
+# ---- what is read
+
+
+def test_another_seed_reads_what_the_first_has_computed_and_ends_with_the_same_bits(
+    run: Any, root: Path, tmp_path: Path
+) -> None:
+    again = run(tmp_path / "again", root, seed=2)
+    fresh = run(tmp_path / "fresh", tmp_path / "other", seed=2)
+    assert (again.err.count(READ), again.err.count(KEPT)) == (2, 0)
+    assert (fresh.err.count(READ), fresh.err.count(KEPT)) == (0, 2)
+    assert_same(tmp_path / "again", tmp_path / "fresh")
+    for split, file in store_files(root).items():
+        assert file.read_bytes() == store_files(tmp_path / "other")[split].read_bytes()
+
+
+def test_who_reads_the_store_needs_no_teachers_weights(
+    setting: Setting, run: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    teacher = Path(shutil.copytree(setting.teacher, tmp_path / "teacher"))
+    own = Setting(setting.train, setting.dev, teacher, setting.student)
+    root = tmp_path / "runs"
+    run(tmp_path / "first", root, own)
+    file = teacher / "model.safetensors"
+    status = file.stat()
+    file.write_bytes(b"\0" * status.st_size)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # so that nobody looks into it again but to load it
+    again = run(tmp_path / "second", root, own, seed=2)
+    assert again.err.count(READ) == 2
+    facts = json.loads((tmp_path / "second" / "run.json").read_text())["teachers"]
+    assert facts == json.loads((tmp_path / "first" / "run.json").read_text())["teachers"]
+
+
+def test_the_store_says_what_it_holds(made: Path, setting: Setting) -> None:
+    files = store_files(made / "runs")
+    assert sorted(files) == ["dev", "train"]
+    about = json.loads((files["train"].parent / "about.json").read_text())
+    assert (about["max_length"], about["precision"]) == (64, "fp32")
+    assert load_file(files["train"])["logits"].shape == (203, 2)
+    assert load_file(files["train"])["logits"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 2},
+        {"batch_size": 8},
+        {"learning_rate": 1e-4},
+        {"dropout": 0.3},
+        {"student.layers": 1},
+        {"method.alpha": 0.1},
+        {"accumulation": 2},
+    ],
+    ids=str,
+)
+def test_what_concerns_the_student_alone_shares_the_store(
+    run: Any, root: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    assert run(tmp_path / "run", root, **changes).err.count(READ) == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"task.max_length": 32},
+        {"precision": "bf16"},
+        {"eval_batch_size": 16},
+        {"task.max_train_examples": 150},
+        "teacher",
+        "data",
+    ],
+    ids=str,
+)
+def test_what_may_change_the_outputs_makes_another_store(
+    setting: Setting, run: Any, root: Path, tmp_path: Path, changes: Any
+) -> None:
+    before = {file: file.read_bytes() for file in store_files(root).values()}
+    parts = {name: getattr(setting, name) for name in ("train", "dev", "teacher", "student")}
+    only_train = changes == "data" or "task.max_train_examples" in changes
+    if changes == "teacher":
+        parts["teacher"] = Path(shutil.copytree(setting.teacher, tmp_path / "teacher"))
+        tensors = load_file(parts["teacher"] / "model.safetensors")
+        tensors["classifier.bias"] += 1
+        save_file(tensors, parts["teacher"] / "model.safetensors", {"format": "pt"})
+    elif changes == "data":
+        parts["train"] = tmp_path / "train.csv"
+        parts["train"].write_text(setting.train.read_text().replace("great", "good", 1))
+    ended = run(tmp_path / "run", root, Setting(**parts), **(changes if isinstance(changes, dict) else {}))
+    assert ended.err.count(KEPT) == (1 if only_train else 2)
+    assert ended.err.count(READ) == (1 if only_train else 0)
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_a_teacher_that_was_moved_is_the_same_teacher(setting: Setting, run: Any, root: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(setting.teacher, tmp_path / "moved"))
+    own = Setting(setting.train, setting.dev, moved, setting.student)
+    assert run(tmp_path / "run", root, own).err.count(READ) == 2
+
+
+def test_without_the_cache_nothing_is_stored(run: Any, tmp_path: Path) -> None:
+    run(tmp_path / "run", tmp_path / "runs", teacher_cache=False)
+    assert not (tmp_path / "runs").exists()
+
+
+# ---- what is damaged
+
+
+def truncate(file: Path) -> None:
+    """Half of it is gone."""
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def flip(file: Path) -> None:
+    """One bit of a value differs."""
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+
+
+def empty(file: Path) -> None:
+    """No bytes, as after a power failure."""
+    file.write_bytes(b"")
+
+
+def write_logits(file: Path, values: np.ndarray) -> None:
+    """A whole file with other values, as if it were written by the program."""
+    save_file({"logits": values}, file, {"sha256": hashlib.sha256(values.tobytes()).hexdigest()})
+
+
+def drop_row(file: Path) -> None:
+    """A row is missing, in a file that is whole."""
+    write_logits(file, load_file(file)["logits"][:-1])
+
+
+def one_number(file: Path) -> None:
+    """There are no rows at all."""
+    write_logits(file, np.array(1.0, np.float32))
+
+
+def rename(file: Path) -> None:
+    """It holds something else."""
+    save_file({"hidden": load_file(file)["logits"]}, file)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, empty, drop_row, one_number, rename])
+def test_a_damaged_file_is_named_and_made_again(
+    run: Any, made: Path, root: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    file = store_files(root)["train"]
+    whole = file.read_bytes()
+    damage(file)
+    assert file.read_bytes() != whole
+    ended = run(tmp_path / "run", root)
+    (told,) = [line for line in ended.err.splitlines() if " is damaged (" in line]
+    assert told.startswith(f"{file} is damaged (")
+    assert told.endswith("); made again")
+    assert (ended.err.count(READ), ended.err.count(KEPT)) == (1, 1)
+    assert file.read_bytes() == whole
+    assert_same(tmp_path / "run", made / "first")
+
+
+@pytest.fixture
+def keep(tmp_path: Path) -> Callable[..., np.ndarray]:
+    """Store an array, or read it back."""
+    accelerator = make_accelerator()
+
+    def go(values: np.ndarray, **about: Any) -> np.ndarray:
+        return stored(tmp_path, "logits", about, len(values), lambda: values, accelerator)
+
+    return go
+
+
+def test_whichever_byte_is_wrong_no_wrong_value_is_read(keep: Any, tmp_path: Path) -> None:
+    values = np.arange(6, dtype=np.float32).reshape(3, 2)
+    keep(values, a=1)
+    (file,) = tmp_path.glob(f"{FOLDER}/*/logits.safetensors")
+    whole = file.read_bytes()
+    for place in range(len(whole)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        again = keep(values, a=1)
+        assert again.tobytes() == values.tobytes()
+        assert again.shape == values.shape
+
+
+# ---- where nothing can be written
+
+
+def test_where_the_store_cannot_be_made_the_run_goes_on(run: Any, made: Path, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    root.mkdir()
+    (root / FOLDER).write_text("a file")
+    ended = run(tmp_path / "run", root)
+    assert "teacher outputs are not kept: cannot write to " in ended.err
+    assert " is damaged (" not in ended.err
+    assert_same(tmp_path / "run", made / "first")
+
+
+@pytest.fixture
+def disk_of() -> Iterator[Callable[[int], None]]:
+    """No file may grow beyond so many bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_a_full_disk_is_told_and_survived(
+    keep: Any, tmp_path: Path, disk_of: Callable[[int], None], caplog: pytest.LogCaptureFixture, size: int
+) -> None:
+    values = np.ones((100_000, 3), np.float32)
+    disk_of(size)
+    with caplog.at_level(logging.WARNING, "kdbert"):
+        assert np.array_equal(keep(values, a=1), values)
+    disk_of(resource.RLIM_INFINITY)
+    assert "teacher outputs are not kept: cannot write" in caplog.text
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert np.array_equal(keep(values, a=1), values)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+
+
+def test_what_a_killed_process_left_half_written_is_removed(keep: Any, tmp_path: Path) -> None:
+    values = np.ones((3, 2), np.float32)
+    keep(values, a=1)
+    (file,) = tmp_path.glob(f"{FOLDER}/*/logits.safetensors")
+    file.rename(file.with_name(".logits.safetensors.4194000.tmp"))
+    keep(values, a=1)
+    assert sorted(path.name for path in file.parent.iterdir()) == ["about.json", "logits.safetensors"]
+
+
+# ---- several at once
+
+
+def test_two_runs_at_once_compute_it_once_and_the_second_waits(setting: Setting, made: Path, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    lock = FileLock(root / FOLDER / store_files(made / "runs")["dev"].parent.name / "logits.lock")
+    assert lock.acquire()  # so that both come to want it
+    outputs = [tmp_path / f"output{seed}" for seed in (1, 2)]
+    both = [start(words(setting, tmp_path / f"run{seed}", root, seed=seed), outputs[seed - 1]) for seed in (1, 2)]
+    try:
+        told = f"waiting for the teacher's outputs, which process {os.getpid()} on"
+        for process, output in zip(both, outputs, strict=True):
+            wait_until(lambda o=output: o.exists() and told in o.read_text(), process.is_alive, "waiting")
+        lock.release()
+        for process in both:
+            process.join(120)
+    finally:
+        for process in both:
+            process.kill()
+    texts = [output.read_text() for output in outputs]
+    assert [process.exitcode for process in both] == [0, 0], texts
+    assert sum(text.count(KEPT) for text in texts) == 2
+    assert sum(text.count(READ) for text in texts) == 2
+    assert_same(tmp_path / "run1", made / "first")
+    assert predictions(tmp_path / "run2") != predictions(tmp_path / "run1")
+    assert not list(root.rglob("*.lock"))
