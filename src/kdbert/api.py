@@ -31,7 +31,7 @@ from kdbert.runs import RunFolder, RunResult
 from kdbert.sweep.grid import Cell
 from kdbert.sweep.jobs import Job, plan_jobs
 from kdbert.sweep.local import run_jobs, threads_per_job
-from kdbert.sweep.progress import Progress, summary
+from kdbert.sweep.progress import Progress, counted, summary
 from kdbert.tasks import CUSTOM, get_task, task_name
 from kdbert.training.forward import predict
 from kdbert.training.job import run_recipe
@@ -121,8 +121,9 @@ def sweep(cells: list[Cell], *, jobs: int = 1) -> SweepResult:
     """
     planned = plan_jobs(cells)
     missing = [job for job in planned if job.state == "waiting"]
-    threads = f", each with {_number(threads_per_job(jobs), 'thread')}" if jobs > 1 else ""
-    log.info("%s: %d to run, %d at a time%s", sweep_size(planned), len(missing), jobs, threads)
+    threads = f", each with {counted(threads_per_job(jobs), 'thread')}" if jobs > 1 else ""
+    todo = f"{len(missing)} to run, {jobs} at a time{threads}" if missing else "nothing to run"
+    log.info("%s: %s", sweep_size(planned), todo)
     run_jobs(planned, jobs, Progress(planned, jobs))
     log.log(
         logging.WARNING if any(job.state == "failed" for job in planned) else logging.INFO,
@@ -140,11 +141,7 @@ def sweep_size(planned: list[Job]) -> str:
     """`36 runs and 3 teachers`."""
     runs = sum(job.command == "distill" for job in planned)
     teachers = len(planned) - runs
-    return _number(runs, "run") + (f" and {_number(teachers, 'teacher')}" if teachers else "")
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
+    return counted(runs, "run") + (f" and {counted(teachers, 'teacher')}" if teachers else "")
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,6 @@ from kdbert.keys import FILES_BY_CONTENT, OUTSIDE_IDENTITY, put
 from kdbert.methods import MethodOptions, all_methods, get_method
 from kdbert.tasks import CUSTOM, get_task, task_name
 
-# What PyYAML raises on a text that is no YAML: `2001-99-99` is a ValueError, `!!bool x` a KeyError, and so on.
-YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
-
 
 class Section(BaseModel):
     """A part of the recipe; unknown keys are errors."""
@@ -239,8 +236,8 @@ class Recipe(Section):
                 problems.append(f"{text!r}: expected key=value, such as train.learning_rate=3e-5, or a flag")
                 continue
             try:
-                put(tree, key.strip(), yaml.safe_load(value), problems)
-            except YAML_ERRORS:
+                put(tree, key.strip(), load_yaml(value), problems)
+            except ValueError:
                 problems.append(f"--set {text!r}: the value is not valid YAML")
         try:
             recipe = cls.of(tree)
@@ -320,6 +317,21 @@ class Recipe(Section):
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def load_yaml(text: str) -> Any:
+    """YAML text as plain values; no tag constructs an object.
+
+    Raises:
+        ValueError: it is no YAML, or a value holds itself (`&a [*a]`).
+    """
+    try:
+        value = yaml.safe_load(text)
+        json.dumps(value, default=str, skipkeys=True)  # would not end on a value that holds itself, and says so
+    # PyYAML raises more than its own errors: `2001-99-99` is a ValueError, `!!bool x` a KeyError, and so on.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    return value
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file of keys and values.
 
@@ -327,13 +339,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: no such file, not readable, not YAML, not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"no recipe {str(path)!r}: check the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read recipe {str(path)!r}: {error}") from None
-    except YAML_ERRORS as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    try:
+        content = load_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{path} is not a recipe: expected keys such as task, method, train")
     return content

@@ -79,7 +79,7 @@ def test_two_sweeps_at_once_run_every_cell_once_and_the_teacher_once(swept: Swep
     assert swept.codes == [0, 0], swept.outputs
     started = [name for output in swept.outputs for name in STARTED.findall(output)]
     cells = [f"method={method} seed={seed}" for method in ("finetune", "kd") for seed in (1, 2)]
-    assert sorted(started) == sorted([*cells, "teacher of custom (seed 1)"])
+    assert sorted(started) == sorted([*cells, "teacher of custom: bert, seed 1"])
     assert swept.place.statuses() == ["finished"] * 5
     assert all("4 runs: 4 finished" in output for output in swept.outputs)
     assert swept.place.litter() == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,7 +49,7 @@ def sweep(
     kdbert sweep --grid method=finetune,kd --grid task=mrpc,cola --grid train.learning_rate=5e-5,1e-4 --seeds 3 --jobs 2
     """
     o.start(quiet)
-    files = [word for word in words or [] if "=" not in word]
+    files = [word for word in words or [] if "=" not in word or Path(word).is_file()]
     if len(files) > 1:
         raise typer.BadParameter(f"one file at most, got {' and '.join(files)}", param_hint="FILE")
     from kdbert import api
@@ -71,7 +72,7 @@ def sweep(
             "train.learning_rate": learning_rate,
             "output.runs_dir": runs_dir,
         },
-        sets=[*(set_ or []), *(word for word in words or [] if "=" in word)],
+        sets=[*(set_ or []), *(word for word in words or [] if word not in files)],
     )
     if dry_run:
         from kdbert.sweep.jobs import plan_jobs

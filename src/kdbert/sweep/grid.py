@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kdbert.errors import UserError
 from kdbert.keys import flatten
-from kdbert.recipe import YAML_ERRORS, Recipe, read_yaml
+from kdbert.recipe import Recipe, load_yaml, read_yaml
 
 SECTION_NAMES = {"method": "method.name", "task": "task.name"}  # what people write for short
 SHORT_NAMES = {name: section for section, name in SECTION_NAMES.items()}
@@ -99,8 +97,8 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
     if not sign or not key:
         raise UserError(f"--grid {text!r}: {example}")
     try:
-        values = yaml.safe_load(f"[{listed}\n]")
-    except YAML_ERRORS:
+        values = load_yaml(f"[{listed}\n]")
+    except ValueError:
         raise UserError(f"--grid {text!r}: the values are not valid YAML; {example}") from None
     if not isinstance(values, list) or not values:
         raise UserError(f"--grid {text!r}: a value is missing; {example}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,10 +21,11 @@ from kdbert.plan import (
     with_teacher,
 )
 from kdbert.recipe import Recipe
-from kdbert.runs import FileLock, RunFolder
+from kdbert.runs import FileLock, RunFolder, identity_of, short_name
 from kdbert.sweep.commands import command_of
 from kdbert.sweep.grid import Cell
 
+log = logging.getLogger("kdbert")
 State = Literal["waiting", "running", "finished", "diverged", "failed", "interrupted"]
 DONE: tuple[State, ...] = ("finished", "diverged", "failed", "interrupted")
 
@@ -114,7 +117,7 @@ def plan_jobs(cells: list[Cell]) -> list[Job]:
         UserError: the problems of all cells at once.
     """
     teachers: dict[Path, Job] = {}
-    jobs: list[Job] = []
+    jobs: dict[str, Job] = {}
     checked: dict[str, None] = {}
     problems: dict[str, str] = {}
     for cell in cells:
@@ -122,23 +125,33 @@ def plan_jobs(cells: list[Cell]) -> list[Job]:
             teacher = None
             if teacher_is_missing(cell.recipe):
                 recipe = teacher_recipe(cell.recipe)
-                training = cell.recipe.teacher_training
-                name = f"teacher of {recipe.task.name}" + (f" (seed {training.seed})" if training else "")
+                name = f"teacher of {recipe.task.name}: {short_name(str(recipe.student.model))}, seed {recipe.seed}"
                 job = Job(name, recipe, "finetune-teacher")
                 teacher = teachers.setdefault(job.folder.path, job)
                 if teacher is job:
                     job.look()
+            same = _run_key(cell.recipe, teacher)
+            if same in jobs:
+                log.info("cell %s is the same run as %s", cell.name, jobs[same].name)
+                continue
             job = Job(cell.name, cell.recipe, "distill", teacher)
             if teacher is None or teacher.state == "finished":
                 job.look()
             if job.state == "waiting":
                 _check(cell.recipe, teacher, checked)
-            jobs.append(job)
+            jobs[same] = job
         except UserError as error:
             problems.setdefault(str(error), cell.name)
     if problems:
         raise UserError("; ".join(f"cell {name}: {problem}" for problem, name in problems.items()))
-    return [*teachers.values(), *jobs]
+    return [*teachers.values(), *jobs.values()]
+
+
+def _run_key(recipe: Recipe, teacher: Job | None) -> str:
+    """Equal for cells that are one run, though written differently (an unused key, a default spelled out)."""
+    resolved = resolve_distill(recipe)
+    identity = identity_of(resolved, Plan(resolved).fingerprints)
+    return json.dumps([identity, str(teacher.folder.path) if teacher is not None else ""], sort_keys=True)
 
 
 def _check(recipe: Recipe, teacher: Job | None, checked: dict[str, None]) -> None:

@@ -25,13 +25,14 @@ ELSEWHERE_SECONDS = 2.0  # how often jobs that other sweeps hold are looked at
 
 @dataclass
 class Running:
-    """A job's process, the claim that it inherited, and when it started."""
+    """A job's process, the claim that it inherited, when it started, and where its part of the log begins."""
 
     job: Job
     process: subprocess.Popen[bytes]
     claim: FileLock
     slot: int
     started: float
+    log_start: int
 
 
 def run_jobs(jobs: list[Job], slots: int, progress: Progress) -> None:
@@ -44,7 +45,8 @@ def run_jobs(jobs: list[Job], slots: int, progress: Progress) -> None:
     Raises:
         Interrupted: a signal asked to stop; running jobs have saved their state.
     """
-    since = {root: now_on(root) for root in {Path(job.recipe.output.runs_dir) for job in jobs}}
+    unfinished = [job for job in jobs if job.state not in ("finished", "diverged")]
+    since = {root: now_on(root) for root in {Path(job.recipe.output.runs_dir) for job in unfinished}}
     running: list[Running] = []
     environments = [job_environment(slot, slots) for slot in range(slots)]
     next_look = 0.0
@@ -121,6 +123,7 @@ def _launch(job: Job, claim: FileLock, environment: Mapping[str, str], slot: int
             return None
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with open(job.log, "ab") as log:
+            log_start = log.tell()
             process = subprocess.Popen(
                 [sys.executable, "-m", "kdbert", *job.words],
                 stdin=subprocess.DEVNULL,
@@ -131,7 +134,7 @@ def _launch(job: Job, claim: FileLock, environment: Mapping[str, str], slot: int
             )
         stack.pop_all()
     job.state, job.made_here = "running", True
-    return Running(job, process, claim, slot, time.monotonic())
+    return Running(job, process, claim, slot, time.monotonic(), log_start)
 
 
 def _ended(one: Running, stopping: bool) -> None:
@@ -143,7 +146,7 @@ def _ended(one: Running, stopping: bool) -> None:
     job.look()
     if job.state == "waiting":
         job.state = "interrupted" if stopping else "failed"
-        job.message = _reason(job.log, code)
+        job.message = _reason(job.log, one.log_start, code)
 
 
 def _remove_claim(job: Job) -> None:
@@ -153,11 +156,12 @@ def _remove_claim(job: Job) -> None:
             job.claim.path.unlink()
 
 
-def _reason(log: Path, code: int) -> str:
-    """The last line that a process wrote, or the signal that ended it."""
+def _reason(log: Path, start: int, code: int) -> str:
+    """The last line that a process wrote behind `start`, or the signal that ended it."""
     if code < 0:
         return f"killed by signal {-code}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
     with open(log, "rb") as file:
+        file.seek(start)
         lines = [line.strip() for line in deque(file, maxlen=20) if line.strip()]
     last = lines[-1].decode(errors="replace") if lines else "it said nothing"
     return f"exit code {code}: {last.removeprefix('kdbert: ')}"
@@ -171,13 +175,12 @@ def _stop(running: list[Running], jobs: list[Job], stop: StopRequest) -> None:
     """
     for one in running:
         one.process.send_signal(signal.SIGTERM)
-    for one in running:
-        while one.process.poll() is None:
-            try:
-                time.sleep(POLL_SECONDS)
-            except KeyboardInterrupt:
-                for other in running:
-                    other.process.send_signal(signal.SIGINT)
+    while any(one.process.poll() is None for one in running):
+        try:
+            time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
+            for one in running:
+                one.process.send_signal(signal.SIGINT)
     for job in jobs:
         if job.state == "waiting":
             job.state = "interrupted"

@@ -155,11 +155,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def summary(jobs: list[Job], runs: Path) -> str:
     """The closing lines: how many cells are in which state, what failed and why, what diverged."""
     cells = [job for job in jobs if job.command == "distill"]
     counts = {state: sum(job.state == state for job in cells) for state in DONE}
-    lines = [f"{len(cells)} runs: " + ", ".join(f"{number} {state}" for state, number in counts.items() if number)]
+    lines = [
+        f"{counted(len(cells), 'run')}: " + ", ".join(f"{number} {state}" for state, number in counts.items() if number)
+    ]
     for state in ("diverged", "failed"):
         for job in jobs:
             if job.state == state:

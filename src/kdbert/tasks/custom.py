@@ -20,6 +20,7 @@ from kdbert.errors import UserError, near_miss
 from kdbert.tasks.spec import Kind, Split, TaskSpec
 
 log = logging.getLogger("kdbert")
+_TOLD: set[str] = set()
 
 LABEL_COLUMNS = ("label", "labels", "intent", "class", "category", "target", "gold_label", "score", "y")
 TEXT_PAIRS = (
@@ -299,7 +300,10 @@ def custom_task(
         )
     shown = ", ".join(found[:8]) + (", …" if len(found) > 8 else "")
     what = f"{len(found)} classes ({shown})" if kind == "single_label" else "scores (regression)"
-    log.info("%s: %d rows; text from %s; label from %r: %s", train_file, len(values), " + ".join(text), label, what)
+    told = f"{train_file}: {len(values)} rows; text from {' + '.join(text)}; label from {label!r}: {what}"
+    if told not in _TOLD:  # a process asks for the task several times
+        _TOLD.add(told)
+        log.info("%s", told)
 
     def split(name: str) -> Split:
         table = train if name == "train" else read_table(Path(files[name]), name)

@@ -21,6 +21,7 @@ from kdbert.runs import FileLock, atomic_write, write_json
 
 log = logging.getLogger("kdbert")
 FOLDER = ".teacher-outputs"
+VERSION = 1  # raise it when kdbert itself computes a teacher's outputs in another way
 
 
 def stored(
@@ -43,6 +44,7 @@ def stored(
         rows: number of examples.
         compute: gives float32 [rows, ...]; called by all processes together.
     """
+    about = {"store_version": VERSION, **about}
     text = json.dumps(about, sort_keys=True)
     folder = root / FOLDER / hashlib.sha256(text.encode()).hexdigest()[:16]
     path = folder / f"{quantity}.safetensors"
