@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from kdbert.data.examples import Examples
+from kdbert.data.files import text_digest
 from kdbert.errors import UserError, near_miss
 from kdbert.methods import Needs, get_method
 from kdbert.models.labels import teacher_permutation
@@ -262,6 +264,35 @@ class Plan:
         if "test" in self.spec.splits and self.spec.splits["test"].labelled:
             names.append("test")
         return {name: self.spec.load(name, self.recipe.task.data_dir) for name in names}
+
+    @cached_property
+    def data_files(self) -> dict[str, str]:
+        """Split -> what the content of its file is known by, of the labelled splits whose files are there.
+
+        A custom task's files stand in the recipe itself (see `fingerprints`).
+        """
+        if self.recipe.task.name == CUSTOM:
+            return {}
+        found = {
+            name: self.spec.path(name, self.recipe.task.data_dir)
+            for name, split in self.spec.splits.items()
+            if split.labelled
+        }
+        return {name: text_digest(path) for name, path in found.items() if path is not None}
+
+    def check_data(self, manifest: Mapping[str, Any]) -> None:
+        """Refuse to take a run for this one if it was made from other files of the same task.
+
+        Raises:
+            UserError: with the splits that differ.
+        """
+        before = manifest.get("data", {})
+        differ = [name for name, digest in self.data_files.items() if before.get(name, digest) != digest]
+        if differ:
+            raise UserError(
+                f"{self.folder.path} was made from other {self.spec.name} files than those at hand now "
+                f"({', '.join(differ)} differ); choose another --runs-dir, or pass --overwrite to move that run aside"
+            )
 
     @cached_property
     def student_config(self) -> Any:

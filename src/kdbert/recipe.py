@@ -266,7 +266,7 @@ class Recipe(Section):
             problems.append(str(error))
             merged.pop("method")
         except ValidationError as error:
-            problems += _explain(error, "method.")
+            problems += _explain(error, "method.", _named_method(merged.get("method")))
             merged.pop("method")
         try:
             recipe = cls.model_validate(merged)
@@ -317,6 +317,17 @@ class Recipe(Section):
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's plain values; a key that stands twice in a mapping is an error instead of the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"the key {name!r} stands twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
 def load_yaml(text: str) -> Any:
     """YAML text as plain values; no tag constructs an object.
 
@@ -324,7 +335,7 @@ def load_yaml(text: str) -> Any:
         ValueError: it is no YAML, or a value holds itself (`&a [*a]`).
     """
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader
         json.dumps(value, default=str, skipkeys=True)  # would not end on a value that holds itself, and says so
     # PyYAML raises more than its own errors: `2001-99-99` is a ValueError, `!!bool x` a KeyError, and so on.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
@@ -353,13 +364,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _explain(error: ValidationError, prefix: str = "") -> list[str]:
-    """Every problem that pydantic found, as a sentence with its key."""
+def _named_method(value: Any) -> str:
+    return str(value.get("name", "kd")) if isinstance(value, Mapping) else str(value)
+
+
+def _explain(error: ValidationError, prefix: str = "", method: str = "") -> list[str]:
+    """Every problem that pydantic found, as a sentence with its key; `method` is whose options these are."""
     sentences = []
     for problem in error.errors():
         # pydantic adds the names of union members to the place; a person wrote none of them.
         places = [str(part) for part in problem["loc"] if not str(part).startswith(("literal", "list["))]
         key = prefix + ".".join(places)
+        option = key.removeprefix(prefix)
+        others = [one.name for one in all_methods().values() if prefix and option in one.Options.model_fields]
+        if problem["type"] == "extra_forbidden" and others:
+            sentences.append(f"method {method!r} has no option {option!r} ({', '.join(others)} has)")
+            continue
         if problem["type"] == "extra_forbidden":
             sentences.append(f"unknown key {key!r}{near_miss(key, [known for known in _known_keys() if known != key])}")
             continue

@@ -140,13 +140,50 @@ def test_one_name_with_other_content_is_not_pooled(kdbert: Kdbert, tmp_path: Pat
         assert all(line["teachers"].startswith("t #") for line in lines)
 
 
+def with_data(run: Path, digest: str) -> None:
+    """Say that a run was made from these files."""
+    content = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**content, "data": {"train": "same", "dev": digest}}))
+
+
+def test_runs_from_other_files_of_a_task_are_neither_pooled_nor_compared(kdbert: Kdbert, tmp_path: Path) -> None:
+    with_data(write_run(tmp_path, seed=1, score=0.6), "a")
+    with_data(write_run(tmp_path, seed=2, score=0.8), "b")
+    write_run(tmp_path, seed=3, score=0.7)  # made before runs said from which files
+    done = kdbert("table", tmp_path, "--format", "csv")
+    assert "rows are split by data" in done.err
+    assert sorted(line["n"] for line in rows_of(done.out)) == ["1", "1", "1"]
+    for path in tmp_path.glob("rte/kd/*"):
+        shutil.rmtree(path)
+    with_data(write_run(tmp_path, seed=1, score=0.6), "a")
+    with_data(write_run(tmp_path, method="finetune", seed=1, score=0.8), "b")
+    assert {line["best"] for line in tabled(kdbert, tmp_path)} == {"0"}
+    assert "from different files" in kdbert("table", tmp_path).out
+
+
+def test_teachers_are_known_before_their_students_are_there_and_stay_with_them(kdbert: Kdbert, tmp_path: Path) -> None:
+    for task in ("rte", "cola"):
+        whole = {"layers": None, "fingerprint": f"content of {task}-teacher", "score": 0.9}
+        write_run(tmp_path, task=task, method="finetune", rate=1e-4, **whole)
+        write_run(tmp_path, task=task, method="finetune", rate=1e-4, score=0.5)
+        write_run(tmp_path, task=task, method="finetune", score=0.5)
+    write_run(tmp_path, rate=1e-4, teacher="rte-teacher", score=0.6)  # the kd student on cola is still to come
+    lines = tabled(kdbert, tmp_path, "--baseline", "finetune")
+    teachers = [line for line in lines if "teacher" in line["method"]]
+    assert [line["column"] for line in teachers] == ["cola", "rte", "average"]
+    assert {line["best"] for line in teachers} == {"0"}
+    assert float(only(lines, method="kd", column="rte")["difference"]) == pytest.approx(0.1)
+    kept = tabled(kdbert, tmp_path, "--where", "method=kd")  # the teachers of what stays
+    assert [line["method"] for line in kept] == ["finetune (teacher, 12 layers)", "kd"]
+
+
 def test_runs_of_one_cell_in_other_precision_are_told(kdbert: Kdbert, tmp_path: Path) -> None:
     for seed, precision in ((1, "bf16"), (2, "bf16"), (3, "fp32")):
         run = write_run(tmp_path, seed=seed)
         content = json.loads((run / "run.json").read_text())
         (run / "run.json").write_text(json.dumps({**content, "precision": precision}))
         told = kdbert("table", tmp_path).out
-        assert ("kd, rte: the runs' precision was bf16 and fp32" in told) == (seed == 3)
+        assert ("kd on rte: the runs' precision was bf16 and fp32" in told) == (seed == 3)
 
 
 def test_the_same_recipe_and_seed_counts_once(kdbert: Kdbert, tmp_path: Path) -> None:
@@ -157,8 +194,14 @@ def test_the_same_recipe_and_seed_counts_once(kdbert: Kdbert, tmp_path: Path) ->
     done = kdbert("table", tmp_path, "--format", "csv")
     assert rows_of(done.out)[0]["n"] == "2"
     assert "the same recipe and seed" in done.err
+    assert "OTHER SCORES" not in done.err
     assert ".old-" not in done.err  # moved aside by --overwrite: not looked at
-    assert "the same recipe and seed" in kdbert("table", tmp_path).out
+    assert "1 run folder left out: the same recipe and seed" in kdbert("table", tmp_path).out
+    write_run(tmp_path / "elsewhere", seed=2, score=0.9)
+    assert "OTHER SCORES" in kdbert("table", tmp_path).err
+    assert "1 of them had other scores" in kdbert("table", tmp_path).out
+    both = [tmp_path / "rte", tmp_path / "elsewhere"]
+    assert kdbert("table", *both).out == kdbert("table", *reversed(both)).out
 
 
 def test_diverged_and_unfinished_runs_are_counted(kdbert: Kdbert, tmp_path: Path) -> None:
@@ -224,10 +267,12 @@ def test_test_is_reported_where_it_has_labels_else_dev(kdbert: Kdbert, tmp_path:
     matched = {"dev_matched": {"accuracy": 0.75}, "dev_mismatched": {"accuracy": 0.76}}
     write_run(tmp_path, task="mnli", metrics=matched)
     assert {x["column"]: (x["split"], x["mean"]) for x in tabled(kdbert, tmp_path)} == {
-        "mnli": ("dev_matched", "0.75"), "clinc150": ("test", "0.6"), "average": ("", "0.675"),
+        "mnli": ("dev_matched", "0.75"), "clinc150": ("test", "0.6"), "average": ("dev_matched and test", "0.675"),
     }  # fmt: skip
     dev = tabled(kdbert, tmp_path, "--split", "dev")
-    assert {x["column"]: x["split"] for x in dev} == {"mnli": "dev_matched", "clinc150": "dev", "average": ""}
+    assert {x["column"]: x["split"] for x in dev} == {
+        "mnli": "dev_matched", "clinc150": "dev", "average": "dev and dev_matched",
+    }  # fmt: skip
     f1 = only(tabled(kdbert, tmp_path, "--metric", "macro_f1"), column="clinc150")
     assert (f1["metric"], f1["mean"]) == ("macro_f1", "0.5")
 
@@ -243,7 +288,12 @@ def test_rows_that_do_not_beat_a_constant_answer_are_named(kdbert: Kdbert, tmp_p
     write_run(tmp_path, score=0.7, constant=0.6)
     assert "constant answer" not in kdbert("table", tmp_path).out
     write_run(tmp_path, method="finetune", score=0.6, constant=0.6)
-    assert "rte: no better than the constant answer, which has 0.6000: finetune" in kdbert("table", tmp_path).out
+    assert "no better than the constant answer on rte (0.6000): finetune" in kdbert("table", tmp_path).out
+    assert "no better than the constant answer on rte (60.00): finetune" in kdbert("table", tmp_path, "--percent").out
+    write_run(tmp_path, task="cola", score=0.5, constant=0.5)
+    write_run(tmp_path, task="cola", method="finetune", score=0.4, constant=0.5)
+    best = [line for line in tabled(kdbert, tmp_path) if line["best"] == "1" and line["column"] != "average"]
+    assert [(line["method"], line["column"]) for line in best] == [("kd", "rte")]
 
 
 # ---- differences
@@ -283,6 +333,19 @@ def test_each_row_is_compared_with_the_baseline_of_its_own_setting(kdbert: Kdber
     assert "p=0.0" in shown
     assert "paired t-test" in shown
     assert "bootstrap interval over the examples" in shown
+    assert "1000 resamples" in shown
+
+
+def test_a_baseline_is_a_value_however_it_is_written(kdbert: Kdbert, compared: Path) -> None:
+    words = [compared, "--rows", "train.learning_rate,method", "--where", "method=kd"]
+    assert tabled(kdbert, *words, "--baseline", "1e-4") == tabled(kdbert, *words, "--baseline", "0.0001")
+
+
+def test_the_order_of_the_examples_in_a_file_does_not_matter(kdbert: Kdbert, compared: Path) -> None:
+    before = tabled(kdbert, compared, "--baseline", "finetune")
+    for path in compared.glob("rte/kd/*/predictions/dev.jsonl"):
+        path.write_text("\n".join(reversed(path.read_text().splitlines())))
+    assert tabled(kdbert, compared, "--baseline", "finetune") == before
 
 
 def spoil(how: str, run: Path) -> None:
@@ -334,6 +397,7 @@ BROKEN = {
     "a folder": lambda path: (path.unlink(), path.mkdir()),
     "gone": lambda path: path.unlink(),
 }
+RECIPE = {"method": {"name": "kd"}, "task": {"name": "rte"}, "seed": 1}
 EDITS: dict[str, dict[str, Any]] = {
     "no status": {"status": None},
     "unknown status": {"status": "fine"},
@@ -341,9 +405,11 @@ EDITS: dict[str, dict[str, Any]] = {
     "metric not a number": {"metrics": {"dev": {"accuracy": "0.7"}}},
     "metric not finite": {"metrics": {"dev": {"accuracy": float("nan")}}},
     "no selected metric": {"metrics": {"dev": {"f1": 0.7}}},
-    "recipe without a task": {"recipe": {"method": {"name": "kd"}, "seed": 1}},
-    "recipe without a seed": {"recipe": {"method": {"name": "kd"}, "task": {"name": "rte"}}},
+    "recipe without a task": {"recipe": {key: RECIPE[key] for key in ("method", "seed")}},
+    "recipe without a seed": {"recipe": {key: RECIPE[key] for key in ("method", "task")}},
     "teachers not a list of models": {"identity": {"teachers": ["x"]}},
+    "teachers that are none": {"recipe": {**RECIPE, "teachers": None}},
+    "teachers that are words": {"recipe": {**RECIPE, "teachers": ["a"]}},
 }
 
 
@@ -366,6 +432,25 @@ def test_a_broken_run_folder_is_named_and_skipped(kdbert: Kdbert, tmp_path: Path
     assert alone.code == 2
     assert "no run found" in alone.err
     assert str(broken) in alone.err
+
+
+@pytest.mark.parametrize("majority", [[1], {"dev": None}, {"dev": {"accuracy": "x"}}, "x"], ids=str)
+def test_a_malformed_constant_answer_is_no_answer(kdbert: Kdbert, tmp_path: Path, majority: Any) -> None:
+    path = write_run(tmp_path) / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "majority": majority}))
+    assert tabled(kdbert, tmp_path)[0]["n"] == "1"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_told_in_a_sentence(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "kdbert", "table", str(tmp_path)], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert "cannot write the table" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_run_that_has_just_begun_is_counted_not_broken(kdbert: Kdbert, tmp_path: Path) -> None:
@@ -419,7 +504,10 @@ def test_published_numbers_stand_below_ours_with_their_source(kdbert: Kdbert, tm
     lines = tabled(kdbert, tmp_path, "--paper", "ics")
     published = [line for line in lines if line["source"].startswith("published")]
     assert {line["best"] for line in published} == {""}
-    assert only(published, method="ics: ICS", column="cola")["mean"] == "not available"
+    none = only(published, method="ics: ICS", column="cola")
+    assert (none["mean"], none["source"]) == ("", "published: ics (not available)")
+    parts = [x for x in published if x["method"] == "ics: DistilBERT" and x["column"] == "mrpc"]
+    assert [(x["metric"], x["mean"]) for x in parts] == [("f1", "0.875")]
     assert only(published, method="ics: ICS", column="sst2")["mean"] == "0.925"
     assert float(only(lines, column="average", method="kd")["mean"]) == pytest.approx(0.99)  # ours alone
 
@@ -432,7 +520,7 @@ def test_published_numbers_are_of_the_metric_and_split_of_the_column(kdbert: Kdb
     assert only(test, method="clinc: BERT-base (teacher)")["n"] == "1"
     dev = tabled(kdbert, tmp_path, "--paper", "clinc", "--split", "dev")
     assert only(dev, method="clinc: DistilBERT")["mean"] == "0.923548"
-    assert only(dev, method="clinc: BERT-base (teacher)")["mean"] == "not available"
+    assert "not available" in only(dev, method="clinc: BERT-base (teacher)")["source"]
 
 
 def test_published_numbers_are_those_of_the_papers(kdbert: Kdbert, tmp_path: Path) -> None:

@@ -56,4 +56,9 @@ def table(
         baseline=baseline,
         papers=paper or [],
     )
-    print(FORMATS[format_](made, percent), end="")
+    try:
+        print(FORMATS[format_](made, percent), end="", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f"cannot write the table: {error.strerror}") from None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from kdbert.errors import UserError
@@ -51,6 +53,30 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             raise UserError(f"cannot read {str(path)!r}: {error}") from None
     if number == 0:
         raise UserError(f"{path} is empty")
+
+
+def text_digest(path: Path) -> str:
+    """16 hex digits of a file's content; the same for a plain file and its gzip.
+
+    Read once per process while size and time of change stay the same.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        status = path.stat()
+        return _text_digest(path.absolute(), status.st_size, status.st_mtime_ns)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"cannot read {str(path)!r}: {error}") from None
+
+
+@lru_cache(maxsize=256)
+def _text_digest(path: Path, size: int, changed: int) -> str:
+    digest = hashlib.sha256()
+    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 def read_text(path: Path) -> str:

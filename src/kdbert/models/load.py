@@ -155,6 +155,8 @@ def _explained(place: ModelPlace) -> Iterator[None]:
     from safetensors import SafetensorError
     from transformers.utils import logging
 
+    if place.run is not None and not place.local:
+        raise UserError(f"run {place.given!r} has no model folder any more; train it again with --overwrite")
     hub_logging.set_verbosity_error()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

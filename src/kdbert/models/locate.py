@@ -41,8 +41,10 @@ class ModelPlace:
         return Path(self.source).is_dir()
 
     def fingerprint(self) -> str:
-        """16 hex digits of configuration and weights; a Hub id stands for itself."""
+        """16 hex digits of configuration and weights, also where a run's model was deleted; a Hub id is its own."""
         if not self.local:
+            if self.run is not None:  # its model was deleted; what it was stands in run.json
+                return str(RunFolder(self.run).manifest().get("model_fingerprint"))
             return self.source
         digest = hashlib.sha256()
         folder = Path(self.source)

@@ -16,6 +16,7 @@ import numpy as np
 
 from kdbert.errors import UserError
 from kdbert.keys import FILES_BY_CONTENT, MODELS_BY_CONTENT, OUTSIDE_IDENTITY, flatten
+from kdbert.tasks import get_task, task_names
 
 UNFINISHED = ("running", "interrupted", "failed")
 _TRACES = ("recipe.yaml", "metrics.jsonl", "checkpoints")  # what a run writes besides run.json
@@ -53,7 +54,7 @@ class Run:
     @property
     def teachers(self) -> list[str]:
         """What its teachers are known by."""
-        return [str(teacher["model"]) for teacher in self.identity.get("teachers", [])]
+        return [str(teacher["model"]) for teacher in self.identity["teachers"]]
 
     @cached_property
     def dev_chose(self) -> bool:
@@ -63,7 +64,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Predictions:
-    """A run's answers on one split: class numbers or scores, in the order of the example ids."""
+    """A run's answers on one split: class numbers or scores, sorted by the example's id."""
 
     ids: list[str]
     predictions: np.ndarray
@@ -82,6 +83,8 @@ def collect(paths: Iterable[str | Path]) -> tuple[list[Run], dict[Path, str]]:
     broken: dict[Path, str] = {}
     for given in paths:
         root = Path(given)
+        if root.is_file():
+            raise UserError(f"{str(given)!r} is a file; name run folders, or folders above them")
         if not root.is_dir():
             raise UserError(f"no folder {str(given)!r} to look for runs in")
         for folder, inside, files in os.walk(root):
@@ -134,14 +137,19 @@ def read_run(path: Path) -> Run:
         raise ValueError("run.json's recipe has no seed")
     if status not in ("finished", "diverged", *UNFINISHED):
         raise ValueError(f"run.json has the unknown status {status!r}")
-    teachers = same.get("teachers", [])
-    if not isinstance(teachers, list) or not all(isinstance(one, dict) and "model" in one for one in teachers):
-        raise ValueError("run.json's teachers are malformed")
+    for teachers in (told.setdefault("teachers", []), same.setdefault("teachers", [])):
+        if not isinstance(teachers, list) or not all(isinstance(one, dict) and "model" in one for one in teachers):
+            raise ValueError("run.json's teachers are malformed")
+    data = content.get("data")
+    if isinstance(data, dict) and data:
+        same["data"] = told["data"] = " ".join(f"{split}:{digest}" for split, digest in sorted(data.items()))
     metrics, selection = content.get("metrics", {}), content.get("selection", "")
     if status == "finished":
         _check_metrics(metrics, selection)
     else:
         metrics, selection = {}, ""
+    if not _is_numbers(content.get("majority", {})):
+        content.pop("majority")
     return Run(path, status, told["seed"], told, same, metrics, selection, content)
 
 
@@ -156,23 +164,50 @@ def _check_metrics(metrics: Any, selection: Any) -> None:
                 raise ValueError(f"run.json has {name} = {value!r} on {split}")
 
 
+def _is_numbers(majority: Any) -> bool:
+    """Whether it is split -> metric -> number."""
+    return isinstance(majority, dict) and all(
+        isinstance(values, dict) and all(isinstance(value, (int, float)) for value in values.values())
+        for values in majority.values()
+    )
+
+
 def read_predictions(run: Run, split: str) -> Predictions:
-    """A finished run's predictions of a split, classes numbered as its model numbers them.
+    """A finished run's predictions of a split, classes numbered in the task's order.
 
     Raises:
         ValueError: no file, or one that is damaged.
     """
     path = run.path / "predictions" / f"{split}.jsonl"
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [_row(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows.sort(key=lambda row: str(row["id"]))
         ids = [str(row["id"]) for row in rows]
         predictions, labels = [row["prediction"] for row in rows], [row["label"] for row in rows]
+        if not rows or len(set(ids)) < len(ids):
+            raise ValueError("no row, or an id twice")
         if any(isinstance(value, str) for value in predictions):
-            config = json.loads((run.path / "model" / "config.json").read_text(encoding="utf-8"))
-            number = {name: int(index) for name, index in config["label2id"].items()}
-            return Predictions(ids, np.array([number[p] for p in predictions]), np.array([number[y] for y in labels]))
+            names = _label_names(run, {*predictions, *labels})
+            number = {name: index for index, name in enumerate(names)}
+            kind = np.int16 if len(names) < 2**15 else np.int64
+            coded = ([number[word] for word in words] for words in (predictions, labels))
+            return Predictions(ids, *(np.array(one, dtype=kind) for one in coded))
         return Predictions(ids, np.array(predictions, dtype=np.float64), np.array(labels, dtype=np.float64))
     except FileNotFoundError as error:
         raise ValueError(f"there is no {Path(error.filename).relative_to(run.path)}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"predictions/{split}.jsonl is damaged ({type(error).__name__}: {error})") from None
+
+
+def _row(line: str) -> Any:
+    """A line of a predictions file without its scores, which may be hundreds and are not wanted here."""
+    head, found, _ = line.partition(', "scores": [')  # inside a JSON string its quotes would be escaped
+    return json.loads(head + "}" if found else line)
+
+
+def _label_names(run: Run, words: set[Any]) -> list[str]:
+    """The classes in the task's order: the registered task's, else those of the run's model."""
+    if run.task in task_names() and words <= set(get_task(run.task).labels):
+        return list(get_task(run.task).labels)
+    config = json.loads((run.path / "model" / "config.json").read_text(encoding="utf-8"))
+    return sorted(config["label2id"], key=lambda name: int(config["label2id"][name]))

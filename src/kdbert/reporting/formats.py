@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 
+from kdbert.reporting.cells import Cell, Difference, Row
 from kdbert.reporting.published import PublishedCell
-from kdbert.reporting.statistics import Summary
-from kdbert.reporting.table import AVERAGE, Cell, Difference, Row, Table
+from kdbert.reporting.statistics import CONFIDENCE, RESAMPLES, Summary
+from kdbert.reporting.table import AVERAGE, Table
 
 NOT_AVAILABLE = "not available"
 # Shrinks what is wider than the line, and only that.
@@ -79,7 +80,7 @@ class Style:
         if found.interval is not None:
             lines.append(f"[{self.number(found.interval[0], '+')}, {self.number(found.interval[1], '+')}]")
         if found.p is not None:
-            lines.append(f"p={found.p:.3f}")
+            lines.append("p<0.001" if found.p < 0.0005 else f"p={found.p:.3f}")
         return self.stack(lines)
 
 
@@ -96,7 +97,7 @@ def markdown(table: Table, percent: bool = False) -> str:
     if table.baseline is not None:
         out += ["", f"Difference to {style.escape(table.baseline)}:", ""]
         out += grid(heading, _differences(table, style), len(table.keys))
-    out += ["", *(f"- {style.escape(note)}" for note in _notes(table))]
+    out += ["", *(f"- {style.escape(note)}" for note in _notes(table, style))]
     return "\n".join(out) + "\n"
 
 
@@ -129,8 +130,8 @@ def latex(table: Table, percent: bool = False) -> str:
     if table.baseline is not None:
         out += ["", "\\medskip", f"Difference to {style.escape(table.baseline)}", "", "\\smallskip"]
         out += tabular(heading, [_differences(table, style)])
-    caption = " ".join(f"{style.escape(note[0].upper() + note[1:])}." for note in _notes(table))
-    out += [f"\\caption{{{caption}}}", "\\end{table}"]
+    caption = " ".join(f"{style.escape(note[0].upper() + note[1:])}." for note in _notes(table, style))
+    out += [f"\\caption{{{caption}}}", "\\label{tab:kdbert}", "\\end{table}"]
     return "\n".join(out) + "\n"
 
 
@@ -165,20 +166,20 @@ def csv_text(table: Table, percent: bool = False) -> str:
                 delta.summary.n if delta else "", "" if delta is None or delta.p is None else repr(delta.p),
                 number(low), number(high), "measured",
             ])  # fmt: skip
-    blanks = len(table.keys) - 1
+    blanks = [""] * (len(table.keys) - 1)
     for published in table.published:
         for column in table.columns:
             one = published.cells.get(column)
             split, _, metric = table.headings[column].partition(" ")
-            value = (
-                NOT_AVAILABLE
-                if one is None or one.value is None
-                else str(one.value.scaleb(2) if percent else one.value)
-            )
-            writer.writerow([
-                f"{published.paper}: {published.model}", *[""] * blanks, column, split, metric,
-                value, "", "" if one is None else one.n, *[""] * 11, f"published: {published.paper}",
-            ])  # fmt: skip
+            source = f"published: {published.paper}" + (f" ({NOT_AVAILABLE})" if one is None else "")
+            values: dict[str, Decimal | None] = {metric: None}
+            if one is not None:
+                values = {**({metric: one.value} if one.value is not None else {}), **one.parts}
+            for name, value in values.items():
+                shown = "" if value is None else str(value.scaleb(2) if percent else value)
+                runs = "" if one is None or one.n == "?" else one.n
+                label = f"{published.paper}: {published.model}"
+                writer.writerow([label, *blanks, column, split, name, shown, "", runs, *[""] * 11, source])
     return out.getvalue()
 
 
@@ -213,23 +214,28 @@ def _differences(table: Table, style: Style) -> list[list[str]]:
     ]
 
 
-def _notes(table: Table) -> list[str]:
+def _notes(table: Table, style: Style) -> list[str]:
     """What the numbers are, as sentences."""
     cells = [cell for row in table.rows for cell in row.cells.values()]
-    notes = ["mean ± sample standard deviation over seeds (number of seeds)"]
+    notes = [f"runs by {' and '.join(table.keys)}: mean ± sample standard deviation over seeds (number of seeds)"]
     if table.best:
         notes.append("bold: the best mean among rows measured alike" + ", teachers apart" * _has_teacher(table.rows))
     if AVERAGE in table.columns:
         notes.append("average: the mean over the tasks' figures, seed by seed, over the seeds that every task has")
     if table.baseline is not None:
         notes.append(
-            "difference: mean ± deviation over the seeds that both have (their number) [95 % bootstrap interval over "
-            "the examples, seeds held], p of a paired t-test over these seeds"
+            "difference: mean ± deviation over the seeds that both have (their number); in brackets what other "
+            f"examples would change: {CONFIDENCE:.0%} bootstrap interval over the examples for these very runs, "
+            f"{RESAMPLES} resamples, without the spread over seeds; p: what other seeds would change, a paired t-test"
         )
     if any(cell.dev_chose for cell in cells):
         notes.append("dev figures of runs with train.selection=best are optimistic: dev chose their epoch")
     if any(cell.diverged or cell.unfinished for cell in cells):
         notes.append("diverged and unfinished runs have no score and are counted apart")
+    notes += [
+        f"no better than the constant answer on {one.column} ({style.number(one.value)}): {'; '.join(one.rows)}"
+        for one in table.constants
+    ]
     if table.broken:
         notes.append(f"{len(table.broken)} broken run folder{'s' * (len(table.broken) > 1)} left out")
     return [*notes, *table.notes]

@@ -1,4 +1,4 @@
-"""Runs as a table: rows and columns by recipe keys, seeds pooled and nothing else, differences to a baseline."""
+"""Runs as a table: rows and columns by recipe keys, seeds pooled and nothing else."""
 
 from __future__ import annotations
 
@@ -13,74 +13,25 @@ from typing import Any
 import numpy as np
 
 from kdbert.errors import UserError, near_miss
-from kdbert.metrics import METRICS
-from kdbert.reporting.collect import Predictions, Run, collect, read_predictions
+from kdbert.reporting.cells import Cell, Row
+from kdbert.reporting.collect import Run, collect
+from kdbert.reporting.compare import with_differences
 from kdbert.reporting.published import SOURCES, PublishedRow, published_rows
-from kdbert.reporting.statistics import Summary, bootstrap_interval, paired_p_value, summarise
 
 log = logging.getLogger("kdbert")
 ALIASES = {"method": "method.name", "task": "task.name"}
 FACTS = ("student", "teacher", "layers", "precision")  # keys that are no recipe keys
 AVERAGE = "average"
+TOLD = 5  # lines of one kind on stderr
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One row and column.
+class Constant:
+    """Rows of a column that are no better than a constant answer, and what that reaches."""
 
-    Attributes:
-        split, metric: what the scores are.
-        scores: seed -> score of the finished runs.
-        diverged, unfinished: number of runs that have no score.
-        dev_chose: whether dev chose the weights of some of the runs.
-    """
-
-    split: str = ""
-    metric: str = ""
-    scores: Mapping[int, float] = field(default_factory=dict)
-    diverged: int = 0
-    unfinished: int = 0
-    dev_chose: bool = False
-    runs: Mapping[int, Run] = field(default_factory=dict)
-
-    @property
-    def summary(self) -> Summary | None:
-        """Mean, spread and n; None without a finished run."""
-        return summarise(self.scores) if self.scores else None
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A cell against the baseline's cell of the same column, over the seeds that both have.
-
-    Attributes:
-        summary: of the differences.
-        p: of a paired t-test over seeds; None where it is undefined.
-        interval: 95 % bootstrap interval over examples; None where predictions are missing or do not fit.
-    """
-
-    summary: Summary
-    p: float | None
-    interval: tuple[float, float] | None
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table.
-
-    Attributes:
-        labels: one text per leading column.
-        cells: column label -> cell; a missing one has no run.
-        teacher: its models teach other rows' students, so it takes no part in the comparison.
-        differences: column label -> difference to the baseline's row.
-        baseline: labels of that row; None for a baseline's own row.
-    """
-
-    labels: tuple[str, ...]
-    cells: Mapping[str, Cell]
-    teacher: bool = False
-    differences: Mapping[str, Difference] = field(default_factory=dict)
-    baseline: tuple[str, ...] | None = None
+    column: str
+    value: float
+    rows: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -92,7 +43,8 @@ class Table:
         columns: labels in order; the last may be `AVERAGE`.
         headings: column label -> "split metric" where all its cells share it, else "".
         best: (row number, column label) of the best means among rows that can be compared.
-        notes: sentences below the table.
+        constants: rows that do not beat a constant answer.
+        notes: further sentences below the table.
     """
 
     keys: tuple[str, ...]
@@ -101,6 +53,7 @@ class Table:
     rows: tuple[Row, ...]
     best: frozenset[tuple[int, str]]
     published: tuple[PublishedRow, ...] = ()
+    constants: tuple[Constant, ...] = ()
     notes: tuple[str, ...] = ()
     baseline: str | None = None
     broken: Mapping[Path, str] = field(default_factory=dict)
@@ -125,7 +78,8 @@ def make_table(
     Args:
         paths: run folders, or folders above them.
         rows, columns: recipe keys (`method` and `task` for short), or student, teacher, layers, precision.
-        where: key -> value, as the table writes it, or several with commas; other runs are left out.
+        where: key -> value, as the table writes it, or several with commas; other runs are left out, but for the
+            teachers of those that stay.
         metric: instead of each task's selection metric.
         split: instead of test where it has labels, else dev.
         baseline: value of the first row key whose rows the others are compared with.
@@ -134,61 +88,68 @@ def make_table(
     Raises:
         UserError: no run, an unknown key, metric, split, baseline or paper.
     """
+    if not rows or not columns:
+        raise UserError("--rows and --columns need a key each, such as method and task")
+    by_task = tuple(columns) == ("task",)
+    if papers and not by_task:
+        raise UserError("--paper sets published numbers below columns of tasks; use it with --columns task")
+    if baseline is not None and rows[0] in ("task", "task.name"):
+        raise UserError("--baseline compares rows of one task; use --rows method --columns task")
     runs, broken = collect(paths)
     for path, why in broken.items():
         log.warning("skipped %s: %s", path, why)
-    teaching = _teaching(runs)
-    runs, notes = _without_copies(runs)
-    if not rows or not columns:
-        raise UserError("--rows and --columns need a key each, such as method and task")
     for key in (*rows, *columns, *(where or {})):
         _check_key(key, runs)
-    runs = [run for run in runs if all(_is_one_of(text_of(run, key), value) for key, value in (where or {}).items())]
-    if not runs:
-        raise UserError(f"no run has {', '.join(f'{key}={value}' for key, value in (where or {}).items())}")
+    teaching = _teaching(runs)
+    runs = _chosen(runs, teaching, where or {})
+    runs, notes = _without_copies(runs)
+    if metric is not None:
+        known = {name for run in runs for values in run.metrics.values() for name in values}
+        _check_known("metric", metric, known)
+    if split is not None:
+        known = {name for run in runs for name in run.metrics}
+        _check_known("split", split, known | {name.partition("_")[0] for name in known})
 
     groups: dict[tuple[bool, tuple[str, ...]], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     extra = _differing_keys(runs, teaching, rows, columns)
     if extra:
         log.warning("rows are split by %s, in which runs differ", ", ".join(extra))
-    keys = (*rows, *extra)
     alike = _alike(runs, extra)
     for run in runs:
         labels = tuple(text_of(run, key) for key in rows) + tuple(_told_apart(run, key, alike) for key in extra)
         column = ", ".join(text_of(run, key) for key in columns)
         groups[run.path in teaching, labels][column].append(run)
-    ordered = sorted({column for row in groups.values() for column in row}, key=_task_order)
+    ordered = sorted({column for row in groups.values() for column in row}, key=_column_order)
+    in_order = sorted(groups.items(), key=lambda item: (not item[0][0], *map(_sort_key, item[0][1])))
     made = [
-        Row(_mark_teacher(labels, row) if teacher else labels, _cells(row, metric, split), teacher)
-        for (teacher, labels), row in sorted(
-            groups.items(), key=lambda item: (not item[0][0], *map(_sort_key, item[0][1]))
+        Row(
+            _mark_teacher(labels, row) if teacher else labels,
+            {column: _cell(found, metric, split) for column, found in row.items()},
+            teacher,
         )
+        for (teacher, labels), row in in_order
     ]
-    if not any(cell.scores for row in made for cell in row.cells.values()):
-        notes.append("no run is finished yet")
-    if metric is not None and not any(cell.metric == metric for row in made for cell in row.cells.values()):
-        known = sorted({name for run in runs for values in run.metrics.values() for name in values})
-        raise UserError(f"no run has the metric {metric!r}{near_miss(metric, known)} (there are: {', '.join(known)})")
-    if split is not None and not any(cell.scores for row in made for cell in row.cells.values()):
-        known = sorted({name for run in runs for name in run.metrics})
-        raise UserError(f"no run has the split {split!r} (there are: {', '.join(known)})")
-    by_task = tuple(columns) == ("task",)
+    constants = _constants(made)
+    notes += _remarks(made, ordered, metric, split)
     if by_task and len(ordered) > 1:
         made = [replace(row, cells={**row.cells, AVERAGE: _average(row, ordered)}) for row in made]
         ordered.append(AVERAGE)
-    if baseline is not None:
-        made = _with_differences(made, keys, baseline, notes)
-    notes += _no_better_than_constant(made) + _made_differently(made)
-    notes += [SOURCES[paper] for paper in papers if paper in SOURCES]
     headings = {column: _heading(made, column) for column in ordered}
+    if AVERAGE in headings:
+        headings[AVERAGE] = f"mean of {len(ordered) - 1} figures"
+    if baseline is not None:
+        made, more = with_differences(made, (*rows, *extra), lambda label: _is_one_of(label, baseline), baseline)
+        notes += more
+    published = [row for paper in papers for row in published_rows(paper, _wanted(made, ordered))]
     return Table(
-        keys=keys,
+        keys=(*rows, *extra),
         columns=tuple(ordered),
         headings=headings,
         rows=tuple(made),
         best=_best(made, ordered),
-        published=tuple(_published(papers, made, ordered, by_task)),
-        notes=tuple(notes),
+        published=tuple(published),
+        constants=tuple(constants),
+        notes=(*notes, *(SOURCES[paper] for paper in papers)),
         baseline=baseline,
         broken=broken,
     )
@@ -198,27 +159,21 @@ def text_of(run: Run, key: str) -> str:
     """A key's value in a run, as the table writes it; "-" where the run has no such key."""
     if key == "student":
         layers, init = run.told.get("student.layers"), run.told.get("student.init")
+        kept = "-".join(map(str, init)) if isinstance(init, list) else f"{init} {layers}"
         name = Path(str(run.told.get("student.model"))).name
-        return (
-            name
-            if layers is None
-            else f"{name}, {'-'.join(map(str, init)) if isinstance(init, list) else init} {layers}"
-        )
+        return name if layers is None else f"{name}, {kept}"
     if key in ("teacher", "teachers"):
-        return ", ".join(Path(str(one["model"])).name for one in run.told.get("teachers", [])) or "-"
+        return ", ".join(Path(str(one["model"])).name for one in run.told["teachers"]) or "-"
     value = run.facts.get(key) if key in FACTS else run.told.get(ALIASES.get(key, key))
     if value is None:
         return "-"
+    if key == "data":
+        return f"files #{_digits(value)}"
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list):
         return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _is_one_of(text: str, wanted: str) -> bool:
-    """Whether a value is the wanted one, or one of the wanted ones; numbers by value (2e-4 is 0.0002)."""
-    return any(_sort_key(text) == _sort_key(part.strip()) for part in (wanted, *wanted.split(",")))
 
 
 def _check_key(key: str, runs: Sequence[Run]) -> None:
@@ -227,43 +182,104 @@ def _check_key(key: str, runs: Sequence[Run]) -> None:
         raise UserError(f"no run has the key {key!r}{near_miss(key, known)}; rows and columns are recipe keys")
 
 
+def _check_known(what: str, word: str, known: set[str]) -> None:
+    if word not in known:
+        there = f" (there are: {', '.join(sorted(known))})" if known else " (no run is finished)"
+        raise UserError(f"no run has the {what} {word!r}{near_miss(word, known)}{there}")
+
+
+def _chosen(runs: Sequence[Run], teaching: set[Path], where: Mapping[str, str]) -> list[Run]:
+    """The runs with the wanted values, and their teachers.
+
+    Raises:
+        UserError: there is none.
+    """
+    fitting = [run for run in runs if all(_is_one_of(text_of(run, key), value) for key, value in where.items())]
+    if not fitting:
+        raise UserError(f"no run has {' and '.join(f'{key}={value}' for key, value in where.items())}")
+    paths = {run.path for run in fitting}
+    names, ends = _taught_by(fitting)
+    return [run for run in runs if run.path in paths or (run.path in teaching and _is_named(run, names, ends))]
+
+
+def _taught_by(runs: Iterable[Run]) -> tuple[set[str], set[tuple[str, ...]]]:
+    """What the runs' teachers are known by: contents, and ends of paths (runs made before contents were kept)."""
+    names: set[str] = set()
+    ends: set[tuple[str, ...]] = set()
+    for run in runs:
+        names.update(run.teachers)
+        ends.update(Path(str(one["model"])).parts[-3:] for one in run.told["teachers"])
+    return names, ends
+
+
+def _is_named(run: Run, names: set[str], ends: set[tuple[str, ...]]) -> bool:
+    content = run.facts.get("model_fingerprint")
+    return content in names if content is not None else run.path.absolute().parts[-3:] in ends
+
+
 def _teaching(runs: Sequence[Run]) -> set[Path]:
-    """The runs whose models teach others: known by content, or (kdbert 0.1.0's first runs) by the end of the path."""
-    contents = {name for run in runs for name in run.teachers}
-    ends = {Path(str(one["model"])).parts[-3:] for run in runs for one in run.told.get("teachers", [])}
-    return {
-        run.path
-        for run in runs
-        if run.facts.get("model_fingerprint") in contents or run.path.absolute().parts[-3:] in ends
-    }
+    """The runs whose models teach others, and the same recipe on other tasks, where students are still to come."""
+    names, ends = _taught_by(runs)
+    sure = [run for run in runs if _is_named(run, names, ends)]
+    recipes = {_without_task(run) for run in sure}
+    return {run.path for run in runs if _is_named(run, names, ends) or _without_task(run) in recipes}
+
+
+def _without_task(run: Run) -> str:
+    return repr(sorted(item for item in run.identity.items() if not item[0].startswith(("task.", "data"))))
+
+
+def _is_one_of(text: str, wanted: str) -> bool:
+    """Whether a value is the wanted one, or one of the wanted ones; numbers by value (2e-4 is 0.0002)."""
+    return any(_sort_key(text) == _sort_key(part.strip()) for part in (wanted, *wanted.split(",")))
 
 
 def _without_copies(runs: list[Run]) -> tuple[list[Run], list[str]]:
-    """Of runs with the same recipe and seed, the one that finished last; else a seed would count twice."""
-    kept: dict[str, Run] = {}
-    copies = 0
-    for run in sorted(runs, key=lambda run: (run.status == "finished", str(run.facts.get("finished", "")))):
-        same = f"{sorted(run.identity.items(), key=lambda item: item[0])!r} {run.seed}"
-        if same in kept:
-            log.warning("left out %s: %s has the same recipe and seed", kept[same].path, run.path)
-            copies += 1
-        kept[same] = run
-    order = {run.path: number for number, run in enumerate(runs)}
-    notes = [f"{copies} run folder{'s' * (copies > 1)} left out: the same recipe and seed as another"] if copies else []
-    return sorted(kept.values(), key=lambda run: order[run.path]), notes
+    """Of runs with the same recipe, data and seed, the one that finished last; else a seed would count twice."""
+    same: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        same[f"{sorted(run.identity.items())!r} {run.seed}"].append(run)
+    left_out: list[str] = []
+    differing = 0
+    kept = []
+    for copies in same.values():
+        copies.sort(key=lambda run: (run.status == "finished", str(run.facts.get("finished", "")), str(run.path)))
+        chosen = copies[-1]
+        kept.append(chosen)
+        for other in copies[:-1]:
+            disagree = other.status == "finished" and other.metrics != chosen.metrics
+            differing += disagree
+            scores = ", but OTHER SCORES" if disagree else ""
+            left_out.append(f"left out {other.path}: the same recipe and seed as {chosen.path}{scores}")
+    _tell(left_out)
+    if not left_out:
+        return kept, []
+    number = len(left_out)
+    note = f"{number} run folder{'s' * (number > 1)} left out: the same recipe and seed as another that finished later"
+    if differing:
+        note += f"; {differing} of them had other scores"
+    return kept, [note]
+
+
+def _tell(lines: Sequence[str]) -> None:
+    for line in lines[:TOLD]:
+        log.warning("%s", line)
+    if len(lines) > TOLD:
+        log.warning("… and %d more", len(lines) - TOLD)
 
 
 def _differing_keys(
     runs: Sequence[Run], teaching: set[Path], rows: Sequence[str], columns: Sequence[str]
 ) -> tuple[str, ...]:
-    """Recipe keys, besides the seed, that differ among runs of one row and column."""
+    """Recipe keys, besides the seed, and data files that differ among runs of one row and column."""
     shared: dict[Any, list[Run]] = defaultdict(list)
     for run in runs:
         shared[run.path in teaching, tuple(text_of(run, key) for key in (*rows, *columns))].append(run)
     found: dict[str, None] = {}
     for group in shared.values():
         for key in dict.fromkeys(key for run in group for key in run.identity):
-            if len({repr(run.identity.get(key)) for run in group}) > 1:
+            values = {repr(run.identity.get(key)) for run in group if key != "data" or key in run.identity}
+            if len(values) > 1:
                 found[key] = None
     short = {full: alias for alias, full in ALIASES.items()}
     return tuple(short.get(key, key) for key in found)
@@ -283,7 +299,11 @@ def _told_apart(run: Run, key: str, alike: Mapping[tuple[str, str], set[str]]) -
     text = text_of(run, key)
     if len(alike[key, text]) == 1:
         return text
-    return f"{text} #{hashlib.sha256(repr(run.identity.get(ALIASES.get(key, key))).encode()).hexdigest()[:4]}"
+    return f"{text} #{_digits(run.identity.get(ALIASES.get(key, key)))}"
+
+
+def _digits(value: Any) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:4]
 
 
 def _mark_teacher(labels: tuple[str, ...], row: Mapping[str, Sequence[Run]]) -> tuple[str, ...]:
@@ -292,17 +312,12 @@ def _mark_teacher(labels: tuple[str, ...], row: Mapping[str, Sequence[Run]]) -> 
     return (f"{labels[0]} (teacher{depth})", *labels[1:])
 
 
-def _cells(row: Mapping[str, Sequence[Run]], metric: str | None, split: str | None) -> dict[str, Cell]:
-    return {column: _cell(runs, metric, split) for column, runs in row.items()}
-
-
 def _cell(runs: Sequence[Run], metric: str | None, split: str | None) -> Cell:
-    finished = sorted((run for run in runs if run.status == "finished"), key=lambda run: run.seed)
-    chosen_split, chosen = "", ""
     scores: dict[int, float] = {}
     kept: dict[int, Run] = {}
-    for run in finished:
-        place = _split_of(run, split)
+    chosen_split, chosen = "", ""
+    for run in sorted(runs, key=lambda run: run.seed):
+        place = _split_of(run, split) if run.status == "finished" else None
         name = metric or run.selection
         if place is None or name not in run.metrics[place]:
             continue
@@ -313,10 +328,10 @@ def _cell(runs: Sequence[Run], metric: str | None, split: str | None) -> Cell:
         split=chosen_split,
         metric=chosen,
         scores=scores,
+        runs=kept,
         diverged=sum(run.status == "diverged" for run in runs),
         unfinished=sum(run.status not in ("finished", "diverged") for run in runs),
         dev_chose=chosen_split.startswith("dev") and any(run.dev_chose for run in kept.values()),
-        runs=kept,
     )
 
 
@@ -329,180 +344,92 @@ def _split_of(run: Run, asked: str | None) -> str | None:
     return next((name for name in run.metrics if name.startswith(f"{asked}_")), None)  # dev: dev_matched
 
 
-def _no_better_than_constant(rows: Sequence[Row]) -> list[str]:
-    """A sentence for every column in which rows do not beat a constant answer (run.json's `majority`)."""
-    found: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for row in rows:
-        for column, cell in row.cells.items():
-            constants = [
-                value
-                for run in cell.runs.values()
-                if (value := run.facts.get("majority", {}).get(cell.split, {}).get(cell.metric)) is not None
-            ]
-            if constants and cell.summary is not None and cell.summary.mean <= max(constants):
-                found[column, f"{max(constants):.4f}"].append(", ".join(row.labels))
-    return [
-        f"{column}: no better than the constant answer, which has {value}: {'; '.join(labels)}"
-        for (column, value), labels in found.items()
-    ]
-
-
-def _made_differently(rows: Sequence[Row]) -> list[str]:
-    """A sentence for every cell whose runs were computed in different ways that no recipe key says."""
-    found = []
-    for row in rows:
-        for column, cell in row.cells.items():
-            for fact in ("precision", "device"):
-                values = sorted({str(run.facts[fact]) for run in cell.runs.values() if fact in run.facts})
-                if len(values) > 1:
-                    found.append(f"{', '.join(row.labels)}, {column}: the runs' {fact} was {' and '.join(values)}")
-    return found
-
-
 def _average(row: Row, columns: Sequence[str]) -> Cell:
     """The mean over all columns, seed by seed; no score where a column has none of the seed."""
     cells = [row.cells.get(column, Cell()) for column in columns]
     seeds = sorted(set.intersection(*(set(cell.scores) for cell in cells)))
     return Cell(
+        split=" and ".join(sorted({cell.split for cell in cells})) if seeds else "",
         metric="mean",
         scores={seed: float(np.mean([cell.scores[seed] for cell in cells])) for seed in seeds},
     )
 
 
-def _with_differences(rows: list[Row], keys: Sequence[str], baseline: str, notes: list[str]) -> list[Row]:
-    """Each row against the baseline row that agrees with it in the other keys."""
-    candidates = [row for row in rows if not row.teacher and row.labels[0] == baseline]
-    if not candidates:
-        known = sorted({row.labels[0] for row in rows if not row.teacher})
-        raise UserError(
-            f"no row has {keys[0]} = {baseline!r} for --baseline{near_miss(baseline, known)} (rows: {', '.join(known)})"
-        )
-    made = []
+def _constants(rows: Sequence[Row]) -> list[Constant]:
+    """The rows, teachers too, whose mean is no better than a constant answer, column by column."""
+    found: dict[tuple[str, float], list[str]] = defaultdict(list)
     for row in rows:
-        if row.teacher or row.labels[0] == baseline:
-            made.append(row)
-            continue
-        fitting = [
-            other
-            for other in candidates
-            if all(a == b or "-" in (a, b) for a, b in zip(row.labels[1:], other.labels[1:], strict=True))
-        ]
-        if len(fitting) != 1:
-            notes.append(
-                f"{', '.join(row.labels)}: no difference, for {len(fitting) or 'no'} rows of {baseline} fit it"
-            )
-            made.append(row)
-            continue
-        differences = {}
         for column, cell in row.cells.items():
-            found = _difference(cell, fitting[0].cells.get(column, Cell()), notes)
-            if found is not None:
-                differences[column] = found
-        made.append(replace(row, differences=differences, baseline=fitting[0].labels))
-    return made
+            if not cell.beats_constant and cell.constant is not None:
+                found[column, cell.constant].append(", ".join(row.labels))
+    return [Constant(column, value, tuple(labels)) for (column, value), labels in found.items()]
 
 
-def _difference(cell: Cell, other: Cell, notes: list[str]) -> Difference | None:
-    seeds = sorted(cell.scores.keys() & other.scores.keys())
-    if not seeds or (cell.split, cell.metric) != (other.split, other.metric):
-        return None
-    interval = None
-    if cell.runs:  # an average over tasks has no examples of its own
-        try:
-            interval = _interval(cell, other, seeds)
-        except ValueError as error:
-            notes.append(f"no interval: {error}")
-            log.warning("no bootstrap interval: %s", error)
-    return Difference(
-        summary=summarise({seed: cell.scores[seed] - other.scores[seed] for seed in seeds}),
-        p=paired_p_value(cell.scores, other.scores),
-        interval=interval,
-    )
+def _remarks(rows: Sequence[Row], columns: Sequence[str], metric: str | None, split: str | None) -> list[str]:
+    """Sentences about runs that were made differently, and about columns that have nothing to show."""
+    notes = []
+    for row in rows:
+        for column, cell in row.cells.items():
+            for fact in ("precision", "device"):
+                values = sorted({str(run.facts[fact]) for run in cell.runs.values() if fact in run.facts})
+                if len(values) > 1:
+                    notes.append(f"{', '.join(row.labels)} on {column}: the runs' {fact} was {' and '.join(values)}")
+    for column in columns:
+        cells = [row.cells[column] for row in rows if column in row.cells]
+        if len({data for cell in cells for data in _data_of(cell)}) > 1:
+            notes.append(f"the rows of {column} were made from different files of the task, so they do not compare")
+    empty = [column for column in columns if not any(row.cells[column].scores for row in rows if column in row.cells)]
+    if (metric or split) and empty:
+        notes.append(f"no {' '.join(filter(None, (split, metric)))} on {', '.join(empty)}")
+    return notes
 
 
-def _interval(cell: Cell, other: Cell, seeds: Sequence[int]) -> tuple[float, float]:
-    """Bootstrap interval over examples of two cells' difference.
-
-    Raises:
-        ValueError: predictions are missing, damaged, or of different examples.
-    """
-    ours = [_checked_predictions(cell, seed) for seed in seeds]
-    theirs = [_checked_predictions(other, seed) for seed in seeds]
-    first = ours[0]
-    if any(one.ids != first.ids or not np.array_equal(one.labels, first.labels) for one in (*ours, *theirs)):
-        raise ValueError(f"{cell.runs[seeds[0]].path}: the runs that are compared predict different examples")
-    return bootstrap_interval(
-        METRICS[cell.metric], first.labels, [one.predictions for one in ours], [one.predictions for one in theirs]
-    )
-
-
-def _checked_predictions(cell: Cell, seed: int) -> Predictions:
-    """A run's predictions, if they give the score that run.json has.
-
-    Raises:
-        ValueError: they do not, or cannot be read.
-    """
-    run = cell.runs[seed]
-    try:
-        found = read_predictions(run, cell.split)
-        score = float(METRICS[cell.metric](found.predictions, found.labels))
-    except ValueError as error:
-        raise ValueError(f"{run.path}: {error}") from None
-    if abs(score - cell.scores[seed]) > 1e-6:
-        raise ValueError(
-            f"{run.path}: predictions/{cell.split}.jsonl gives {score:.6f}, run.json says {cell.scores[seed]:.6f}"
-        )
-    return found
+def _data_of(cell: Cell) -> set[str]:
+    return {str(run.identity["data"]) for run in cell.runs.values() if "data" in run.identity}
 
 
 def _heading(rows: Sequence[Row], column: str) -> str:
     found = {(cell.split, cell.metric) for row in rows if (cell := row.cells.get(column)) is not None and cell.scores}
-    if column == AVERAGE:
-        return ""
     return " ".join(found.pop()) if len(found) == 1 else ""
 
 
 def _best(rows: Sequence[Row], columns: Sequence[str]) -> frozenset[tuple[int, str]]:
-    """The best means among cells that are measured alike; teachers and lone cells take no part."""
-    rivals: dict[tuple[str, str, str], list[tuple[float, int, str]]] = defaultdict(list)
+    """The best means among cells that are measured alike; teachers, lone cells and what a constant beats are none."""
+    rivals: dict[tuple[str, ...], list[tuple[float, int, str]]] = defaultdict(list)
     for number, row in enumerate(rows):
         for column in columns:
             cell = row.cells.get(column)
             if row.teacher or cell is None or cell.summary is None:
                 continue
-            tasks = {run.task for run in cell.runs.values()}
-            group = (AVERAGE if column == AVERAGE else ",".join(sorted(tasks)), cell.split, cell.metric)
+            tasks = {run.task for run in cell.runs.values()} if cell.runs else {AVERAGE}
+            group = (*sorted(tasks), cell.split, cell.metric, *sorted(_data_of(cell)))
             rivals[group].append((cell.summary.mean, number, column))
     return frozenset(
         (number, column)
         for group in rivals.values()
         if len(group) > 1
         for value, number, column in group
-        if value == max(group)[0]
+        if value == max(group)[0] and rows[number].cells[column].beats_constant
     )
 
 
-def _published(papers: Sequence[str], rows: Sequence[Row], columns: Sequence[str], by_task: bool) -> list[PublishedRow]:
-    if papers and not by_task:
-        raise UserError("--paper sets published numbers below columns of tasks; use it with --columns task")
-    found: list[PublishedRow] = []
-    for paper in papers:
-        wanted = {}
-        for column in columns:
-            measured = {
-                (cell.split, cell.metric) for row in rows if (cell := row.cells.get(column)) is not None and cell.scores
-            }
-            wanted[column] = (column, *(measured.pop() if len(measured) == 1 else ("", "")))
-        found += published_rows(paper, wanted)
-    return found
+def _wanted(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+    """Column -> task, split and metric of our numbers, where it has one of each."""
+    wanted = {}
+    for column in columns:
+        cells = [cell for row in rows if (cell := row.cells.get(column)) is not None and cell.scores]
+        measured = {(cell.split, cell.metric) for cell in cells}
+        split, metric = measured.pop() if len(measured) == 1 else ("", "")
+        wanted[column] = (column, split, metric)
+    return wanted
 
 
-def _task_order(column: str) -> tuple[int, Any]:
+def _column_order(column: str) -> tuple[tuple[int, Any], ...]:
+    """Tasks in the order of the registry, numbers by value, words by letter; part by part."""
     from kdbert.tasks import task_names
 
-    first = column.partition(", ")[0]
     known = {name: number for number, name in enumerate(task_names())}
-    return known.get(first, len(known)), _sort_key(column)
+    return tuple((known.get(part, len(known)), _sort_key(part)) for part in column.split(", "))
 
 
 def _sort_key(text: str) -> tuple[bool, float, str]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdbert.errors import UserError
+from kdbert.errors import UserError, near_miss
 from kdbert.keys import flatten
 from kdbert.recipe import Recipe, load_yaml, read_yaml
 
-SECTION_NAMES = {"method": "method.name", "task": "task.name"}  # what people write for short
+# What people write for short.
+SECTION_NAMES = {"method": "method.name", "task": "task.name", "student": "student.model"}
 SHORT_NAMES = {name: section for section, name in SECTION_NAMES.items()}
 MOST_SEEDS = 10_000
 
@@ -51,8 +52,14 @@ def expand(
     """
     tree = read_yaml(Path(config)) if config is not None else {}
     grids = _grids(tree.pop("grid", None), str(config))
-    for text in grid:
-        key, values = parse_axis(text)
+    known = [*Recipe.model_fields, "grid", "seeds"]
+    for key in tree:
+        if key not in known:
+            raise UserError(f"{config}: unknown key {key!r}{near_miss(key, known)}")
+    axes = [parse_axis(text) for text in grid]
+    for key, values in axes:
+        if sum(key == other for other, _ in axes) > 1:
+            raise UserError(f"--grid {key}= is given twice; give all its values in one list, {key}=A,B")
         grids = [{**one, key: values} for one in grids]
     numbers = _seeds(seeds if seeds is not None else tree.pop("seeds", None))
     tree.pop("seeds", None)
@@ -79,7 +86,11 @@ def expand(
                 continue
             cells.setdefault(recipe.yaml(), Cell(name, recipe))
     if problems:
-        raise UserError("; ".join(f"cell {name}: {problem}" for problem, name in problems.items()))
+        cure = ""
+        if any("has no option" in problem for problem in problems):
+            cure = "; options of one method go with its name, --grid 'method=finetune,{name: kd, temperature: 3}', or "
+            cure += "into a grid of its own (docs/sweeps-and-tables.md)"
+        raise UserError("; ".join(f"cell {name}: {problem}" for problem, name in problems.items()) + cure)
     if any(cell.recipe.output.dir is not None for cell in cells.values()):
         raise UserError("output.dir names the folder of one run, a sweep has many; name their root with --runs-dir")
     return list(cells.values())

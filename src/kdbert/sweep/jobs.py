@@ -58,14 +58,19 @@ class Job:
         return command_of(self.recipe, self.command)
 
     @cached_property
-    def folder(self) -> RunFolder:
-        """Its run folder; known once its teacher is there."""
+    def plan(self) -> Plan:
+        """The resolved run; known once its teacher is there."""
         if self.command == "finetune-teacher":
-            return Plan(resolve_finetune(self.recipe)).folder
+            return Plan(resolve_finetune(self.recipe))
         recipe = self.recipe
         if self.teacher is not None:
             recipe = with_teacher(recipe, str(self.teacher.folder.path))
-        return Plan(resolve_distill(recipe)).folder
+        return Plan(resolve_distill(recipe))
+
+    @property
+    def folder(self) -> RunFolder:
+        """Its run folder; known once its teacher is there."""
+        return self.plan.folder
 
     def look(self, since: float | None = None) -> None:
         """Take over what the run folder says.
@@ -80,10 +85,12 @@ class Job:
         folder = self.folder
         try:
             manifest = folder.manifest()
+            status = manifest.get("status")
+            if status == "finished":
+                self.plan.check_data(manifest)
         except UserError as error:
             self.state, self.message = "failed", str(error)
             return
-        status = manifest.get("status")
         if status in ("finished", "diverged"):
             self.state = status
             self.message = str(manifest.get("message", ""))

@@ -51,6 +51,7 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     if not overwrite:
         folder.check_recipe(recipe, plan.fingerprints)
         if folder.manifest().get("status") == "finished":
+            plan.check_data(folder.manifest())
             log.info("already finished: %s", folder.path)
             return folder.result()
     plan.check()
@@ -257,6 +258,7 @@ class Job:
             recipe=recipe.model_dump(mode="json"),
             identity=identity_of(recipe, self.plan.fingerprints),
             fingerprints=fingerprints,
+            data=self.plan.data_files,
             **machine,
             steps=self.plan.steps,
             environment=self.environment,
