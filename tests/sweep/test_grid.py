@@ -207,6 +207,26 @@ def test_a_key_for_all_cells_cannot_be_in_the_grid_too(
     assert message == f"{key} is set for all cells and has a list of values in the grid; keep one of them"
 
 
+def test_an_option_that_a_method_lacks_is_told_with_the_cure() -> None:
+    message = refused("method=finetune,kd", "method.temperature=3,5")
+    assert "method 'finetune' has no option 'temperature' (kd has)" in message
+    assert "{name: kd, temperature: 3}" in message
+
+
+def test_a_list_is_given_once_and_a_key_of_the_file_too(tmp_path: Path) -> None:
+    assert "given twice; give all its values in one list, task=A,B" in refused("task=cola", "task=rte")
+    path = tmp_path / "sweep.yaml"
+    for text, told in (("task: rte\ntask: cola\n", "'task' stands twice"), ("gird: {}\n", "did you mean 'grid'")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=told):
+            expand(path)
+
+
+def test_students_are_a_list_of_models() -> None:
+    cells = expand(grid=["student=a,b"])
+    assert [cell.recipe.student.model for cell in cells] == ["a", "b"]
+
+
 def test_two_lists_cannot_set_the_same_key() -> None:
     message = refused("method={name: kd, temperature: 3}", "method.temperature=1,2")
     assert (

@@ -55,11 +55,25 @@ def test_a_sweeps_file_that_is_not_there_or_stands_beside_another_is_refused(kdb
 
 def test_a_runs_folder_that_cannot_be_written_is_refused(kdbert: Any, place: Place) -> None:
     place.runs.write_text("a file")
+    for extra in ([], ["--dry-run"]):
+        ended = kdbert(*place.words("method=finetune"), *extra)
+        assert ended.code == 2, ended.err
+        last = ended.err.strip().splitlines()[-1]
+        assert last == f"kdbert: cannot write runs to {place.runs}: it is a file; choose another --runs-dir"
+
+
+def test_a_damaged_run_is_told_with_its_command_and_the_others_are_not_held_up(kdbert: Any, place: Place) -> None:
+    assert kdbert(*place.words("method=finetune")).code == 0
+    (run,) = place.runs.glob("custom/finetune/*")
+    (run / "run.json").write_text("{")
+    marked = kdbert(*place.words("method=finetune"), "--dry-run").out
+    assert marked.endswith("# damaged\n")
     ended = kdbert(*place.words("method=finetune"))
-    assert ended.code == 2, ended.err
-    last = ended.err.strip().splitlines()[-1]
-    assert last.startswith(f"kdbert: cannot claim runs in {place.runs}: ")
-    assert "--runs-dir" in last
+    assert ended.code == 3
+    assert f"{run / 'run.json'} is damaged" in ended.err
+    assert "its command: kdbert distill" in ended.err
+    run.rename(run.with_name("aside"))
+    assert kdbert(*place.words("method=finetune")).code == 0
 
 
 def test_jobs_that_cannot_be_started_have_failed(kdbert: Any, place: Place) -> None:

@@ -79,8 +79,7 @@ def sweep(
 
         planned = plan_jobs(cells)
         for job in planned:
-            done = f"  # {job.state}" if job.state in ("finished", "diverged") else ""
-            print(shlex.join(["kdbert", *job.words]) + done)
+            print(shlex.join(["kdbert", *job.words]) + (f"  # {job.status}" if job.status else ""))
         missing = sum(job.state == "waiting" for job in planned)
         print(f"{api.sweep_size(planned)}; {missing} to run", file=sys.stderr)
         return

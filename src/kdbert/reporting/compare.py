@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from kdbert.errors import UserError, near_miss
 from kdbert.metrics import METRICS
@@ -41,7 +43,7 @@ def with_differences(
     notes = []
     predictions = _Predictions()
     made = []
-    for row in rows:
+    for row in tqdm(rows, desc="comparing", unit="row", leave=False, disable=not sys.stderr.isatty()):
         if row.teacher or row in candidates:
             made.append(row)
             continue

@@ -219,7 +219,8 @@ def _notes(table: Table, style: Style) -> list[str]:
     cells = [cell for row in table.rows for cell in row.cells.values()]
     notes = [f"runs by {' and '.join(table.keys)}: mean ± sample standard deviation over seeds (number of seeds)"]
     if table.best:
-        notes.append("bold: the best mean among rows measured alike" + ", teachers apart" * _has_teacher(table.rows))
+        apart = ", teachers apart" * _has_teacher(table.rows)
+        notes.append(f"bold: the best mean among rows measured alike{apart}, if it beats the constant answer")
     if AVERAGE in table.columns:
         notes.append("average: the mean over the tasks' figures, seed by seed, over the seeds that every task has")
     if table.baseline is not None:

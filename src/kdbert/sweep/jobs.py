@@ -72,6 +72,16 @@ class Job:
         """Its run folder; known once its teacher is there."""
         return self.plan.folder
 
+    @property
+    def status(self) -> str:
+        """What the run folder says now; "" where there is no run, or its teacher is still to come."""
+        if self.teacher is not None and self.teacher.state != "finished":
+            return ""
+        try:
+            return str(self.folder.manifest().get("status", ""))
+        except UserError:
+            return "damaged"
+
     def look(self, since: float | None = None) -> None:
         """Take over what the run folder says.
 
@@ -126,6 +136,7 @@ def plan_jobs(cells: list[Cell]) -> list[Job]:
     teachers: dict[Path, Job] = {}
     jobs: dict[str, Job] = {}
     checked: dict[str, None] = {}
+    roots: set[Path] = set()
     problems: dict[str, str] = {}
     for cell in cells:
         try:
@@ -144,11 +155,15 @@ def plan_jobs(cells: list[Cell]) -> list[Job]:
             job = Job(cell.name, cell.recipe, "distill", teacher)
             if teacher is None or teacher.state == "finished":
                 job.look()
+            roots.add(Path(cell.recipe.output.runs_dir))
             if job.state == "waiting":
                 _check(cell.recipe, teacher, checked)
             jobs[same] = job
         except UserError as error:
             problems.setdefault(str(error), cell.name)
+    for root in roots:
+        if root.exists() and not root.is_dir():
+            raise UserError(f"cannot write runs to {root}: it is a file; choose another --runs-dir")
     if problems:
         raise UserError("; ".join(f"cell {name}: {problem}" for problem, name in problems.items()))
     return [*teachers.values(), *jobs.values()]

@@ -77,6 +77,8 @@ def run_jobs(jobs: list[Job], slots: int, progress: Progress) -> None:
                     if started is not None:
                         running.append(started)
                         progress.started(job)
+            if not running and not stop.number:
+                progress.waiting(sum(job.state not in DONE for job in jobs))
             progress.show(jobs, [one.job for one in running])
             time.sleep(POLL_SECONDS)
     for job in jobs:

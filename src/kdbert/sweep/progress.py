@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 from collections import defaultdict
@@ -29,6 +30,7 @@ class Progress:
         self.since: dict[int, float] = {}
         self._live: Any = None
         self._next = 0.0
+        self._waiting = 0
         for job in jobs:
             if job.state == "finished":
                 self._learn(job)
@@ -63,6 +65,12 @@ class Progress:
             self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
             self._live.start()
         self._live.update(self._view(jobs, running), refresh=True)
+
+    def waiting(self, number: int) -> None:
+        """Nothing runs here, and this many jobs are held by other processes; said when the number changes."""
+        if number != self._waiting:
+            self._waiting = number
+            log.info("waiting for %s that other processes have", counted(number, "run"))
 
     def close(self) -> None:
         """Take the live view away."""
@@ -173,8 +181,10 @@ def summary(jobs: list[Job], runs: Path) -> str:
                 lines.append(f"{state}: {job.name}: {job.message}")
                 if job.made_here:
                     lines.append(f"  its output: {job.log}")
+                if state == "failed":
+                    lines.append(f"  its command: {shlex.join(['kdbert', *job.words])}")
     if counts["failed"]:
-        lines.append("the same command tries the failed ones again")
+        lines.append("once the cause is mended, the same sweep runs what failed (kdbert distill has --overwrite)")
     if counts["finished"]:
-        lines.append(f"see them: kdbert table {runs}")
+        lines.append(f"see them: kdbert table {shlex.quote(str(runs))}")
     return "\n".join(lines)
