@@ -378,7 +378,9 @@ def _explain(error: ValidationError, prefix: str = "", method: str = "") -> list
         option = key.removeprefix(prefix)
         others = [one.name for one in all_methods().values() if prefix and option in one.Options.model_fields]
         if problem["type"] == "extra_forbidden" and others:
-            sentences.append(f"method {method!r} has no option {option!r} ({', '.join(others)} has)")
+            sentences.append(
+                f"unknown key {key!r}: method {method!r} has no option {option!r} ({', '.join(others)} has)"
+            )
             continue
         if problem["type"] == "extra_forbidden":
             sentences.append(f"unknown key {key!r}{near_miss(key, [known for known in _known_keys() if known != key])}")

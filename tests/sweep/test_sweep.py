@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from conftest import make_bert
 from in_processes import manifest, saved_steps, start, wait_until
 from kdbert.recipe import Recipe
 from kdbert.runs import FileLock
@@ -157,7 +157,8 @@ def failing(new_place: Callable[[str], Place]) -> Failing:
     Then the file is put right.
     """
     place = new_place("failing")
-    broken = Path(shutil.copytree(place.folder / "bert", place.folder / "broken"))
+    broken = make_bert(place.folder / "broken", seed=5)
+    whole = (broken / "model.safetensors").read_bytes()
     os.truncate(broken / "model.safetensors", 30_000)
     (place.folder / "sweep.yaml").write_text(
         "grid:\n"
@@ -173,7 +174,7 @@ def failing(new_place: Callable[[str], Place]) -> Failing:
         found.append((finish(process), (place.folder / f"output{number}").read_text()))
         if number == 1:
             before = place.manifests()
-            shutil.copy(place.folder / "bert" / "model.safetensors", broken)
+            (broken / "model.safetensors").write_bytes(whole)
     return Failing(place, broken, found[0], before, found[1])
 
 
@@ -186,15 +187,15 @@ def test_failed_and_diverged_cells_are_listed_with_reason_and_log_and_others_fin
     assert re.search(r"train\.learning_rate=1e\+30: diverged at step \d+: \w+ is not finite", diverged)
     failed = [line for line in closing if line.startswith("failed: ")]
     assert len(failed) == 3  # a cell, a teacher and the cell that waits for it
-    (cell,) = [line for line in failed if "student.model=" in line and "method=finetune" in line]
-    assert f"student.model={failing.broken}" in cell
+    (cell,) = [line for line in failed if " student=" in line and "method=finetune" in line]
+    assert f"student={failing.broken}" in cell
     assert "exit code 2" in cell
     (blocked,) = [line for line in failed if "method=kd" in line]
     assert blocked.endswith("its teacher has failed")
     logs = [Path(line.split(": ", 1)[1]) for line in closing if line.startswith("  its output: ")]
     assert len(logs) == 3
     assert all(log.read_text().strip() for log in logs)
-    assert "the same command tries the failed ones again" in output
+    assert "once the cause is mended, the same sweep runs what failed" in output
     assert len(STARTED.findall(output)) == 4
 
 

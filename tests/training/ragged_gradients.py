@@ -50,4 +50,5 @@ if __name__ == "__main__":
     result = all_gradients(Recipe.load(sys.argv[1]))
     if torch.distributed.get_rank() == 0:
         save_file(result, sys.argv[2])
+    torch.distributed.barrier()  # a process that leaves early may abort the other's connection
     torch.distributed.destroy_process_group()

@@ -26,6 +26,21 @@ def load_config(place: ModelPlace) -> Any:
         return AutoConfig.from_pretrained(place.source)
 
 
+def check_weights(place: ModelPlace) -> None:
+    """Refuse a local model whose safetensors file is cut short or no such file; reads its header only.
+
+    Raises:
+        UserError: the weights are damaged.
+    """
+    from safetensors import safe_open
+
+    if place.local:
+        with _explained(place):
+            for file in sorted(Path(place.source).glob("*.safetensors")):
+                with safe_open(file, framework="pt"):
+                    pass
+
+
 def load_tokenizer(place: ModelPlace) -> Any:
     """The model's fast tokenizer.
 

@@ -21,7 +21,7 @@ from kdbert.data.encode import encode
 from kdbert.errors import Diverged, Interrupted, UserError
 from kdbert.methods import get_method
 from kdbert.metrics import majority_score, score
-from kdbert.models.load import load_classifier, load_config
+from kdbert.models.load import check_weights, load_classifier, load_config
 from kdbert.models.locate import locate
 from kdbert.models.student import cut_layers, set_dropout
 from kdbert.plan import Plan, needs_of
@@ -114,6 +114,8 @@ class Job:
         self.student = student.to(device)
         self.kept_head = kept_head
         self.attention = attention
+        for place in plan.teacher_places:
+            check_weights(place)  # they are loaded when something is read of them, which is after the folder is opened
         method = get_method(recipe.method.name)
         self.module = StudentWithMethod(self.student, method(recipe.method), self.precision).to(device)
         assert recipe.task.max_length is not None
