@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,32 @@ from kdbert.models.locate import ModelPlace
 from kdbert.tasks import TaskSpec
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+_CONFIGS: dict[tuple[str, str, int], Any] = {}
 PROBE = "Größe, the 42nd don't-care [MASK] re-tokenised naïve café 東京 unaffable!"
 
 
 def load_config(place: ModelPlace) -> Any:
-    """The model's configuration alone (no weights are opened)."""
+    """The model's configuration alone (no weights are opened).
+
+    Read once per process; so is the failure to fetch one from the Hub, which can take half a minute.
+    """
     from transformers import AutoConfig
 
-    with _explained(place):
-        return AutoConfig.from_pretrained(place.source)
+    file = Path(place.source) / "config.json"
+    changed = file.stat().st_mtime_ns if file.is_file() else 0
+    key = place.given, str(file.absolute()) if place.local else place.source, changed
+    if key not in _CONFIGS:
+        try:
+            with _explained(place):
+                _CONFIGS[key] = AutoConfig.from_pretrained(place.source)
+        except UserError as error:
+            if place.local:
+                raise
+            _CONFIGS[key] = error
+    found = _CONFIGS[key]
+    if isinstance(found, UserError):
+        raise found
+    return copy.deepcopy(found)
 
 
 def check_weights(place: ModelPlace) -> None:
