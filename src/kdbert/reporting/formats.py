@@ -218,7 +218,8 @@ def _notes(table: Table, style: Style) -> list[str]:
     """What the numbers are, as sentences."""
     cells = [cell for row in table.rows for cell in row.cells.values()]
     scale = ", times 100" if style.percent else ""
-    notes = [f"runs by {' and '.join(table.keys)}: mean ± sample standard deviation over seeds (number of seeds){scale}"]
+    by = " and ".join(table.keys)
+    notes = [f"runs by {by}: mean ± sample standard deviation over seeds (number of seeds){scale}"]
     if table.best:
         apart = ", teachers apart" * _has_teacher(table.rows)
         notes.append(f"bold: the best mean among rows measured alike{apart}, if it beats the constant answer")
