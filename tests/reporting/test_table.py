@@ -151,7 +151,7 @@ def test_runs_from_other_files_of_a_task_are_neither_pooled_nor_compared(kdbert:
     with_data(write_run(tmp_path, seed=2, score=0.8), "b")
     write_run(tmp_path, seed=3, score=0.7)  # made before runs said from which files
     done = kdbert("table", tmp_path, "--format", "csv")
-    assert "rows are split by data" in done.err
+    assert "rows are split by data.dev" in done.err
     assert sorted(line["n"] for line in rows_of(done.out)) == ["1", "1", "1"]
     for path in tmp_path.glob("rte/kd/*"):
         shutil.rmtree(path)
@@ -275,6 +275,13 @@ def test_test_is_reported_where_it_has_labels_else_dev(kdbert: Kdbert, tmp_path:
     }  # fmt: skip
     f1 = only(tabled(kdbert, tmp_path, "--metric", "macro_f1"), column="clinc150")
     assert (f1["metric"], f1["mean"]) == ("macro_f1", "0.5")
+
+
+def test_test_and_dev_figures_are_never_pooled(kdbert: Kdbert, tmp_path: Path) -> None:
+    write_run(tmp_path, task="clinc150", seed=1, metrics={"dev": {"accuracy": 0.9}, "test": {"accuracy": 0.6}})
+    write_run(tmp_path, task="clinc150", seed=2, metrics={"dev": {"accuracy": 0.8}})  # its test file was not at hand
+    (line,) = tabled(kdbert, tmp_path)
+    assert (line["split"], line["n"], float(line["mean"])) == ("dev", "2", pytest.approx(0.85))
 
 
 def test_runs_of_which_dev_chose_the_epoch_are_labelled(kdbert: Kdbert, tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ def sweep(
     grid: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY=A,B,…", help="Values of a recipe key; every combination is run. Also: method, task, teacher."
+            metavar="KEY=A,B,…",
+            help="Values of a recipe key (or method, task, teacher, student); all combinations run.",
         ),
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="How many (3: 1, 2, 3), or which (5,7). [1]")] = None,

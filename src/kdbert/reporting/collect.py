@@ -1,4 +1,7 @@
-"""Run folders as records for tables: found below some folders, checked, the broken ones named."""
+"""Run folders as records for tables: found below some folders, checked, the broken ones named.
+
+It reads run.json itself: `kdbert.runs` comes with torch, and a table should not wait for that.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,8 @@ class Run:
         status: finished, diverged, or one of `UNFINISHED`.
         seed: the run's seed.
         told: recipe keys, as the person gave them.
-        identity: recipe keys that make it this experiment: no seed, no places; models and files by content.
+        identity: recipe keys that make it this experiment: no seed, no places; models and files by content; and
+            `data.<split>`, what the content of a registered task's file is known by.
         metrics: split -> metric -> value; empty unless finished.
         selection: the metric by which runs of its task are compared ("" unless finished).
         facts: the rest of run.json.
@@ -56,7 +59,7 @@ class Run:
         """What its teachers are known by."""
         return [str(teacher["model"]) for teacher in self.identity["teachers"]]
 
-    @cached_property
+    @property
     def dev_chose(self) -> bool:
         """Whether the weights are those of the epoch that was best on dev."""
         return self.told.get("train.selection") == "best"
@@ -141,8 +144,8 @@ def read_run(path: Path) -> Run:
         if not isinstance(teachers, list) or not all(isinstance(one, dict) and "model" in one for one in teachers):
             raise ValueError("run.json's teachers are malformed")
     data = content.get("data")
-    if isinstance(data, dict) and data:
-        same["data"] = told["data"] = " ".join(f"{split}:{digest}" for split, digest in sorted(data.items()))
+    for split, digest in data.items() if isinstance(data, dict) else ():
+        same[f"data.{split}"] = told[f"data.{split}"] = str(digest)
     metrics, selection = content.get("metrics", {}), content.get("selection", "")
     if status == "finished":
         _check_metrics(metrics, selection)

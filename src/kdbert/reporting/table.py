@@ -167,8 +167,8 @@ def text_of(run: Run, key: str) -> str:
     value = run.facts.get(key) if key in FACTS else run.told.get(ALIASES.get(key, key))
     if value is None:
         return "-"
-    if key == "data":
-        return f"files #{_digits(value)}"
+    if key.startswith("data."):
+        return f"#{value[:4]}"
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list):
@@ -226,7 +226,7 @@ def _teaching(runs: Sequence[Run]) -> set[Path]:
 
 
 def _without_task(run: Run) -> str:
-    return repr(sorted(item for item in run.identity.items() if not item[0].startswith(("task.", "data"))))
+    return repr(sorted(item for item in run.identity.items() if not item[0].startswith(("task.", "data."))))
 
 
 def _is_one_of(text: str, wanted: str) -> bool:
@@ -278,7 +278,8 @@ def _differing_keys(
     found: dict[str, None] = {}
     for group in shared.values():
         for key in dict.fromkeys(key for run in group for key in run.identity):
-            values = {repr(run.identity.get(key)) for run in group if key != "data" or key in run.identity}
+            # A file that was not there, or a run made before files were remembered, is no other file.
+            values = {repr(run.identity.get(key)) for run in group if key in run.identity or key[:5] != "data."}
             if len(values) > 1:
                 found[key] = None
     short = {full: alias for alias, full in ALIASES.items()}
@@ -316,8 +317,11 @@ def _cell(runs: Sequence[Run], metric: str | None, split: str | None) -> Cell:
     scores: dict[int, float] = {}
     kept: dict[int, Run] = {}
     chosen_split, chosen = "", ""
-    for run in sorted(runs, key=lambda run: run.seed):
-        place = _split_of(run, split) if run.status == "finished" else None
+    finished = sorted((run for run in runs if run.status == "finished"), key=lambda run: run.seed)
+    if split is None and all("test" in run.metrics for run in finished):
+        split = "test"
+    for run in finished:
+        place = _split_of(run, split)
         name = metric or run.selection
         if place is None or name not in run.metrics[place]:
             continue
@@ -336,12 +340,12 @@ def _cell(runs: Sequence[Run], metric: str | None, split: str | None) -> Cell:
 
 
 def _split_of(run: Run, asked: str | None) -> str | None:
-    """The split that is reported: the one asked for, else test where it has labels, else the first dev split."""
+    """The split that was asked for (dev: dev_matched), else the first dev split."""
     if asked is None:
-        return "test" if "test" in run.metrics else next(iter(run.metrics))
+        return next((name for name in run.metrics if name != "test"), None)
     if asked in run.metrics:
         return asked
-    return next((name for name in run.metrics if name.startswith(f"{asked}_")), None)  # dev: dev_matched
+    return next((name for name in run.metrics if name.startswith(f"{asked}_")), None)
 
 
 def _average(row: Row, columns: Sequence[str]) -> Cell:
@@ -376,7 +380,8 @@ def _remarks(rows: Sequence[Row], columns: Sequence[str], metric: str | None, sp
                     notes.append(f"{', '.join(row.labels)} on {column}: the runs' {fact} was {' and '.join(values)}")
     for column in columns:
         cells = [row.cells[column] for row in rows if column in row.cells]
-        if len({data for cell in cells for data in _data_of(cell)}) > 1:
+        files = {data for cell in cells for data in _data_of(cell)}
+        if len(files) > len({data.split()[0] for data in files}):
             notes.append(f"the rows of {column} were made from different files of the task, so they do not compare")
     empty = [column for column in columns if not any(row.cells[column].scores for row in rows if column in row.cells)]
     if (metric or split) and empty:
@@ -385,7 +390,9 @@ def _remarks(rows: Sequence[Row], columns: Sequence[str], metric: str | None, sp
 
 
 def _data_of(cell: Cell) -> set[str]:
-    return {str(run.identity["data"]) for run in cell.runs.values() if "data" in run.identity}
+    """What the files are known by of which a cell's runs learned, and on which they were scored."""
+    keys = ("data.train", f"data.{cell.split}")
+    return {f"{key} {run.identity[key]}" for run in cell.runs.values() for key in keys if key in run.identity}
 
 
 def _heading(rows: Sequence[Row], column: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,7 @@ class Job:
         state: as this sweep knows it.
         message: why it failed, in one line.
         seconds: how long its process ran in this sweep.
+        made_here: whether this sweep has started it.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Job:
     state: State = "waiting"
     message: str = ""
     seconds: float = 0.0
-    made_here: bool = field(default=False)
+    made_here: bool = False
 
     @property
     def words(self) -> list[str]:
