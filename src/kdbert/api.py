@@ -17,13 +17,13 @@ from kdbert.plan import (
     Plan,
     baseline_recipe,
     check_length,
+    missing_teachers,
     resolve_distill,
     resolve_finetune,
     student_before_teacher,
     task_of,
-    teacher_is_missing,
-    teacher_recipe,
-    with_teacher,
+    teacher_recipes,
+    with_teachers,
 )
 from kdbert.recipe import Recipe
 from kdbert.reporting.predictions import predicted, write_predictions, write_submission
@@ -58,7 +58,7 @@ def finetune(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
 
 
 def distill(recipe: Recipe, *, overwrite: bool = False, baseline: bool | None = None) -> RunResult:
-    """Train a student by the recipe's method; fine-tune a teacher first if none is given.
+    """Train a student by the recipe's method; what it needs and nobody gave (teachers, a memory) is made first.
 
     Args:
         recipe: what to do; see `kdbert.recipe.Recipe`.
@@ -71,9 +71,9 @@ def distill(recipe: Recipe, *, overwrite: bool = False, baseline: bool | None = 
     Raises:
         UserError, Diverged, Interrupted: see `kdbert.errors`.
     """
-    if teacher_is_missing(recipe):
+    if missing_teachers(recipe):
         student_before_teacher(recipe)
-        recipe = with_teacher(recipe, str(_make_teacher(recipe).path))
+        recipe = with_teachers(recipe, [_make_teacher(wanted).path for wanted in teacher_recipes(recipe)])
     recipe = resolve_distill(recipe)
     without = None
     if baseline or (baseline is None and recipe.task.name == "quickstart"):
@@ -81,9 +81,8 @@ def distill(recipe: Recipe, *, overwrite: bool = False, baseline: bool | None = 
     return replace(run_recipe(recipe, overwrite=overwrite), baseline=without)
 
 
-def _make_teacher(recipe: Recipe) -> RunResult:
-    """Fine-tune the missing teacher; if another process is at it, wait for that one's."""
-    wanted = teacher_recipe(recipe)
+def _make_teacher(wanted: Recipe) -> RunResult:
+    """Fine-tune a missing teacher; if another process is at it, wait for that one's."""
     while True:
         try:
             return finetune(wanted)
@@ -183,7 +182,8 @@ def evaluate(
     place = locate(model)
     trained: Recipe | None = None
     if place.run is not None:
-        trained = Recipe.of(RunFolder(place.run).manifest()["recipe"])
+        # Its method may come from a plug-in that is not at hand, and makes no difference here.
+        trained = Recipe.of({"task": RunFolder(place.run).manifest()["recipe"]["task"], "method": "finetune"})
     if task is None and trained is None:
         raise UserError(f"{model!r} is no run folder, so its task is not known; name it with --task")
     if trained is not None and (task is None or task_name(task) == trained.task.name):

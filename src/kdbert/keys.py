@@ -8,10 +8,14 @@ from typing import Any
 # What two runs of one experiment may differ in: the seed, places, and how often something is told or saved.
 OUTSIDE_IDENTITY = (
     "seed", "output", "task.data_dir", "train.eval_batch_size", "train.logging_steps", "train.checkpoint_steps",
+    "memory.train",
 )  # fmt: skip
+# Keys that came after the first run folders were made: at their default they stand for what was done before, and
+# are left out of a run's name.
+ADDED_LATER = {"memory": None, "train.batch_sampler": "random", "train.examples_per_class": 4}
 # Keys whose value is a path, which counts by what is in it, wherever it lies.
 FILES_BY_CONTENT = ("task.train_file", "task.dev_file", "task.test_file")
-MODELS_BY_CONTENT = ("teachers", "student.model")
+MODELS_BY_CONTENT = ("teachers", "student.model", "memory.file")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ from typing import Any
 from kdbert.data.examples import Examples
 from kdbert.data.files import text_digest
 from kdbert.errors import UserError, near_miss
-from kdbert.methods import Needs, get_method
+from kdbert.memory import Memory
+from kdbert.methods import Models, Needs, Shape, get_method
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import check_trained_head, label_names, load_config, load_tokenizer, same_tokenizer
 from kdbert.models.locate import QUICKSTART_MODEL, ModelPlace, locate
 from kdbert.models.student import cut_layers, kept_layers
-from kdbert.recipe import Recipe, StudentSection, TeacherSection, TeacherTraining, TrainSection
+from kdbert.recipe import MemorySection, Recipe, StudentSection, TeacherSection, TeacherTraining, TrainSection
 from kdbert.runs import RunFolder, content_digest, run_path, short_name
 from kdbert.tasks import CUSTOM, TaskSpec, get_task
 from kdbert.tasks.custom import custom_task
@@ -36,23 +37,23 @@ def task_of(recipe: Recipe) -> TaskSpec:
     return custom_task(task.train_file, task.dev_file, task.test_file, task.text_columns, task.label_column)
 
 
-def needs_of(recipe: Recipe) -> Needs:
-    """What the recipe's method reads."""
-    return get_method(recipe.method.name).needs(recipe.method)
-
-
-def teacher_is_missing(recipe: Recipe) -> bool:
-    """Whether the method reads a teacher and the recipe names none.
+def missing_teachers(recipe: Recipe) -> int:
+    """How many teachers have to be made: none, or as many as the method reads at least, if the recipe names none.
 
     Raises:
-        UserError: it names more teachers than the method reads.
+        UserError: it names more teachers than the method reads, or some but too few.
     """
-    wanted = needs_of(recipe).teachers
-    if 0 < wanted < len(recipe.teachers):
-        raise UserError(
-            f"method {recipe.method.name!r} takes {wanted} teacher, the recipe names {len(recipe.teachers)}"
-        )
-    return wanted > len(recipe.teachers)
+    method = get_method(recipe.method.name)
+    least, most = method.teachers(recipe.method)
+    named = len(recipe.teachers)
+    wanted = f"{least} teacher{'s' if least != 1 else ''}" + (" or more" if most is None else "")
+    if least and most is not None and named > most:
+        several = "; multi-kd takes several" if most == 1 else ""
+        raise UserError(f"method {method.name!r} takes {wanted}, the recipe names {named}{several}")
+    if 0 < named < least:
+        one = "; kd takes one" if named == 1 else ""
+        raise UserError(f"method {method.name!r} takes {wanted}, the recipe names {named}: add another --teacher{one}")
+    return 0 if named else least
 
 
 def base_model(recipe: Recipe) -> str:
@@ -62,20 +63,26 @@ def base_model(recipe: Recipe) -> str:
     return QUICKSTART_MODEL if recipe.task.name == "quickstart" else PAPER_MODEL
 
 
-def teacher_recipe(recipe: Recipe) -> Recipe:
-    """The fine-tuning run that makes the recipe's missing teacher."""
+def teacher_recipes(recipe: Recipe) -> list[Recipe]:
+    """The fine-tuning runs that make the recipe's missing teachers; several differ in their seeds."""
     training = recipe.teacher_training or TeacherTraining()
-    return recipe.model_copy(
-        update={
-            "teachers": [],
-            "teacher_training": None,
-            "student": recipe.student.model_copy(update={"model": base_model(recipe), "layers": None, "init": "first"}),
-            "method": get_method("finetune").Options(),  # type: ignore[call-arg]
-            "train": _teacher_train(recipe, training),
-            "seed": training.seed,
-            "output": recipe.output.model_copy(update={"dir": None}),
-        }
-    )
+    return [
+        recipe.model_copy(
+            update={
+                "teachers": [],
+                "teacher_training": None,
+                "student": recipe.student.model_copy(
+                    update={"model": base_model(recipe), "layers": None, "init": "first"}
+                ),
+                "method": get_method("finetune").Options(),  # type: ignore[call-arg]
+                "memory": None,
+                "train": _teacher_train(recipe, training),
+                "seed": training.seed + number,
+                "output": recipe.output.model_copy(update={"dir": None, "diagnose": False}),
+            }
+        )
+        for number in range(missing_teachers(recipe))
+    ]
 
 
 def _teacher_train(recipe: Recipe, training: TeacherTraining) -> TrainSection:
@@ -97,14 +104,16 @@ def baseline_recipe(recipe: Recipe) -> Recipe:
             "teachers": [],
             "teacher_training": None,
             "method": get_method("finetune").Options(),  # type: ignore[call-arg]
-            "output": recipe.output.model_copy(update={"dir": None}),
+            "memory": None,
+            "output": recipe.output.model_copy(update={"dir": None, "diagnose": False}),
         }
     )
 
 
-def with_teacher(recipe: Recipe, path: str) -> Recipe:
-    """The recipe with a teacher in place of the wish for one."""
-    return recipe.model_copy(update={"teachers": [TeacherSection(model=path, labels=None)], "teacher_training": None})
+def with_teachers(recipe: Recipe, paths: Iterable[str | Path]) -> Recipe:
+    """The recipe with teachers in place of the wish for them."""
+    teachers = [TeacherSection(model=str(path), labels=None) for path in paths]
+    return recipe.model_copy(update={"teachers": teachers, "teacher_training": None})
 
 
 def student_before_teacher(recipe: Recipe) -> Recipe:
@@ -116,11 +125,9 @@ def student_before_teacher(recipe: Recipe) -> Recipe:
         UserError: whatever can be refused without the teacher.
     """
     resolved = resolve_distill(recipe)
-    plan = Plan(resolved)
-    plan.check()
     base = locate(base_model(recipe))
-    check_length(resolved.task.max_length or 0, load_config(base), base.given)
-    plan.check_tokenizer(base)
+    plan = Plan(resolved, teachers_to_come=[base] * missing_teachers(recipe))
+    plan.check()
     return resolved
 
 
@@ -170,7 +177,7 @@ def resolve_distill(recipe: Recipe) -> Recipe:
         student = student.model_copy(update={"model": model, "layers": layers})
     student = _cut(student)
     teachers = recipe.teachers
-    if needs_of(recipe).teachers == 0 and teachers:
+    if get_method(recipe.method.name).teachers(recipe.method) == (0, 0) and teachers:
         log.info("method %s reads no teacher; --teacher only says what the student is cut from", recipe.method.name)
         teachers = []
     return recipe.model_copy(
@@ -179,6 +186,24 @@ def resolve_distill(recipe: Recipe) -> Recipe:
             "teachers": teachers,
             "teacher_training": None,
             "student": student,
+            "memory": _memory_section(recipe),
+        }
+    )
+
+
+def _memory_section(recipe: Recipe) -> MemorySection | None:
+    """How the memory is made, every key with its value; None for a method that reads none."""
+    if not get_method(recipe.method.name).reads_memory(recipe.method):
+        return None
+    section = recipe.memory or MemorySection()
+    if section.file is not None:
+        return section
+    algorithm = section.algorithm or ("legacy" if recipe.method.variant == "original" else "kmeans")
+    return section.model_copy(
+        update={
+            "centroids": section.centroids or (300 if recipe.task.name in ("mnli", "qqp") else 100),
+            "algorithm": algorithm,
+            "passes": section.passes or (3 if algorithm == "legacy" else 20),
         }
     )
 
@@ -210,18 +235,21 @@ class Plan:
     and no weights, and `--dry-run` opens no weights.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, teachers_to_come: Sequence[ModelPlace] = ()) -> None:
+        """Args: the resolved recipe; the models that missing teachers will be made of."""
         self.recipe = recipe
         assert recipe.student.model is not None
         self.student_place = locate(recipe.student.model)
         self.teacher_places = [locate(teacher.model) for teacher in recipe.teachers]
+        self.teachers_to_come = list(teachers_to_come)
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         """What each model and data path of the recipe is known by, wherever it lies."""
         known = {place.given: place.fingerprint() for place in (self.student_place, *self.teacher_places)}
         task = self.recipe.task
-        for file in (task.train_file, task.dev_file, task.test_file):
+        memory = self.recipe.memory.file if self.recipe.memory is not None else None
+        for file in (task.train_file, task.dev_file, task.test_file, memory):
             if file is not None and Path(file).exists():
                 known[file] = content_digest(Path(file))
         return known
@@ -342,6 +370,23 @@ class Plan:
             for told, place in zip(self.recipe.teachers, self.teacher_places, strict=True)
         ]
 
+    @cached_property
+    def models(self) -> Models:
+        """Depths and widths of student and teachers."""
+        teachers = [shape_of(load_config(place)) for place in (*self.teacher_places, *self.teachers_to_come)]
+        student = shape_of(self.student_config)
+        return Models(Shape(len(self.kept_layers), student.width), tuple(teachers))
+
+    @cached_property
+    def needs(self) -> Needs:
+        """What the method reads of these models."""
+        return get_method(self.recipe.method.name).needs(self.recipe.method, self.models)
+
+    @property
+    def micro_batch(self) -> int:
+        """Examples of a full micro-batch."""
+        return -(-self.recipe.train.batch_size // self.recipe.train.accumulation)
+
     def check(self) -> None:
         """Everything that can be refused before weights are opened.
 
@@ -351,11 +396,34 @@ class Plan:
         recipe = self.recipe
         assert recipe.task.max_length is not None
         check_trackers(recipe.output.tracker)
-        _ = self.train_examples, self.eval_examples, self.kept_layers, self.teacher_permutations
+        _ = self.train_examples, self.eval_examples, self.kept_layers, self.teacher_permutations, self.needs
         check_length(recipe.task.max_length, self.student_config, self.student_place.given)
-        for place in self.teacher_places:
+        for place in (*self.teacher_places, *self.teachers_to_come):
             check_length(recipe.task.max_length, load_config(place), place.given)
-            self.check_tokenizer(place)
+            if self.needs.compares_tokens:
+                self.check_tokenizer(place)
+        self._check_memory()
+
+    def _check_memory(self) -> None:
+        memory, layer = self.recipe.memory, self.needs.memory_layer
+        if memory is None or layer is None:
+            return
+        if memory.file is not None:
+            Memory.load(Path(memory.file))
+        elif memory.centroids is not None and memory.centroids > len(self.train_examples):
+            raise UserError(
+                f"memory.centroids is {memory.centroids}, but there are {len(self.train_examples)} training examples; "
+                "set fewer with memory.centroids="
+            )
+
+    def memory_words(self) -> str:
+        """How the memory is made, for people."""
+        memory = self.recipe.memory
+        assert memory is not None
+        return (
+            f"{memory.centroids} centroids of the teacher's layer {self.needs.memory_layer} by {memory.algorithm}, "
+            "made on the way or reused"
+        )
 
     def check_tokenizer(self, teacher: ModelPlace) -> None:
         """Refuse a teacher that reads other token ids than the student.
@@ -365,9 +433,21 @@ class Plan:
         """
         if not same_tokenizer(self.tokenizer, load_tokenizer(teacher)):
             raise UserError(
-                f"teacher {teacher.given!r} and student {self.student_place.given!r} have different tokenizers, so "
-                "they would read different token ids; take a student with the teacher's vocabulary"
+                f"teacher {teacher.given!r} and student {self.student_place.given!r} have different tokenizers, and "
+                f"method {self.recipe.method.name!r} compares them token by token; take a student with the teacher's "
+                "vocabulary, or a method that compares whole examples (kd, multi-kd, cka-l, cka-g)"
             )
+
+    @cached_property
+    def teacher_tokenizers(self) -> list[Any]:
+        """Each teacher's own tokenizer; None where it reads exactly what the student reads."""
+        own = []
+        for place in self.teacher_places:
+            tokenizer = load_tokenizer(place)
+            same = same_tokenizer(self.tokenizer, tokenizer)
+            same &= set(tokenizer.model_input_names) == set(self.tokenizer.model_input_names)
+            own.append(None if same else tokenizer)
+        return own
 
     @property
     def steps(self) -> int:
@@ -388,11 +468,16 @@ class Plan:
         head, at the maximum length and float32, which is the upper end.
         """
         student, teachers = self.parameters()
-        config, options = self.student_config, self.recipe.train
-        length, rows = self.recipe.task.max_length or 0, -(-options.batch_size // options.accumulation)
+        config = self.student_config
+        length, rows = self.recipe.task.max_length or 0, self.micro_batch
         per_token = 16 * config.hidden_size + 2 * config.num_attention_heads * length
         activations = 4.0 * rows * length * len(self.kept_layers) * per_token
         return 16.0 * student + 4.0 * sum(teachers) + activations
+
+
+def shape_of(config: Any) -> Shape:
+    """Depth and width of a model."""
+    return Shape(config.num_hidden_layers, config.hidden_size)
 
 
 def count_parameters(config: Any, outputs: int, layers: list[int] | None = None) -> int:

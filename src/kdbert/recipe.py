@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from kdbert.errors import UserError, near_miss
-from kdbert.keys import FILES_BY_CONTENT, OUTSIDE_IDENTITY, put
+from kdbert.keys import ADDED_LATER, FILES_BY_CONTENT, OUTSIDE_IDENTITY, put
 from kdbert.methods import MethodOptions, all_methods, get_method
 from kdbert.tasks import CUSTOM, get_task, task_name
 
@@ -104,6 +104,32 @@ class TeacherTraining(Section):
     seed: int = Field(1, ge=0, description="its own, so that all seeds of a student share one teacher")
 
 
+class MemorySection(Section):
+    """The memory that the global CKA methods read: centroids of the teacher's features over the training split."""
+
+    file: str | None = Field(
+        None, description="a memory that `kdbert train-memory` made; else one is made by these keys"
+    )
+    train: Literal["auto", "never"] = Field("auto", description="make a missing memory, or refuse the run")
+    centroids: int | None = Field(None, ge=1, description="K (100; 300 for mnli and qqp)")
+    algorithm: Literal["kmeans", "legacy"] | None = Field(
+        None, description="kmeans, or legacy: the published procedure (kmeans; legacy for variant original)"
+    )
+    passes: int | None = Field(
+        None, ge=1, description="passes over the training split, at most (kmeans: 20; legacy: 3, as published)"
+    )
+    batch_size: int = Field(1, ge=1, description="legacy: examples that count as one step of the running average")
+    seed: int = Field(1, ge=0, description="of the first centroids; its own, so that all seeds of a student share one")
+
+    @model_validator(mode="after")
+    def _file_or_how(self) -> MemorySection:
+        given = self.model_fields_set - {"file"}
+        made = [key for key in sorted(given) if getattr(self, key) != type(self).model_fields[key].default]
+        if self.file is not None and made:
+            raise ValueError(f"memory.file names a memory, so memory.{made[0]} says nothing; keep one of them")
+        return self
+
+
 class StudentSection(Section):
     """The model that is trained."""
 
@@ -153,6 +179,10 @@ class TrainSection(Section):
     selection: Literal["last", "best"] = Field("last", description="which weights are kept: last, or best on dev")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of the encoder; losses are always fp32")
     bucketing: bool = Field(True, description="batches of like length")
+    batch_sampler: Literal["random", "class-balanced"] = Field(
+        "random", description="class-balanced: batches are put together from groups of one class (of any length)"
+    )
+    examples_per_class: int = Field(4, ge=1, description="class-balanced: size of a group")
     teacher_cache: bool = Field(True, description="one teacher pass before training instead of one per step")
     logging_steps: int = Field(20, ge=1, description="write losses every so many steps")
     checkpoint_steps: int = Field(500, ge=1, description="save a checkpoint this often, and after every epoch")
@@ -161,6 +191,11 @@ class TrainSection(Section):
     def _micro(self) -> TrainSection:
         if self.accumulation > self.batch_size:
             raise ValueError(f"accumulation ({self.accumulation}) is larger than batch_size ({self.batch_size})")
+        if self.batch_sampler == "class-balanced" and self.examples_per_class > self.batch_size // self.accumulation:
+            raise ValueError(
+                f"examples_per_class ({self.examples_per_class}) is larger than a batch "
+                f"({self.batch_size // self.accumulation})"
+            )
         return self
 
 
@@ -171,6 +206,9 @@ class OutputSection(Section):
     dir: str | None = Field(None, description="this very run's folder, instead of a name made from the recipe")
     tracker: list[str] = Field(default_factory=list, description="accelerate trackers besides TensorBoard")
     keep_checkpoints: bool = Field(False, description="keep checkpoints of a finished run")
+    diagnose: bool = Field(
+        False, description="log how alike student and teacher are inside; draw a heat map at the end"
+    )
 
 
 def _method_options(value: Any) -> MethodOptions:
@@ -193,6 +231,7 @@ class Recipe(Section):
     teacher_training: TeacherTraining | None = None
     student: StudentSection = Field(default_factory=StudentSection)
     method: SerializeAsAny[MethodOptions] = Field(default_factory=lambda: _method_options("kd"))
+    memory: MemorySection | None = None
     train: TrainSection = Field(default_factory=TrainSection)
     seed: int = Field(1, ge=0)
     output: OutputSection = Field(default_factory=OutputSection)
@@ -302,7 +341,16 @@ class Recipe(Section):
         tree = self.model_dump(mode="json")
         for key in OUTSIDE_IDENTITY:
             section, _, name = key.partition(".")
-            (tree[section] if name else tree).pop(name or section)
+            part = tree[section] if name else tree
+            if part is not None:
+                part.pop(name or section)
+        for key, default in ADDED_LATER.items():
+            section, _, name = key.partition(".")
+            part = tree[section] if name else tree
+            if part[name or section] == default:
+                part.pop(name or section)
+        if self.memory is not None and self.memory.file is not None:
+            tree["memory"] = {"file": fingerprints.get(self.memory.file, self.memory.file)}
         for key in FILES_BY_CONTENT:
             name = key.removeprefix("task.")
             if tree["task"][name] is not None:
@@ -399,5 +447,6 @@ def _known_keys() -> list[str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             keys += [f"{name}.{key}" for key in field.annotation.model_fields]
     keys += [f"teacher_training.{key}" for key in TeacherTraining.model_fields]
+    keys += [f"memory.{key}" for key in MemorySection.model_fields]
     keys += [f"method.{key}" for method in all_methods().values() for key in method.Options.model_fields]
     return keys

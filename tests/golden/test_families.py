@@ -6,20 +6,12 @@ import ast
 import json
 from pathlib import Path
 
+from golden_cases import OURS
+
 # Families whose methods are not built yet. Whoever builds one writes its test, with the family's name in the
 # test file's `FAMILIES`, and takes the name out of this list.
 OPEN = {
     "blurb_metrics",
-    "cka_core",
-    "cka_g",
-    "cka_i",
-    "cka_ilg",
-    "cka_l",
-    "fsd_monitors",
-    "ics_knn",
-    "kmeans",
-    "memory",
-    "multi_teacher",
     "vekd",
     "vekd_collator",
 }
@@ -43,4 +35,5 @@ def test_every_family_is_compared_or_listed_as_open(golden_dir: Path) -> None:
     covered = covered_families()
     assert not families - covered - OPEN, "families of the manifest that no test compares and nobody listed"
     assert not OPEN & covered, "listed as open, but a test compares them: take them out of OPEN"
-    assert not OPEN - families, "listed as open, but the manifest has no such family"
+    if golden_dir.resolve() == OURS.resolve():  # another set may hold a part of the families
+        assert not OPEN - families, "listed as open, but the manifest has no such family"

@@ -2,58 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from kdbert.api import finished_run
+from kdbert.layers import told
+from kdbert.models.locate import ModelPlace, locate
 from kdbert.plan import (
     Plan,
+    base_model,
+    missing_teachers,
     resolve_distill,
     resolve_finetune,
     student_before_teacher,
-    teacher_is_missing,
-    teacher_recipe,
-    with_teacher,
+    teacher_recipes,
+    with_teachers,
 )
 from kdbert.recipe import Recipe
 
 
 def print_distill_plan(recipe: Recipe) -> None:
     """The plan of `distill`: of the student's run, or of the teacher's where that has to be made first."""
-    if teacher_is_missing(recipe):
-        first = teacher_recipe(recipe)
-        path = finished_run(first)
-        if path is None:
+    if missing_teachers(recipe):
+        wanted = teacher_recipes(recipe)
+        paths = [finished_run(one) for one in wanted]
+        if None in paths:
             student = student_before_teacher(recipe)
-            print_plan(resolve_finetune(first), heading="No teacher is given: this run makes it")
-            print()
+            for one, path in zip(wanted, paths, strict=True):
+                if path is None:
+                    print_plan(resolve_finetune(one), heading="A teacher is missing: this run makes it")
+                    print()
             print_plan(
-                student, heading="Then the student's run, taught by it; its folder's name depends on the teacher"
+                student,
+                heading="Then the student's run, taught by it; its folder's name depends on the teacher",
+                teachers_to_come=[locate(base_model(recipe))] * len(wanted),
             )
             return
-        recipe = with_teacher(recipe, str(path))
+        recipe = with_teachers(recipe, [path for path in paths if path is not None])
     print_plan(resolve_distill(recipe))
 
 
-def print_plan(recipe: Recipe, heading: str | None = None) -> None:
+def print_plan(recipe: Recipe, heading: str | None = None, teachers_to_come: Sequence[ModelPlace] = ()) -> None:
     """Check a resolved recipe as a run would, and print what it would do. Opens no weights.
 
     Raises:
         UserError: whatever the run would refuse before training.
     """
-    plan = Plan(recipe)
+    plan = Plan(recipe, teachers_to_come)
     plan.check()
     if heading:
         print(f"# {heading}")
     print(recipe.yaml(), end="")
-    print(
-        f"\nrun folder: {plan.folder.path if not teacher_is_missing(recipe) else 'decided when the teacher is there'}"
-    )
+    print(f"\nrun folder: {plan.folder.path if not teachers_to_come else 'decided when the teacher is there'}")
     print(f"task: {plan.spec.title}")
     sizes = {
         "train": len(plan.train_examples),
         **{name: len(part) for name, part in plan.eval_examples.items()},
     }
     print("examples: " + ", ".join(f"{name} {count}" for name, count in sizes.items()))
-    for told, columns, names in zip(recipe.teachers, plan.teacher_permutations, plan.teacher_labels, strict=True):
-        print(f"labels of teacher {told.model}:")
+    for teacher, columns, names in zip(recipe.teachers, plan.teacher_permutations, plan.teacher_labels, strict=True):
+        print(f"labels of teacher {teacher.model}:")
         if plan.spec.labels:
             for label, column in list(zip(plan.spec.labels, columns, strict=True))[:20]:
                 print(f"  {label} <- its output {column} ({names[column]})")
@@ -63,6 +70,10 @@ def print_plan(recipe: Recipe, heading: str | None = None) -> None:
             print("  one score")
     role = "student" if recipe.teachers else "model"
     print(f"{role} layers: {', '.join(map(str, plan.kept_layers))} of {plan.student_config.num_hidden_layers}")
+    for term, pairs in plan.needs.pairs.items():
+        print(f"layers of {term} (teacher:student): {told(pairs)}")
+    if recipe.memory is not None:
+        print(f"memory: {recipe.memory.file or plan.memory_words()}")
     student, teachers = plan.parameters()
     print(f"steps: {plan.steps}")
     print(f"parameters: {role} {student / 1e6:.2f} M" + "".join(f", teacher {n / 1e6:.2f} M" for n in teachers))

@@ -32,10 +32,14 @@ def show(name: Annotated[str, typer.Argument(help="Method or alias.")]) -> None:
     from kdbert.methods import get_method
 
     method = get_method(name)
-    needs = method.needs(method.Options())  # type: ignore[call-arg]
+    options = method.Options()  # type: ignore[call-arg]
+    original = method.Options(variant="original")  # type: ignore[call-arg]
+    least, most = method.teachers(options)
     print(f"{method.name}: {method.summary}")
-    print(f"\nloss: {method.formula}")
-    print(f"teachers: {needs.teachers or 'none'}")
+    print("\n" + textwrap.fill(f"loss: {method.formula}", 100, subsequent_indent="  ", break_on_hyphens=False))
+    print(f"teachers: {least or 'none'}{' or more' if most is None else ''}")
+    if method.reads_memory(options):
+        print("memory: made on the way, or by `kdbert train-memory`")
     for paper in method.papers:
         print(textwrap.fill(f"paper: {paper}", 100, subsequent_indent="  ", break_on_hyphens=False))
     print("\noptions (--set method.NAME=VALUE):")
@@ -43,7 +47,10 @@ def show(name: Annotated[str, typer.Argument(help="Method or alias.")]) -> None:
         if key == "name":
             continue
         text = field.description or "corrected: what the method means; original: the published code, quirks included"
-        print(f"  {key} = {field.default}\n      {text}")
+        published = getattr(original, key)
+        other = f" (variant original: {published})" if key != "variant" and published != field.default else ""
+        print(f"  {key} = {field.default}{other}")
+        print(textwrap.fill(text, 100, initial_indent="      ", subsequent_indent="      "))
     if method.differences:
         print("\nthe published code:")
         print(textwrap.fill(method.differences, 100, initial_indent="  ", subsequent_indent="  "))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,16 @@ from kdbert.data.encode import Encoded
 POOL_BATCHES = 50
 
 
-def epoch_batches(lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int, bucketing: bool) -> list[np.ndarray]:
+def epoch_batches(
+    lengths: np.ndarray,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    bucketing: bool,
+    classes: np.ndarray | None = None,
+    per_class: int = 4,
+) -> list[np.ndarray]:
     """The global batches of one epoch: every example exactly once, in random order.
 
     Args:
@@ -28,20 +38,49 @@ def epoch_batches(lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int
             up after shuffling).
         bucketing: sort by length inside random pools of at most `POOL_BATCHES` batches, then shuffle the batches,
             so that a batch holds examples of like length.
+        classes: int [N]; if given, batches are put together from groups of `per_class` examples of one class (see
+            `_class_groups`), and lengths do not matter.
 
     Returns:
         int64 arrays of example numbers.
     """
     random = np.random.default_rng([seed, epoch])
-    order = random.permutation(len(lengths))
-    if bucketing:
-        pool = batch_size * min(POOL_BATCHES, -(-len(order) // (2 * batch_size)))
-        pools = [order[start : start + pool] for start in range(0, len(order), pool)]
-        order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in pools])
+    if classes is not None:
+        order = _class_groups(classes, per_class, random)
+    else:
+        order = random.permutation(len(lengths))
+        if bucketing:
+            pool = batch_size * min(POOL_BATCHES, -(-len(order) // (2 * batch_size)))
+            pools = [order[start : start + pool] for start in range(0, len(order), pool)]
+            order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in pools])
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    if bucketing:
+    if bucketing or classes is not None:
         batches = [batches[i] for i in random.permutation(len(batches))]
     return batches
+
+
+def _class_groups(classes: np.ndarray, per_class: int, random: np.random.Generator) -> np.ndarray:
+    """Every example once, in groups of `per_class` of one class; a class's groups are spread over the epoch.
+
+    With a batch size of P * `per_class`, a batch holds P groups, of P classes where there are so many of like size.
+    What is left of a class (fewer than `per_class`) comes at the end.
+    """
+    groups: list[np.ndarray] = []
+    places: list[float] = []
+    rest: list[np.ndarray] = []
+    for one in np.unique(classes):
+        members = random.permutation(np.flatnonzero(classes == one))
+        count = len(members) // per_class
+        groups.extend(members[: count * per_class].reshape(count, per_class))
+        places.extend((np.arange(count) + random.random(count)) / max(count, 1))
+        rest.append(members[count * per_class :])
+    ordered = [groups[i] for i in np.argsort(places, kind="stable")]
+    return np.concatenate([*ordered, *(rest[i] for i in random.permutation(len(rest)))]).astype(np.int64)
+
+
+def classes_of(labels: torch.Tensor) -> torch.Tensor:
+    """What counts as one class: the label; for scores the score rounded to 0.5 (METHODS.md section 1)."""
+    return (labels * 2 + 0.5).floor() if labels.is_floating_point() else labels
 
 
 def evaluation_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -64,6 +103,9 @@ class Batch:
         share: this micro-batch's part of the step (1 without accumulation), for terms that compare
             examples and are computed on the whole micro-batch by every process.
         padded: whether any row may be shorter than L (known on the host, so that no device is asked).
+        rows: `example` on the host.
+        everyone: the examples of all processes' parts of this micro-batch, on the host.
+        start: where this process's part begins in `everyone`.
     """
 
     input_ids: torch.Tensor
@@ -75,6 +117,26 @@ class Batch:
     scale: float
     share: float = 1.0
     padded: bool = True
+    rows: np.ndarray | None = None
+    everyone: np.ndarray | None = None
+    start: int = 0
+
+    @property
+    def count(self) -> int:
+        """Examples of this micro-batch, over all processes."""
+        return len(self.example) if self.everyone is None else len(self.everyone)
+
+    def gather(self, per_example: torch.Tensor) -> torch.Tensor:
+        """A per-example quantity [B, ...] of all processes' parts, in their order: [count, ...].
+
+        The gradient of what follows reaches every process's own part. Where each process computes the same from
+        the result, the mean over processes of their gradients is that of one process with the whole micro-batch.
+        """
+        if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+            return per_example
+        # Only the last part can have rows that fill it up, so the first `count` are the real ones.
+        whole: torch.Tensor = _Gather.apply(per_example)
+        return whole[: self.count]
 
     def mean(self, per_example: torch.Tensor) -> torch.Tensor:
         """Mean of a per-example quantity [B] over all examples of the optimiser step.
@@ -104,13 +166,35 @@ class Batch:
         )
 
 
+class _Gather(torch.autograd.Function):
+    """Concatenation of all processes' tensors; the gradient is summed over processes and cut apart again."""
+
+    @staticmethod
+    def forward(context: Any, part: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(part) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, part.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        total = gradients[0].clone()  # contiguous, and not somebody else's
+        torch.distributed.all_reduce(total)
+        return total.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
+
+
 def micro_batches(
-    data: Encoded, rows: np.ndarray, *, accumulation: int = 1, rank: int = 0, world: int = 1
+    data: Encoded,
+    rows: np.ndarray,
+    *,
+    accumulation: int = 1,
+    rank: int = 0,
+    world: int = 1,
+    length: int | None = None,
 ) -> Iterator[Batch]:
     """Cut one global batch into micro-batches and take this process's share of each.
 
-    Rank r takes a contiguous slice. All ranks get the same number of rows and the same padded length;
-    missing rows are filled with the first example and marked invalid.
+    Rank r takes a contiguous slice. All ranks get the same number of rows and the same padded length (that of the
+    longest example, unless `length` is given); missing rows are filled with the first example and marked invalid.
     """
     parts = [part for part in np.array_split(rows, accumulation) if len(part)]
     for part in parts:
@@ -119,20 +203,18 @@ def micro_batches(
         valid = np.zeros(share, dtype=np.float32)
         valid[: len(mine)] = 1.0
         filled = np.concatenate([mine, np.repeat(part[:1], share - len(mine))])
-        batch = collate(data, filled, length=int(data.lengths[part].max()))
+        batch = collate(data, filled, length=length or int(data.lengths[part].max()))
         batch.valid = torch.from_numpy(valid)
         batch.scale = world / len(rows)
         batch.share = len(part) / len(rows)
+        batch.everyone, batch.start = part, rank * share
         yield batch
 
 
 def collate(data: Encoded, rows: np.ndarray, length: int | None = None) -> Batch:
     """Pad the given examples to a common length (that of the longest, unless `length` is given)."""
-    starts, counts = data.offsets[rows], data.lengths[rows]
-    length = int(counts.max()) if length is None else length
-    position = np.arange(length)
-    real = position[None, :] < counts[:, None]
-    source = np.where(real, starts[:, None] + position[None, :], 0)
+    length = int(data.lengths[rows].max()) if length is None else length
+    source, real = data.tokens(rows, length)
     ids = np.where(real, data.input_ids[source], data.pad_id).astype(np.int64)
     types = None
     if data.token_types is not None:
@@ -146,4 +228,5 @@ def collate(data: Encoded, rows: np.ndarray, length: int | None = None) -> Batch
         valid=torch.ones(len(rows)),
         scale=1.0 / len(rows),
         padded=not bool(real.all()),
+        rows=rows,
     )

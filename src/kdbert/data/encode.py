@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,10 +37,34 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """int64 [N]: tokens per example, special tokens included."""
         return np.diff(self.offsets)
+
+    def tokens(self, rows: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where the tokens of some examples stand in an array of all tokens, padded to a common length.
+
+        Returns:
+            int64 [B, length] (0 at padding), and bool [B, length], true at real positions.
+        """
+        position = np.arange(length)
+        real = position[None, :] < self.lengths[rows][:, None]
+        return np.where(real, self.offsets[rows][:, None] + position[None, :], 0), real
+
+    @cached_property
+    def pair_offsets(self) -> np.ndarray:
+        """int64 [N + 1]; the token pairs of example i, row by row, are `pair_offsets[i]:pair_offsets[i + 1]`."""
+        return np.concatenate([[0], np.cumsum(self.lengths.astype(np.int64) ** 2)])
+
+    def token_pairs(self, rows: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `tokens`, for the pairs of an example's tokens: [B, length, length] each."""
+        counts = self.lengths[rows]
+        position = np.arange(length)
+        real = position[None, :] < counts[:, None]
+        both = real[:, :, None] & real[:, None, :]
+        source = position[None, :, None] * counts[:, None, None] + position[None, None, :]
+        return np.where(both, self.pair_offsets[rows][:, None, None] + source, 0), both
 
     def fingerprint(self) -> str:
         """16 hex digits that change when any token or label does."""

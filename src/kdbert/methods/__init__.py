@@ -1,26 +1,156 @@
-"""The registry of methods: every module of this package that defines a `Method` is one."""
+"""The registry of methods: those of this package, of installed packages, and of files that a person names.
+
+Every module of this package that defines a `Method` is one. Another package registers its methods by the entry
+point group `kdbert.methods`, whose value is a `Method` class or a module with such classes:
+
+    [project.entry-points."kdbert.methods"]
+    my-method = "my_package.my_module"
+
+A single file is read by `--plugin path.py`.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
+import logging
 import pkgutil
+import sys
 from functools import cache
 from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
 
 from kdbert.errors import UserError, near_miss
-from kdbert.methods.contract import LossTerms, Method, MethodOptions, Needs, Outputs, Paper
+from kdbert.methods.contract import (
+    Context,
+    LossTerms,
+    Method,
+    MethodOptions,
+    Models,
+    Needs,
+    Outputs,
+    Paper,
+    Reduced,
+    Shape,
+)
 
-__all__ = ["LossTerms", "Method", "MethodOptions", "Needs", "Outputs", "Paper", "all_methods", "get_method"]
+__all__ = [
+    "Context",
+    "LossTerms",
+    "Method",
+    "MethodOptions",
+    "Models",
+    "Needs",
+    "Outputs",
+    "Paper",
+    "Reduced",
+    "Shape",
+    "all_methods",
+    "get_method",
+    "load_plugin",
+    "plugins",
+]
+log = logging.getLogger("kdbert")
+ENTRY_POINTS = "kdbert.methods"
+_plugins: dict[Path, list[type[Method]]] = {}
 
 
 @cache
-def all_methods() -> dict[str, type[Method]]:
+def _built_in() -> dict[str, type[Method]]:
     """Registered name -> class, in alphabetical order of their files."""
     found: dict[str, type[Method]] = {}
     for module in pkgutil.iter_modules(__path__):
-        for value in vars(import_module(f"{__name__}.{module.name}")).values():
-            if isinstance(value, type) and issubclass(value, Method) and value is not Method:
-                found[value.name] = value
+        for method in _methods_of(import_module(f"{__name__}.{module.name}")):
+            found[method.name] = method
     return found
+
+
+@cache
+def _installed() -> dict[str, type[Method]]:
+    """Methods of other packages; one that cannot be loaded, or whose name is taken, is named and left out."""
+    found: dict[str, type[Method]] = {}
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            loaded = point.load()
+            methods = _methods_of(loaded) if isinstance(loaded, ModuleType) else [loaded]
+            for method in methods:
+                _check(method, {**_built_in(), **found})
+                found[method.name] = method
+        except Exception as error:  # another package's fault must not stop kdbert
+            log.warning("method %r of package %s is left out: %s", point.name, getattr(point.dist, "name", "?"), error)
+    return found
+
+
+def _methods_of(module: ModuleType) -> list[type[Method]]:
+    """The methods that a module defines (not those that it imports)."""
+    return [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+        and value is not Method
+    ]  # fmt: skip
+
+
+def _check(method: type[Method], taken: dict[str, type[Method]]) -> None:
+    """Refuse what is no complete method.
+
+    Raises:
+        UserError: with what is missing or taken.
+    """
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise UserError(f"{method!r} is no kdbert.methods.Method")
+    missing = [key for key in ("name", "summary", "formula", "papers", "Options") if not hasattr(method, key)]
+    if missing:
+        raise UserError(f"class {method.__name__} lacks {', '.join(missing)}")
+    names = {name for one in taken.values() for name in (one.name, *one.aliases)}
+    both = sorted(names & {method.name, *method.aliases})
+    if both:
+        raise UserError(f"class {method.__name__} is called {both[0]!r}, as another method is; give it another name")
+
+
+def load_plugin(path: str | Path) -> list[type[Method]]:
+    """Run a Python file and register the methods that it defines.
+
+    Raises:
+        UserError: no such file, it fails, or it defines no method that can be registered.
+    """
+    file = Path(path).expanduser().resolve()
+    if file in _plugins:
+        return _plugins[file]
+    if not file.is_file() or file.suffix != ".py":
+        raise UserError(f"--plugin {str(path)!r}: expected a Python file (.py) that defines a kdbert.methods.Method")
+    name = f"kdbert_plugin_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+        methods = _methods_of(module)
+        if not methods:
+            raise UserError("it defines no class that derives from kdbert.methods.Method")
+        for method in methods:
+            _check(method, all_methods())
+    except Exception as error:
+        del sys.modules[name]
+        told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"--plugin {str(path)!r}: {told}") from error
+    _plugins[file] = methods
+    return methods
+
+
+def plugins() -> dict[Path, list[type[Method]]]:
+    """Files that were read by `load_plugin`, and the methods of each."""
+    return dict(_plugins)
+
+
+def all_methods() -> dict[str, type[Method]]:
+    """Registered name -> class: built-in, installed, plug-ins."""
+    named = {method.name: method for methods in _plugins.values() for method in methods}
+    return {**_built_in(), **_installed(), **named}
 
 
 def get_method(name: str) -> type[Method]:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import nn
 
 from kdbert.data.batches import Batch
+from kdbert.layers import Pair
+
+if TYPE_CHECKING:
+    from kdbert.memory import Memory
+
+# Kinds of options. `corrected` refuses values outside; `original` takes what the published code takes.
+Weight = Annotated[float, "weight"]  # of a term: 0 or more
+Share = Annotated[float, "share"]  # splits a whole in two: 0 to 1
 
 
 @dataclass(frozen=True)
@@ -34,23 +44,118 @@ class MethodOptions(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    # Defaults of `variant: original` where they differ.
+    original_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     name: str
     variant: Literal["corrected", "original"] = "corrected"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_variant(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("variant") == "original":
+            return {**cls.original_defaults, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _no_nonsense(self) -> MethodOptions:
+        if self.variant == "corrected" and self.nonsense():
+            raise ValueError("; ".join(self.nonsense()) + " (variant original takes what the published code takes)")
+        return self
+
+    def nonsense(self) -> list[str]:
+        """Weights that mean nothing, in words: negative ones, and shares outside 0..1."""
+        found = []
+        for key, info in type(self).model_fields.items():
+            value = getattr(self, key)
+            if value is None:
+                continue
+            if "weight" in info.metadata and value < 0:
+                found.append(f"{key} is a weight and must be 0 or more (got {value:g})")
+            if "share" in info.metadata and not 0 <= value <= 1:
+                found.append(f"{key} must lie between 0 and 1, for 1 - {key} is a weight too (got {value:g})")
+        return found
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Number of encoder layers and hidden width of a model."""
+
+    layers: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Models:
+    """Student and teachers, as their configurations describe them."""
+
+    student: Shape
+    teachers: tuple[Shape, ...]
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """Something made from a teacher's hidden states that is constant over a run and read in their place.
+
+    It is computed once per example by `Method.reduce` and kept with the teacher's outputs.
+
+    Attributes:
+        name: `gram.5`; the key of `Outputs.reduced`.
+        layer: the hidden states that it is made from.
+        of: what there is one row of: an `example` ([B, ...]) or a pair of its tokens (`token_pair`, [B, L, L]).
+        by_memory: whether it depends on the memory.
+    """
+
+    name: str
+    layer: int
+    of: Literal["example", "token_pair"]
+    by_memory: bool = False
+
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method reads, known from its options alone, before any weight is loaded.
+    """What a method reads, known from options and configurations alone, before any weight is loaded.
 
     Attributes:
-        teachers: how many teachers a recipe must name (0: none is loaded).
+        teacher_logits: whether it reads the teachers' logits.
+        teacher_hidden: layers of each teacher that are read as they are.
+        reduced: what is read of a teacher in place of hidden states.
+        student_hidden: layers of the student.
+        pairs: term -> the layers that it compares, (teacher, student).
+        memory_layer: the teacher's layer whose centroids are read, if any.
         compares_examples: whether a term compares the examples of a micro-batch with each other, so
             that its value depends on the micro-batch size.
+        compares_tokens: whether a term compares teacher and student token by token, so that both must read the
+            same tokens.
+        reads_padding: whether positions of padding count, so that batches are padded to the maximum length.
     """
 
-    teachers: int = 0
+    teacher_logits: bool = False
+    teacher_hidden: tuple[int, ...] = ()
+    reduced: tuple[Reduced, ...] = ()
+    student_hidden: tuple[int, ...] = ()
+    pairs: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict)
+    memory_layer: int | None = None
     compares_examples: bool = False
+    compares_tokens: bool = False
+    reads_padding: bool = False
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method is told once, before training.
+
+    Attributes:
+        models: depths and widths.
+        regression: whether labels are scores.
+        batch_size: examples of a full micro-batch, over all processes.
+        memory: the centroids, where `Needs.memory_layer` asks for them.
+    """
+
+    models: Models
+    regression: bool
+    batch_size: int
+    memory: Memory | None = None
 
 
 @dataclass
@@ -59,17 +164,24 @@ class Outputs:
 
     Attributes:
         logits: [B, C].
+        hidden: layer -> [B, L, H]. Positions of padding hold anything.
+        mask: [B, L], 1 for real positions.
+        reduced: name -> what `Method.reduce` made of the hidden states.
     """
 
     logits: torch.Tensor
+    hidden: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    mask: torch.Tensor | None = None
+    reduced: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass
 class LossTerms:
-    """Named, unweighted terms (scalars) and their weights."""
+    """Named, unweighted terms (scalars) and their weights; `monitors` are logged beside them, never optimised."""
 
     terms: dict[str, torch.Tensor]
     weights: dict[str, float]
+    monitors: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def total(self) -> torch.Tensor:
@@ -98,10 +210,35 @@ class Method(nn.Module):
         self.options = options
 
     @classmethod
-    def needs(cls, options: MethodOptions) -> Needs:
-        """What the method reads under these options. A term of weight 0 needs nothing."""
+    def teachers(cls, options: MethodOptions) -> tuple[int, int | None]:
+        """The least and the most teachers that a recipe names (None: any number); (0, 0) where none is read."""
+        return 0, 0
+
+    @classmethod
+    def reads_memory(cls, options: MethodOptions) -> bool:
+        """Whether `Needs.memory_layer` will be set, whatever the models are."""
+        return False
+
+    @classmethod
+    def needs(cls, options: MethodOptions, models: Models) -> Needs:
+        """What the method reads under these options, of these models. A term of weight 0 needs nothing.
+
+        Raises:
+            UserError: layers that a model does not have, widths that do not fit.
+        """
         return Needs()
 
+    def prepare(self, context: Context) -> None:
+        """Build projections, take over the memory. Called once, before training, after the seed was set."""
+
+    def reduce(self, name: str, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Compute a `Reduced` quantity from a teacher's hidden states [B, L, H] and mask [B, L]."""
+        raise KeyError(name)
+
+    def remark(self, batches: Sequence[np.ndarray]) -> str | None:
+        """What a person should be told before training, given the labels of the first epoch's micro-batches."""
+        return None
+
     def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:
-        """The terms of one micro-batch, as seen from this process (see `Batch.mean`)."""
+        """The terms of one micro-batch, as seen from this process (see `Batch.mean` and `Batch.gather`)."""
         raise TypeError(f"{type(self).__name__} does not define forward")

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, cast
 
-from pydantic import Field
-
 from kdbert.data.batches import Batch
-from kdbert.losses.hard import hard_loss
-from kdbert.losses.hinton import score_loss, soft_label_loss
-from kdbert.methods.contract import LossTerms, Method, MethodOptions, Needs, Outputs, Paper
+from kdbert.methods.contract import LossTerms, Method, MethodOptions, Models, Needs, Outputs, Paper
+from kdbert.methods.terms import KD_FORMULA, KDOptions, kd_terms
 
 
 class KD(Method):
@@ -19,7 +16,7 @@ class KD(Method):
     name = "kd"
     aliases = ("hinton", "vanilla-kd", "soft-label")
     summary = "soft labels of one teacher beside the hard labels"
-    formula = "alpha * CE(student, label) + (1 - alpha) * tau^2 * KL(softmax(teacher/tau) || softmax(student/tau))"
+    formula = KD_FORMULA
     papers = (
         Paper(
             "Distilling the Knowledge in a Neural Network",
@@ -35,32 +32,21 @@ class KD(Method):
         "`original` keeps that, `corrected` distils the mean squared difference of the scores (tau unused)."
     )
 
-    class Options(MethodOptions):
+    class Options(KDOptions):
         """Options of `kd`."""
 
         name: Literal["kd"] = "kd"
-        alpha: float = Field(0.5, ge=0, le=1, description="weight of the hard loss; 1 is plain fine-tuning")
-        temperature: float = Field(5.0, gt=0, description="tau, softens both distributions")
 
     @classmethod
-    def needs(cls, options: MethodOptions) -> Needs:
-        """One teacher's logits, unless alpha is 1."""
-        if cast(KD.Options, options).alpha == 1:
-            return Needs()
-        return Needs(teachers=1)
+    def teachers(cls, options: MethodOptions) -> tuple[int, int | None]:
+        """One, unless alpha is 1."""
+        return (0, 0) if cast(KD.Options, options).alpha == 1 else (1, 1)
+
+    @classmethod
+    def needs(cls, options: MethodOptions, models: Models) -> Needs:
+        """The teacher's logits."""
+        return Needs(teacher_logits=bool(models.teachers))
 
     def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:
         """Terms `hard` and `soft`."""
-        assert batch.labels is not None
-        options = cast(KD.Options, self.options)
-        terms = {"hard": batch.mean(hard_loss(student.logits, batch.labels))}
-        weights = {"hard": options.alpha}
-        if options.alpha < 1:
-            regression = batch.labels.is_floating_point()
-            if regression and options.variant == "corrected":
-                soft = score_loss(student.logits, teachers[0].logits)
-            else:
-                soft = soft_label_loss(student.logits, teachers[0].logits, options.temperature)
-            terms["soft"] = batch.mean(soft)
-            weights["soft"] = 1 - options.alpha
-        return LossTerms(terms, weights)
+        return kd_terms(cast(KD.Options, self.options), student, teachers[0] if teachers else None, batch)

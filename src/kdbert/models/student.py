@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from kdbert.errors import UserError
+from kdbert.layers import matched_layer
 
 
 def kept_layers(depth: int, count: int | None, init: Literal["first", "last", "even"] | Sequence[int]) -> list[int]:
@@ -29,7 +30,7 @@ def kept_layers(depth: int, count: int | None, init: Literal["first", "last", "e
         elif init == "last":
             picks = list(range(depth - size + 1, depth + 1))
         else:
-            picks = [(2 * layer * depth + size) // (2 * size) for layer in range(1, size + 1)]
+            picks = [matched_layer(layer, depth, size) for layer in range(1, size + 1)]
     if not picks or max(picks) > depth or min(picks) < 1 or len(set(picks)) != len(picks):
         wanted = count if isinstance(init, str) else ",".join(map(str, picks))
         raise UserError(f"the model has {depth} layers, so a student cannot keep {wanted} of them")

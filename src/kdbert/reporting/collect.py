@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kdbert.errors import UserError
-from kdbert.keys import FILES_BY_CONTENT, MODELS_BY_CONTENT, OUTSIDE_IDENTITY, flatten
+from kdbert.keys import ADDED_LATER, FILES_BY_CONTENT, MODELS_BY_CONTENT, OUTSIDE_IDENTITY, flatten
 from kdbert.tasks import get_task, task_names
 
 UNFINISHED = ("running", "interrupted", "failed")
@@ -132,7 +132,11 @@ def read_run(path: Path) -> Run:
         raise ValueError("run.json has no recipe")
     told = flatten(recipe)
     content_keys = (*FILES_BY_CONTENT, *MODELS_BY_CONTENT)
-    same = {key: value for key, value in told.items() if not key.startswith(OUTSIDE_IDENTITY)}
+    same = {
+        key: value
+        for key, value in told.items()
+        if not key.startswith(OUTSIDE_IDENTITY) and not (key in ADDED_LATER and value == ADDED_LATER[key])
+    }
     same.update({key: value for key, value in flatten(identity).items() if key in content_keys})
     if not isinstance(told.get("task.name"), str) or not isinstance(told.get("method.name"), str):
         raise ValueError("run.json's recipe names no task or no method")

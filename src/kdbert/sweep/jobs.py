@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from kdbert.errors import UserError
+from kdbert.methods import plugins
 from kdbert.plan import (
     Plan,
+    missing_teachers,
     resolve_distill,
     resolve_finetune,
     student_before_teacher,
-    teacher_is_missing,
-    teacher_recipe,
-    with_teacher,
+    teacher_recipes,
+    with_teachers,
 )
 from kdbert.recipe import Recipe
 from kdbert.runs import FileLock, RunFolder, identity_of, short_name
@@ -37,7 +38,7 @@ class Job:
     Attributes:
         name: for people.
         recipe: as written; `folder` resolves it.
-        teacher: the job that makes its teacher, if one has to be made.
+        teachers: the jobs that make its teachers, if they have to be made.
         state: as this sweep knows it.
         message: why it failed, in one line.
         seconds: how long its process ran in this sweep.
@@ -47,7 +48,7 @@ class Job:
     name: str
     recipe: Recipe
     command: Literal["distill", "finetune-teacher"]
-    teacher: Job | None = None
+    teachers: list[Job] = field(default_factory=list)
     state: State = "waiting"
     message: str = ""
     seconds: float = 0.0
@@ -56,7 +57,7 @@ class Job:
     @property
     def words(self) -> list[str]:
         """The words after `kdbert` that make this run."""
-        return command_of(self.recipe, self.command)
+        return [*command_of(self.recipe, self.command), *_plugin_words(self.recipe)]
 
     @cached_property
     def plan(self) -> Plan:
@@ -64,8 +65,8 @@ class Job:
         if self.command == "finetune-teacher":
             return Plan(resolve_finetune(self.recipe))
         recipe = self.recipe
-        if self.teacher is not None:
-            recipe = with_teacher(recipe, str(self.teacher.folder.path))
+        if self.teachers:
+            recipe = with_teachers(recipe, [teacher.folder.path for teacher in self.teachers])
         return Plan(resolve_distill(recipe))
 
     @property
@@ -76,7 +77,7 @@ class Job:
     @property
     def status(self) -> str:
         """What the run folder says now; "" where there is no run, or its teacher is still to come."""
-        if self.teacher is not None and self.teacher.state != "finished":
+        if any(teacher.state != "finished" for teacher in self.teachers):
             return ""
         try:
             return str(self.folder.manifest().get("status", ""))
@@ -141,24 +142,23 @@ def plan_jobs(cells: list[Cell]) -> list[Job]:
     problems: dict[str, str] = {}
     for cell in cells:
         try:
-            teacher = None
-            if teacher_is_missing(cell.recipe):
-                recipe = teacher_recipe(cell.recipe)
+            taught_by = []
+            for recipe in teacher_recipes(cell.recipe):
                 name = f"teacher of {recipe.task.name}: {short_name(str(recipe.student.model))}, seed {recipe.seed}"
                 job = Job(name, recipe, "finetune-teacher")
-                teacher = teachers.setdefault(job.folder.path, job)
-                if teacher is job:
+                taught_by.append(teachers.setdefault(job.folder.path, job))
+                if taught_by[-1] is job:
                     job.look()
-            same = _run_key(cell.recipe, teacher)
+            same = _run_key(cell.recipe, taught_by)
             if same in jobs:
                 log.info("cell %s is the same run as %s", cell.name, jobs[same].name)
                 continue
-            job = Job(cell.name, cell.recipe, "distill", teacher)
-            if teacher is None or teacher.state == "finished":
+            job = Job(cell.name, cell.recipe, "distill", taught_by)
+            if all(teacher.state == "finished" for teacher in taught_by):
                 job.look()
             roots.add(Path(cell.recipe.output.runs_dir))
             if job.state == "waiting":
-                _check(cell.recipe, teacher, checked)
+                _check(cell.recipe, checked)
             jobs[same] = job
         except UserError as error:
             problems.setdefault(str(error), cell.name)
@@ -170,23 +170,32 @@ def plan_jobs(cells: list[Cell]) -> list[Job]:
     return [*teachers.values(), *jobs.values()]
 
 
-def _run_key(recipe: Recipe, teacher: Job | None) -> str:
+def _plugin_words(recipe: Recipe) -> list[str]:
+    """`--plugin FILE`, if the recipe's method comes from one."""
+    for file, methods in plugins().items():
+        if recipe.method.name in {method.name for method in methods}:
+            return ["--plugin", str(file)]
+    return []
+
+
+def _run_key(recipe: Recipe, teachers: list[Job]) -> str:
     """Equal for cells that are one run, though written differently (an unused key, a default spelled out)."""
     resolved = resolve_distill(recipe)
     identity = identity_of(resolved, Plan(resolved).fingerprints)
-    return json.dumps([identity, str(teacher.folder.path) if teacher is not None else ""], sort_keys=True)
+    return json.dumps([identity, [str(teacher.folder.path) for teacher in teachers]], sort_keys=True)
 
 
-def _check(recipe: Recipe, teacher: Job | None, checked: dict[str, None]) -> None:
-    """Refuse what a run would refuse, once for all cells that share task, models and teacher."""
-    same = recipe.model_dump_json(include={"task", "teachers", "teacher_training", "student", "output"})
-    same += recipe.method.name
+def _check(recipe: Recipe, checked: dict[str, None]) -> None:
+    """Refuse what a run would refuse, once for all cells that differ in seed and training only."""
+    same = recipe.model_dump_json(
+        include={"task", "teachers", "teacher_training", "student", "method", "memory", "output"}
+    )
     if same in checked:
         return
-    if teacher is None:
-        Plan(resolve_distill(recipe)).check()
-    else:
+    if missing_teachers(recipe):
         student_before_teacher(recipe)
+    else:
+        Plan(resolve_distill(recipe)).check()
     checked[same] = None
 
 

@@ -90,11 +90,11 @@ def _start(
     job: Job, environment: Mapping[str, str], slot: int, since: Mapping[Path, float], progress: Progress
 ) -> Running | None:
     """Start a job's process, unless it is not ready, done, or somebody else's."""
-    if job.teacher is not None:
-        if job.teacher.state not in DONE:
+    for teacher in job.teachers:
+        if teacher.state not in DONE:
             return None
-        if job.teacher.state != "finished":
-            job.state, job.message = "failed", f"its teacher has {job.teacher.state}"
+        if teacher.state != "finished":
+            job.state, job.message = "failed", f"its teacher has {teacher.state}"
             progress.ended(job)
             return None
     started = since[Path(job.recipe.output.runs_dir)]

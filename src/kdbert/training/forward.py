@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,14 +24,26 @@ def encoder_autocast(device: torch.device, precision: Precision) -> contextlib.A
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def run_model(model: Any, batch: Batch, precision: Precision) -> Outputs:
-    """Forward one batch. Half-precision outputs are turned into float32 before any loss sees them."""
+# What a quantity has one row of: an example, each of its tokens, or each pair of its tokens.
+Kind = Literal["example", "token", "token_pair"]
+
+
+def run_model(model: Any, batch: Batch, precision: Precision, layers: Iterable[int] = ()) -> Outputs:
+    """Forward one batch. Half-precision outputs are turned into float32 before any loss sees them.
+
+    Args:
+        layers: hidden states to hand out.
+    """
     inputs = {"input_ids": batch.input_ids, "attention_mask": _attention_mask(model, batch)}
     if batch.token_type_ids is not None:
         inputs["token_type_ids"] = batch.token_type_ids
     with encoder_autocast(batch.input_ids.device, precision):
-        out = model(**inputs)
-    return Outputs(logits=_at_least_float32(out.logits))
+        out = model(**inputs, output_hidden_states=bool(layers))
+    return Outputs(
+        logits=_at_least_float32(out.logits),
+        hidden={layer: _at_least_float32(out.hidden_states[layer]) for layer in layers},
+        mask=batch.attention_mask,
+    )
 
 
 def _attention_mask(model: Any, batch: Batch) -> torch.Tensor | None:
@@ -55,42 +67,84 @@ def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
 class StudentWithMethod(nn.Module):
     """Student and method as one module: what is trained, wrapped for data parallel, and saved in checkpoints."""
 
-    def __init__(self, student: nn.Module, method: Method, precision: Precision) -> None:
+    def __init__(self, student: nn.Module, method: Method, precision: Precision, layers: Sequence[int] = ()) -> None:
         super().__init__()
         self.student = student
         self.method = method
         self.precision = precision
+        self.layers = layers
 
     def forward(self, batch: Batch, teachers: Sequence[Outputs]) -> LossTerms:
         """The loss terms of this process's micro-batch; losses run with autocast off."""
-        student = run_model(self.student, batch, self.precision)
+        student = run_model(self.student, batch, self.precision, self.layers)
         with torch.autocast(batch.input_ids.device.type, enabled=False):
             return self.method(student, teachers, batch)
 
 
-@torch.inference_mode()
 def predict(
     model: Any, data: Encoded, *, batch_size: int, precision: Precision, accelerator: Accelerator
 ) -> np.ndarray:
-    """Logits of every example, float32 [N, C], in the order of the split, the same on every process.
+    """Logits of every example, float32 [N, C], in the order of the split, the same on every process."""
+    found = pass_over(
+        model,
+        data,
+        lambda outputs: {"logits": outputs.logits},
+        {"logits": "example"},
+        batch_size=batch_size,
+        precision=precision,
+        accelerator=accelerator,
+    )
+    return found["logits"]
 
-    Each process computes its slice of each batch; (example number, logits) are gathered and rows that
+
+@torch.inference_mode()
+def pass_over(
+    model: Any,
+    data: Encoded,
+    compute: Callable[[Outputs], Mapping[str, torch.Tensor]],
+    kinds: Mapping[str, Kind],
+    *,
+    layers: Sequence[int] = (),
+    batch_size: int,
+    precision: Precision,
+    accelerator: Accelerator,
+) -> dict[str, np.ndarray]:
+    """Quantities of every example of a split, in its order, without padding, the same on every process.
+
+    Each process computes its slice of each batch; (example number, values) are gathered and rows that
     only filled up a slice are dropped.
+
+    Args:
+        compute: outputs of a batch -> values [B, ...], [B, L, ...] or [B, L, L], by name.
+        kinds: what each of them has one row of.
+        layers: hidden states that `compute` reads.
+
+    Returns:
+        float32 [N, ...] of examples; [tokens, ...] in the order of `Encoded.input_ids`; [pairs] as
+        `Encoded.pair_offsets` has them.
     """
     training = model.training
     model.eval()
-    numbers, logits = [], []
+    rows_of = {"example": len(data), "token": len(data.input_ids), "token_pair": int(data.pair_offsets[-1])}
+    found: dict[str, np.ndarray] = {}
     for rows in evaluation_batches(data.lengths, batch_size):
         (batch,) = micro_batches(data, rows, rank=accelerator.process_index, world=accelerator.num_processes)
         batch = batch.to(accelerator.device)
-        out = run_model(model, batch, precision).logits
-        number = torch.where(batch.valid > 0, batch.example, -1)
+        with torch.autocast(batch.input_ids.device.type, enabled=False):
+            values = dict(compute(run_model(model, batch, precision, layers)))
         if accelerator.num_processes > 1:
-            number, out = accelerator.gather((number, out))
-        numbers.append(number)
-        logits.append(out)
+            values = {name: accelerator.gather(value.contiguous()) for name, value in values.items()}
+        for name, value in values.items():
+            there = value[: len(rows)].float().cpu().numpy()  # only the last slice has rows that fill it up
+            kind = kinds[name]
+            if name not in found:
+                inner = there.shape[{"example": 1, "token": 2, "token_pair": 3}[kind] :]
+                found[name] = np.full((rows_of[kind], *inner), np.nan, dtype=np.float32)
+            if kind == "example":
+                found[name][rows] = there
+            else:
+                place = data.tokens if kind == "token" else data.token_pairs
+                index, real = place(rows, there.shape[1])
+                found[name][index[real]] = there[real]
     model.train(training)
-    flat, values = torch.cat(numbers).cpu().numpy(), torch.cat(logits).float().cpu().numpy()
-    result = np.full((len(data), values.shape[1]), np.nan, dtype=np.float32)
-    result[flat[flat >= 0]] = values[flat >= 0]
-    return result
+    return found

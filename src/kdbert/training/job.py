@@ -14,28 +14,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import nn
 
-from kdbert.data.encode import encode
+from kdbert.data.encode import Encoded, encode
 from kdbert.errors import Diverged, Interrupted, UserError
-from kdbert.methods import get_method
+from kdbert.layers import told
+from kdbert.memory import Memory
+from kdbert.methods import Context, Needs, get_method
 from kdbert.metrics import majority_score, score
 from kdbert.models.load import check_weights, load_classifier, load_config
 from kdbert.models.locate import locate
 from kdbert.models.student import cut_layers, set_dropout
-from kdbert.plan import Plan, needs_of
+from kdbert.plan import Plan
 from kdbert.recipe import Recipe
 from kdbert.reporting.model_card import model_card
 from kdbert.reporting.predictions import predicted, write_predictions
 from kdbert.runs import RunResult, environment, identity_of, replace_folder, write_text
-from kdbert.training.forward import StudentWithMethod, predict
-from kdbert.training.loop import train
+from kdbert.training.forward import StudentWithMethod, pass_over, predict
+from kdbert.training.loop import epoch_order, train
+from kdbert.training.memory import about_memory, check_memory, make_memory, memory_path
 from kdbert.training.precision import Precision, choose_attention, choose_precision, make_accelerator
 from kdbert.training.store import stored
-from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher
+from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher, kinds_of, layers_read, quantities
 
 log = logging.getLogger("kdbert")
+# Of the machine's memory, for what is kept of a teacher. (Of all of it, not of what is free just now, so that the
+# same run does the same each time.)
+KEPT_SHARE = 0.3
 
 
 def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
@@ -116,13 +123,100 @@ class Job:
         self.attention = attention
         for place in plan.teacher_places:
             check_weights(place)  # they are loaded when something is read of them, which is after the folder is opened
-        method = get_method(recipe.method.name)
-        self.module = StudentWithMethod(self.student, method(recipe.method), self.precision).to(device)
-        assert recipe.task.max_length is not None
-        self.encoded = {
-            name: encode(part, plan.tokenizer, recipe.task.max_length)
-            for name, part in {"train": plan.train_examples, **plan.eval_examples}.items()
+        self.encoded = self._encode(plan.tokenizer)
+
+    def _encode(self, tokenizer: Any) -> dict[str, Encoded]:
+        """Every split as a tokenizer reads it."""
+        assert self.plan.recipe.task.max_length is not None
+        return {
+            name: encode(part, tokenizer, self.plan.recipe.task.max_length)
+            for name, part in {"train": self.plan.train_examples, **self.plan.eval_examples}.items()
         }
+
+    @cached_property
+    def teacher_encoded(self) -> list[dict[str, Encoded]]:
+        """Every split as each teacher reads it: mostly as the student does."""
+        return [self.encoded if own is None else self._encode(own) for own in self.plan.teacher_tokenizers]
+
+    @cached_property
+    def module(self) -> StudentWithMethod:
+        """Student and method; makes the memory that the method reads, if it is not there."""
+        plan, recipe = self.plan, self.plan.recipe
+        method = get_method(recipe.method.name)(recipe.method)
+        context = Context(
+            models=plan.models,
+            regression=plan.spec.kind == "regression",
+            batch_size=plan.micro_batch,
+            memory=self.memory,
+        )
+        # Not the draw that made the student's head, so that a method of its own draws changes no other.
+        torch.manual_seed(int(np.random.SeedSequence([recipe.seed, 1]).generate_state(1, np.uint64)[0] >> 1))
+        method.prepare(context)
+        module = StudentWithMethod(self.student, method, self.precision, plan.needs.student_hidden)
+        return module.to(self.accelerator.device)
+
+    @cached_property
+    def memory(self) -> Memory | None:
+        """The memory that the method reads: the one that is named, one that is there, or one made now."""
+        plan, recipe, section, layer = (
+            self.plan,
+            self.plan.recipe,
+            self.plan.recipe.memory,
+            self.plan.needs.memory_layer,
+        )
+        if section is None or layer is None:
+            return None
+        assert recipe.task.max_length is not None
+        data = self.teacher_encoded[0]["train"]
+        about = about_memory(
+            section,
+            task=plan.spec.name,
+            teacher=plan.teacher_places[0].fingerprint(),
+            data=data.fingerprint(),
+            layer=layer,
+            width=plan.models.teachers[0].width,
+            max_length=recipe.task.max_length,
+            precision=self.precision,
+        )
+        if section.file is not None:
+            path = Path(section.file)
+            memory = Memory.load(path)
+        else:
+            given = plan.teacher_places[0]
+            path = memory_path(recipe.output.runs_dir, str(given.run or given.given), about)
+            if section.train == "never" and not path.exists():
+                raise UserError(
+                    f"{recipe.method.name} needs a memory and there is none at {path}: run `kdbert train-memory --task "
+                    f"{plan.spec.name} --teacher {given.given}`, or leave memory.train=auto"
+                )
+            memory = make_memory(
+                path,
+                section,
+                about,
+                data,
+                hidden=lambda: self._kept_hidden(layer, data),
+                model=lambda: self.teachers[0],
+                accelerator=self.accelerator,
+                precision=self.precision,
+                batch_size=recipe.train.eval_batch_size,
+            )
+        check_memory(memory, path, about, recipe.method.variant, int(data.lengths.max()))
+        return memory
+
+    def _kept_hidden(self, layer: int, data: Encoded) -> np.ndarray | None:
+        """A layer of the first teacher for every token of the training split; None if that is too large to keep."""
+        needs = Needs(teacher_hidden=(layer,))
+        if not self._fits(needs, data):
+            return None
+        return self._teacher_values(0, "train", needs)[f"hidden.{layer}"]
+
+    def _fits(self, needs: Needs, data: Encoded) -> bool:
+        """Whether what is kept of a teacher takes less than `KEPT_SHARE` of this machine's memory."""
+        width = self.plan.models.teachers[0].width if self.plan.models.teachers else 0
+        # Rows of examples are few numbers; what counts is what there is of every token.
+        numbers = {"example": 0, "token": width * len(data.input_ids), "token_pair": int(data.pair_offsets[-1])}
+        wanted = 4 * sum(numbers[kind] for kind in kinds_of(needs).values())
+        return wanted < KEPT_SHARE * psutil.virtual_memory().total
 
     @cached_property
     def teachers(self) -> list[Any]:
@@ -144,10 +238,13 @@ class Job:
         plan, recipe, folder = self.plan, self.plan.recipe, self.plan.folder
         accelerator, main = self.accelerator, self.accelerator.is_main_process
         started = time.time()
+        module = self.module
         self._announce()
         fingerprints = {name: part.fingerprint() for name, part in self.encoded.items()}
         fingerprints["student"] = plan.student_place.fingerprint()
         fingerprints.update({f"teacher{i}": p.fingerprint() for i, p in enumerate(plan.teacher_places)})
+        if self.memory is not None:
+            fingerprints["memory"] = self.memory.fingerprint
         if main:
             self._open_folder(fingerprints)
         accelerator.wait_for_everyone()
@@ -159,13 +256,14 @@ class Job:
             recipe.train,
             seed=recipe.seed,
             data=self.encoded["train"],
-            module=self.module,
+            module=module,
             teachers=teachers,
             evaluate=lambda model: _flat(self._evaluate(model, plan.spec.split_names("dev"))[0]),
             selection=f"{plan.spec.split_names('dev')[0]}/{plan.spec.metrics[0]}",
             folder=folder.path,
             accelerator=accelerator,
             trackers=recipe.output.tracker,
+            length=recipe.task.max_length if plan.needs.reads_padding else None,
         )
         metrics, logits = self._evaluate(self.student, tuple(plan.eval_examples))
         if recipe.output.tracker:
@@ -217,10 +315,18 @@ class Job:
             "trained" if self.kept_head else "fresh", self.precision, self.accelerator.device,
             self.accelerator.num_processes, "es" if self.accelerator.num_processes > 1 else "", torch.get_num_threads(),
         )  # fmt: skip
-        if needs_of(recipe).compares_examples:
-            compared = -(-recipe.train.batch_size // recipe.train.accumulation)
-            if compared != recipe.train.batch_size:
-                log.info("%s compares %d examples, not %d", recipe.method.name, compared, recipe.train.batch_size)
+        for term, pairs in plan.needs.pairs.items():
+            log.info("%s compares layers (teacher:student) %s", term, told(pairs))
+        if plan.needs.compares_examples and plan.micro_batch != recipe.train.batch_size:
+            log.info("%s compares %d examples, not %d", recipe.method.name, plan.micro_batch, recipe.train.batch_size)
+        for sentence in recipe.method.nonsense():
+            log.warning("variant original: %s", sentence)
+        if data.labels is not None:
+            first = epoch_order(recipe.train, data, recipe.seed, 0)
+            parts = [part for rows in first for part in np.array_split(rows, recipe.train.accumulation) if len(part)]
+            remark = self.module.method.remark([data.labels[part] for part in parts])
+            if remark:
+                log.warning("%s", remark)
 
     def _open_folder(self, fingerprints: dict[str, str]) -> None:
         """Create the run's files, or check that an interrupted run had the same inputs."""
@@ -273,55 +379,100 @@ class Job:
         started = time.perf_counter()
         teachers: list[Teacher] = []
         facts = []
-        for number, (told, columns) in enumerate(zip(recipe.teachers, plan.teacher_permutations, strict=True)):
+        for number, (given, columns) in enumerate(zip(recipe.teachers, plan.teacher_permutations, strict=True)):
+            logits = Needs(teacher_logits=True)
             metrics = {
-                name: self._score(name, self._teacher_logits(number, name)[:, columns]) for name in plan.eval_examples
+                name: self._score(name, self._teacher_values(number, name, logits)["logits"][:, columns])
+                for name in plan.eval_examples
             }
             parameters = plan.parameters()[1][number]
             facts.append({
-                "model": told.model,
+                "model": given.model,
                 "metrics": metrics,
                 "layers": load_config(plan.teacher_places[number]).num_hidden_layers,
                 "parameters": parameters,
                 "size_mib": round(parameters * 4 / 2**20, 2),
             })  # fmt: skip
-            self._warn_if_untrained(told.model, metrics)
-            if recipe.train.teacher_cache:
-                logits = self._teacher_logits(number, "train")
-                teachers.append(StoredTeacher(logits, columns, self.accelerator.device))
-            else:
-                teachers.append(LiveTeacher(self.teachers[number], columns, self.precision))
-        if recipe.train.teacher_cache:
+            self._warn_if_untrained(given.model, metrics)
+            teachers.append(self._teacher(number, columns))
+        if all(isinstance(teacher, StoredTeacher) for teacher in teachers):
             self.__dict__.pop("teachers", None)  # their memory is wanted for training
         return teachers, facts, time.perf_counter() - started
 
-    def _teacher_logits(self, number: int, split: str) -> np.ndarray:
-        """A teacher's logits [N, C] of a split, in its own order of labels; kept below the runs folder."""
-        plan, recipe, data = self.plan, self.plan.recipe, self.encoded[split]
+    def _teacher(self, number: int, columns: list[int]) -> Teacher:
+        """A teacher for training: replayed if what is read of it can be kept, else run at every step."""
+        needs, data = self.plan.needs, self.teacher_encoded[number]["train"]
+        own = data is not self.encoded["train"]
+        kept = self.plan.recipe.train.teacher_cache
+        if kept and needs.reads_padding:
+            log.info("teacher: runs at every step, since positions of padding are read")
+            kept = False
+        if kept and not self._fits(needs, data):
+            log.info("teacher: runs at every step, since its hidden states would take too much memory to keep")
+            kept = False
+        if kept:
+            values = self._teacher_values(number, "train", needs)
+            return StoredTeacher(values, data, columns, self.accelerator.device, needs, own)
+        live = self.teachers[number]
+        return LiveTeacher(live, columns, self.precision, self.module.method, needs, data if own else None)
 
-        def compute() -> np.ndarray:
-            return self._predict(self.teachers[number], split)
+    def _teacher_values(self, number: int, split: str, needs: Needs) -> dict[str, np.ndarray]:
+        """What is read of a teacher on a split, logits in its own order of labels; kept below the runs folder."""
+        plan, recipe, data = self.plan, self.plan.recipe, self.teacher_encoded[number][split]
+        kinds = kinds_of(needs)
+        # A reduced quantity is kept under the name of what it was reduced with.
+        by_memory = {quantity.name for quantity in needs.reduced if quantity.by_memory}
+        files = {
+            name: f"{name}.{self.memory.fingerprint}" if self.memory is not None and name in by_memory else name
+            for name in kinds
+        }
+
+        def compute(wanted: list[str]) -> dict[str, np.ndarray]:
+            names = [name for name, file in files.items() if file in wanted]
+            read = Needs(
+                teacher_logits="logits" in names,
+                teacher_hidden=tuple(layer for layer in needs.teacher_hidden if f"hidden.{layer}" in names),
+                reduced=tuple(quantity for quantity in needs.reduced if quantity.name in names),
+            )
+            log.info("teacher: one pass over %s for its %s", split, ", ".join(names))
+            found = pass_over(
+                self.teachers[number],
+                data,
+                lambda seen: quantities(read, self.module.method if read.reduced else None, seen),
+                kinds,
+                layers=layers_read(read),
+                batch_size=recipe.train.eval_batch_size,
+                precision=self.precision,
+                accelerator=self.accelerator,
+            )
+            return {
+                files[name]: self._finite(value, f"the teacher's {name} on {split}") for name, value in found.items()
+            }
 
         if not recipe.train.teacher_cache:
-            return compute()
-        place, machine = plan.teacher_places[number], self.environment
-        about = {
-            "teacher": place.fingerprint(),
-            "revision": getattr(load_config(place), "_commit_hash", None),
-            "split": split,
-            "data": data.fingerprint(),
-            "max_length": recipe.task.max_length,
-            # What may change the last bits of a number:
-            "precision": self.precision,
-            "attention": self.attention,
-            "batch_size": recipe.train.eval_batch_size,
-            "processes": self.accelerator.num_processes,
-            "device": self.accelerator.device.type,
-            "machine": machine["accelerators"] or machine["processor"],
-            "threads": machine["threads"],
-            "versions": {name: machine["versions"][name] for name in ("torch", "transformers")},
-        }
-        return stored(Path(recipe.output.runs_dir), "logits", about, len(data), compute, self.accelerator)
+            found = compute(list(files.values()))
+        else:
+            place, machine = plan.teacher_places[number], self.environment
+            about = {
+                "teacher": place.fingerprint(),
+                "revision": getattr(load_config(place), "_commit_hash", None),
+                "split": split,
+                "data": data.fingerprint(),
+                "max_length": recipe.task.max_length,
+                # What may change the last bits of a number:
+                "precision": self.precision,
+                "attention": self.attention,
+                "batch_size": recipe.train.eval_batch_size,
+                "processes": self.accelerator.num_processes,
+                "device": self.accelerator.device.type,
+                "machine": machine["accelerators"] or machine["processor"],
+                "threads": machine["threads"],
+                "versions": {name: machine["versions"][name] for name in ("torch", "transformers")},
+            }
+            size = {"example": len(data), "token": len(data.input_ids), "token_pair": int(data.pair_offsets[-1])}
+            rows = {file: size[kinds[name]] for name, file in files.items()}
+            found = stored(Path(recipe.output.runs_dir), rows, about, compute, self.accelerator)
+        return {name: found[file] for name, file in files.items()}
 
     def _warn_if_untrained(self, name: str, metrics: Mapping[str, Mapping[str, float]]) -> None:
         split = self.plan.spec.split_names("dev")[0]
@@ -351,9 +502,14 @@ class Job:
             precision=self.precision,
             accelerator=self.accelerator,
         )
-        if not np.isfinite(logits).all():
-            raise Diverged(f"the model's outputs on {split} are not finite; try a lower train.learning_rate")
-        return logits
+        return self._finite(logits, f"the model's outputs on {split}; try a lower train.learning_rate")
+
+    @staticmethod
+    def _finite(values: np.ndarray, what: str) -> np.ndarray:
+        if not np.isfinite(values).all():
+            name, _, cure = what.partition("; ")
+            raise Diverged(f"{name} are not finite" + (f"; {cure}" if cure else ""))
+        return values
 
     def _score(self, split: str, logits: np.ndarray) -> dict[str, float]:
         labels = self.encoded[split].labels

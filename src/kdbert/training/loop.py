@@ -20,7 +20,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from kdbert.data.batches import epoch_batches, micro_batches
+from kdbert.data.batches import classes_of, epoch_batches, micro_batches
 from kdbert.data.encode import Encoded
 from kdbert.errors import Diverged, Interrupted, UserError
 from kdbert.methods import LossTerms
@@ -71,6 +71,8 @@ def train(
     folder: Path,
     accelerator: Accelerator,
     trackers: list[str],
+    length: int | None = None,
+    at_log: Callable[[int], Mapping[str, float]] = lambda step: {},
 ) -> TrainResult:
     """Train `module.student` (and the method's own parameters) in place.
 
@@ -80,6 +82,8 @@ def train(
         selection: the name among them by which `options.selection == "best"` chooses.
         folder: the run folder: metrics.jsonl, events and checkpoints go there; an interrupted run
             is continued from its newest valid checkpoint.
+        length: pad every batch to so many tokens (None: to its longest example).
+        at_log: further numbers to write at a logged step; it must not change the state of a random generator.
 
     Raises:
         Diverged: a loss or the gradient is not finite.
@@ -155,7 +159,7 @@ def train(
         request = stack.enter_context(stop_request())
         while step < total_steps:
             module.train()
-            order = epoch_batches(data.lengths, options.batch_size, seed=seed, epoch=epoch, bucketing=options.bucketing)
+            order = epoch_order(options, data, seed, epoch)
             for rows in order[done_in_epoch:]:
                 started = time.perf_counter()
                 terms = forward_backward(
@@ -167,6 +171,7 @@ def train(
                     accumulation=options.accumulation,
                     seed=seed,
                     step=step,
+                    length=length,
                 )
                 grad_norm = nn.utils.clip_grad_norm_(module.parameters(), options.max_grad_norm or float("inf"))
                 rate = scheduler.get_last_lr()[0]
@@ -189,6 +194,7 @@ def train(
                             **values,
                             "grad_norm": float(grad_norm),
                             "learning_rate": rate,
+                            **at_log(step),
                         },
                     )
                     bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
@@ -238,6 +244,7 @@ def forward_backward(
     accumulation: int,
     seed: int,
     step: int,
+    length: int | None = None,
 ) -> LossTerms:
     """Forward and backward of one global batch, micro-batch by micro-batch.
 
@@ -248,9 +255,10 @@ def forward_backward(
         This process's terms, detached; their mean over processes is the value of the whole batch.
     """
     sums: dict[str, torch.Tensor] = {}
+    monitors: dict[str, torch.Tensor] = {}
     weights: dict[str, float] = {}
     world, rank = accelerator.num_processes, accelerator.process_index
-    parts = list(micro_batches(data, rows, accumulation=accumulation, rank=rank, world=world))
+    parts = list(micro_batches(data, rows, accumulation=accumulation, rank=rank, world=world, length=length))
     for number, batch in enumerate(parts):
         batch = batch.to(accelerator.device)
         # Dropout is a function of (seed, step, micro-batch, process): nothing else has to be restored.
@@ -259,23 +267,41 @@ def forward_backward(
         with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
             terms = wrapped(batch, [teacher.outputs(batch) for teacher in teachers])
             accelerator.backward(terms.total)
-        for name, value in terms.terms.items():
-            sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        for total, values in ((sums, terms.terms), (monitors, terms.monitors)):
+            for name, value in values.items():
+                total[name] = total[name] + value.detach() if name in total else value.detach()
         weights = terms.weights
-    return LossTerms(sums, weights)
+    return LossTerms(sums, weights, monitors)
 
 
 def logged_terms(terms: LossTerms, accelerator: Accelerator) -> dict[str, float]:
     """The batch's loss and terms as numbers, over all processes. Reads from the device."""
-    names = list(terms.terms)
-    values = torch.stack([*terms.terms.values(), terms.total.detach()])
+    names = [*(f"loss/{name}" for name in terms.terms), *terms.monitors]
+    values = torch.stack([*terms.terms.values(), *terms.monitors.values(), terms.total.detach()])
     if accelerator.num_processes > 1:
         values = accelerator.reduce(values, reduction="mean")
     numbers = values.tolist()
     return {
         "loss": numbers[-1],
-        **{f"loss/{name}": number for name, number in zip(names, numbers, strict=False)},
+        **dict(zip(names, numbers, strict=False)),
     }
+
+
+def epoch_order(options: TrainSection, data: Encoded, seed: int, epoch: int) -> list[np.ndarray]:
+    """The global batches of an epoch, as the options ask for them."""
+    classes = None
+    if options.batch_sampler == "class-balanced":
+        assert data.labels is not None
+        classes = classes_of(torch.from_numpy(data.labels)).numpy()
+    return epoch_batches(
+        data.lengths,
+        options.batch_size,
+        seed=seed,
+        epoch=epoch,
+        bucketing=options.bucketing,
+        classes=classes,
+        per_class=options.examples_per_class,
+    )
 
 
 def build_optimizer(module: nn.Module, options: TrainSection) -> torch.optim.Optimizer:

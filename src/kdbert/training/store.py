@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,49 +27,57 @@ VERSION = 1  # raise it when kdbert itself computes a teacher's outputs in anoth
 
 def stored(
     root: Path,
-    quantity: str,
+    rows: Mapping[str, int],
     about: Mapping[str, Any],
-    rows: int,
-    compute: Callable[[], np.ndarray],
+    compute: Callable[[list[str]], Mapping[str, np.ndarray]],
     accelerator: Accelerator,
-) -> np.ndarray:
-    """A teacher's output for every example of a split: read from the store, or computed and kept there.
+) -> dict[str, np.ndarray]:
+    """A teacher's outputs for every example of a split: read from the store, or computed and kept there.
 
     While one process computes, others that want the same wait for it. A file that is damaged or does not
     fit is named and made again; where nothing can be written, the run goes on without a store.
 
     Args:
         root: the runs folder.
-        quantity: `logits`.
+        rows: quantity (`logits`, `hidden.5`) -> its number of rows.
         about: everything that the values depend on; equal values mean equal outputs.
-        rows: number of examples.
-        compute: gives float32 [rows, ...]; called by all processes together.
+        compute: gives the quantities asked for, float32 [rows, ...]; called by all processes together.
     """
     about = {"store_version": VERSION, **about}
     text = json.dumps(about, sort_keys=True)
     folder = root / FOLDER / hashlib.sha256(text.encode()).hexdigest()[:16]
-    path = folder / f"{quantity}.safetensors"
-    lock = None
-    values = None
-    if accelerator.is_main_process:
-        lock = _lock(folder / f"{quantity}.lock")
-        values = _read(path, quantity, rows)
+    paths = {name: folder / f"{name}.safetensors" for name in sorted(rows)}
+    locks: dict[str, FileLock | None] = {}
+    values: dict[str, np.ndarray] = {}
     try:
+        if accelerator.is_main_process:
+            for name, path in paths.items():  # in one order, so that two processes never wait for each other
+                locks[name] = _lock(folder / f"{name}.lock")
+                kept = _read(path, name, rows[name])
+                if kept is not None:
+                    values[name] = kept
         if accelerator.num_processes > 1:
-            found = torch.tensor([values is not None], dtype=torch.int32, device=accelerator.device)
-            if bool(accelerator.reduce(found, "sum").item()) and values is None:
-                values = _read(path, quantity, rows)  # the first process has found it whole
-                assert values is not None
-        if values is not None:
-            log.info("teacher's %s: read from %s", quantity, path)
-            return values
-        values = compute()
-        if lock is not None:
-            _write(path, quantity, values, about)
+            have = torch.tensor([name in values for name in paths], dtype=torch.int32, device=accelerator.device)
+            have = accelerator.reduce(have, "sum")  # the first process has found them whole
+            for name, there in zip(paths, have.tolist(), strict=True):
+                if there and name not in values:
+                    kept = _read(paths[name], name, rows[name])
+                    assert kept is not None
+                    values[name] = kept
+        for name in values:
+            log.info("teacher's %s: read from %s", name, paths[name])
+        missing = [name for name in paths if name not in values]
+        if missing:
+            computed = compute(missing)
+            for name in missing:
+                values[name] = computed[name]
+                if locks.get(name) is not None:
+                    _write(paths[name], name, values[name], about)
         return values
     finally:
-        if lock is not None:
-            lock.release()
+        for lock in locks.values():
+            if lock is not None:
+                lock.release()
 
 
 def _lock(path: Path) -> FileLock | None:
@@ -95,17 +104,24 @@ def _read(path: Path, quantity: str, rows: int) -> np.ndarray | None:
     except (OSError, SafetensorError) as error:
         log.warning("%s is damaged (%s); made again", path, error)
         return None
-    if values.shape[:1] != (rows,) or digest != hashlib.sha256(values.tobytes()).hexdigest():
+    if values.shape[:1] != (rows,) or digest != _digest(values):
         log.warning("%s is damaged (its content is not what was written); made again", path)
         return None
     return values
 
 
+def _digest(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).view(np.uint8).data).hexdigest()
+
+
 def _write(path: Path, quantity: str, values: np.ndarray, about: Mapping[str, Any]) -> None:
     from safetensors.numpy import save_file
 
-    metadata = {"sha256": hashlib.sha256(values.tobytes()).hexdigest()}
+    metadata = {"sha256": _digest(values)}
     try:
+        free = shutil.disk_usage(path.parent).free
+        if free < 1.1 * values.nbytes:
+            raise OSError(f"{free / 2**20:.0f} MiB free, {values.nbytes / 2**20:.0f} MiB needed")
         for litter in path.parent.glob(f".{path.name}.*.tmp"):  # of a killed process: the lock is ours
             litter.unlink()
         write_json(path.parent / "about.json", about)

@@ -2,15 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from kdbert.data.batches import Batch
-from kdbert.methods import Outputs
-from kdbert.training.forward import run_model
+from kdbert.data.batches import Batch, collate
+from kdbert.data.encode import Encoded
+from kdbert.methods import Method, Needs, Outputs
+from kdbert.training.forward import Kind, run_model
 from kdbert.training.precision import Precision
+
+
+def layers_read(needs: Needs) -> tuple[int, ...]:
+    """A teacher's hidden states that are looked at, whole or to be reduced."""
+    return tuple(sorted({*needs.teacher_hidden, *(quantity.layer for quantity in needs.reduced)}))
+
+
+def kinds_of(needs: Needs) -> dict[str, Kind]:
+    """What is kept of a teacher, by name, and what each quantity has one row of."""
+    kinds: dict[str, Kind] = {"logits": "example"} if needs.teacher_logits else {}
+    kinds.update({f"hidden.{layer}": "token" for layer in needs.teacher_hidden})
+    kinds.update({quantity.name: quantity.of for quantity in needs.reduced})
+    return kinds
+
+
+def quantities(needs: Needs, method: Method | None, outputs: Outputs) -> dict[str, torch.Tensor]:
+    """Everything that is kept of a teacher, from its outputs for a batch; `method` makes what is reduced."""
+    assert outputs.mask is not None
+    found = {"logits": outputs.logits} if needs.teacher_logits else {}
+    found.update({f"hidden.{layer}": outputs.hidden[layer] for layer in needs.teacher_hidden})
+    for quantity in needs.reduced:
+        assert method is not None
+        found[quantity.name] = method.reduce(quantity.name, outputs.hidden[quantity.layer], outputs.mask)
+    return found
+
+
+def outputs_for(method: Method, needs: Needs, seen: Outputs) -> Outputs:
+    """What a method reads, from a teacher's outputs for a batch."""
+    values = quantities(needs, method, seen)
+    return Outputs(
+        logits=seen.logits,
+        hidden={layer: values[f"hidden.{layer}"] for layer in needs.teacher_hidden},
+        mask=seen.mask,
+        reduced={quantity.name: values[quantity.name] for quantity in needs.reduced},
+    )
 
 
 class LiveTeacher:
@@ -18,29 +55,104 @@ class LiveTeacher:
 
     Args:
         permutation: for each task label, the column of the model's logits.
+        own: the training split as the teacher's own tokenizer encodes it, if that is not the student's.
     """
 
-    def __init__(self, model: Any, permutation: list[int], precision: Precision) -> None:
+    def __init__(
+        self,
+        model: Any,
+        permutation: list[int],
+        precision: Precision,
+        method: Method,
+        needs: Needs,
+        own: Encoded | None = None,
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.precision = precision
+        self.method = method
+        self.needs = needs
+        self.own = own
         self.permutation = torch.tensor(permutation, device=next(model.parameters()).device)
 
     def outputs(self, batch: Batch) -> Outputs:
         """What the teacher says about a batch, labels in the task's order."""
+        device = batch.input_ids.device
+        if self.own is not None:
+            rows, everyone = _host_rows(batch)
+            batch = collate(self.own, rows, int(self.own.lengths[everyone].max())).to(device)
         with torch.no_grad():
-            out = run_model(self.model, batch, self.precision)
-        return Outputs(logits=out.logits[:, self.permutation])
+            seen = run_model(self.model, batch, self.precision, layers_read(self.needs))
+            seen.logits = seen.logits[:, self.permutation]
+            with torch.autocast(device.type, enabled=False):
+                return outputs_for(self.method, self.needs, seen)
 
 
 class StoredTeacher:
-    """Logits computed before training, looked up by example number (never by batch)."""
+    """Quantities computed before training, looked up by example number (never by batch).
 
-    def __init__(self, logits: np.ndarray, permutation: list[int], device: torch.device) -> None:
-        self.logits = torch.from_numpy(np.ascontiguousarray(logits[:, permutation])).to(device)
+    Args:
+        values: as `forward.pass_over` returns them.
+        data: the training split as the teacher read it.
+        permutation: for each task label, the column of the logits.
+        own: whether `data` is another encoding than the student's.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, np.ndarray],
+        data: Encoded,
+        permutation: list[int],
+        device: torch.device,
+        needs: Needs,
+        own: bool = False,
+    ) -> None:
+        self.data = data
+        self.device = device
+        self.needs = needs
+        self.own = own
+        self.kinds = kinds_of(needs)
+        # Rows of examples are few numbers and lie on the device; tokens stay on the host.
+        self.values = {
+            name: torch.from_numpy(np.ascontiguousarray(value[:, permutation] if name == "logits" else value))
+            for name, value in values.items()
+        }
+        for name, kind in self.kinds.items():
+            if kind == "example":
+                self.values[name] = self.values[name].to(device)
 
     def outputs(self, batch: Batch) -> Outputs:
         """What the teacher said about the batch's examples."""
-        return Outputs(logits=self.logits[batch.example])
+        length, mask = batch.input_ids.shape[1], batch.attention_mask
+        if self.own and any(kind != "example" for kind in self.kinds.values()):
+            rows, everyone = _host_rows(batch)
+            length = int(self.data.lengths[everyone].max())
+            mask = torch.from_numpy(self.data.tokens(rows, length)[1].astype(np.int64)).to(self.device)
+        found = {name: self._look_up(name, batch, length) for name in self.kinds}
+        return Outputs(
+            logits=found.get("logits", torch.empty(0)),
+            hidden={layer: found[f"hidden.{layer}"] for layer in self.needs.teacher_hidden},
+            mask=mask,
+            reduced={quantity.name: found[quantity.name] for quantity in self.needs.reduced},
+        )
+
+    def _look_up(self, name: str, batch: Batch, length: int) -> torch.Tensor:
+        kept, kind = self.values[name], self.kinds[name]
+        if kind == "example":
+            return kept[batch.example]
+        rows, _ = _host_rows(batch)
+        index, real = (self.data.tokens if kind == "token" else self.data.token_pairs)(rows, length)
+        found = kept[torch.from_numpy(index.reshape(-1))].view(*index.shape, *kept.shape[1:])
+        if kind == "token_pair":
+            found.mul_(torch.from_numpy(real))
+        if self.device.type == "cuda":  # only from pinned memory does a copy not make the host wait
+            return found.pin_memory().to(self.device, non_blocking=True)
+        return found.to(self.device)
+
+
+def _host_rows(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """This process's examples, and those of all processes, on the host."""
+    rows = batch.example.numpy() if batch.rows is None else batch.rows
+    return rows, rows if batch.everyone is None else batch.everyone
 
 
 Teacher = LiveTeacher | StoredTeacher

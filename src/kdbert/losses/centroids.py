@@ -1,0 +1,49 @@
+"""Where a batch lies among the centroids of a memory (FSD, global structure; METHODS.md section 3.3)."""
+
+from __future__ import annotations
+
+import torch
+
+TINY = 1e-12  # F.normalize's
+
+
+def relations(
+    features: torch.Tensor, centroids: torch.Tensor, epsilon: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Euclidean distance and cosine of every sequence and every centroid.
+
+    A sequence that is shorter than the centroids counts as extended by zeros, but only its own columns are
+    multiplied: |x - c|^2 = |x|^2 - 2 x.c + |c|^2, with the whole centroid in the last term.
+
+    Args:
+        features: float [B, L, H], zero at padding (or not, as published).
+        centroids: [K, M, H] with M >= L.
+        epsilon: added under the root, as one of the published scripts does for the teacher.
+
+    Returns:
+        Distances [B, K] and cosines [B, K]; the cosine with an all-zero centroid is 0. At distance 0 the gradient is 0.
+    """
+    flat, near = features.flatten(1), centroids[:, : features.shape[1]].flatten(1)
+    product = flat @ near.T
+    own, other = flat.square().sum(1), centroids.square().sum((1, 2))
+    squares = (own[:, None] - 2 * product + other[None, :]).clamp(min=0) + epsilon
+    positive = squares > 0
+    distances = torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)
+    return distances, product / (_norm(own)[:, None] * _norm(other)[None, :])
+
+
+def _norm(squares: torch.Tensor) -> torch.Tensor:
+    """Root of a sum of squares, at least `TINY`; no infinite gradient at 0."""
+    return squares.clamp(min=TINY**2).sqrt()
+
+
+def relation_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Mean over the centroids of the squared difference of two sides' distances (or cosines), of each example.
+
+    Args:
+        student, teacher: [B, K]; no gradient flows into `teacher`.
+
+    Returns:
+        [B].
+    """
+    return (student - teacher.detach()).square().mean(1)

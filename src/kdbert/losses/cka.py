@@ -1,0 +1,83 @@
+"""Linear CKA between representations (Kornblith et al. 2019, arXiv:1905.00414; METHODS.md section 3)."""
+
+from __future__ import annotations
+
+import torch
+
+EPSILON = 1e-8  # inside the logarithm of the published loss
+
+
+def centered_gram(features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """H X X^T H with H = I - 11^T/n: inner products of the rows after their mean is taken away.
+
+    Rows are the tokens of a sample, or the samples of a batch.
+
+    Args:
+        features: float [..., n, d].
+        mask: [..., n], 0 for rows that do not count; the mean is that of the others. Then features that do not
+            vary (beyond rounding) become exactly 0, so that no quotient of roundings follows.
+
+    Returns:
+        [..., n, n]; zero in the rows and columns that do not count.
+    """
+    if mask is None:
+        centered = features - features.mean(-2, keepdim=True)
+        return centered @ centered.transpose(-1, -2)
+    weight = mask.to(features.dtype).unsqueeze(-1)
+    real = features * weight
+    centered = (real - real.sum(-2, keepdim=True) / weight.sum(-2, keepdim=True).clamp(min=1)) * weight
+    with torch.no_grad():
+        limit = (100 * torch.finfo(features.dtype).eps) ** 2
+        varies = centered.square().sum((-1, -2)) > limit * real.square().sum((-1, -2))
+    centered = torch.where(varies[..., None, None], centered, 0.0)
+    return centered @ centered.transpose(-1, -2)
+
+
+def hsic(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Sum of the products of two centred Gram matrices; divided by n^2 - 1 for a single matrix, as published.
+
+    Args:
+        first, second: [n, n] (samples of a batch), or [B, n, n] (tokens of each sample).
+
+    Returns:
+        A scalar, or [B].
+    """
+    product = (first * second).sum((-1, -2))
+    return product if first.ndim == 3 else product / max(first.shape[-1] ** 2 - 1, 1)
+
+
+def cka(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """|HSIC(X, Y)| / sqrt(HSIC(X, X) HSIC(Y, Y)) of centred Gram matrices, in 0..1; NaN where one of them is 0.
+
+    Args, returns: as `hsic`.
+    """
+    return hsic(first, second).abs() / (hsic(first, first).sqrt() * hsic(second, second).sqrt())
+
+
+def defined_cka(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`cka`, with 0 in place of NaN and no NaN in the gradient either.
+
+    Returns:
+        The values, and a mask of the same shape: whether there was anything to compare.
+    """
+    own, other = hsic(first, first), hsic(second, second)
+    defined = (own > 0) & (other > 0)
+    norm = torch.where(defined, own, 1.0).sqrt() * torch.where(defined, other, 1.0).sqrt()
+    return torch.where(defined, hsic(first, second).abs() / norm, 0.0), defined
+
+
+def cka_loss(values: torch.Tensor, defined: torch.Tensor | None = None) -> torch.Tensor:
+    """-log(mean of the CKA values + 1e-8): the mean stands inside the logarithm (METHODS.md section 3).
+
+    Args:
+        values: a scalar, or [B].
+        defined: which of them count; if none does, the loss is 0.
+
+    Returns:
+        A scalar >= 0 (up to the 1e-8).
+    """
+    if defined is None:
+        return -(values.mean() + EPSILON).log()
+    count = defined.sum()
+    mean = torch.where(defined, values, 0.0).sum() / count.clamp(min=1)
+    return -(torch.where(count > 0, mean, 1.0 - EPSILON) + EPSILON).log()

@@ -1,0 +1,75 @@
+"""Intra-class nearest neighbours among a batch's teacher representations (ICS; METHODS.md section 2)."""
+
+from __future__ import annotations
+
+import torch
+
+
+def pairwise_mean_square(
+    student: torch.Tensor, teacher: torch.Tensor, student_mask: torch.Tensor, teacher_mask: torch.Tensor
+) -> torch.Tensor:
+    """Mean squared difference of every student sequence and every teacher sequence.
+
+    The mean goes over the positions that are real in either one (the other side counts as zero there) and
+    over H. With masks of ones it is the published (1/(S H)) sum_{s,h} (T[j] - S[i])^2.
+
+    Args:
+        student: float [B, S, H]. teacher: [G, S, H]; no gradient flows into it.
+        student_mask: [B, S]. teacher_mask: [G, S]. 1 for real positions, which come first.
+
+    Returns:
+        [B, G], all >= 0.
+    """
+    teacher = teacher.detach()
+    student = (student * student_mask.unsqueeze(-1)).flatten(1)
+    teacher = (teacher * teacher_mask.unsqueeze(-1)).flatten(1)
+    squares = student.square().sum(1)[:, None] - 2 * student @ teacher.T + teacher.square().sum(1)[None, :]
+    positions = torch.maximum(student_mask.sum(1)[:, None], teacher_mask.sum(1)[None, :])
+    width = student.shape[1] // student_mask.shape[1]
+    return squares.clamp(min=0) / (positions * width)
+
+
+def nearest(distances: torch.Tensor, candidates: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """The nearest candidates of each row; the lower number wins a tie.
+
+    Args:
+        distances: [B, G]; no gradient flows through the choice.
+        candidates: bool [B, G].
+        count: int [B], how many at most.
+
+    Returns:
+        bool [B, G].
+    """
+    with torch.no_grad():
+        order = distances.masked_fill(~candidates, torch.inf).argsort(dim=1, stable=True)
+        rank = torch.empty_like(order).scatter_(
+            1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+        )
+        return candidates & (rank < count[:, None])
+
+
+def shrinking_count(candidates: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
+    """k_i = min(k, |J_1|, ..., |J_i|): the published k shrinks along the batch (quirk I1).
+
+    Args:
+        candidates: bool [B, G]. limit: int scalar, k at the start of the batch.
+
+    Returns:
+        int [B].
+    """
+    sizes = torch.cat([limit.reshape(1), candidates.sum(1)])
+    return sizes.cummin(0).values[1:]
+
+
+def intra_class_cosine(features: torch.Tensor, same_class: torch.Tensor) -> torch.Tensor:
+    """Mean cosine of each sample with the samples of its class, itself included (the published MICS, BSC).
+
+    Args:
+        features: float [B, D]. same_class: bool [B, B], true on the diagonal.
+
+    Returns:
+        A scalar in -1..1.
+    """
+    norm = features.norm(dim=1)
+    cosine = features @ features.T / (norm[:, None] * norm[None, :] + 1e-8)
+    return ((cosine * same_class).sum(1) / same_class.sum(1)).mean()

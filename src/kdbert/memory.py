@@ -1,0 +1,315 @@
+"""The memory of the global CKA methods: centroids of a teacher's features over the training split.
+
+A feature is the flattened hidden states of one layer, one row of length x H for each example. `lloyd` is k-means
+over batches that are read again for every pass, so that the features never have to be in memory at once; `legacy`
+is what the published script computes (METHODS.md section 3.5).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from kdbert.errors import UserError
+from kdbert.runs import atomic_write
+
+log = logging.getLogger("kdbert")
+FORMAT = "kdbert memory 1"
+
+
+class FeatureBatch(NamedTuple):
+    """Features of some examples: their numbers int64 [b], and float [b, D] with D at most that of the centroids.
+
+    Columns that a batch leaves away at the end are zero.
+    """
+
+    rows: torch.Tensor
+    features: torch.Tensor
+
+
+Features = Callable[[], Iterator[FeatureBatch]]
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Centroids float [K, D]; the cluster of each example int64 [N]; passes done; the sum of squared distances."""
+
+    centroids: torch.Tensor
+    assignments: torch.Tensor
+    passes: int
+    inertia: float
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """Examples of each cluster, int64 [K]."""
+        return torch.bincount(self.assignments, minlength=len(self.centroids))
+
+
+def squared_distances(features: torch.Tensor, centroids: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+    """[b, K] from features [b, d], centroids [K, D] with d <= D, and the centroids' squared norms [K]."""
+    product = features @ centroids[:, : features.shape[1]].T
+    return (features.square().sum(1)[:, None] - 2 * product + norms[None, :]).clamp(min=0)
+
+
+def lloyd(
+    features: Features,
+    count: int,
+    centroids: torch.Tensor,
+    *,
+    passes: int | None = None,
+    tolerance: float = 1e-4,
+    refill: bool = True,
+    progress: Callable[[int, float], None] = lambda done, inertia: None,
+) -> Clusters:
+    """k-means by Lloyd's passes: every example to its nearest centroid, then every centroid to its cluster's mean.
+
+    It ends when the squared sum of the lengths that the centroids moved by is under `tolerance`, or after
+    `passes`. The centroids returned are the true means of the clusters returned.
+
+    Args:
+        features: gives all examples anew at every call, in any order.
+        count: N, the number of examples.
+        centroids: float [K, D], where they start.
+        refill: an empty cluster takes over the example that is farthest from its centroid (of clusters with more
+            than one); otherwise it keeps its centroid, as published.
+        progress: told the passes done and the sum of squared distances after each.
+    """
+    centroids = centroids.clone()
+    done = 0
+    while True:
+        sums, numbers = torch.zeros_like(centroids), torch.zeros(len(centroids), dtype=torch.int64)
+        assignments, away = torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=centroids.dtype)
+        norms = centroids.square().sum(1)
+        for rows, values in features():
+            squares, nearest = squared_distances(values, centroids, norms).min(1)
+            assignments[rows], away[rows] = nearest, squares
+            numbers += torch.bincount(nearest, minlength=len(centroids))
+            chosen = torch.nn.functional.one_hot(nearest, len(centroids)).to(values.dtype)
+            sums[:, : values.shape[1]] += chosen.T @ values
+        inertia = float(away.double().sum())
+        if refill and not numbers.all():
+            _refill(features, sums, numbers, assignments, away)
+        moved = torch.where(numbers[:, None] > 0, sums / numbers.clamp(min=1)[:, None], centroids)
+        shift = float((moved - centroids).norm(dim=1).sum())
+        centroids = moved
+        done += 1
+        progress(done, inertia)
+        if shift**2 < tolerance or done == passes:
+            return Clusters(centroids, assignments, done, inertia)
+
+
+def _refill(
+    features: Features, sums: torch.Tensor, numbers: torch.Tensor, assignments: torch.Tensor, away: torch.Tensor
+) -> None:
+    """Give each empty cluster the farthest example of a cluster that has others, in place."""
+    empty = (numbers == 0).nonzero().flatten().tolist()
+    taken: dict[int, int] = {}
+    for row in away.argsort(descending=True, stable=True).tolist():
+        if len(taken) == len(empty):
+            break
+        old = int(assignments[row])
+        if numbers[old] > 1:
+            new = empty[len(taken)]
+            taken[row] = old
+            numbers[old] -= 1
+            numbers[new] += 1
+            assignments[row] = new
+    for rows, values in features():
+        for place, row in enumerate(rows.tolist()):
+            if row in taken:
+                sums[taken[row], : values.shape[1]] -= values[place]
+                sums[assignments[row], : values.shape[1]] += values[place]
+
+
+def spread_out(distances: torch.Tensor, clusters: int, generator: torch.Generator) -> list[int]:
+    """k-means++ (Arthur & Vassilvitskii 2007): examples drawn with a chance that grows as their squared distance
+    to the nearest one drawn so far.
+
+    Args:
+        distances: squared distances of every two examples, [m, m].
+        clusters: how many to draw, at most m.
+
+    Returns:
+        Numbers of distinct examples.
+    """
+    weights = torch.ones(len(distances), dtype=torch.float64)
+    nearest = torch.full_like(weights, torch.inf)
+    chosen: list[int] = []
+    for _ in range(clusters):
+        weights[chosen] = 0
+        if not weights.sum() > 0:  # only copies of what is drawn are left
+            weights = torch.ones_like(weights)
+            weights[chosen] = 0
+        chosen.append(int(torch.multinomial(weights, 1, generator=generator)))
+        nearest = torch.minimum(nearest, distances[chosen[-1]].double())
+        weights = nearest.clone()
+    return chosen
+
+
+def kmeans(
+    features: Features,
+    count: int,
+    clusters: int,
+    width: int,
+    *,
+    seed: int,
+    passes: int,
+    progress: Callable[[int, float], None] = lambda done, inertia: None,
+) -> Clusters:
+    """Centroids of N examples: k-means++ on a random sample of 10 examples a cluster, then `lloyd`.
+
+    Args:
+        count: N. clusters: K <= N. width: D. passes: at most so many of `lloyd`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sample = torch.randperm(count, generator=generator)[: 10 * clusters]
+    place = torch.full((count,), -1)
+    place[sample] = torch.arange(len(sample))
+    kept: torch.Tensor | None = None
+    for rows, values in features():
+        if kept is None:
+            kept = torch.zeros(len(sample), width, dtype=values.dtype)
+        inside = place[rows] >= 0
+        kept[place[rows][inside], : values.shape[1]] = values[inside]
+    assert kept is not None
+    start = spread_out(squared_distances(kept, kept, kept.square().sum(1)), clusters, generator)
+    centroids = kept[start]
+    del kept
+    return lloyd(features, count, centroids, passes=passes, progress=progress)
+
+
+def legacy_statistics(features: Features, batch_size: int) -> tuple[float, float]:
+    """Mean and standard deviation of the normal that the published script draws its first centroids from.
+
+    Its running sums are set to zero at every step, so only the last batch counts, divided by the number of
+    steps (quirk F8).
+    """
+    steps, last = 0, torch.zeros(0)
+    for batch in _cut(features, batch_size):
+        steps, last = steps + 1, batch
+    return float(last.mean() / steps), float((last.var(1).mean() / steps).sqrt())
+
+
+def legacy(
+    features: Features,
+    count: int,
+    centroids: torch.Tensor,
+    *,
+    passes: int,
+    batch_size: int,
+    progress: Callable[[int, float], None] = lambda done, inertia: None,
+) -> Clusters:
+    """The published memory: passes of assignment (odd) and of updates (even), an exponential average and no mean.
+
+    Within a batch the q-th member (from 0) of a cluster moves its centroid c to ((q + 1) c + x) / (q + 2), which
+    starts from zero at the first update (quirk F7); a centroid that gets no example stays zero.
+
+    Args:
+        features: the examples in the order of the file.
+        centroids: float [K, D], the random draw that the first assignment uses.
+        passes: all of them, the initial one (number 0, which `legacy_statistics` does) included.
+        batch_size: the published default is 1.
+    """
+    assignments, inertia = torch.zeros(count, dtype=torch.int64), 0.0
+    updated = torch.zeros_like(centroids)
+    for number in range(1, passes):
+        position = 0
+        if number % 2:
+            inertia = 0.0
+            norms = centroids.square().sum(1)
+            for batch in _cut(features, batch_size):
+                squares, nearest = squared_distances(batch, centroids, norms).min(1)
+                assignments[position : position + len(batch)] = nearest
+                inertia += float(squares.double().sum())
+                position += len(batch)
+        else:
+            for batch in _cut(features, batch_size):
+                seen: dict[int, int] = {}
+                for row, cluster in zip(batch, assignments[position : position + len(batch)].tolist(), strict=True):
+                    before = seen.get(cluster, 0)
+                    updated[cluster] = ((before + 1) * updated[cluster] + row) / (before + 2)
+                    seen[cluster] = before + 1
+                position += len(batch)
+            centroids = updated.clone()
+        progress(number, inertia)
+    return Clusters(centroids, assignments, passes, inertia)
+
+
+def _cut(features: Features, size: int) -> Iterator[torch.Tensor]:
+    """The features in batches of `size`, whatever batches they come in."""
+    rest: torch.Tensor | None = None
+    for _, values in features():
+        rest = values if rest is None else torch.cat([rest, values])
+        whole = len(rest) - len(rest) % size
+        if whole:
+            yield from rest[:whole].split(size)
+            rest = rest[whole:]
+    if rest is not None and len(rest):
+        yield rest
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Centroids and what they are centroids of.
+
+    Attributes:
+        centroids: float32 [K, length, H].
+        counts: int64 [K], examples of each.
+        about: task, teacher (fingerprint), layer, length, algorithm, … as `save` writes them.
+    """
+
+    centroids: torch.Tensor
+    counts: torch.Tensor
+    about: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the centroids."""
+        return hashlib.sha256(self.centroids.numpy().tobytes()).hexdigest()[:16]
+
+    def save(self, path: Path, assignments: torch.Tensor) -> None:
+        """Write one safetensors file: `centroids`, `counts`, `assignments` [N]; the rest as JSON in its metadata."""
+        from safetensors.torch import save_file
+
+        tensors = {
+            "centroids": self.centroids.contiguous(),
+            "counts": self.counts,
+            "assignments": assignments.to(torch.int32),
+        }
+        metadata = {"format": FORMAT, "about": json.dumps(self.about, sort_keys=True), "sha256": self.fingerprint}
+        atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+    @classmethod
+    def load(cls, path: Path) -> Memory:
+        """Read a memory.
+
+        Raises:
+            UserError: no such file, no memory, or damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise UserError(f"{path} is no memory of kdbert; make one with `kdbert train-memory`")
+                about = json.loads(metadata["about"])
+                memory = cls(file.get_tensor("centroids"), file.get_tensor("counts"), about)
+        except FileNotFoundError:
+            raise UserError(
+                f"no memory file {str(path)!r}: check the path, or make one with `kdbert train-memory`"
+            ) from None
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise UserError(
+                f"memory file {path} cannot be read ({error}); make it again with `kdbert train-memory`"
+            ) from None
+        if memory.centroids.ndim != 3 or memory.fingerprint != metadata.get("sha256"):
+            raise UserError(f"memory file {path} is damaged (its content is not what was written); make it again")
+        return memory

@@ -1,0 +1,226 @@
+"""Distillation towards the nearest teacher representations of the same class (ICS)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import MappingProxyType
+from typing import Annotated, Literal, cast
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from kdbert.data.batches import Batch, classes_of
+from kdbert.errors import UserError
+from kdbert.layers import Pair, last_pair
+from kdbert.losses.neighbors import nearest, pairwise_mean_square, shrinking_count
+from kdbert.methods.contract import (
+    Context,
+    LossTerms,
+    Method,
+    MethodOptions,
+    Models,
+    Needs,
+    Outputs,
+    Paper,
+    Weight,
+)
+from kdbert.methods.terms import KD_FORMULA, LayerOptions, kd_terms
+
+
+class ICS(Method):
+    """KD, and the student's last layer is drawn to its k nearest teacher representations of its class.
+
+    METHODS.md section 2.
+    """
+
+    name = "ics"
+    aliases = ("intra-class", "intra-class-knn", "knn")
+    summary = "draws each example to the nearest teacher representations of its class in the batch"
+    formula = (
+        KD_FORMULA + " + beta * mean_i sum_{n in kNN(i)} d(student_i, teacher_n); kNN(i): the `neighbors` nearest "
+        "examples of i's class in the batch, i itself included, by d; d: mean squared difference of the hidden states "
+        "over real positions and units"
+    )
+    papers = (
+        Paper(
+            "Intra-Class Similarity-Guided Feature Distillation",
+            "Saadi, K., Mitrović, J. & Granitzer, M.",
+            2023,
+            "https://nips.cc/virtual/2023/81154",
+        ),
+    )
+    differences = (
+        "`original`: the feature term is a SUM over the batch (beta 0.01 for batches of 32; `corrected` takes the "
+        "mean, and beta 0.32 = 32 x 0.01 is the default that corresponds). k shrinks along the batch to the size of "
+        "the smallest class met so far, so it depends on the order of examples (I1), and in the hate-speech script "
+        "for the rest of training (I2, k_state run); `corrected` has k_i = min(k, class size). Padding counts in "
+        "distance and loss (I3); `corrected` never sees it. For scores, classes are equal scores, mostly of one "
+        "example (I5); `corrected` rounds scores to 0.5. The hate-speech script has independent weights alpha_ce 0.5, "
+        "alpha_soft 0.5, alpha_mse 0.01, neighbors 2 and temperature 2. Teacher and student must be equally wide in "
+        "`original`; `corrected` learns a linear projection of the student where they are not."
+    )
+
+    class Options(LayerOptions):
+        """Options of `ics`."""
+
+        original_defaults = MappingProxyType({"beta": 0.01})
+
+        name: Literal["ics"] = "ics"
+        beta: Weight = Field(0.32, description="weight of the feature term")
+        neighbors: int = Field(
+            3, ge=1, description="k, nearest teacher representations of the class (its own among them)"
+        )
+        alpha_ce: Annotated[float | None, "weight"] = Field(
+            None, description="weight of the hard loss on its own (the hate-speech script's), in place of alpha"
+        )
+        alpha_soft: Annotated[float | None, "weight"] = Field(
+            None, description="weight of the soft loss on its own, in place of 1 - alpha"
+        )
+        alpha_mse: Annotated[float | None, "weight"] = Field(None, description="another name of beta in that script")
+        k_state: Literal["batch", "run"] = Field(
+            "batch", description="original only: how long k stays shrunk; run is the hate-speech script's"
+        )
+
+        @model_validator(mode="after")
+        def _agree(self) -> ICS.Options:
+            if self.alpha_mse is not None and "beta" in self.model_fields_set and self.beta != self.alpha_mse:
+                raise ValueError("beta and alpha_mse are the same weight; give one of them")
+            if self.k_state == "run" and self.variant == "corrected":
+                raise ValueError("k_state=run is a quirk of the published code; it goes with variant original")
+            return self
+
+        @property
+        def weights(self) -> tuple[float, float, float]:
+            """Of the hard, the soft and the feature term."""
+            return (
+                self.alpha if self.alpha_ce is None else self.alpha_ce,
+                1 - self.alpha if self.alpha_soft is None else self.alpha_soft,
+                self.beta if self.alpha_mse is None else self.alpha_mse,
+            )
+
+    k: torch.Tensor  # with k_state=run: how far k has shrunk
+
+    def __init__(self, options: MethodOptions) -> None:
+        super().__init__(options)
+        self.pairs: tuple[Pair, ...] = ()
+        self.projections = nn.ModuleList()
+        own = cast(ICS.Options, options)
+        if own.k_state == "run":
+            self.register_buffer("k", torch.tensor(own.neighbors))
+
+    @classmethod
+    def teachers(cls, options: MethodOptions) -> tuple[int, int | None]:
+        """One, unless only the hard loss has a weight."""
+        _, soft, feature = cast(ICS.Options, options).weights
+        return (1, 1) if soft or feature else (0, 0)
+
+    @classmethod
+    def needs(cls, options: MethodOptions, models: Models) -> Needs:
+        """The last hidden states of both, token by token."""
+        options = cast(ICS.Options, options)
+        _, soft, feature = options.weights
+        if not models.teachers:
+            return Needs()
+        if not feature:
+            return Needs(teacher_logits=bool(soft))
+        pairs = options.pairs(models, last_pair)
+        if options.variant == "original" and models.teachers[0].width != models.student.width:
+            raise UserError(
+                f"the published ics compares models of one width; the teacher has {models.teachers[0].width}, the "
+                f"student {models.student.width}: use --variant corrected, which learns a projection"
+            )
+        return Needs(
+            teacher_logits=bool(soft),
+            teacher_hidden=tuple(sorted({teacher for teacher, _ in pairs})),
+            student_hidden=tuple(sorted({student for _, student in pairs})),
+            pairs={"feature": pairs},
+            compares_examples=True,
+            compares_tokens=True,
+            reads_padding=options.variant == "original",
+        )
+
+    def prepare(self, context: Context) -> None:
+        """A projection for each pair of layers, where the student has another width than the teacher."""
+        options, models = cast(ICS.Options, self.options), context.models
+        self.pairs = self.needs(options, models).pairs.get("feature", ())
+        if self.pairs and models.student.width != models.teachers[0].width:
+            for _ in self.pairs:
+                self.projections.append(nn.Linear(models.student.width, models.teachers[0].width))
+
+    def remark(self, batches: Sequence[np.ndarray]) -> str | None:
+        """A warning where the batches hold hardly any other example of a class."""
+        options = cast(ICS.Options, self.options)
+        if not self.pairs:
+            return None
+        companions = []
+        for labels in batches:
+            _, group, sizes = np.unique(
+                self._classes(torch.from_numpy(labels)), return_inverse=True, return_counts=True
+            )
+            companions.append(np.minimum(sizes[group] - 1, max(options.neighbors, 2)))
+        mean = float(np.concatenate(companions).mean())
+        if mean >= 1:
+            return None
+        return (
+            f"ics: an example meets {mean:.2f} others of its class in its batch, so the feature term draws it to "
+            "little but its own teacher representation; --batch-sampler class-balanced brings examples of a class "
+            "together"
+        )
+
+    def _classes(self, labels: torch.Tensor) -> torch.Tensor:
+        """What counts as one class; `original` takes scores as they are."""
+        return labels if self.options.variant == "original" else classes_of(labels)
+
+    def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:
+        """Terms `hard`, `soft`, `feature`; monitors `ics/neighbors` (besides the own teacher) and `ics/alone`."""
+        options = cast(ICS.Options, self.options)
+        hard, soft, feature = options.weights
+        found = kd_terms(options, student, teachers[0] if teachers else None, batch, (hard, soft))
+        if not self.pairs:
+            return found
+        assert batch.labels is not None
+        assert student.mask is not None
+        original = options.variant == "original"
+        classes = self._classes(batch.labels)
+        everyone = batch.gather(classes)
+        same = classes[:, None] == everyone[None, :]
+        count = same.sum(1).clamp(max=options.neighbors)
+        if original:
+            count = self._shrunk(everyone)[batch.start : batch.start + len(same)]
+            count = torch.cat([count, count.new_zeros(len(same) - len(count))])  # rows that only fill up
+        mask = torch.ones_like(student.mask) if original else student.mask
+        every_mask = batch.gather(mask)
+        losses, others, alone = [], [], []
+        for number, (teacher_layer, student_layer) in enumerate(self.pairs):
+            own = student.hidden[student_layer]
+            if self.projections:
+                own = self.projections[number](own)
+            targets = batch.gather(teachers[0].hidden[teacher_layer])
+            distances = pairwise_mean_square(own, targets, mask, every_mask)
+            chosen = nearest(distances, same, count)
+            losses.append((distances * chosen).sum(1))
+            numbers = torch.arange(len(own), device=own.device)
+            besides = chosen.sum(1) - chosen[numbers, (numbers + batch.start).clamp(max=chosen.shape[1] - 1)].long()
+            others.append(besides.to(own.dtype))
+            alone.append((besides == 0).to(own.dtype))
+        value = batch.mean(torch.stack(losses).mean(0))
+        if original:
+            value = value * batch.count  # the published loss is the sum over the micro-batch
+        found.terms["feature"] = value
+        found.weights["feature"] = feature
+        found.monitors = {
+            "ics/neighbors": batch.mean(torch.stack(others).mean(0)),
+            "ics/alone": batch.mean(torch.stack(alone).mean(0)),
+        }
+        return found
+
+    def _shrunk(self, classes: torch.Tensor) -> torch.Tensor:
+        """The published k of every example of the micro-batch."""
+        options = cast(ICS.Options, self.options)
+        limit = self.k if options.k_state == "run" else torch.tensor(options.neighbors, device=classes.device)
+        counts = shrinking_count(classes[:, None] == classes[None, :], limit)
+        if options.k_state == "run":
+            self.k.copy_(counts[-1])
+        return counts

@@ -1,0 +1,108 @@
+"""Distillation from the logits of several teachers (the BERT-and-Friends notebooks, part 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import MappingProxyType
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import Field, model_validator
+
+from kdbert.data.batches import Batch
+from kdbert.methods.contract import LossTerms, Method, MethodOptions, Models, Needs, Outputs, Paper
+from kdbert.methods.terms import KDOptions, kd_terms, soft_loss
+
+
+class MultiKD(Method):
+    """alpha * hard loss + (1 - alpha) * the teachers' soft losses, added or averaged (METHODS.md section 4)."""
+
+    name = "multi-kd"
+    aliases = ("multi-teacher", "two-teacher")
+    summary = "soft labels of several teachers beside the hard labels"
+    formula = (
+        "alpha * CE(student, label) + (1 - alpha) * sum_j w_j * tau^2 * KL(softmax(teacher_j/tau) || "
+        "softmax(student/tau)); w_j = 1 (sum), 1/J (mean), or the given weights"
+    )
+    papers = (
+        Paper(
+            "Learning from Multiple Teacher Networks",
+            "You, S., Xu, C., Xu, C. & Tao, D.",
+            2017,
+            "https://doi.org/10.1145/3097983.3098135",
+        ),
+    )
+    differences = (
+        "The published notebooks ADD the two KL terms (`original`, reduction sum), so that with alpha 0.5 the labels "
+        "weigh 0.5 and the teachers 1.0 together; `corrected` takes their mean, so that alpha keeps its meaning for "
+        "any number of teachers. The notebooks used temperature 3 and alpha 0.5 (their class has 2 and 0.5 as "
+        "defaults). They read the second teacher's tokenizer for all models; here each teacher reads its own encoding "
+        "of the same example, so a RoBERTa can teach beside BERTs. The notebooks cite no paper for their objective; "
+        "the one named here averages the soft labels of several teachers and adds a term on their intermediate "
+        "features."
+    )
+
+    class Options(KDOptions):
+        """Options of `multi-kd`."""
+
+        original_defaults = MappingProxyType({"reduction": "sum"})
+
+        name: Literal["multi-kd"] = "multi-kd"
+        temperature: float = Field(3.0, gt=0, description="tau, softens all distributions")
+        reduction: Literal["sum", "mean", "weights"] = Field(
+            "mean", description="how the teachers' soft losses are put together"
+        )
+        weights: list[float] | None = Field(None, description="of the teachers in their order; sets reduction=weights")
+
+        @model_validator(mode="before")
+        @classmethod
+        def _weights_given(cls, values: Any) -> Any:
+            if isinstance(values, dict) and values.get("weights") is not None and "reduction" not in values:
+                return {**values, "reduction": "weights"}
+            return values
+
+        @model_validator(mode="after")
+        def _weights_and_reduction(self) -> MultiKD.Options:
+            if (self.reduction == "weights") != (self.weights is not None):
+                raise ValueError("reduction=weights and weights go together; give both, or weights alone")
+            if self.weights is not None and (not self.weights or max(self.weights) <= 0):
+                raise ValueError("weights: expected a number for each teacher, at least one of them above 0")
+            return self
+
+        def nonsense(self) -> list[str]:
+            """Negative weights too."""
+            negative = [w for w in self.weights or () if w < 0]
+            found = [f"weights must be 0 or more (got {negative[0]:g})"] if negative else []
+            return [*super().nonsense(), *found]
+
+        def shares(self, count: int) -> list[float]:
+            """The weight of each teacher's soft loss."""
+            if self.reduction == "weights":
+                assert self.weights is not None
+                return self.weights
+            return [1.0 if self.reduction == "sum" else 1 / count] * count
+
+    @classmethod
+    def teachers(cls, options: MethodOptions) -> tuple[int, int | None]:
+        """Two or more, as many as there are weights."""
+        options = cast(MultiKD.Options, options)
+        if options.alpha == 1:
+            return 0, 0
+        return (2, None) if options.weights is None else (len(options.weights), len(options.weights))
+
+    @classmethod
+    def needs(cls, options: MethodOptions, models: Models) -> Needs:
+        """Every teacher's logits."""
+        return Needs(teacher_logits=bool(models.teachers))
+
+    def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:
+        """Terms `hard`, and `soft.1`, `soft.2`, … of the teachers."""
+        options = cast(MultiKD.Options, self.options)
+        found = kd_terms(options, student, None, batch)
+        assert batch.labels is not None
+        for number, (teacher, share) in enumerate(zip(teachers, options.shares(len(teachers)), strict=True), 1):
+            if share:
+                loss: torch.Tensor = soft_loss(student.logits, teacher.logits, batch.labels, options)
+                found.terms[f"soft.{number}"] = batch.mean(loss)
+                found.weights[f"soft.{number}"] = (1 - options.alpha) * share
+        return found
