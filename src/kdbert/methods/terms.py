@@ -179,6 +179,9 @@ class GlobalMemory(nn.Module):
 
     The student's centroids are trained with it. `corrected` draws them from N(0, 0.02), as BERT's weights are
     drawn and as the published code meant to (its call is commented out, F12); `original` from N(0, 1).
+    `corrected` divides distances by sqrt(length x width) of their side's centroids, so that the weight of the term
+    depends neither on length nor on width (at length 128 and width 768 the published term is 98,304 times as large, and
+    drowns every other), and models of different widths can be compared.
 
     Args:
         memory: the teacher's centroids.
@@ -209,11 +212,16 @@ class GlobalMemory(nn.Module):
         """The teacher's distances and cosines, [B, 2, K]: constant over a run."""
         if self.memory.device != hidden.device or self.memory.dtype != hidden.dtype:
             self.memory = self.memory.to(hidden)
-        found = relations(self._features(hidden, mask), self.memory, self.teacher_epsilon)
-        return torch.stack(found, 1)
+        return torch.stack(self._relations(hidden, mask, self.memory, self.teacher_epsilon), 1)
 
-    def _features(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return hidden if self.variant == "original" else hidden * mask.unsqueeze(-1)
+    def _relations(
+        self, hidden: torch.Tensor, mask: torch.Tensor, centroids: torch.Tensor, epsilon: float = 0.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Distances and cosines; in `corrected` distances are root mean squares over length x width."""
+        if self.variant == "original":
+            return relations(hidden, centroids, epsilon)
+        distances, cosines = relations(hidden * mask.unsqueeze(-1), centroids)
+        return distances / centroids[0].numel() ** 0.5, cosines
 
     def add_terms(
         self,
@@ -225,7 +233,7 @@ class GlobalMemory(nn.Module):
     ) -> None:
         """Add the terms `distance`, `cosine` and `memory_cka`; those of weight 0 are left out."""
         assert student.mask is not None
-        sides = relations(self._features(student.hidden[self.layer], student.mask), self.centroids)
+        sides = self._relations(student.hidden[self.layer], student.mask, self.centroids)
         for number, (name, side) in enumerate(zip(("distance", "cosine"), sides, strict=True)):
             if weights[number]:
                 found.terms[name] = batch.mean(relation_loss(side, teacher_relations[:, number]))

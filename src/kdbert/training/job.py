@@ -203,6 +203,11 @@ class Job:
         check_memory(memory, path, about, recipe.method.variant, int(data.lengths.max()))
         return memory
 
+    @property
+    def _memory_fingerprint(self) -> str:
+        assert self.memory is not None
+        return self.memory.fingerprint
+
     def _kept_hidden(self, layer: int, data: Encoded) -> np.ndarray | None:
         """A layer of the first teacher for every token of the training split; None if that is too large to keep."""
         needs = Needs(teacher_hidden=(layer,))
@@ -422,10 +427,7 @@ class Job:
         kinds = kinds_of(needs)
         # A reduced quantity is kept under the name of what it was reduced with.
         by_memory = {quantity.name for quantity in needs.reduced if quantity.by_memory}
-        files = {
-            name: f"{name}.{self.memory.fingerprint}" if self.memory is not None and name in by_memory else name
-            for name in kinds
-        }
+        files = {name: f"{name}.{self._memory_fingerprint}" if name in by_memory else name for name in kinds}
 
         def compute(wanted: list[str]) -> dict[str, np.ndarray]:
             names = [name for name, file in files.items() if file in wanted]
