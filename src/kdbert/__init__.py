@@ -20,6 +20,7 @@ _ORIGIN = {
     "RunResult": "kdbert.runs",
     "distill": "kdbert.api",
     "finetune": "kdbert.api",
+    "train_memory": "kdbert.api",
     "evaluate": "kdbert.api",
     "KdbertError": "kdbert.errors",
     "UserError": "kdbert.errors",
@@ -33,10 +34,11 @@ __all__ = [
     "distill",
     "evaluate",
     "finetune",
+    "train_memory",
 ]
 
 if TYPE_CHECKING:
-    from kdbert.api import distill, evaluate, finetune
+    from kdbert.api import distill, evaluate, finetune, train_memory
     from kdbert.errors import KdbertError, UserError
     from kdbert.recipe import Recipe
     from kdbert.runs import RunResult

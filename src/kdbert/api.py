@@ -1,14 +1,16 @@
-"""What the commands do, as functions: `finetune`, `distill`, `sweep`, `evaluate`."""
+"""What the commands do, as functions: `finetune`, `train_memory`, `distill`, `sweep`, `evaluate`."""
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdbert.data.encode import encode
 from kdbert.errors import RunBusy, UserError
+from kdbert.methods import get_method
 from kdbert.metrics import score
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import check_trained_head, label_names, load_classifier, load_config, load_tokenizer
@@ -25,15 +27,16 @@ from kdbert.plan import (
     teacher_recipes,
     with_teachers,
 )
-from kdbert.recipe import Recipe
+from kdbert.recipe import MemorySection, Recipe
 from kdbert.reporting.predictions import predicted, write_predictions, write_submission
-from kdbert.runs import RunFolder, RunResult
+from kdbert.runs import RunFolder, RunResult, atomic_write, sha256
 from kdbert.sweep.grid import Cell
 from kdbert.sweep.jobs import Job, plan_jobs
 from kdbert.sweep.local import run_jobs, threads_per_job
 from kdbert.sweep.progress import Progress, counted, summary
 from kdbert.tasks import CUSTOM, get_task, task_name
 from kdbert.training.forward import predict
+from kdbert.training.job import Job as TrainingJob
 from kdbert.training.job import run_recipe
 from kdbert.training.precision import choose_attention, choose_precision, make_accelerator
 
@@ -79,6 +82,55 @@ def distill(recipe: Recipe, *, overwrite: bool = False, baseline: bool | None = 
     if baseline or (baseline is None and recipe.task.name == "quickstart"):
         without = run_recipe(baseline_recipe(recipe)) if recipe.method.name != "finetune" else None
     return replace(run_recipe(recipe, overwrite=overwrite), baseline=without)
+
+
+def train_memory(recipe: Recipe, *, layer: int | None = None, output: str | None = None) -> Path:
+    """Cluster the features of a teacher's layer into a memory, or find the one that is there.
+
+    Args:
+        recipe: task, teacher (one is fine-tuned first if none is named) and the section `memory`; its method and
+            student say nothing here.
+        layer: the teacher's layer, by default the last but one.
+        output: copy the file there.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: more centroids than examples, no such layer, `output` is another file, …
+    """
+    section = recipe.memory or MemorySection()
+    if section.file is not None:
+        raise UserError("memory.file names a memory that is there; leave it away to make one")
+    target = Path(output) if output is not None else None
+    if target is not None and (target.is_dir() or target.suffix != ".safetensors"):
+        raise UserError(f"--output {output!r}: expected the name of a file that ends in .safetensors")
+    variant = "original" if section.algorithm == "legacy" else "corrected"
+    method = get_method("cka-g")
+    recipe = recipe.model_copy(
+        update={"method": method.Options.model_validate({"variant": variant}), "memory": section}
+    )
+    if missing_teachers(recipe):
+        recipe = with_teachers(recipe, [_make_teacher(wanted).path for wanted in teacher_recipes(recipe)])
+    (teacher,) = recipe.teachers
+    depth = load_config(locate(teacher.model)).num_hidden_layers
+    layer = max(depth - 1, 0) if layer is None else layer
+    if not 0 <= layer <= depth:
+        raise UserError(f"--layer {layer}: teacher {teacher.model!r} has layers 0 (embeddings) to {depth}")
+    # A student of one layer stands in for all of them: the memory knows nothing of students.
+    options = method.Options.model_validate({"variant": variant, "layer_map": [(layer, 1)]})
+    student = recipe.student.model_copy(update={"model": None, "layers": 1, "init": "first"})
+    plan = Plan(resolve_distill(recipe.model_copy(update={"method": options, "student": student})))
+    plan.check()
+    job = TrainingJob(plan)
+    assert job.memory is not None
+    path = job.memory_path
+    if target is None or target.absolute() == path.absolute():
+        return path
+    if target.exists() and sha256(target) != sha256(path):
+        raise UserError(f"--output {output!r} is another file already; choose another name")
+    atomic_write(target, lambda temporary: shutil.copyfile(path, temporary))
+    return target
 
 
 def _make_teacher(wanted: Recipe) -> RunResult:

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from kdbert import __version__
-from kdbert.cli import data, distill, doctor, evaluate, finetune_teacher, methods, sweep, table
+from kdbert.cli import data, distill, doctor, evaluate, finetune_teacher, methods, sweep, table, train_memory
 from kdbert.errors import Interrupted, KdbertError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("finetune-teacher")(finetune_teacher.finetune_teacher)
+app.command("train-memory")(train_memory.train_memory)
 app.command("distill")(distill.distill)
 app.command("sweep")(sweep.sweep)
 app.command("table")(table.table)

@@ -15,7 +15,8 @@ def distill(
     ] = None,
     task: o.Task = None,
     teacher: Annotated[
-        list[str] | None, typer.Option(help="Run folder, model folder or Hub id. [one is fine-tuned first]")
+        list[str] | None,
+        typer.Option(help="Run folder, model folder or Hub id; repeat it for several. [fine-tuned first]"),
     ] = None,
     teacher_labels: Annotated[str | None, typer.Option(help="The teacher's labels in its order, a,b,c.")] = None,
     teacher_model: Annotated[
@@ -31,6 +32,12 @@ def distill(
     student_init: Annotated[str | None, typer.Option(help="Which layers: first, last, even, or 1,3,5. [first]")] = None,
     variant: Annotated[
         str | None, typer.Option(help="corrected, or original: the published code with its quirks.")
+    ] = None,
+    layer_map: Annotated[
+        str | None, typer.Option(help="teacher:student layers to compare, 2:1,4:2. [the method's]")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="For cka-g, cka-ilg: a file of `kdbert train-memory`. [made on the way]")
     ] = None,
     baseline: Annotated[
         bool | None,
@@ -48,6 +55,7 @@ def distill(
     learning_rate: o.LearningRate = None,
     precision: o.Precision = None,
     bucketing: o.Bucketing = None,
+    batch_sampler: o.BatchSampler = None,
     teacher_cache: Annotated[
         bool | None,
         typer.Option("--teacher-cache/--no-teacher-cache", help="One teacher pass before training. [on]"),
@@ -59,6 +67,11 @@ def distill(
     runs_dir: o.RunsDir = None,
     output_dir: o.OutputDir = None,
     tracker: o.Tracker = None,
+    diagnose: Annotated[
+        bool | None,
+        typer.Option("--diagnose", help="Log how alike both models are inside; draw a heat map of their layers."),
+    ] = None,
+    plugin: o.Plugin = None,
     dry_run: o.DryRun = False,
     overwrite: o.Overwrite = False,
     quiet: o.Quiet = False,
@@ -69,6 +82,7 @@ def distill(
     kdbert distill --task rte --method kd --teacher runs/rte/finetune/… --student-layers 3
     """
     o.start(quiet)
+    o.load_plugins(plugin)
     if teacher_labels is not None and not teacher:
         raise typer.BadParameter("goes with --teacher", param_hint="--teacher-labels")
     if teacher_model is not None and teacher:
@@ -85,7 +99,10 @@ def distill(
             "student.model": student,
             "student.layers": student_layers,
             "student.init": student_init,
+            "method.layer_map": layer_map,
+            "memory.file": memory,
             "train.teacher_cache": teacher_cache,
+            "output.diagnose": diagnose,
             **o.run_flags(locals()),
         },
         set_,
@@ -99,7 +116,8 @@ def distill(
         print_distill_plan(recipe)
         return
     result = api.distill(recipe, overwrite=overwrite, baseline=baseline)
-    rows = [o.teacher_row(facts) for facts in result.manifest["teachers"]]
+    taught_by = result.manifest["teachers"]
+    rows = [o.teacher_row(facts, i if len(taught_by) > 1 else None) for i, facts in enumerate(taught_by, 1)]
     if result.baseline is not None:
         rows.append(o.row_of("baseline (no teacher)", result.baseline))
     rows.append(o.row_of(f"student ({recipe.method.name})", result))

@@ -26,6 +26,7 @@ def finetune_teacher(
     learning_rate: o.LearningRate = None,
     precision: o.Precision = None,
     bucketing: o.Bucketing = None,
+    batch_sampler: o.BatchSampler = None,
     seed: o.Seed = None,
     config: o.Config = None,
     set_: o.Set = None,

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from kdbert.cli import options as o
+
 app = typer.Typer(help="List methods, or show one.", invoke_without_command=True, rich_markup_mode=None)
 
 
@@ -17,18 +19,25 @@ def _default(context: typer.Context) -> None:
 
 
 @app.command("list")
-def list_methods() -> None:
+def list_methods(plugin: o.Plugin = None) -> None:
     """Every method with its aliases and what it does."""
+    o.load_plugins(plugin)
     from kdbert.methods import all_methods
 
     for method in all_methods().values():
-        print(f"{method.name:<12} {method.summary}  (also: {', '.join(method.aliases)})")
+        print(
+            f"{method.name:<12} {method.summary}  " + (f"(also: {', '.join(method.aliases)})" if method.aliases else "")
+        )
     print("\n`kdbert methods show NAME` gives formula, paper, options and defaults")
 
 
 @app.command("show")
-def show(name: Annotated[str, typer.Argument(help="Method or alias.")]) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="Method or alias.")],
+    plugin: o.Plugin = None,
+) -> None:
     """Formula, paper, options, defaults, and where the published code differs from what it means."""
+    o.load_plugins(plugin)
     from kdbert.methods import get_method
 
     method = get_method(name)

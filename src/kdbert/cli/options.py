@@ -35,6 +35,12 @@ Set = Annotated[
 More = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="More recipe keys, as after --set.")]
 RunsDir = Annotated[str | None, typer.Option(help="Root of the run folders. [runs]")]
 OutputDir = Annotated[str | None, typer.Option(help="This run's folder, instead of a name made from the recipe.")]
+BatchSampler = Annotated[
+    str | None, typer.Option(help="random, or class-balanced: groups of examples of one class. [random]")
+]
+Plugin = Annotated[
+    list[str] | None, typer.Option(help="Python file that defines methods; it is run. (May be repeated.)")
+]
 Tracker = Annotated[
     list[str] | None, typer.Option(help="Also log to wandb, mlflow, … (what accelerate offers; may be repeated).")
 ]
@@ -58,6 +64,15 @@ def start(quiet: bool) -> None:
 def split_list(text: str | None) -> list[str] | None:
     """`a,b` as a list."""
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def load_plugins(paths: list[str] | None) -> None:
+    """Register the methods of the files that the person names."""
+    if paths:
+        from kdbert.methods import load_plugin
+
+        for path in paths:
+            load_plugin(path)
 
 
 def build_recipe(
@@ -101,10 +116,11 @@ def run_flags(given: Mapping[str, Any]) -> dict[str, Any]:
         f"{section}.{name}": given[name]
         for section, names in {
             "task": ("data_dir", "max_length", "train_file", "dev_file", "test_file", "label_column"),
-            "train": ("epochs", "batch_size", "learning_rate", "precision", "bucketing"),
+            "train": ("epochs", "batch_size", "learning_rate", "precision", "bucketing", "batch_sampler"),
             "output": ("runs_dir", "tracker"),
         }.items()
         for name in names
+        if name in given
     }
     flags["task.text_columns"] = split_list(given["text_columns"])
     flags["output.dir"] = given["output_dir"]
@@ -119,8 +135,14 @@ def row_of(name: str, result: RunResult) -> Any:
     return SummaryRow(name, result.metrics, result.manifest["layers"], result.parameters, result.size_mib)
 
 
-def teacher_row(facts: Mapping[str, Any]) -> Any:
-    """A teacher as a row: how it scored in the student's run."""
+def teacher_row(facts: Mapping[str, Any], number: int | None = None) -> Any:
+    """A teacher as a row: how it scored in the student's run; with its number where there are several."""
     from kdbert.reporting.summary import SummaryRow
 
-    return SummaryRow("teacher", facts["metrics"], facts["layers"], facts["parameters"], facts["size_mib"])
+    return SummaryRow(
+        "teacher" if number is None else f"teacher {number}",
+        facts["metrics"],
+        facts["layers"],
+        facts["parameters"],
+        facts["size_mib"],
+    )

@@ -31,7 +31,10 @@ def sweep(
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; the cores are shared out among them.")] = 1,
     method: Annotated[str | None, typer.Option("--method", "-m", help="Objective of all runs. [kd]")] = None,
     task: o.Task = None,
-    teacher: Annotated[str | None, typer.Option(help="Teacher of all runs. [one per task is fine-tuned first]")] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(help="Teacher of all runs; repeat it for several. [fine-tuned first, for each task]"),
+    ] = None,
     teacher_model: Annotated[str | None, typer.Option(help="Without --teacher: the model to fine-tune first.")] = None,
     student: Annotated[str | None, typer.Option(help="Student of all runs, as in distill.")] = None,
     student_layers: Annotated[int | None, typer.Option(help="Encoder layers that the student keeps.")] = None,
@@ -41,6 +44,7 @@ def sweep(
     learning_rate: o.LearningRate = None,
     set_: o.Set = None,
     runs_dir: o.RunsDir = None,
+    plugin: o.Plugin = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the commands.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the run folders.")] = False,
     debug: o.Debug = False,
@@ -50,6 +54,7 @@ def sweep(
     kdbert sweep --grid method=finetune,kd --grid task=mrpc,cola --grid train.learning_rate=5e-5,1e-4 --seeds 3 --jobs 2
     """
     o.start(quiet)
+    o.load_plugins(plugin)
     files = [word for word in words or [] if "=" not in word or Path(word).is_file()]
     if len(files) > 1:
         raise typer.BadParameter(f"one file at most, got {' and '.join(files)}", param_hint="FILE")
@@ -63,7 +68,7 @@ def sweep(
         flags={
             "method.name": method,
             "task.name": task,
-            "teachers": [{"model": teacher}] if teacher else None,
+            "teachers": [{"model": path} for path in teacher] if teacher else None,
             "teacher_training.model": teacher_model,
             "student.model": student,
             "student.layers": student_layers,

@@ -22,7 +22,7 @@ from kdbert.data.encode import Encoded, encode
 from kdbert.errors import Diverged, Interrupted, UserError
 from kdbert.layers import told
 from kdbert.memory import Memory
-from kdbert.methods import Context, Needs, get_method
+from kdbert.methods import Context, Needs, get_method, source_of
 from kdbert.metrics import majority_score, score
 from kdbert.models.load import check_weights, load_classifier, load_config
 from kdbert.models.locate import locate
@@ -156,34 +156,44 @@ class Job:
         return module.to(self.accelerator.device)
 
     @cached_property
-    def memory(self) -> Memory | None:
-        """The memory that the method reads: the one that is named, one that is there, or one made now."""
-        plan, recipe, section, layer = (
-            self.plan,
-            self.plan.recipe,
-            self.plan.recipe.memory,
-            self.plan.needs.memory_layer,
-        )
-        if section is None or layer is None:
-            return None
+    def memory_about(self) -> dict[str, Any]:
+        """What the memory is of, and how one is made."""
+        plan, recipe = self.plan, self.plan.recipe
+        assert recipe.memory is not None
+        assert plan.needs.memory_layer is not None
         assert recipe.task.max_length is not None
-        data = self.teacher_encoded[0]["train"]
-        about = about_memory(
-            section,
+        return about_memory(
+            recipe.memory,
             task=plan.spec.name,
             teacher=plan.teacher_places[0].fingerprint(),
-            data=data.fingerprint(),
-            layer=layer,
+            data=self.teacher_encoded[0]["train"].fingerprint(),
+            layer=plan.needs.memory_layer,
             width=plan.models.teachers[0].width,
             max_length=recipe.task.max_length,
             precision=self.precision,
         )
+
+    @property
+    def memory_path(self) -> Path:
+        """Where the memory is, or will be."""
+        recipe, given = self.plan.recipe, self.plan.teacher_places[0]
+        assert recipe.memory is not None
+        if recipe.memory.file is not None:
+            return Path(recipe.memory.file)
+        return memory_path(recipe.output.runs_dir, str(given.run or given.given), self.memory_about)
+
+    @cached_property
+    def memory(self) -> Memory | None:
+        """The memory that the method reads: the one that is named, one that is there, or one made now."""
+        plan, recipe, section = self.plan, self.plan.recipe, self.plan.recipe.memory
+        layer = plan.needs.memory_layer
+        if section is None or layer is None:
+            return None
+        data, about, path = self.teacher_encoded[0]["train"], self.memory_about, self.memory_path
         if section.file is not None:
-            path = Path(section.file)
             memory = Memory.load(path)
         else:
             given = plan.teacher_places[0]
-            path = memory_path(recipe.output.runs_dir, str(given.run or given.given), about)
             if section.train == "never" and not path.exists():
                 raise UserError(
                     f"{recipe.method.name} needs a memory and there is none at {path}: run `kdbert train-memory --task "
@@ -426,8 +436,11 @@ class Job:
         plan, recipe, data = self.plan, self.plan.recipe, self.teacher_encoded[number][split]
         kinds = kinds_of(needs)
         # A reduced quantity is kept under the name of what it was reduced with.
-        by_memory = {quantity.name for quantity in needs.reduced if quantity.by_memory}
-        files = {name: f"{name}.{self._memory_fingerprint}" if name in by_memory else name for name in kinds}
+        files = {name: name for name in kinds}
+        for quantity in needs.reduced:
+            made_with = [self._memory_fingerprint] if quantity.by_memory else []
+            made_with += [source] if (source := source_of(type(self.module.method))) else []
+            files[quantity.name] = ".".join([quantity.name, *made_with])
 
         def compute(wanted: list[str]) -> dict[str, np.ndarray]:
             names = [name for name, file in files.items() if file in wanted]
