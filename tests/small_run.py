@@ -17,9 +17,9 @@ from accelerate import Accelerator
 from kdbert.data.encode import Encoded
 from kdbert.plan import Plan, resolve_distill
 from kdbert.recipe import Recipe
-from kdbert.training.forward import StudentWithMethod, predict
+from kdbert.training.forward import StudentWithMethod, pass_over
 from kdbert.training.job import Job
-from kdbert.training.teacher import LiveTeacher, StoredTeacher
+from kdbert.training.teacher import LiveTeacher, StoredTeacher, kinds_of, layers_read, quantities
 
 ROWS, BATCH = 203, 16  # 12 full batches and one of 11
 STEPS_PER_EPOCH = 13
@@ -104,18 +104,25 @@ class Parts:
 
     def live_teacher(self) -> LiveTeacher:
         """The teacher, run on each batch."""
-        return LiveTeacher(self.job.teachers[0], self.job.plan.teacher_permutations[0], self.job.precision)
+        plan = self.job.plan
+        return LiveTeacher(
+            self.job.teachers[0], plan.teacher_permutations[0], self.job.precision, plan.needs, self.module.method
+        )
 
     def stored_teacher(self) -> StoredTeacher:
-        """The teacher's logits, computed once."""
-        logits = predict(
+        """What is read of the teacher, computed once."""
+        needs, method = self.job.plan.needs, self.module.method
+        values = pass_over(
             self.job.teachers[0],
             self.data,
+            lambda seen: quantities(needs, method, seen),
+            kinds_of(needs),
+            layers=layers_read(needs),
             batch_size=64,
             precision=self.job.precision,
             accelerator=self.accelerator,
         )
-        return StoredTeacher(logits, self.job.plan.teacher_permutations[0], self.accelerator.device)
+        return StoredTeacher(values, self.data, self.job.plan.teacher_permutations[0], self.accelerator.device, needs)
 
 
 def build(recipe: Recipe) -> Parts:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdbert import Recipe, UserError
-from kdbert.plan import teacher_recipe
+from kdbert.plan import teacher_recipes
 from kdbert.runs import identity_of
 
 
@@ -285,9 +285,9 @@ WITHOUT_TEACHER = {**FULL, "teachers": [], "teacher_training": {"model": "base"}
 )
 def test_a_teacher_made_on_the_way_does_not_depend_on_the_students_settings(changes: dict[str, Any]) -> None:
     recipe = Recipe.of(WITHOUT_TEACHER)
-    teacher = teacher_recipe(recipe)
-    assert identity_of(teacher_recipe(recipe.with_(changes)), CONTENT) == identity_of(teacher, CONTENT)
-    assert teacher_recipe(recipe.with_(changes)).output.dir is None
+    teacher = teacher_recipes(recipe)[0]
+    assert identity_of(teacher_recipes(recipe.with_(changes))[0], CONTENT) == identity_of(teacher, CONTENT)
+    assert teacher_recipes(recipe.with_(changes))[0].output.dir is None
 
 
 @pytest.mark.parametrize(
@@ -308,12 +308,14 @@ def test_a_teacher_made_on_the_way_does_not_depend_on_the_students_settings(chan
 )
 def test_a_teacher_made_on_the_way_depends_on_data_arithmetic_and_its_own_settings(changes: dict[str, Any]) -> None:
     recipe = Recipe.of(WITHOUT_TEACHER)
-    assert identity_of(teacher_recipe(recipe.with_(changes)), CONTENT) != identity_of(teacher_recipe(recipe), CONTENT)
+    assert identity_of(teacher_recipes(recipe.with_(changes))[0], CONTENT) != identity_of(
+        teacher_recipes(recipe)[0], CONTENT
+    )
 
 
 def test_a_teacher_is_trained_as_its_task_and_teacher_training_say() -> None:
     recipe = Recipe.build(flags={"train.epochs": 5, "train.accumulation": 16, "teacher_training.batch_size": 8})
-    teacher = teacher_recipe(recipe)
+    teacher = teacher_recipes(recipe)[0]
     assert teacher.train.epochs == recipe.teacher_training.epochs  # type: ignore[union-attr]
     assert (teacher.train.batch_size, teacher.train.accumulation) == (8, 8)
     assert teacher.method.name == "finetune"

@@ -398,6 +398,10 @@ class Plan:
         check_trackers(recipe.output.tracker)
         _ = self.train_examples, self.eval_examples, self.kept_layers, self.teacher_permutations, self.needs
         check_length(recipe.task.max_length, self.student_config, self.student_place.given)
+        if recipe.output.diagnose and not self.models.teachers:
+            raise UserError(
+                f"--diagnose compares the student with its teacher; method {recipe.method.name!r} reads none"
+            )
         for place in (*self.teacher_places, *self.teachers_to_come):
             check_length(recipe.task.max_length, load_config(place), place.given)
             if self.needs.compares_tokens:

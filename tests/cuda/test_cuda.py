@@ -53,7 +53,9 @@ def on_cpu(parts: Parts) -> tuple[StudentWithMethod, LiveTeacher | None]:
     teacher = None
     if parts.job.teachers:
         model = copy.deepcopy(parts.job.teachers[0]).cpu()
-        teacher = LiveTeacher(model, parts.job.plan.teacher_permutations[0], "fp32")
+        teacher = LiveTeacher(
+            model, parts.job.plan.teacher_permutations[0], "fp32", parts.job.plan.needs, parts.module.method
+        )
     return copy.deepcopy(parts.module).cpu(), teacher
 
 

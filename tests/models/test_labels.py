@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from conftest import make_bert
 from kdbert import Recipe, UserError, distill
+from kdbert.data.encode import Encoded
 from kdbert.models.labels import is_generic, label_permutation, plain, teacher_permutation
 from kdbert.models.load import label_names, load_classifier, load_config
 from kdbert.models.locate import locate
 from kdbert.tasks import get_task
 from kdbert.tasks.custom import custom_task
-from kdbert.training.teacher import LiveTeacher, StoredTeacher
+from kdbert.training.teacher import LOGITS, LiveTeacher, StoredTeacher
 
 IDS = torch.tensor([[2, 7, 8, 9, 3], [2, 11, 12, 13, 3]])
 
@@ -181,6 +182,7 @@ def test_live_and_stored_teachers_give_logits_in_the_tasks_order(
 
     spec = custom_task(str(colours[0]), str(colours[1]))
     batch = Batch(IDS, torch.ones_like(IDS), None, None, torch.tensor([1, 0]), torch.ones(2), 0.5)
+    data = Encoded(np.zeros(2, dtype=np.int32), None, np.arange(3), None, 0, 0)
     outputs = []
     for teacher in teachers:
         place = locate(str(teacher))
@@ -191,7 +193,9 @@ def test_live_and_stored_teachers_give_logits_in_the_tasks_order(
         outputs.append(LiveTeacher(model, permutation, "fp32").outputs(batch).logits)
         with torch.no_grad():
             raw = model(IDS, attention_mask=torch.ones_like(IDS)).logits.numpy()
-        stored = StoredTeacher(raw[[1, 0]], permutation, torch.device("cpu"))  # example 1 is the batch's first
+        stored = StoredTeacher(
+            {"logits": raw[[1, 0]]}, data, permutation, torch.device("cpu"), LOGITS
+        )  # example 1 is the batch's first
         assert torch.allclose(stored.outputs(batch).logits, outputs[-1], atol=1e-6)
         assert not model.training
         assert not any(parameter.requires_grad for parameter in model.parameters())

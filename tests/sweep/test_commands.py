@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kdbert.plan import resolve_finetune, teacher_recipe
+from kdbert.plan import resolve_finetune, teacher_recipes
 from kdbert.recipe import Recipe, TeacherTraining
 from kdbert.sweep.commands import FLAGS, command_of
 from small_sweep import Place
@@ -109,8 +109,7 @@ def test_a_command_gives_the_recipe_that_it_was_made_of(
 ) -> None:
     recipe = Recipe.build(flags={**task, **method, **training, **keys})
     same(recipe)
-    if recipe.method.name != "finetune" and not recipe.teachers:
-        teacher = teacher_recipe(recipe)
+    for teacher in [] if recipe.teachers else teacher_recipes(recipe):
         again = read(command_of(teacher, "finetune-teacher"), "finetune-teacher")
         assert resolve_finetune(again) == resolve_finetune(teacher)
 

@@ -32,12 +32,13 @@ from kdbert.recipe import Recipe
 from kdbert.reporting.model_card import model_card
 from kdbert.reporting.predictions import predicted, write_predictions
 from kdbert.runs import RunResult, environment, identity_of, replace_folder, write_text
+from kdbert.training.diagnostics import Diagnostics
 from kdbert.training.forward import StudentWithMethod, pass_over, predict
 from kdbert.training.loop import epoch_order, train
 from kdbert.training.memory import about_memory, check_memory, make_memory, memory_path
 from kdbert.training.precision import Precision, choose_attention, choose_precision, make_accelerator
 from kdbert.training.store import stored
-from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher, kinds_of, layers_read, quantities
+from kdbert.training.teacher import LOGITS, LiveTeacher, StoredTeacher, Teacher, kinds_of, layers_read, quantities
 
 log = logging.getLogger("kdbert")
 # Of the machine's memory, for what is kept of a teacher. (Of all of it, not of what is free just now, so that the
@@ -60,6 +61,8 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
         if folder.manifest().get("status") == "finished":
             plan.check_data(folder.manifest())
             log.info("already finished: %s", folder.path)
+            if recipe.output.diagnose and not (folder.path / "diagnostics").is_dir():
+                log.warning("it was made without --diagnose; pass --overwrite to train it again with it")
             return folder.result()
     plan.check()
     job = Job(plan)
@@ -266,6 +269,7 @@ class Job:
         if recipe.output.tracker:
             accelerator.init_trackers("kdbert", config={"recipe": recipe.yaml()})
 
+        diagnostics = self._diagnostics() if recipe.output.diagnose else None
         teachers, teacher_facts, teacher_seconds = self._teachers()
         result = train(
             recipe.train,
@@ -279,8 +283,15 @@ class Job:
             accelerator=accelerator,
             trackers=recipe.output.tracker,
             length=recipe.task.max_length if plan.needs.reads_padding else None,
+            at_log=lambda step: diagnostics.numbers() if diagnostics is not None and main else {},
         )
         metrics, logits = self._evaluate(self.student, tuple(plan.eval_examples))
+        if diagnostics is not None:
+            values = diagnostics.layer_cka()
+            if main:
+                title = f"{plan.spec.name}: {recipe.method.name}, seed {recipe.seed}"
+                diagnostics.write(folder.path / "diagnostics", values, title)
+                log.info("heat map: %s", folder.path / "diagnostics" / "cka.png")
         if recipe.output.tracker:
             accelerator.end_training()
         if main:
@@ -310,6 +321,23 @@ class Job:
             self._write_results(facts, logits)
         accelerator.wait_for_everyone()
         return folder.result()
+
+    def _diagnostics(self) -> Diagnostics:
+        split = self.plan.spec.split_names("dev")[0]
+        own = self.teacher_encoded[0][split]
+        found = Diagnostics(
+            self.student,
+            self.teachers[0],
+            self.encoded[split],
+            own if own is not self.encoded[split] else None,
+            self.plan.models,
+            precision=self.precision,
+            batch_size=self.plan.recipe.train.eval_batch_size,
+            accelerator=self.accelerator,
+        )
+        if self.accelerator.is_main_process:
+            log.info("diagnose: %s", found.words())
+        return found
 
     def _announce(self) -> None:
         plan, recipe = self.plan, self.plan.recipe
@@ -395,9 +423,8 @@ class Job:
         teachers: list[Teacher] = []
         facts = []
         for number, (given, columns) in enumerate(zip(recipe.teachers, plan.teacher_permutations, strict=True)):
-            logits = Needs(teacher_logits=True)
             metrics = {
-                name: self._score(name, self._teacher_values(number, name, logits)["logits"][:, columns])
+                name: self._score(name, self._teacher_values(number, name, LOGITS)["logits"][:, columns])
                 for name in plan.eval_examples
             }
             parameters = plan.parameters()[1][number]
@@ -429,7 +456,7 @@ class Job:
             values = self._teacher_values(number, "train", needs)
             return StoredTeacher(values, data, columns, self.accelerator.device, needs, own)
         live = self.teachers[number]
-        return LiveTeacher(live, columns, self.precision, self.module.method, needs, data if own else None)
+        return LiveTeacher(live, columns, self.precision, needs, self.module.method, data if own else None)
 
     def _teacher_values(self, number: int, split: str, needs: Needs) -> dict[str, np.ndarray]:
         """What is read of a teacher on a split, logits in its own order of labels; kept below the runs folder."""

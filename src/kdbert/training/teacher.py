@@ -39,7 +39,7 @@ def quantities(needs: Needs, method: Method | None, outputs: Outputs) -> dict[st
     return found
 
 
-def outputs_for(method: Method, needs: Needs, seen: Outputs) -> Outputs:
+def outputs_for(method: Method | None, needs: Needs, seen: Outputs) -> Outputs:
     """What a method reads, from a teacher's outputs for a batch."""
     values = quantities(needs, method, seen)
     return Outputs(
@@ -50,11 +50,15 @@ def outputs_for(method: Method, needs: Needs, seen: Outputs) -> Outputs:
     )
 
 
+LOGITS = Needs(teacher_logits=True)
+
+
 class LiveTeacher:
     """A frozen model in eval mode, run on every batch without gradients.
 
     Args:
         permutation: for each task label, the column of the model's logits.
+        needs: what is read of it. method: makes what `needs` asks to be reduced.
         own: the training split as the teacher's own tokenizer encodes it, if that is not the student's.
     """
 
@@ -63,8 +67,8 @@ class LiveTeacher:
         model: Any,
         permutation: list[int],
         precision: Precision,
-        method: Method,
-        needs: Needs,
+        needs: Needs = LOGITS,
+        method: Method | None = None,
         own: Encoded | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
