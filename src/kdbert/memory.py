@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -313,3 +313,48 @@ class Memory:
         if memory.centroids.ndim != 3 or memory.fingerprint != metadata.get("sha256"):
             raise UserError(f"memory file {path} is damaged (its content is not what was written); make it again")
         return memory
+
+    def check(self, path: str | Path, wanted: Mapping[str, Any], variant: str) -> None:
+        """Refuse a memory that is not of this run's teacher, task, layer and length.
+
+        Args:
+            wanted: `task`, `teacher`, `layer`, `width`, `max_length` of the run.
+            variant: `corrected` takes no memory in which padding counts.
+
+        Raises:
+            UserError: with what differs.
+        """
+        words = {
+            "task": "task {there!r}, not {here!r}",
+            "teacher": "another teacher (fingerprint {there}, this run's is {here})",
+            "layer": "the teacher's layer {there}, not {here}",
+            "width": "a teacher of width {there}, not {here}",
+            "max_length": "--max-length {there}, not {here}",
+        }
+        differ = [
+            text.format(there=self.about.get(key), here=wanted[key])
+            for key, text in words.items()
+            if self.about.get(key) != wanted[key]
+        ]
+        if differ:
+            raise UserError(
+                f"memory {path} is of {', of '.join(differ)}: make one with `kdbert train-memory`, or leave --memory "
+                "away"
+            )
+        if variant == "corrected" and self.about.get("algorithm") == "legacy":
+            raise UserError(
+                f"memory {path} was made by the published procedure, in which padding counts; variant corrected needs "
+                "true centroids: leave --memory away, or use --variant original"
+            )
+
+    def check_length(self, path: str | Path, longest: int) -> None:
+        """Refuse a memory that is shorter than the longest training example.
+
+        Raises:
+            UserError: it was made of other examples.
+        """
+        if longest > self.centroids.shape[1]:
+            raise UserError(
+                f"memory {path} is {self.centroids.shape[1]} tokens long, the longest training example has {longest}: "
+                "it was made of other examples; make one with `kdbert train-memory`"
+            )

@@ -194,6 +194,8 @@ def resolve_distill(recipe: Recipe) -> Recipe:
 def _memory_section(recipe: Recipe) -> MemorySection | None:
     """How the memory is made, every key with its value; None for a method that reads none."""
     if not get_method(recipe.method.name).reads_memory(recipe.method):
+        if recipe.memory is not None and recipe.memory.file is not None:
+            log.info("method %s reads no memory; memory.file is not used", recipe.method.name)
         return None
     section = recipe.memory or MemorySection()
     if section.file is not None:
@@ -413,12 +415,25 @@ class Plan:
         if memory is None or layer is None:
             return
         if memory.file is not None:
-            Memory.load(Path(memory.file))
+            found = Memory.load(Path(memory.file))
+            if self.teacher_places:
+                found.check(memory.file, self.memory_of, self.recipe.method.variant)
         elif memory.centroids is not None and memory.centroids > len(self.train_examples):
             raise UserError(
                 f"memory.centroids is {memory.centroids}, but there are {len(self.train_examples)} training examples; "
                 "set fewer with memory.centroids="
             )
+
+    @property
+    def memory_of(self) -> dict[str, Any]:
+        """What the memory must be of."""
+        return {
+            "task": self.spec.name,
+            "teacher": self.teacher_places[0].fingerprint(),
+            "layer": self.needs.memory_layer,
+            "width": self.models.teachers[0].width,
+            "max_length": self.recipe.task.max_length,
+        }
 
     def memory_words(self) -> str:
         """How the memory is made, for people."""
@@ -476,7 +491,9 @@ class Plan:
         length, rows = self.recipe.task.max_length or 0, self.micro_batch
         per_token = 16 * config.hidden_size + 2 * config.num_attention_heads * length
         activations = 4.0 * rows * length * len(self.kept_layers) * per_token
-        return 16.0 * student + 4.0 * sum(teachers) + activations
+        memory = self.recipe.memory
+        centroids = (memory.centroids or 0) * length * config.hidden_size if memory is not None else 0
+        return 16.0 * (student + centroids) + 4.0 * sum(teachers) + activations
 
 
 def shape_of(config: Any) -> Shape:

@@ -25,7 +25,8 @@ def relations(
     """
     flat, near = features.flatten(1), centroids[:, : features.shape[1]].flatten(1)
     product = flat @ near.T
-    own, other = flat.square().sum(1), centroids.square().sum((1, 2))
+    own = torch.linalg.vecdot(flat, flat)
+    other = torch.linalg.vecdot(centroids.flatten(1), centroids.flatten(1))
     squares = (own[:, None] - 2 * product + other[None, :]).clamp(min=0) + epsilon
     positive = squares > 0
     distances = torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)

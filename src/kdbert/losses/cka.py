@@ -23,14 +23,16 @@ def centered_gram(features: torch.Tensor, mask: torch.Tensor | None = None) -> t
     if mask is None:
         centered = features - features.mean(-2, keepdim=True)
         return centered @ centered.transpose(-1, -2)
-    weight = mask.to(features.dtype).unsqueeze(-1)
-    real = features * weight
-    centered = (real - real.sum(-2, keepdim=True) / weight.sum(-2, keepdim=True).clamp(min=1)) * weight
+    weight = mask.to(features.dtype)
+    count = weight.sum(-1)
+    mean = weight.unsqueeze(-2) @ features / count.clamp(min=1)[..., None, None]
+    centered = features - mean
+    gram = centered @ centered.transpose(-1, -2) * (weight.unsqueeze(-1) * weight.unsqueeze(-2))
     with torch.no_grad():
         limit = (100 * torch.finfo(features.dtype).eps) ** 2
-        varies = centered.square().sum((-1, -2)) > limit * real.square().sum((-1, -2))
-    centered = torch.where(varies[..., None, None], centered, 0.0)
-    return centered @ centered.transpose(-1, -2)
+        spread = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+        varies = spread > limit * (spread + count * mean.square().sum((-1, -2)))
+    return torch.where(varies[..., None, None], gram, 0.0)
 
 
 def hsic(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -21,11 +21,12 @@ def pairwise_mean_square(
         [B, G], all >= 0.
     """
     teacher = teacher.detach()
-    student = (student * student_mask.unsqueeze(-1)).flatten(1)
-    teacher = (teacher * teacher_mask.unsqueeze(-1)).flatten(1)
-    squares = student.square().sum(1)[:, None] - 2 * student @ teacher.T + teacher.square().sum(1)[None, :]
+    width = student.shape[-1]
+    student = (student * student_mask.to(student.dtype).unsqueeze(-1)).flatten(1)
+    teacher = (teacher * teacher_mask.to(teacher.dtype).unsqueeze(-1)).flatten(1)
+    own, other = torch.linalg.vecdot(student, student), torch.linalg.vecdot(teacher, teacher)
+    squares = own[:, None] - 2 * (student @ teacher.T) + other[None, :]
     positions = torch.maximum(student_mask.sum(1)[:, None], teacher_mask.sum(1)[None, :])
-    width = student.shape[1] // student_mask.shape[1]
     return squares.clamp(min=0) / (positions * width)
 
 

@@ -39,9 +39,9 @@ class CKAGlobal(Method):
     papers = (FSD,)
     differences = (
         "The student's centroids are trained. The published code draws them from N(0, 1), because the call that would "
-        "draw them from N(0, 0.02) is commented out (F12): `original` does so, `corrected` does what was meant. The "
-        "paper's clustering is never called in the published code (F18), whose memory is an exponential average of "
-        "the last members in file order (F7): memory.algorithm=legacy, the default of `original`; `corrected` has "
+        "draw them from N(0, 0.02) is commented out: `original` does so, `corrected` does what was meant. The "
+        "paper's clustering is never called in the published code, whose memory is an exponential average of "
+        "the last members in file order: memory.algorithm=legacy, the default of `original`; `corrected` has "
         "true k-means. Padding counts in `original`, with memory and batches at the same full length. beta 30 and "
         "gamma 0.5 are the script's defaults; the term's scale grows with length and width, so beta wants tuning."
     )

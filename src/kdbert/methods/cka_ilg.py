@@ -63,11 +63,11 @@ class CKAIntraLocalGlobal(Method):
     )
     papers = (FSD,)
     differences = (
-        "All terms compare the last but one layers (11:5), the local one too, unlike cka-l (F2). The script's "
-        "defaults (alpha 0, beta 5, gamma 0, sigma 5) give negative weights, 1 - beta = 1 - sigma = -4 (F3): they are "
+        "All terms compare the last but one layers (11:5), the local one too, unlike cka-l. The script's "
+        "defaults (alpha 0, beta 5, gamma 0, sigma 5) give negative weights, 1 - beta = 1 - sigma = -4: they are "
         "the defaults of `original`; `corrected` refuses them and has 0.5 each. Its README speaks of gamma_m (here "
         "beta), gamma_g (sigma), gamma_i and gamma_l (gamma and 1 - gamma, which are tied) and beta (epsilon), flags "
-        "that do not exist (F4). FSD_IL is sigma 0 (see cka-il). For memory, padding and degenerate samples see cka-g "
+        "that do not exist. FSD_IL is sigma 0 (see cka-il). For memory, padding and degenerate samples see cka-g "
         "and cka-i."
     )
 

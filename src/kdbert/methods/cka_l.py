@@ -24,8 +24,8 @@ class CKALocal(Method):
     papers = (FSD,)
     differences = (
         "Default layers: the LAST of both (12:6), unlike cka-i, cka-g and cka-ilg, whose scripts take the last but "
-        "one (F2). `original` cuts the smaller last batch of an epoch into as many rows as a full one has, pieces of "
-        "samples (F1), and lets padding in; `corrected` takes the samples there are, zero at padding, and gives 0 for "
+        "one. `original` cuts the smaller last batch of an epoch into as many rows as a full one has, pieces of "
+        "samples, and lets padding in; `corrected` takes the samples there are, zero at padding, and gives 0 for "
         "a batch of one sample. beta 30 is the script's default."
     )
 

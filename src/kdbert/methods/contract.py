@@ -174,6 +174,12 @@ class Outputs:
     mask: torch.Tensor | None = None
     reduced: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
+    def real(self, layer: int) -> torch.Tensor:
+        """Hidden states of a layer with zero at padding, [B, L, H]."""
+        assert self.mask is not None
+        hidden = self.hidden[layer]
+        return hidden * self.mask.to(hidden.dtype).unsqueeze(-1)
+
 
 @dataclass
 class LossTerms:

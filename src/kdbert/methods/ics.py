@@ -54,10 +54,10 @@ class ICS(Method):
     differences = (
         "`original`: the feature term is a SUM over the batch (beta 0.01 for batches of 32; `corrected` takes the "
         "mean, and beta 0.32 = 32 x 0.01 is the default that corresponds). k shrinks along the batch to the size of "
-        "the smallest class met so far, so it depends on the order of examples (I1), and in the hate-speech script "
-        "for the rest of training (I2, k_state run); `corrected` has k_i = min(k, class size). Padding counts in "
-        "distance and loss (I3); `corrected` never sees it. For scores, classes are equal scores, mostly of one "
-        "example (I5); `corrected` rounds scores to 0.5. The hate-speech script has independent weights alpha_ce 0.5, "
+        "the smallest class met so far, so it depends on the order of examples, and in the hate-speech script "
+        "for the rest of training (k_state=run); `corrected` has k_i = min(k, class size). Padding counts in "
+        "distance and loss; `corrected` never sees it. For scores, classes are equal scores, mostly of one "
+        "example; `corrected` rounds scores to 0.5. The hate-speech script has independent weights alpha_ce 0.5, "
         "alpha_soft 0.5, alpha_mse 0.01, neighbors 2 and temperature 2. Teacher and student must be equally wide in "
         "`original`; `corrected` learns a linear projection of the student where they are not."
     )

@@ -155,16 +155,15 @@ def inter_term(
         batch_size: examples of a full micro-batch. `original` cuts a smaller one into as many rows all the
             same, each a piece of a sample (quirk F1), where that divides evenly.
     """
-    assert student.mask is not None
-    assert teacher.mask is not None
     total = []
     for teacher_layer, student_layer in pairs:
-        sides = (teacher.hidden[teacher_layer], teacher.mask), (student.hidden[student_layer], student.mask)
         if variant == "original":
-            grams = [centered_gram(_rows(batch.gather(hidden), batch_size)) for hidden, _ in sides]
-            total.append(cka_loss(cka(*grams)))
+            sides = teacher.hidden[teacher_layer], student.hidden[student_layer]
+            total.append(cka_loss(cka(*(centered_gram(_rows(batch.gather(side), batch_size)) for side in sides))))
         else:
-            flat = [batch.gather((hidden * mask.unsqueeze(-1)).flatten(1)) for hidden, mask in sides]
+            flat = [
+                batch.gather(side.flatten(1)) for side in (teacher.real(teacher_layer), student.real(student_layer))
+            ]
             every = torch.ones(len(flat[0]), device=flat[0].device)
             total.append(cka_loss(*defined_cka(*(centered_gram(rows, every) for rows in flat))))
     return torch.stack(total).mean() * batch.share
@@ -212,15 +211,16 @@ class GlobalMemory(nn.Module):
         """The teacher's distances and cosines, [B, 2, K]: constant over a run."""
         if self.memory.device != hidden.device or self.memory.dtype != hidden.dtype:
             self.memory = self.memory.to(hidden)
-        return torch.stack(self._relations(hidden, mask, self.memory, self.teacher_epsilon), 1)
+        seen = Outputs(hidden.new_empty(0), {0: hidden}, mask)
+        return torch.stack(self._relations(seen, 0, self.memory, self.teacher_epsilon), 1)
 
     def _relations(
-        self, hidden: torch.Tensor, mask: torch.Tensor, centroids: torch.Tensor, epsilon: float = 0.0
+        self, outputs: Outputs, layer: int, centroids: torch.Tensor, epsilon: float = 0.0
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Distances and cosines; in `corrected` distances are root mean squares over length x width."""
         if self.variant == "original":
-            return relations(hidden, centroids, epsilon)
-        distances, cosines = relations(hidden * mask.unsqueeze(-1), centroids)
+            return relations(outputs.hidden[layer], centroids, epsilon)
+        distances, cosines = relations(outputs.real(layer), centroids)
         return distances / centroids[0].numel() ** 0.5, cosines
 
     def add_terms(
@@ -232,8 +232,7 @@ class GlobalMemory(nn.Module):
         weights: tuple[float, float, float],
     ) -> None:
         """Add the terms `distance`, `cosine` and `memory_cka`; those of weight 0 are left out."""
-        assert student.mask is not None
-        sides = self._relations(student.hidden[self.layer], student.mask, self.centroids)
+        sides = self._relations(student, self.layer, self.centroids)
         for number, (name, side) in enumerate(zip(("distance", "cosine"), sides, strict=True)):
             if weights[number]:
                 found.terms[name] = batch.mean(relation_loss(side, teacher_relations[:, number]))

@@ -33,9 +33,11 @@ def model_card(
     )
     constant = facts["majority"]
     taught: dict[str, dict[str, str]] = {}
-    if facts["teachers"]:
-        scores = facts["teachers"][0]["metrics"]
-        taught = {split: {name: f"{value:.4f}" for name, value in values.items()} for split, values in scores.items()}
+    for teacher in facts["teachers"]:
+        for split, values in teacher["metrics"].items():
+            for name, value in values.items():
+                before = taught.setdefault(split, {}).get(name)
+                taught[split][name] = f"{before} / {value:.4f}" if before else f"{value:.4f}"
     rows = [
         f"| {split} | {name} | {value:.4f} | {taught.get(split, {}).get(name, '-')} | {constant[split][name]:.4f} |"
         for split, values in metrics.items()
@@ -60,7 +62,10 @@ def model_card(
         f"Method: **{method.name}**, {method.summary}. Variant: {recipe.method.variant}.",
     ]
     if distilled:
-        lines.append(f"Teacher: `{recipe.teachers[0].model}`.")
+        named = ", ".join(f"`{teacher.model}`" for teacher in recipe.teachers)
+        lines.append(f"Teacher{'s' if len(recipe.teachers) > 1 else ''}: {named}.")
+    if recipe.method.nonsense():
+        lines.append(f"Weights as the published code takes them: {'; '.join(recipe.method.nonsense())}.")
     lines += [
         "",
         "## Results",

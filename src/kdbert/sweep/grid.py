@@ -179,7 +179,7 @@ def _assignments(chosen: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping):
             keys.update(flatten(value, f"{key}."))
         elif key == "teacher":
-            keys["teachers"] = [{"model": value}]
+            keys["teachers"] = [{"model": one} for one in (value if isinstance(value, list) else [value])]
         else:
             keys[SECTION_NAMES.get(key, key)] = value
     return keys

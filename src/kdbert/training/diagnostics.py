@@ -142,8 +142,7 @@ class Diagnostics:
 
 def _flat(outputs: Outputs, layer: int) -> torch.Tensor:
     """Hidden states as one row a sample, zero at padding."""
-    assert outputs.mask is not None
-    return (outputs.hidden[layer] * outputs.mask.unsqueeze(-1)).flatten(1)
+    return outputs.real(layer).flatten(1)
 
 
 def _draw(path: Path, values: np.ndarray, title: str, examples: int) -> None:

@@ -35,7 +35,7 @@ from kdbert.runs import RunResult, environment, identity_of, replace_folder, wri
 from kdbert.training.diagnostics import Diagnostics
 from kdbert.training.forward import StudentWithMethod, pass_over, predict
 from kdbert.training.loop import epoch_order, train
-from kdbert.training.memory import about_memory, check_memory, make_memory, memory_path
+from kdbert.training.memory import about_memory, make_memory, memory_path
 from kdbert.training.precision import Precision, choose_attention, choose_precision, make_accelerator
 from kdbert.training.store import stored
 from kdbert.training.teacher import LOGITS, LiveTeacher, StoredTeacher, Teacher, kinds_of, layers_read, quantities
@@ -163,18 +163,8 @@ class Job:
         """What the memory is of, and how one is made."""
         plan, recipe = self.plan, self.plan.recipe
         assert recipe.memory is not None
-        assert plan.needs.memory_layer is not None
-        assert recipe.task.max_length is not None
-        return about_memory(
-            recipe.memory,
-            task=plan.spec.name,
-            teacher=plan.teacher_places[0].fingerprint(),
-            data=self.teacher_encoded[0]["train"].fingerprint(),
-            layer=plan.needs.memory_layer,
-            width=plan.models.teachers[0].width,
-            max_length=recipe.task.max_length,
-            precision=self.precision,
-        )
+        data = self.teacher_encoded[0]["train"].fingerprint()
+        return about_memory(recipe.memory, plan.memory_of, data=data, precision=self.precision)
 
     @property
     def memory_path(self) -> Path:
@@ -213,7 +203,8 @@ class Job:
                 precision=self.precision,
                 batch_size=recipe.train.eval_batch_size,
             )
-        check_memory(memory, path, about, recipe.method.variant, int(data.lengths.max()))
+        memory.check(path, about, recipe.method.variant)
+        memory.check_length(path, int(data.lengths.max()))
         return memory
 
     @property
@@ -382,7 +373,7 @@ class Job:
                 "pass --overwrite to move that run aside and start afresh"
             )
         folder.clean()
-        needed = 5 * 4 * sum(p.numel() for p in self.student.parameters())
+        needed = 5 * 4 * sum(p.numel() for p in self.module.parameters())
         free = shutil.disk_usage(folder.path).free
         if free < needed:
             raise UserError(
@@ -456,7 +447,8 @@ class Job:
             values = self._teacher_values(number, "train", needs)
             return StoredTeacher(values, data, columns, self.accelerator.device, needs, own)
         live = self.teachers[number]
-        return LiveTeacher(live, columns, self.precision, needs, self.module.method, data if own else None)
+        length = self.plan.recipe.task.max_length if needs.reads_padding else None
+        return LiveTeacher(live, columns, self.precision, needs, self.module.method, data if own else None, length)
 
     def _teacher_values(self, number: int, split: str, needs: Needs) -> dict[str, np.ndarray]:
         """What is read of a teacher on a split, logits in its own order of labels; kept below the runs folder."""

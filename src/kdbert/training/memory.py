@@ -28,33 +28,15 @@ log = logging.getLogger("kdbert")
 VERSION = 1  # raise it when kdbert computes a memory in another way
 
 
-def about_memory(
-    section: MemorySection,
-    *,
-    task: str,
-    teacher: str,
-    data: str,
-    layer: int,
-    width: int,
-    max_length: int,
-    precision: str,
-) -> dict[str, Any]:
+def about_memory(section: MemorySection, of: Mapping[str, Any], *, data: str, precision: str) -> dict[str, Any]:
     """What a memory is of, and how it is made: equal descriptions mean one memory.
 
     Args:
-        teacher, data: fingerprints. width: the teacher's.
+        of: task, teacher, layer, width and length (see `Plan.memory_of`).
+        data: fingerprint of the training split as the teacher reads it.
     """
-    return {
-        "version": VERSION,
-        "task": task,
-        "teacher": teacher,
-        "data": data,
-        "layer": layer,
-        "width": width,
-        "max_length": max_length,
-        "precision": precision,
-        **section.model_dump(exclude={"file", "train"}),
-    }
+    how = section.model_dump(exclude={"file", "train"})
+    return {"version": VERSION, **of, "data": data, "precision": precision, **how}
 
 
 def memory_path(runs_dir: str, teacher: str, about: Mapping[str, Any]) -> Path:
@@ -62,46 +44,6 @@ def memory_path(runs_dir: str, teacher: str, about: Mapping[str, Any]) -> Path:
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{short_name(teacher)}-layer{about['layer']}-k{about['centroids']}-{digest}.safetensors"
     return Path(runs_dir) / str(about["task"]) / "memory" / name
-
-
-def check_memory(memory: Memory, path: Path, about: Mapping[str, Any], variant: str, longest: int) -> None:
-    """Refuse a memory that is not of this run's teacher, layer, task and length.
-
-    Args:
-        about: of the memory that the run would make.
-        variant: `corrected` takes no memory in which padding counts.
-        longest: tokens of the longest training example.
-
-    Raises:
-        UserError: with what differs.
-    """
-    words = {
-        "teacher": "another teacher (fingerprint {there}, this run's is {here})",
-        "task": "task {there!r}, this run is on {here!r}",
-        "layer": "the teacher's layer {there}, this run compares layer {here}",
-        "width": "a teacher of width {there}, this run's has {here}",
-        "max_length": "--max-length {there}, this run has {here}",
-    }
-    differ = [
-        text.format(there=memory.about.get(key), here=about[key])
-        for key, text in words.items()
-        if memory.about.get(key) != about[key]
-    ]
-    if differ:
-        raise UserError(
-            f"memory {path} is of {'; of '.join(differ)}: make one with `kdbert train-memory`, or leave --memory away"
-        )
-    if variant == "corrected" and memory.about.get("algorithm") == "legacy":
-        raise UserError(
-            f"memory {path} was made by the published procedure, in which padding counts; variant corrected needs one "
-            "of true centroids: leave --memory away, or use --variant original"
-        )
-    length = memory.centroids.shape[1]
-    if longest > length:
-        raise UserError(
-            f"memory {path} is {length} tokens long, the longest training example has {longest}: it was made of other "
-            "examples; make one with `kdbert train-memory`"
-        )
 
 
 def make_memory(

@@ -60,6 +60,7 @@ class LiveTeacher:
         permutation: for each task label, the column of the model's logits.
         needs: what is read of it. method: makes what `needs` asks to be reduced.
         own: the training split as the teacher's own tokenizer encodes it, if that is not the student's.
+        length: pad that to so many tokens (None: to the batch's longest).
     """
 
     def __init__(
@@ -70,12 +71,14 @@ class LiveTeacher:
         needs: Needs = LOGITS,
         method: Method | None = None,
         own: Encoded | None = None,
+        length: int | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.precision = precision
         self.method = method
         self.needs = needs
         self.own = own
+        self.length = length
         self.permutation = torch.tensor(permutation, device=next(model.parameters()).device)
 
     def outputs(self, batch: Batch) -> Outputs:
@@ -83,7 +86,8 @@ class LiveTeacher:
         device = batch.input_ids.device
         if self.own is not None:
             rows, everyone = _host_rows(batch)
-            batch = collate(self.own, rows, int(self.own.lengths[everyone].max())).to(device)
+            length = self.length or int(self.own.lengths[everyone].max())
+            batch = collate(self.own, rows, length).to(device)
         with torch.no_grad():
             seen = run_model(self.model, batch, self.precision, layers_read(self.needs))
             seen.logits = seen.logits[:, self.permutation]
