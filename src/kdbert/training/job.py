@@ -41,9 +41,7 @@ from kdbert.training.store import stored
 from kdbert.training.teacher import LOGITS, LiveTeacher, StoredTeacher, Teacher, kinds_of, layers_read, quantities
 
 log = logging.getLogger("kdbert")
-# Of the machine's memory, for what is kept of a teacher. (Of all of it, not of what is free just now, so that the
-# same run does the same each time.)
-KEPT_SHARE = 0.3
+KEPT_SHARE = 0.5  # of this process's part of the machine's memory, for what is kept of a teacher
 
 
 def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
@@ -220,12 +218,17 @@ class Job:
         return self._teacher_values(0, "train", needs)[f"hidden.{layer}"]
 
     def _fits(self, needs: Needs, data: Encoded) -> bool:
-        """Whether what is kept of a teacher takes less than `KEPT_SHARE` of this machine's memory."""
+        """Whether what is kept of a teacher takes less than `KEPT_SHARE` of this process's part of the memory.
+
+        Its part is that of its threads among the cores, as a sweep shares them out; not what is free just now, so
+        that the same run does the same each time.
+        """
         width = self.plan.models.teachers[0].width if self.plan.models.teachers else 0
         # Rows of examples are few numbers; what counts is what there is of every token.
         numbers = {"example": 0, "token": width * len(data.input_ids), "token_pair": int(data.pair_offsets[-1])}
         wanted = 4 * sum(numbers[kind] for kind in kinds_of(needs).values())
-        return wanted < KEPT_SHARE * psutil.virtual_memory().total
+        part = min(1.0, torch.get_num_threads() / (os.cpu_count() or 1)) / self.accelerator.num_processes
+        return wanted < KEPT_SHARE * part * psutil.virtual_memory().total
 
     @cached_property
     def teachers(self) -> list[Any]:
@@ -479,9 +482,7 @@ class Job:
                 precision=self.precision,
                 accelerator=self.accelerator,
             )
-            return {
-                files[name]: self._finite(value, f"the teacher's {name} on {split}") for name, value in found.items()
-            }
+            return {files[name]: _finite(values, f"the teacher's {name} on {split}") for name, values in found.items()}
 
         if not recipe.train.teacher_cache:
             found = compute(list(files.values()))
@@ -536,14 +537,7 @@ class Job:
             precision=self.precision,
             accelerator=self.accelerator,
         )
-        return self._finite(logits, f"the model's outputs on {split}; try a lower train.learning_rate")
-
-    @staticmethod
-    def _finite(values: np.ndarray, what: str) -> np.ndarray:
-        if not np.isfinite(values).all():
-            name, _, cure = what.partition("; ")
-            raise Diverged(f"{name} are not finite" + (f"; {cure}" if cure else ""))
-        return values
+        return _finite(logits, f"the model's outputs on {split}", "; try a lower train.learning_rate")
 
     def _score(self, split: str, logits: np.ndarray) -> dict[str, float]:
         labels = self.encoded[split].labels
@@ -575,6 +569,12 @@ class Job:
         folder.update(status="finished", finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts)
         if not recipe.output.keep_checkpoints:
             shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
+
+
+def _finite(values: np.ndarray, what: str, cure: str = "") -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise Diverged(f"{what} are not finite{cure}")
+    return values
 
 
 def _flat(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
