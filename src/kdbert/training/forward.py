@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,11 +12,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
+from tqdm import tqdm
 
 from kdbert.data.batches import Batch, evaluation_batches, micro_batches
 from kdbert.data.encode import Encoded
 from kdbert.methods import LossTerms, Method, Outputs
 from kdbert.training.precision import Precision
+
+log = logging.getLogger("kdbert")
 
 
 def encoder_autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
@@ -108,6 +113,7 @@ def pass_over(
     batch_size: int,
     precision: Precision,
     accelerator: Accelerator,
+    told: str | None = None,
 ) -> dict[str, np.ndarray]:
     """Quantities of every example of a split, in its order, without padding, the same on every process.
 
@@ -118,6 +124,7 @@ def pass_over(
         compute: outputs of a batch -> values [B, ...], [B, L, ...] or [B, L, L], by name.
         kinds: what each of them has one row of.
         layers: hidden states that `compute` reads.
+        told: what a progress bar says that this is (None: no bar).
 
     Returns:
         float32 [N, ...] of examples; [tokens, ...] in the order of `Encoded.input_ids`; [pairs] as
@@ -127,7 +134,16 @@ def pass_over(
     model.eval()
     rows_of = {"example": len(data), "token": len(data.input_ids), "token_pair": int(data.pair_offsets[-1])}
     found: dict[str, np.ndarray] = {}
-    for rows in evaluation_batches(data.lengths, batch_size):
+    batches = evaluation_batches(data.lengths, batch_size)
+    shown = told is not None and log.isEnabledFor(logging.INFO) and accelerator.is_main_process
+    for rows in tqdm(
+        batches,
+        desc=told,
+        unit="batch",
+        disable=not shown,
+        leave=False,
+        mininterval=0.5 if sys.stderr.isatty() else 30.0,
+    ):
         (batch,) = micro_batches(data, rows, rank=accelerator.process_index, world=accelerator.num_processes)
         batch = batch.to(accelerator.device)
         with torch.autocast(batch.input_ids.device.type, enabled=False):

@@ -481,6 +481,7 @@ class Job:
                 batch_size=recipe.train.eval_batch_size,
                 precision=self.precision,
                 accelerator=self.accelerator,
+                told=f"teacher on {split}",
             )
             return {files[name]: _finite(values, f"the teacher's {name} on {split}") for name, values in found.items()}
 
