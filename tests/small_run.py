@@ -23,15 +23,34 @@ from kdbert.training.teacher import LiveTeacher, StoredTeacher, kinds_of, layers
 
 ROWS, BATCH = 203, 16  # 12 full batches and one of 11
 STEPS_PER_EPOCH = 13
+# Feature methods as recipe keys; three layers of the student, so that there are two pairs of layers to compare.
+FEATURES: dict[str, dict[str, Any]] = {
+    name: {"student.layers": 3, "method.name": name.partition(" ")[0], **options}
+    for name, options in {
+        "ics": {},
+        "cka-i": {},
+        "cka-i internal=false": {"method.internal": False},
+        "cka-l": {},
+        "cka-l layerwise": {"method.layerwise": True},
+        "cka-g": {"memory.centroids": 6},
+        "cka-il": {"method.epsilon": 10.0},
+        "cka-ilg": {"method.epsilon": 10.0, "memory.centroids": 6},
+        "cka-ilg layerwise": {"method.epsilon": 10.0, "method.layerwise": True, "memory.centroids": 6},
+    }.items()
+}
 
 
-def make_teacher(folder: Path) -> Path:
-    """A random classifier whose logits differ between examples by several units, so that the soft term weighs in."""
+def make_teacher(folder: Path, hidden: int = 32) -> Path:
+    """A random classifier whose logits differ between examples by several units, so that the soft term weighs in.
+
+    Args:
+        hidden: its width; the student's is 32.
+    """
     from transformers import AutoModelForSequenceClassification
 
     from conftest import make_bert
 
-    make_bert(folder, base=False, labels=["negative", "positive"], seed=1)
+    make_bert(folder, hidden=hidden, base=False, labels=["negative", "positive"], seed=1)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         model.bert.pooler.dense.weight.mul_(30)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -20,7 +21,8 @@ import yaml
 
 COMMANDS = [
     ("finetune-teacher",), ("distill",), ("evaluate",), ("data",), ("data", "list"), ("data", "describe"),
-    ("data", "verify"), ("methods",), ("methods", "list"), ("methods", "show"), ("doctor",),
+    ("data", "verify"), ("train-memory",), ("sweep",), ("table",), ("methods",),
+    ("methods", "list"), ("methods", "show"), ("doctor",),
 ]  # fmt: skip
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "ax")
 
@@ -301,6 +303,24 @@ def test_the_recipe_of_a_run_is_that_run(kdbert: Callable[..., Any], run: Path, 
     assert weights(other) == weights(run)
 
 
+def test_a_run_made_before_there_were_new_keys_is_found(kdbert: Callable[..., Any], run: Path, tmp_path: Path) -> None:
+    """Its recipe.yaml and run.json lack the keys that came later; it is that run all the same."""
+    root = tmp_path / "runs"
+    old = root / run.relative_to(run.parents[2])
+    shutil.copytree(run, old)
+    facts = manifest(old)
+    for tree in (facts["recipe"], facts["identity"]):
+        for section, key in (("train", "batch_sampler"), ("train", "examples_per_class"), ("output", "diagnose")):
+            tree.get(section, {}).pop(key, None)
+        tree.pop("memory", None)
+    facts["recipe"]["output"]["runs_dir"] = str(root)
+    (old / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+    (old / "recipe.yaml").write_text(yaml.safe_dump(facts["recipe"]), encoding="utf-8")
+    done = kdbert("distill", "--config", old / "recipe.yaml", "--quiet")
+    assert (done.code, done.out) == (0, f"{old}\n"), done.err
+    assert manifest(old) == facts
+
+
 def test_a_finetuning_recipe_is_that_run_too(kdbert: Callable[..., Any], teacher: Path) -> None:
     done = kdbert("finetune-teacher", "--config", teacher / "recipe.yaml", "--quiet")
     assert (done.code, done.out) == (0, f"{teacher}\n"), done.err
@@ -360,7 +380,7 @@ def test_a_missing_teacher_is_made_first_and_found_again(
     words = ["distill", *common, "--set", f"teacher_training.model={tiny_bert}", "--set", "teacher_training.epochs=1"]
     done = kdbert(*words, "--dry-run")
     assert done.code == 0, done.err
-    assert "No teacher is given" in done.out
+    assert "A teacher is missing" in done.out
     assert list(tmp_path.iterdir()) == []
     done = kdbert(*words, "--baseline")
     assert done.code == 0, done.err

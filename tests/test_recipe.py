@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdbert import Recipe, UserError
-from kdbert.plan import teacher_recipes
+from kdbert.plan import resolve_distill, teacher_recipes
 from kdbert.runs import identity_of
 
 
@@ -327,3 +327,86 @@ def test_the_digest_is_eight_hex_digits() -> None:
     digest = Recipe.of(FULL).digest(CONTENT)
     assert len(digest) == 8
     assert int(digest, 16) >= 0
+
+
+# ---- the name of a run that was made before there were new keys
+
+BEFORE = {
+    "quickstart": ({}, "b946b7fc"),
+    "kd": (
+        {
+            "task": {"name": "rte", "max_length": 128}, "teachers": [{"model": "a/teacher"}],
+            "student": {"model": "a/base", "layers": 6}, "method": {"name": "kd", "alpha": 0.3},
+        },
+        "fcc572f9",
+    ),
+    "original": (
+        {
+            "task": "stsb", "teachers": [{"model": "a/teacher", "labels": ["score"]}],
+            "student": {"model": "a/base", "init": [1, 3]},
+            "method": {"name": "kd", "variant": "original", "temperature": 2},
+        },
+        "e2591517",
+    ),
+    "finetune": (
+        {
+            "task": "mrpc", "student": {"model": "a/base"}, "method": "finetune",
+            "train": {"epochs": 4, "batch_size": 16, "dropout": 0.2},
+        },
+        "47763908",
+    ),
+    "made": (
+        {
+            "task": "cola", "teacher_training": {"model": "a/base", "epochs": 2}, "method": "kd",
+            "train": {"max_steps": 5},
+        },
+        "c62aa139",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_a_run_made_before_the_new_keys_keeps_its_name(name: str) -> None:
+    """The digests are those that the code of commit 883c0c0 gave."""
+    tree, digest = BEFORE[name]
+    assert Recipe.of(tree).digest({}) == digest
+
+
+def digest_of(*sets: str, method: str = "cka-g", known: dict[str, str] | None = None) -> str:
+    """Digest of a resolved recipe with these keys."""
+    flags = {
+        "task.name": "rte", "teachers": [{"model": "a/teacher"}], "student.model": "a/base", "student.layers": 6,
+        "method.name": method,
+    }  # fmt: skip
+    return resolve_distill(Recipe.build(flags=flags, sets=sets)).digest(known or {})
+
+
+@pytest.mark.parametrize(
+    "key", ["centroids=50", "algorithm=legacy", "passes=7", "seed=2", "batch_size=4"], ids=lambda key: key
+)
+def test_how_the_memory_is_made_is_part_of_a_run(key: str) -> None:
+    assert digest_of(f"memory.{key}") != digest_of()
+    assert digest_of(f"memory.{key}", method="kd") == digest_of(method="kd")  # which reads none
+    assert digest_of(f"memory.{key}", "method.beta=0") == digest_of("method.beta=0")
+
+
+def test_whether_a_memory_may_be_made_is_not_and_defaults_may_be_spelled_out() -> None:
+    assert digest_of("memory.train=never") == digest_of()
+    spelled = ("memory.centroids=100", "memory.algorithm=kmeans", "memory.passes=20", "memory.seed=1")
+    assert digest_of(*spelled) == digest_of()
+
+
+def test_a_named_memory_counts_by_its_content() -> None:
+    first = digest_of("memory.file=a.safetensors", known={"a.safetensors": "123"})
+    assert digest_of("memory.file=b.safetensors", known={"b.safetensors": "123"}) == first
+    assert digest_of("memory.file=a.safetensors", known={"a.safetensors": "456"}) != first
+    assert digest_of() != first
+
+
+@pytest.mark.parametrize("key", ["train.batch_sampler=class-balanced", "method.layer_map=11:5", "method.beta=1"])
+def test_what_changes_numbers_changes_the_name(key: str) -> None:
+    assert digest_of(key, method="cka-l") != digest_of(method="cka-l")
+
+
+def test_looking_inside_does_not_change_the_name() -> None:
+    assert digest_of("output.diagnose=true") == digest_of()

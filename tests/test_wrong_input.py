@@ -7,6 +7,7 @@ its decorator says what the sentence must hold.
 from __future__ import annotations
 
 import gzip
+import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -133,7 +134,7 @@ table(
         "rate_not_a_number": (["--learning-rate", "nan"], ("train.learning_rate",)),
         "negative_seed": (["--seed", -1], ("seed",)),
         "zero_temperature": (["method.temperature=0"], ("method.temperature",)),
-        "alpha_above_one": (["method.alpha=1.5"], ("method.alpha",)),
+        "alpha_above_one": (["method.alpha=1.5"], ("method", "alpha must lie between 0 and 1", "1.5")),
         "tiny_length": (["--max-length", 2], ("task.max_length",)),
         "set_without_value": (["--set", "train.epochs"], ("train.epochs", "key=value")),
         "set_bad_yaml": (["--set", "train.epochs=[1"], ("train.epochs=[1", "YAML")),
@@ -597,12 +598,12 @@ def ax_cannot_be_distilled(world: World) -> Words:
 
 @wrong("different tokenizers", "teacher", "bert", "vocabulary")
 def tokenizers_disagree(world: World) -> Words:
-    return world.distill("--student", world.models / "other-words")
+    return world.distill("--student", world.models / "other-words", "--method", "cka-i", "--layer-map", "2:1")
 
 
 @wrong("different tokenizers")
 def tokenizers_in_another_order(world: World) -> Words:
-    return world.distill("--student", world.models / "shuffled-words")
+    return world.distill("--student", world.models / "shuffled-words", "--method", "ics")
 
 
 @wrong("nli", "3 outputs", "needs 2", "finetune-teacher --task custom")
@@ -680,6 +681,259 @@ def a_layer_that_is_not_there(world: World) -> Words:
 @wrong("kd")
 def finetune_teacher_by_distillation(world: World) -> Words:
     return world.finetune("--set", "method.name=kd")
+
+
+# ---- objectives, layers, several teachers
+
+
+def by(method: str) -> Callable[[World], Words]:
+    """Distillation of the good teacher (two layers, the student has one) by a method."""
+    return lambda world: world.distill("--method", method)
+
+
+table(
+    {
+        "layer_map_malformed": (["--layer-map", "2;1"], ("method.layer_map", "'2;1'", "such as 2:1,4:2")),
+        "layer_map_half": (["--layer-map", "2"], ("method.layer_map", "'2'", "such as 2:1,4:2")),
+        "layer_map_negative": (["--layer-map=-1:1"], ("method.layer_map", "'-1:1'")),
+        "layer_map_empty": (["--layer-map", ""], ("method.layer_map", "such as 2:1,4:2")),
+        "layer_map_set_to_a_number": (["method.layer_map=5"], ("method.layer_map", "5")),
+        "layer_map_beyond_the_teacher": (["--layer-map", "9:1"], ("9:1", "teacher has layers 0 (embeddings) to 2")),
+        "layer_map_beyond_the_student": (["--layer-map", "1:2"], ("1:2", "student has layers 0 (embeddings) to 1")),
+        "layer_map_set_beyond": (["method.layer_map=11:5"], ("11:5", "to 2, not 11")),
+        "layer_map_twice": (["--layer-map", "1:1,1:1"], ("method.layer_map", "each once")),
+        "layer_map_and_layerwise": (["--layer-map", "1:1", "method.layerwise=true"], ("layerwise and layer_map",)),
+        "no_last_layer_but_one": ([], ("student has one layer", "--layer-map 2:1")),
+        "no_layers_for_layerwise": (["method.layerwise=true"], ("student has one layer", "--layer-map")),
+        "beta_below_zero": (["method.beta=-3"], ("beta is a weight and must be 0 or more (got -3)",)),
+        "beta_not_a_number": (["method.beta=nan"], ("method.beta", "nan")),
+        "an_option_of_another_method": (["method.sigma=0.5"], ("'cka-i' has no option 'sigma' (cka-ilg has)",)),
+    },
+    by("cka-i"),
+)
+table(
+    {
+        "ics_without_neighbors": (["method.neighbors=0"], ("method.neighbors", "1")),
+        "ics_half_a_neighbor": (["method.neighbors=1.5"], ("method.neighbors", "1.5")),
+        "ics_two_betas": (["method.beta=1", "method.alpha_mse=2"], ("beta and alpha_mse",)),
+        "ics_negative_alpha": (["method.alpha_ce=-1"], ("alpha_ce", "0 or more (got -1)")),
+        "ics_quirk_in_corrected": (["method.k_state=run"], ("k_state=run", "variant original")),
+        "unknown_batch_sampler": (
+            ["--batch-sampler", "balanced"],
+            ("train.batch_sampler", "'class-balanced'", "'balanced'"),
+        ),
+        "groups_beyond_the_batch": (
+            ["--batch-sampler", "class-balanced", "--batch-size", 8, "train.examples_per_class=9"],
+            ("examples_per_class (9)", "(8)"),
+        ),
+        "groups_beyond_the_micro_batch": (
+            ["--batch-sampler", "class-balanced", "--batch-size", 8, "train.accumulation=4"],
+            ("examples_per_class (4)", "(2)"),
+        ),
+        "empty_groups": (["train.examples_per_class=0"], ("train.examples_per_class",)),
+    },
+    by("ics"),
+)
+table(
+    {
+        "one_teacher_for_two": ([], ("'multi-kd'", "2 teachers or more", "names 1", "--teacher")),
+        "weights_for_more_teachers": (["method.weights=[1, 1, 1]"], ("3 teachers", "names 1")),
+        "weights_of_nothing": (["method.weights=[0, 0]"], ("weights", "above 0")),
+        "no_weights": (["method.weights=[]"], ("weights",)),
+        "negative_weight": (["method.weights=[2, -1]"], ("weights must be 0 or more (got -1)",)),
+        "weights_in_words": (["method.weights=[one, two]"], ("method.weights", "'one'")),
+        "weights_left_away": (["method.reduction=weights"], ("reduction=weights", "weights")),
+        "weights_and_mean": (["method.reduction=mean", "method.weights=[1, 2]"], ("reduction=weights",)),
+        "unknown_reduction": (["method.reduction=max"], ("method.reduction", "'sum', 'mean' or 'weights'")),
+    },
+    by("multi-kd"),
+)
+table(
+    {
+        "sigma_above_one": (["method.sigma=5"], ("sigma must lie between 0 and 1", "got 5", "variant original")),
+        "gamma_below_zero": (["method.gamma=-0.5"], ("gamma must lie between 0 and 1",)),
+        "negative_epsilon": (["method.epsilon=-1"], ("epsilon is a weight",)),
+        "two_global_pairs": (["method.global_layer_map=2:1,1:1"], ("method.global_layer_map", "one pair such as 11:5")),
+    },
+    by("cka-ilg"),
+)
+
+
+@wrong("--diagnose", "'finetune' reads none")
+def diagnose_without_a_teacher(world: World) -> Words:
+    return world.distill("--method", "finetune", "--diagnose")
+
+
+@wrong("'cka-i'", "1 teacher", "names 2", "multi-kd")
+def two_teachers_for_a_method_of_one(world: World) -> Words:
+    return world.distill(
+        "--method", "cka-i", "--teacher", world.models / "teacher", "--teacher", world.models / "short"
+    )
+
+
+@wrong("short", "--max-length 32", "16 positions")
+def second_teacher_too_short(world: World) -> Words:
+    return world.distill(
+        "--method", "multi-kd", "--teacher", world.models / "teacher", "--teacher", world.models / "short"
+    )
+
+
+@wrong("nli", "3 outputs")
+def second_teacher_of_another_task(world: World) -> Words:
+    return world.distill(
+        "--method", "multi-kd", "--teacher", world.models / "teacher", "--teacher", world.models / "nli"
+    )
+
+
+# ---- memories
+
+
+def with_memory(content: str | bytes) -> Callable[[World], Words]:
+    """A run that names a file of this content as its memory."""
+    return lambda world: [*by("cka-g")(world), "--layer-map", "2:1", "--memory", world.write("m.safetensors", content)]
+
+
+for name, content, told in (
+    ("memory_empty", b"", ("m.safetensors", "kdbert train-memory")),
+    ("memory_of_text", "no tensors at all, but long enough for a header", ("m.safetensors", "kdbert train-memory")),
+    ("memory_pickled", pickle.dumps({"centroid": [1.0]}), ("m.safetensors", "kdbert train-memory")),
+    ("memory_of_another_program", b"\x02\0\0\0\0\0\0\0{}", ("m.safetensors", "no memory of kdbert")),
+):
+    CASES.append(Case(name, with_memory(content), told))
+
+
+@wrong("model.safetensors", "no memory of kdbert")
+def memory_is_a_model(world: World) -> Words:
+    return [*by("cka-g")(world), "--layer-map", "2:1", "--memory", world.models / "teacher" / "model.safetensors"]
+
+
+@wrong("memories")
+def memory_is_a_folder(world: World) -> Words:
+    (world.here / "memories").mkdir()
+    return [*by("cka-g")(world), "--layer-map", "2:1", "--memory", "memories"]
+
+
+table(
+    {
+        "memory_missing": (["--memory", "none.safetensors"], ("none.safetensors", "check the path", "train-memory")),
+        "memory_named_and_described": (["--memory", "m", "memory.centroids=5"], ("memory.file", "memory.centroids")),
+        "memory_named_and_never": (["--memory", "m", "memory.train=never"], ("memory.file", "memory.train")),
+        "more_centroids_than_examples": (
+            ["memory.centroids=204"],
+            ("204", "203 training examples", "memory.centroids="),
+        ),
+        "no_centroids": (["memory.centroids=0"], ("memory.centroids",)),
+        "memory_algorithm": (["memory.algorithm=k-means"], ("memory.algorithm", "'kmeans' or 'legacy'")),
+        "memory_passes": (["memory.passes=0"], ("memory.passes",)),
+        "memory_train": (["memory.train=always"], ("memory.train", "'auto' or 'never'")),
+        "memory_key": (["memory.centroid=9"], ("memory.centroid", "did you mean 'memory.centroids'")),
+        "memory_not_there": (["memory.train=never"], ("needs a memory", "kdbert train-memory", "memory.train=auto")),
+        "memory_of_two_layers": (["--layer-map", "2:1,1:1"], ("one pair such as 11:5",)),
+    },
+    lambda world: [*by("cka-g")(world), "--layer-map", "2:1"],
+)
+table(
+    {
+        "train_memory_too_many": (["--centroids", 204], ("204", "203 training examples")),
+        "train_memory_layer": (["--layer", 3], ("--layer 3", "layers 0 (embeddings) to 2")),
+        "train_memory_negative_layer": (["--layer", -1], ("--layer -1", "layers 0")),
+        "train_memory_algorithm": (["--algorithm", "kmeens"], ("memory.algorithm", "'kmeens'")),
+        "train_memory_seed": (["--seed", -1], ("memory.seed",)),
+        "train_memory_length": (["--max-length", 65], ("--max-length 65", "64 positions")),
+        "train_memory_output_name": (["--output", "memory.pt"], ("--output 'memory.pt'", ".safetensors")),
+        "train_memory_teacher": (["--teacher", "./nowhere"], ("nowhere", "check the path")),
+        "train_memory_key": (["memory.centroid=9"], ("did you mean 'memory.centroids'",)),
+    },
+    lambda world: [
+        "train-memory", "--task", "custom", "--train-file", world.train, "--dev-file", world.dev, "--max-length", 32,
+        "--teacher", world.models / "teacher", "--centroids", 5,
+    ],
+)  # fmt: skip
+table(
+    {
+        "train_memory_labels_alone": (["train-memory", "--teacher-labels", "a,b"], ("--teacher-labels", "--teacher")),
+        "train_memory_two_teachers": (
+            ["train-memory", "--teacher", "a", "--teacher-model", "b"], ("--teacher-model", "--teacher"),
+        ),
+        "train_memory_half_a_layer": (["train-memory", "--layer", "1.5"], ("--layer", "integer")),
+        "distill_with_a_flag_of_train_memory": (["distill", "--centroids", "5"], ("--centroids",)),
+    },
+    lambda world: [],
+    usage=True,
+)  # fmt: skip
+
+
+def train_memory(world: World, *words: Any) -> Words:
+    """A memory of the good teacher on the good files: right but for `words`."""
+    return [
+        "train-memory", "--task", "custom", "--train-file", world.train, "--dev-file", world.dev, "--max-length", 32,
+        "--teacher", world.models / "teacher", "--centroids", 5, *words,
+    ]  # fmt: skip
+
+
+@wrong("mine", "cannot write")
+def train_memory_below_a_file(world: World) -> Words:
+    world.write("mine", "years of work")
+    return train_memory(world, "--runs-dir", "mine")
+
+
+@wrong("mine")
+def train_memory_to_a_place_below_a_file(world: World) -> Words:
+    world.write("mine", "years of work")
+    return train_memory(world, "--output", "mine/m.safetensors")
+
+
+@wrong("memory.file", "leave it away")
+def train_memory_of_a_file(world: World) -> Words:
+    words = [word for word in train_memory(world) if word not in ("--centroids", 5)]
+    return [*words, "memory.file=m.safetensors"]
+
+
+@wrong("bert", "finetune-teacher")
+def train_memory_of_a_model_that_was_never_fine_tuned(world: World) -> Words:
+    return train_memory(world, "--teacher", world.bert)
+
+
+# ---- plug-ins
+
+
+def plugin(content: str) -> Callable[[World], Words]:
+    """A run that names a plug-in of this content."""
+    return lambda world: world.distill("--plugin", world.write("mine.py", content))
+
+
+for name, content, told in (
+    ("plugin_with_a_syntax_error", "def (:\n", ("mine.py", "SyntaxError")),
+    ("plugin_that_fails", "import no_such_package_at_all\n", ("mine.py", "no_such_package_at_all")),
+    ("plugin_without_a_method", "beta = 3\n", ("mine.py", "kdbert.methods.Method")),
+    (
+        "plugin_of_a_taken_name",
+        "from kdbert.methods import *\nclass Mine(Method):\n    name = 'kd'\n    summary = formula = ''\n"
+        "    papers = ()\n    class Options(MethodOptions):\n        name: str = 'kd'\n",
+        ("mine.py", "'kd'", "another name"),
+    ),
+    (
+        "plugin_of_half_a_method",
+        "from kdbert.methods import *\nclass Mine(Method):\n    name = 'mine'\n",
+        ("mine.py", "Mine", "lacks summary, formula, papers, Options"),
+    ),
+):
+    CASES.append(Case(name, plugin(content), told))
+table(
+    {
+        "plugin_missing": (["--plugin", "none.py"], ("--plugin 'none.py'", "Python file")),
+        "plugin_is_a_folder": (["--plugin", "."], ("--plugin '.'", "Python file")),
+        "method_of_a_plugin_that_is_not_named": (["--method", "logit-mse"], ("'logit-mse'", "known: ")),
+    },
+    lambda world: world.distill(),
+)
+table(
+    {
+        "methods_of_a_missing_plugin": (["methods", "show", "kd", "--plugin", "none.py"], ("--plugin 'none.py'",)),
+        "sweep_of_a_missing_plugin": (["sweep", "--plugin", "none.py"], ("--plugin 'none.py'",)),
+    },
+    lambda world: [],
+)
 
 
 # ---- run folders

@@ -196,6 +196,12 @@ class TrainSection(Section):
                 f"examples_per_class ({self.examples_per_class}) is larger than a batch "
                 f"({self.batch_size // self.accumulation})"
             )
+        if self.batch_sampler == "class-balanced" and self.batch_size % (self.accumulation * self.examples_per_class):
+            raise ValueError(
+                f"class-balanced batches are made of groups of examples_per_class ({self.examples_per_class}), so "
+                f"batch_size ({self.batch_size}) must be a multiple of it"
+                + (f" in each of {self.accumulation} micro-batches" if self.accumulation > 1 else "")
+            )
         return self
 
 

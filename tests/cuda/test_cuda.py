@@ -1,4 +1,4 @@
-"""`kd` and `finetune` on an NVIDIA GPU give what they give on the CPU; bf16, resuming, no waiting for the device."""
+"""Every method on an NVIDIA GPU gives what it gives on the CPU; bf16, resuming, no waiting for the device."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from kdbert.data.batches import collate
+from kdbert.recipe import Recipe
 from kdbert.training.forward import StudentWithMethod
 from kdbert.training.loop import FiniteWatch, build_optimizer, forward_backward
 from kdbert.training.precision import has_bf16_units
@@ -24,6 +25,7 @@ from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher
 from small_run import BATCH, Parts, Setting, assert_same_gradients, build, gradients, make_teacher
 
 DEVICE = "cuda"
+METHODS = ["finetune", "kd", "ics", "cka-i", "cka-l", "cka-g", "cka-il", "cka-ilg"]
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no CUDA device (torch.cuda.is_available() is False): CUDA not run here"
 )
@@ -50,13 +52,19 @@ def deterministic() -> Iterator[None]:
 
 def on_cpu(parts: Parts) -> tuple[StudentWithMethod, LiveTeacher | None]:
     """Copies of student, method and teacher on the CPU."""
-    teacher = None
+    module, plan, teacher = copy.deepcopy(parts.module).cpu(), parts.job.plan, None
     if parts.job.teachers:
         model = copy.deepcopy(parts.job.teachers[0]).cpu()
-        teacher = LiveTeacher(
-            model, parts.job.plan.teacher_permutations[0], "fp32", parts.job.plan.needs, parts.module.method
-        )
-    return copy.deepcopy(parts.module).cpu(), teacher
+        teacher = LiveTeacher(model, plan.teacher_permutations[0], "fp32", plan.needs, module.method)
+    return module, teacher
+
+
+def recipe_of(setting: Setting, folder: Path, method: str, **changes: Any) -> Recipe:
+    """A small run by a method; the student has the depth that methods on the last but one layer need."""
+    keys: dict[str, Any] = {"method.name": method, "student.layers": 3, **changes}
+    if method in ("cka-g", "cka-ilg"):
+        keys["memory.centroids"] = 8
+    return setting.recipe(folder, dropout=0.0, **keys)
 
 
 def loss_and_gradients(
@@ -70,26 +78,26 @@ def loss_and_gradients(
     return terms.total.item(), gradients(module)
 
 
-@pytest.mark.parametrize("method", ["kd", "finetune"])
+@pytest.mark.parametrize("method", METHODS)
 def test_fp32_loss_and_gradients_are_those_of_the_cpu(setting: Setting, tmp_path: Path, method: str) -> None:
-    parts = build(setting.recipe(tmp_path, dropout=0.0, precision="fp32", **{"method.name": method}))
+    parts = build(recipe_of(setting, tmp_path / "run", method, precision="fp32"))
     assert parts.accelerator.device.type == DEVICE
     module, teacher = on_cpu(parts)
     loss, expected = loss_and_gradients(module, teacher, parts, "cpu")
-    live = parts.live_teacher() if method == "kd" else None
+    live = parts.live_teacher() if method != "finetune" else None
     cuda_loss, actual = loss_and_gradients(parts.module, live, parts, DEVICE)
     assert cuda_loss == pytest.approx(loss, rel=1e-4)
     assert_same_gradients(actual, expected, rtol=1e-4, floor=1e-5)
 
 
-@pytest.mark.parametrize("method", ["kd", "finetune"])
+@pytest.mark.parametrize("method", METHODS)
 def test_bf16_is_close_to_fp32(setting: Setting, tmp_path: Path, method: str) -> None:
     if not has_bf16_units(torch.device(DEVICE)):
         pytest.skip("this device does not multiply bfloat16")
     found = {}
     for precision in ("fp32", "bf16"):
-        parts = build(setting.recipe(tmp_path, dropout=0.0, precision=precision, **{"method.name": method}))
-        live = parts.live_teacher() if method == "kd" else None
+        parts = build(recipe_of(setting, tmp_path / precision, method, precision=precision))
+        live = parts.live_teacher() if method != "finetune" else None
         found[precision] = loss_and_gradients(parts.module, live, parts, DEVICE)
         assert {p.dtype for p in parts.module.parameters()} == {torch.float32}
     (loss, expected), (half_loss, actual) = found["fp32"], found["bf16"]
@@ -99,12 +107,15 @@ def test_bf16_is_close_to_fp32(setting: Setting, tmp_path: Path, method: str) ->
     assert torch.nn.functional.cosine_similarity(*flat, dim=0) > 0.99
 
 
-def test_stored_and_live_teacher_agree(setting: Setting, tmp_path: Path) -> None:
-    parts = build(setting.recipe(tmp_path, precision="fp32"))
+@pytest.mark.parametrize("method", ["kd", "ics", "cka-ilg"])
+def test_stored_and_live_teacher_agree(setting: Setting, tmp_path: Path, method: str) -> None:
+    parts = build(recipe_of(setting, tmp_path / "run", method, precision="fp32"))
     batch = collate(parts.data, np.arange(BATCH)).to(torch.device(DEVICE))
-    stored, live = parts.stored_teacher().outputs(batch).logits, parts.live_teacher().outputs(batch).logits
-    assert stored.device.type == live.device.type == DEVICE
-    torch.testing.assert_close(stored, live, rtol=1e-5, atol=1e-5)
+    stored, live = parts.stored_teacher().outputs(batch), parts.live_teacher().outputs(batch)
+    assert stored.logits.device.type == live.logits.device.type == DEVICE
+    torch.testing.assert_close(stored.logits, live.logits, rtol=1e-5, atol=1e-5)
+    losses = [parts.module(batch, [outputs]).total for outputs in (stored, live)]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("selection", ["last", "best"])

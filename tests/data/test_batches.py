@@ -11,10 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdbert.data.batches import Batch, collate, epoch_batches, evaluation_batches, micro_batches
+from kdbert.data.batches import Batch, classes_of, collate, epoch_batches, evaluation_batches, micro_batches
 from kdbert.data.encode import Encoded, encode
 from kdbert.data.examples import Examples
+from kdbert.recipe import TrainSection
 from kdbert.tasks import get_task
+from kdbert.training.loop import epoch_order
 
 PAD = 99
 few = settings(max_examples=60, deadline=None)
@@ -76,6 +78,115 @@ def test_buckets_hold_examples_of_like_length() -> None:
         return sum(len(rows) * int(lengths[rows].max()) for rows in batches)
 
     assert padded(True) < 1.1 * lengths.sum() < padded(False)
+
+
+# --- batches of whole classes ---
+
+labels_of = st.lists(st.integers(0, 6), min_size=1, max_size=80)
+
+
+def balanced(classes: list[int], size: int, per_class: int, *, seed: int = 1, epoch: int = 0) -> list[np.ndarray]:
+    """The class-balanced batches of one epoch."""
+    return epoch_batches(
+        np.ones(len(classes), dtype=np.int64),
+        size,
+        seed=seed,
+        epoch=epoch,
+        bucketing=True,
+        classes=np.array(classes),
+        per_class=per_class,
+    )
+
+
+@few
+@given(labels_of, st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**31), st.integers(0, 9))
+def test_class_balanced_batches_have_every_example_once_in_groups_of_one_class(
+    classes: list[int], groups: int, per_class: int, seed: int, epoch: int
+) -> None:
+    size = groups * per_class
+    batches = balanced(classes, size, per_class, seed=seed, epoch=epoch)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(classes)))
+    full, rest = divmod(len(classes), size)
+    assert sorted((len(rows) for rows in batches), reverse=True) == [size] * full + [rest] * (rest > 0)
+    # Cut into parts of K, as many are of one class as can be; what is left of the classes is in the others.
+    parts = [rows[start : start + per_class] for rows in batches for start in range(0, len(rows), per_class)]
+    whole = [part for part in parts if len(part) == per_class and len({classes[n] for n in part}) == 1]
+    assert len(whole) == sum(classes.count(one) // per_class for one in set(classes))
+    again = balanced(classes, size, per_class, seed=seed, epoch=epoch)
+    assert [rows.tolist() for rows in batches] == [rows.tolist() for rows in again]
+
+
+def test_class_balanced_batches_differ_by_seed_and_epoch_and_by_nothing_else() -> None:
+    classes = (np.arange(600) % 20).tolist()
+    orders = {}
+    for seed, epoch in [(1, 0), (1, 1), (2, 0)]:
+        np.random.seed(seed + 10 * epoch)
+        orders[seed, epoch] = [
+            tuple(sorted(rows.tolist())) for rows in balanced(classes, 16, 4, seed=seed, epoch=epoch)
+        ]
+    assert len({tuple(order) for order in orders.values()}) == 3
+    assert not set(orders[1, 0]) & set(orders[1, 1])
+    np.random.seed(99)
+    again = [tuple(sorted(rows.tolist())) for rows in balanced(classes, 16, 4, seed=1, epoch=0)]
+    assert again == orders[1, 0]
+
+
+def classes_in_full_batches(classes: list[int], groups: int, per_class: int, seed: int) -> set[int]:
+    """How many classes there are in a full batch."""
+    batches = balanced(classes, groups * per_class, per_class, seed=seed)
+    return {len({classes[n] for n in rows}) for rows in batches if len(rows) == groups * per_class}
+
+
+@few
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(1, 6), st.integers(0, 2**31))
+def test_a_batch_is_of_p_classes_where_they_divide_into_batches(
+    groups: int, per_class: int, times: int, count: int, seed: int
+) -> None:
+    classes = [one for one in range(times * groups) for _ in range(count * per_class)]
+    assert classes_in_full_batches(classes, groups, per_class, seed) == {groups}
+
+
+@few
+@given(st.integers(2, 5), st.integers(1, 4), st.integers(0, 9), st.integers(1, 6), st.integers(0, 2**31))
+def test_a_batch_is_of_p_classes_where_there_are_so_many_of_one_size(
+    groups: int, per_class: int, more: int, count: int, seed: int
+) -> None:
+    """As the recipe has it: P classes x K examples."""
+    classes = [one for one in range(groups + more) for _ in range(count * per_class)]
+    assert classes_in_full_batches(classes, groups, per_class, seed) <= {groups}
+
+
+def test_an_example_meets_its_class_in_class_balanced_batches_of_150_classes() -> None:
+    """CLINC150 at batch 32: with random batches an example meets hardly any other of its class."""
+    classes = np.repeat(np.arange(150), 100)
+    found = {}
+    for name, given_classes in (("random", None), ("balanced", classes)):
+        batches = epoch_batches(np.ones(15000), 32, seed=1, epoch=0, bucketing=False, classes=given_classes)
+        met = [(classes[rows][:, None] == classes[rows][None, :]).sum(1) - 1 for rows in batches]
+        found[name] = np.concatenate(met)
+    assert found["random"].mean() < 0.3
+    assert found["balanced"].min() == 3
+
+
+def test_classes_of_scores_are_bins_of_one_half_and_labels_stay() -> None:
+    labels = torch.tensor([3, 0, 2])
+    assert torch.equal(classes_of(labels), labels)
+    scores = torch.tensor([0.0, 0.2, 0.3, 0.5, 0.74, 0.76, 1.0, 4.8, 5.0])
+    nearest_half = [0.0, 0.0, 0.5, 0.5, 0.5, 1.0, 1.0, 5.0, 5.0]
+    assert classes_of(scores).tolist() == [2 * value for value in nearest_half]
+
+
+def test_scores_are_put_together_by_their_bin() -> None:
+    scores = np.random.default_rng(0).uniform(0, 5, size=400).astype(np.float32)
+    split = encoded([3] * 400, scores=True)
+    split = Encoded(split.input_ids, split.token_types, split.offsets, scores, 0, PAD)
+    options = TrainSection(batch_size=16, batch_sampler="class-balanced", examples_per_class=4)
+    batches = epoch_order(options, split, 1, 0)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(400))
+    bins = np.floor(2 * scores + 0.5).astype(int)
+    groups = [bins[rows[start : start + 4]] for rows in batches for start in range(0, len(rows), 4)]
+    whole = sum(len(part) == 4 and len(set(part.tolist())) == 1 for part in groups)
+    assert whole == sum(int((bins == one).sum()) // 4 for one in range(11)) > 90
 
 
 @few

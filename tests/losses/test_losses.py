@@ -172,7 +172,7 @@ def test_alpha_one_is_fine_tuning_and_needs_no_teacher() -> None:
     finetune = get_method("finetune")
     plain = finetune(finetune.Options(name="finetune"))(Outputs(student), [], batch_of(labels))
     assert terms.total == plain.total
-    assert type(alone).needs(alone.options).teachers == 0
+    assert type(alone).teachers(alone.options) == (0, 0)
 
 
 def test_rows_that_only_fill_up_a_batch_do_not_count() -> None:

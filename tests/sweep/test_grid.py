@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +210,7 @@ def test_a_key_for_all_cells_cannot_be_in_the_grid_too(
 
 def test_an_option_that_a_method_lacks_is_told_with_the_cure() -> None:
     message = refused("method=finetune,kd", "method.temperature=3,5")
-    assert "method 'finetune' has no option 'temperature' (kd has)" in message
+    assert re.search(r"method 'finetune' has no option 'temperature' \(.*\bkd\b.* has\)", message)
     assert "{name: kd, temperature: 3}" in message
 
 

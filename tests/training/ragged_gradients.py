@@ -1,6 +1,6 @@
-"""One forward and backward pass of the ragged global batch; started by torchrun, or called for one process.
+"""Forward and backward of the ragged global batch by several recipes; started by torchrun, or called for one process.
 
-python ragged_gradients.py RECIPE.yaml OUT.safetensors
+python ragged_gradients.py OUT.safetensors RECIPE.yaml ...
 """
 
 from __future__ import annotations
@@ -18,22 +18,30 @@ from kdbert.recipe import Recipe
 from kdbert.training.loop import forward_backward, logged_terms
 from small_run import build, gradients, ragged_rows
 
-ACCUMULATIONS = (1, 2)
-
 
 def all_gradients(recipe: Recipe) -> dict[str, torch.Tensor]:
-    """`<accumulation>|<parameter>` -> gradient, and `<accumulation>|<term>` -> value, of the whole batch."""
+    """`<rows>|<accumulation>|<parameter>` -> gradient, and with a term's name -> value, of the whole batch.
+
+    `stored|<quantity>` is what is kept of the teacher.
+
+    In float64 with a live teacher where features are compared (see test_feature_runs.py), else in float32 with a
+    stored one. The batch is the ragged one of 11 rows, and a single row of it, so that one of two processes has none.
+    """
     parts = build(recipe)
     assert parts.accelerator.num_processes == int(os.environ.get("WORLD_SIZE", "1"))
+    if recipe.method.name != "kd":
+        parts.module.double()
+        parts.job.teachers[0].double()
     wrapped = parts.accelerator.prepare_model(parts.module)
-    teacher = parts.stored_teacher()
+    teacher = parts.stored_teacher() if recipe.method.name == "kd" else parts.live_teacher()
     parts.module.train()
-    found: dict[str, torch.Tensor] = {}
-    for accumulation in ACCUMULATIONS:
+    found = {f"stored|{name}": value for name, value in parts.stored_teacher().values.items()}
+    ragged = ragged_rows(parts)
+    for rows, accumulation in ((ragged, 1), (ragged, 2), (ragged[:1], 1)):
         terms = forward_backward(
             wrapped,
             parts.data,
-            ragged_rows(parts),
+            rows,
             [teacher],
             parts.accelerator,
             accumulation=accumulation,
@@ -41,14 +49,17 @@ def all_gradients(recipe: Recipe) -> dict[str, torch.Tensor]:
             step=0,
         )
         numbers = logged_terms(terms, parts.accelerator)
-        found.update({f"{accumulation}|{name}": torch.tensor(value) for name, value in numbers.items()})
-        found.update({f"{accumulation}|{name}": value for name, value in gradients(parts.module).items()})
+        prefix = f"{len(rows)} rows|{accumulation}|"
+        found.update({prefix + name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()})
+        found.update({prefix + name: value for name, value in gradients(parts.module).items()})
     return found
 
 
 if __name__ == "__main__":
-    result = all_gradients(Recipe.load(sys.argv[1]))
+    result: dict[str, torch.Tensor] = {}
+    for path in map(Path, sys.argv[2:]):
+        result.update({f"{path.stem}|{name}": value for name, value in all_gradients(Recipe.load(path)).items()})
     if torch.distributed.get_rank() == 0:
-        save_file(result, sys.argv[2])
+        save_file(result, sys.argv[1])
     torch.distributed.barrier()  # a process that leaves early may abort the other's connection
     torch.distributed.destroy_process_group()

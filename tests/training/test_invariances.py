@@ -19,6 +19,7 @@ from kdbert.training.loop import FiniteWatch, build_optimizer, forward_backward,
 from kdbert.training.teacher import LiveTeacher, Teacher
 from small_run import (
     BATCH,
+    FEATURES,
     ROWS,
     Parts,
     Setting,
@@ -189,6 +190,17 @@ def test_with_and_without_buckets_every_epoch_sees_every_example_once(setting: S
     assert orders[True] != orders[False]
 
 
+def test_class_balanced_batches_are_what_training_sees(setting: Setting, tmp_path: Path) -> None:
+    parts = build(setting.recipe(tmp_path / "run", batch_sampler="class-balanced", examples_per_class=8, epochs=1))
+    recorder = Recorder(parts.stored_teacher())
+    train_parts(parts, recorder, tmp_path / "run")
+    assert sorted(recorder.examples) == list(range(ROWS))
+    labels = parts.data.labels
+    assert labels is not None
+    planned = epoch_batches(parts.data.lengths, BATCH, seed=1, epoch=0, bucketing=True, classes=labels, per_class=8)
+    assert recorder.examples == np.concatenate(planned).tolist()
+
+
 def digest(module: nn.Module) -> str:
     """A hash of every weight and buffer."""
     whole = hashlib.sha256()
@@ -252,10 +264,11 @@ class NoReading(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.fixture
-def cuda_like(setting: Setting, tmp_path: Path) -> Parts:
+@pytest.fixture(params=["kd", "ics", "cka-i", "cka-g", "cka-ilg"])
+def cuda_like(setting: Setting, tmp_path: Path, request: pytest.FixtureRequest) -> Parts:
     """The student with the attention kernel that a GPU gets."""
-    parts = build(setting.recipe(tmp_path, precision="fp32"))
+    changes = FEATURES.get(request.param, {})
+    parts = build(setting.recipe(tmp_path, precision="fp32", **changes))
     assert parts.module.student.config._attn_implementation == "sdpa"
     return parts
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from ragged_gradients import ACCUMULATIONS, all_gradients
+from ragged_gradients import all_gradients
 from safetensors.torch import load_file
 
-from small_run import Setting, assert_same_gradients, logged, make_teacher, predictions
+from small_run import FEATURES, Setting, assert_same_gradients, logged, make_teacher, predictions
 
 pytestmark = pytest.mark.slow
 EXACT = {"dropout": 0.0, "precision": "fp32"}
@@ -116,20 +116,61 @@ def test_two_processes_on_a_finished_run_say_so(
     assert {path: path.stat().st_mtime_ns for path in two[0].rglob("*") if path.is_file()} == before
 
 
-def test_gradients_of_the_ragged_batch_are_those_of_one_process(setting: Setting, tmp_path: Path) -> None:
-    recipe = setting.recipe(tmp_path / "run", **EXACT)
-    (tmp_path / "recipe.yaml").write_text(recipe.yaml(), encoding="utf-8")
+METHODS: dict[str, dict[str, Any]] = {"kd": {}, **FEATURES}
+Found = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def ragged(
+    setting: Setting, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Found], dict[str, Found], subprocess.CompletedProcess[str]]:
+    """Method -> gradients and terms, of one process and of two; one start of torchrun for all methods."""
+    root = tmp_path_factory.mktemp("ragged")
+    wide = make_teacher(root / "teacher", hidden=48)  # so that ics has a projection, whose gradients are compared too
+    recipes = {}
+    for number, (name, changes) in enumerate(METHODS.items()):
+        own = setting if name == "kd" else Setting(setting.train, setting.dev, wide, setting.student)
+        recipe = own.recipe(root / f"run-{number}", **EXACT, **changes)
+        (root / f"{number}.yaml").write_text(recipe.yaml(), encoding="utf-8")
+        recipes[name] = recipe
+    one = {name: all_gradients(recipe) for name, recipe in recipes.items()}  # makes the memory, which two then read
     script = Path(__file__).with_name("ragged_gradients.py")
-    ended = torchrun(script, tmp_path / "recipe.yaml", tmp_path / "two.safetensors")
+    files = [root / f"{number}.yaml" for number in range(len(recipes))]
+    ended = torchrun(script, root / "two.safetensors", *files)
+    if ended.returncode:
+        return one, {}, ended
+    both = load_file(root / "two.safetensors")
+    two = {name: of(both, f"{number}|") for number, name in enumerate(recipes)}
+    return one, two, ended
+
+
+def of(found: Found, prefix: str) -> Found:
+    """Values under a prefix."""
+    return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_gradients_of_the_ragged_batch_are_those_of_one_process(
+    ragged: tuple[dict[str, Found], dict[str, Found], subprocess.CompletedProcess[str]], name: str
+) -> None:
+    one, two, ended = ragged
     assert ended.returncode == 0, ended.stderr
-    one, two = all_gradients(recipe), load_file(tmp_path / "two.safetensors")
-    for accumulation in ACCUMULATIONS:
-
-        def of(found: dict[str, torch.Tensor], prefix: str = f"{accumulation}|") -> dict[str, torch.Tensor]:
-            return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
-
-        expected, actual = of(one), of(two)
-        assert len(expected) > 30  # every parameter of the student, and the terms
-        for name in ("loss", "loss/hard", "loss/soft"):
-            torch.testing.assert_close(actual.pop(name), expected.pop(name), rtol=1e-5, atol=0)
-        assert_same_gradients(actual, expected, rtol=1e-5)
+    exact = name != "kd"  # in float64
+    for case in ("11 rows|1|", "11 rows|2|", "1 rows|1|"):
+        expected, actual = of(one[name], case), of(two[name], case)
+        assert expected.keys() == actual.keys()
+        assert len(expected) > 30  # every parameter of the student and of the method, and the terms
+        terms = [key for key in expected if key == "loss" or key.startswith(("loss/", "ics/"))]
+        assert len(terms) >= (3 if name == "kd" else 4)
+        for key in terms:
+            torch.testing.assert_close(
+                actual.pop(key), expected.pop(key), rtol=1e-9 if exact else 1e-5, atol=1e-12 if exact else 0,
+                msg=lambda m, k=case + key: f"{k}: {m}",
+            )  # fmt: skip
+        assert_same_gradients(actual, expected, rtol=1e-5, floor=1e-9 if exact else 1e-6)
+    kept, kept_by_two = of(one[name], "stored|"), of(two[name], "stored|")
+    assert kept.keys() == kept_by_two.keys() != set()
+    for key, value in kept.items():
+        torch.testing.assert_close(kept_by_two[key], value, rtol=1e-5, atol=1e-5 * float(value.abs().max()))
+    own = {key for key in of(one[name], "11 rows|1|") if key.startswith("method.")}
+    assert bool(own) == (name == "ics" or name.startswith(("cka-g", "cka-ilg")))

@@ -23,7 +23,7 @@ from in_processes import saved_steps, start, wait_until
 from kdbert.errors import UserError
 from kdbert.training.checkpoint import load_optimizer, newest_checkpoint, optimizer_tensors, save_checkpoint
 from kdbert.training.job import run_recipe
-from small_run import Setting, logged, make_teacher, predictions
+from small_run import FEATURES, Setting, logged, make_teacher, predictions
 
 EPOCHS = 5
 STEPS = 13 * EPOCHS
@@ -56,7 +56,8 @@ def reference(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Cal
 def assert_same_run(actual: Path, expected: Path) -> None:
     """Weights, record and predictions are equal byte for byte, and nothing temporary is left."""
     assert (actual / "metrics.jsonl").read_text() == (expected / "metrics.jsonl").read_text()
-    for name in ("model/model.safetensors", "predictions/dev.jsonl"):
+    own = ["method.safetensors"] if (expected / "method.safetensors").exists() else []
+    for name in ("model/model.safetensors", "predictions/dev.jsonl", *own):
         assert (actual / name).read_bytes() == (expected / name).read_bytes(), name
     assert json.loads((actual / "run.json").read_text())["status"] == "finished"
     assert sorted(p.name for p in actual.iterdir() if not p.name.startswith("events.")) == sorted(
@@ -104,6 +105,45 @@ def test_killed_at_any_moment_and_continued_equals_uninterrupted(
     assert ended.code == 0, ended.err
     assert re.search(r"continuing from step \d+ of 65", ended.err)
     assert_same_run(run, reference(**changes))
+
+
+@pytest.mark.parametrize(("name", "selection", "moment"), [("ics", "best", 14), ("cka-ilg", "last", 5)])
+def test_what_a_method_has_learnt_is_continued_too(
+    setting: Setting, kdbert: Any, tmp_path: Path, name: str, selection: str, moment: int
+) -> None:
+    """`ics` with a projection (its teacher is wider), `cka-ilg` with a memory, which both runs make by themselves."""
+    wide = Setting(setting.train, setting.dev, make_teacher(tmp_path / "teacher", hidden=48), setting.student)
+    changes = {**COMMON, **FEATURES[name], "selection": selection}
+    expected, run = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
+    run_recipe(wide.recipe(expected, **changes))
+    run.parent.mkdir()
+    words = wide.words(run, **changes)
+    kill_at(words, run, moment, tmp_path / "output")
+    ended = kdbert(*words)
+    assert ended.code == 0, ended.err
+    assert re.search(r"continuing from step \d+ of 65", ended.err)
+    assert_same_run(run, expected)
+    own = load_file(run / "method.safetensors")
+    keys = {"projections.0.weight", "projections.0.bias"} if name == "ics" else {"memory.centroids"}
+    assert own.keys() == keys
+
+
+def test_a_k_that_has_shrunk_stays_so_when_the_run_is_continued(setting: Setting, kdbert: Any, tmp_path: Path) -> None:
+    """The hate-speech script's k is that of the smallest class met in the whole run (I2)."""
+    changes = {
+        **COMMON, "method.name": "ics", "method.variant": "original", "method.k_state": "run", "method.neighbors": 16,
+    }  # fmt: skip
+    expected, run = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
+    run_recipe(setting.recipe(expected, **changes))
+    run.parent.mkdir()
+    words = setting.words(run, **changes)
+    kill_at(words, run, 3, tmp_path / "output")
+    stopped_at = newest_checkpoint(run / "checkpoints")
+    assert stopped_at is not None
+    shrunk = int(stopped_at.tensors["weights"]["method.k"])
+    assert kdbert(*words).code == 0
+    assert_same_run(run, expected)
+    assert 0 < int(load_file(run / "method.safetensors")["k"]) <= shrunk < 16
 
 
 def test_best_is_the_first_of_the_best_epochs(reference: Callable[..., Path]) -> None:

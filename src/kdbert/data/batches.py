@@ -72,7 +72,7 @@ def _class_groups(classes: np.ndarray, per_class: int, random: np.random.Generat
         members = random.permutation(np.flatnonzero(classes == one))
         count = len(members) // per_class
         groups.extend(members[: count * per_class].reshape(count, per_class))
-        places.extend((np.arange(count) + random.random(count)) / max(count, 1))
+        places.extend((np.arange(count) + random.random()) / max(count, 1))
         rest.append(members[count * per_class :])
     ordered = [groups[i] for i in np.argsort(places, kind="stable")]
     return np.concatenate([*ordered, *(rest[i] for i in random.permutation(len(rest)))]).astype(np.int64)

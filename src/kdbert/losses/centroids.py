@@ -12,19 +12,19 @@ def relations(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Euclidean distance and cosine of every sequence and every centroid.
 
-    A sequence that is shorter than the centroids counts as extended by zeros, but only its own columns are
-    multiplied: |x - c|^2 = |x|^2 - 2 x.c + |c|^2, with the whole centroid in the last term.
+    The shorter of both counts as extended by zeros, but only the columns that both have are multiplied: |x - c|^2 = |x|^2 - 2 x.c + |c|^2, with the whole centroid in the last term.
 
     Args:
         features: float [B, L, H], zero at padding (or not, as published).
-        centroids: [K, M, H] with M >= L.
+        centroids: [K, M, H].
         epsilon: added under the root, as one of the published scripts does for the teacher.
 
     Returns:
         Distances [B, K] and cosines [B, K]; the cosine with an all-zero centroid is 0. At distance 0 the gradient is 0.
     """
-    flat, near = features.flatten(1), centroids[:, : features.shape[1]].flatten(1)
-    product = flat @ near.T
+    shared = min(features.shape[1], centroids.shape[1])
+    flat = features.flatten(1)
+    product = features[:, :shared].flatten(1) @ centroids[:, :shared].flatten(1).T
     own = torch.linalg.vecdot(flat, flat)
     other = torch.linalg.vecdot(centroids.flatten(1), centroids.flatten(1))
     squares = (own[:, None] - 2 * product + other[None, :]).clamp(min=0) + epsilon

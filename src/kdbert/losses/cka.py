@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 EPSILON = 1e-8  # inside the logarithm of the published loss
+TINY = 1e-30  # under it a root's gradient leaves float32
 
 
 def centered_gram(features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -63,7 +64,7 @@ def defined_cka(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor
         The values, and a mask of the same shape: whether there was anything to compare.
     """
     own, other = hsic(first, first), hsic(second, second)
-    defined = (own > 0) & (other > 0)
+    defined = (own > TINY) & (other > TINY)
     norm = torch.where(defined, own, 1.0).sqrt() * torch.where(defined, other, 1.0).sqrt()
     return torch.where(defined, hsic(first, second).abs() / norm, 0.0), defined
 

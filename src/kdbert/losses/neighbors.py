@@ -27,7 +27,7 @@ def pairwise_mean_square(
     own, other = torch.linalg.vecdot(student, student), torch.linalg.vecdot(teacher, teacher)
     squares = own[:, None] - 2 * (student @ teacher.T) + other[None, :]
     positions = torch.maximum(student_mask.sum(1)[:, None], teacher_mask.sum(1)[None, :])
-    return squares.clamp(min=0) / (positions * width)
+    return squares.clamp(min=0) / (positions.clamp(min=1) * width)
 
 
 def nearest(distances: torch.Tensor, candidates: torch.Tensor, count: torch.Tensor) -> torch.Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -83,9 +83,16 @@ class ICS(Method):
             "batch", description="original only: how long k stays shrunk; run is the hate-speech script's"
         )
 
+        @model_validator(mode="before")
+        @classmethod
+        def _one_weight(cls, values: Any) -> Any:
+            if isinstance(values, Mapping) and values.get("alpha_mse") is not None and "beta" not in values:
+                return {**values, "beta": values["alpha_mse"]}
+            return values
+
         @model_validator(mode="after")
         def _agree(self) -> ICS.Options:
-            if self.alpha_mse is not None and "beta" in self.model_fields_set and self.beta != self.alpha_mse:
+            if self.alpha_mse is not None and self.beta != self.alpha_mse:
                 raise ValueError("beta and alpha_mse are the same weight; give one of them")
             if self.k_state == "run" and self.variant == "corrected":
                 raise ValueError("k_state=run is a quirk of the published code; it goes with variant original")
@@ -97,7 +104,7 @@ class ICS(Method):
             return (
                 self.alpha if self.alpha_ce is None else self.alpha_ce,
                 1 - self.alpha if self.alpha_soft is None else self.alpha_soft,
-                self.beta if self.alpha_mse is None else self.alpha_mse,
+                self.beta,
             )
 
     k: torch.Tensor  # with k_state=run: how far k has shrunk

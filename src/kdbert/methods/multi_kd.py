@@ -99,6 +99,8 @@ class MultiKD(Method):
         """Terms `hard`, and `soft.1`, `soft.2`, … of the teachers."""
         options = cast(MultiKD.Options, self.options)
         found = kd_terms(options, student, None, batch)
+        if not teachers:
+            return found
         assert batch.labels is not None
         for number, (teacher, share) in enumerate(zip(teachers, options.shares(len(teachers)), strict=True), 1):
             if share:

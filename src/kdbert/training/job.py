@@ -31,7 +31,7 @@ from kdbert.plan import Plan
 from kdbert.recipe import Recipe
 from kdbert.reporting.model_card import model_card
 from kdbert.reporting.predictions import predicted, write_predictions
-from kdbert.runs import RunResult, environment, identity_of, replace_folder, write_text
+from kdbert.runs import RunResult, atomic_write, environment, identity_of, replace_folder, write_text
 from kdbert.training.diagnostics import Diagnostics
 from kdbert.training.forward import StudentWithMethod, pass_over, predict
 from kdbert.training.loop import epoch_order, train
@@ -565,7 +565,7 @@ class Job:
         if own:
             from safetensors.torch import save_file
 
-            save_file(own, folder.path / "method.safetensors")
+            atomic_write(folder.path / "method.safetensors", lambda temporary: save_file(own, temporary))
         facts["model_fingerprint"] = locate(str(folder.path / "model")).fingerprint()
         folder.update(status="finished", finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts)
         if not recipe.output.keep_checkpoints:

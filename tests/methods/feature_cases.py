@@ -1,0 +1,320 @@
+"""Random features of a small batch, and every term of the feature methods by plain loops over real tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from kdbert.data.batches import Batch
+from kdbert.memory import Memory
+from kdbert.methods import Context, LossTerms, Method, Models, Outputs, Shape, get_method
+from kdbert.training.teacher import outputs_for
+
+# Teacher and student differ in depth and width, so that whatever needs them equal would fail.
+TEACHER, STUDENT = Shape(5, 6), Shape(3, 4)
+MODELS = Models(student=STUDENT, teachers=(TEACHER,))
+CLASSES, CLUSTERS, MEMORY_LENGTH = 5, 4, 40
+METHODS: dict[str, dict[str, Any]] = {
+    "ics": {"name": "ics"},
+    "ics on two layers": {"name": "ics", "layer_map": "5:3,4:2"},
+    "cka-i": {"name": "cka-i"},
+    "cka-i layerwise": {"name": "cka-i", "layerwise": True},
+    "cka-i internal=false": {"name": "cka-i", "internal": False},
+    "cka-l": {"name": "cka-l"},
+    "cka-l layerwise": {"name": "cka-l", "layerwise": True},
+    "cka-g": {"name": "cka-g"},
+    "cka-il": {"name": "cka-il"},
+    "cka-ilg": {"name": "cka-ilg"},
+    "cka-ilg layerwise": {"name": "cka-ilg", "layerwise": True},
+}
+
+
+@dataclass
+class Features:
+    """Examples as two models see them, without padding.
+
+    Attributes:
+        teacher, student: example -> layers x [length, H]. labels: [N].
+    """
+
+    teacher: list[torch.Tensor]
+    student: list[torch.Tensor]
+    teacher_logits: torch.Tensor
+    student_logits: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: list[int]) -> Features:
+        """Some examples, in this order."""
+        return Features(
+            [self.teacher[row] for row in rows],
+            [self.student[row] for row in rows],
+            self.teacher_logits[rows],
+            self.student_logits[rows],
+            self.labels[rows],
+        )
+
+    def changed(self, **changes: Any) -> Features:
+        """A copy with other values."""
+        return replace(self, **changes)
+
+    def to(self, dtype: torch.dtype) -> Features:
+        """The same in another precision."""
+        return Features(
+            [side.to(dtype) for side in self.teacher],
+            [side.to(dtype) for side in self.student],
+            self.teacher_logits.to(dtype),
+            self.student_logits.to(dtype),
+            self.labels,
+        )
+
+
+def draw_features(lengths: list[int], labels: list[Any], models: Models = MODELS, seed: int = 0) -> Features:
+    """Random features in float64; a student that has something of its teacher in it."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    teacher, student = models.teachers[0], models.student
+    mixing = draw(teacher.width, student.width)
+    teachers = [draw(teacher.layers + 1, length, teacher.width) + draw(teacher.width) for length in lengths]
+    students = [
+        side[torch.arange(student.layers + 1) % len(side)] @ mixing
+        + 2 * draw(student.layers + 1, side.shape[1], student.width)
+        for side in teachers
+    ]
+    return Features(
+        teachers, students, 2 * draw(len(lengths), CLASSES), 2 * draw(len(lengths), CLASSES), torch.tensor(labels)
+    )
+
+
+def examples() -> Features:
+    """Eight examples of four classes (of four, two, one and one members) and of lengths 2 to 7."""
+    return draw_features([7, 3, 5, 2, 6, 4, 7, 3], [0, 1, 0, 2, 0, 1, 0, 0])
+
+
+def draw_memory(models: Models = MODELS, clusters: int = CLUSTERS, length: int = MEMORY_LENGTH) -> Memory:
+    """Random centroids in float64, nearly zero towards their end, as those of true means are."""
+    generator = torch.Generator().manual_seed(5)
+    centroids = torch.randn(clusters, length, models.teachers[0].width, dtype=torch.float64, generator=generator)
+    centroids *= torch.linspace(1, 0, length)[None, :, None]
+    return Memory(centroids, torch.ones(clusters, dtype=torch.int64), {})
+
+
+def make_method(
+    options: dict[str, Any], models: Models = MODELS, batch_size: int = 8, memory: Memory | None = None
+) -> Method:
+    """The method, prepared as a run does it, in float64."""
+    chosen = get_method(options["name"])
+    method = chosen(chosen.Options.model_validate(options))
+    needs = method.needs(method.options, models)
+    if memory is None and needs.memory_layer is not None:
+        memory = draw_memory(models)
+    torch.manual_seed(3)
+    method.prepare(Context(models=models, regression=False, batch_size=batch_size, memory=memory))
+    return method.double()
+
+
+def batch_of(labels: torch.Tensor, length: int = 1) -> Batch:
+    """A batch of one process that is a whole step; its tokens are read by no method."""
+    count = len(labels)
+    ids = torch.zeros(count, length, dtype=torch.int64)
+    return Batch(ids, ids + 1, None, labels, torch.arange(count), torch.ones(count), 1 / count)
+
+
+@dataclass
+class Seen:
+    """Terms of a batch, and the gradient of their total.
+
+    Attributes:
+        hidden: example -> gradients at its real tokens, layers x [length, H].
+        padding: the largest gradient at padding.
+        own: gradients of the method's parameters.
+    """
+
+    terms: LossTerms
+    logits: torch.Tensor
+    hidden: list[torch.Tensor]
+    padding: float
+    own: dict[str, torch.Tensor]
+
+
+def padded(sides: list[torch.Tensor], length: int, garbage: float) -> torch.Tensor:
+    """[layers, B, length, H] of examples; random numbers of size `garbage` at padding."""
+    whole = pad_sequence([side.transpose(0, 1) for side in sides], batch_first=True)  # [B, L, layers, H]
+    whole = F.pad(whole, (0, 0, 0, 0, 0, length - whole.shape[1])).permute(2, 0, 1, 3).clone()
+    for number, side in enumerate(sides):
+        filler = torch.randn(whole[:, number, side.shape[1] :].shape, generator=torch.Generator().manual_seed(number))
+        whole[:, number, side.shape[1] :] = garbage * filler
+    return whole
+
+
+def run(method: Method, features: Features, *, extra: int = 0, garbage: float = 100.0, models: Models = MODELS) -> Seen:
+    """Forward and backward of one batch, the teacher's part made as training makes it.
+
+    Args:
+        extra: pad so many tokens further than the longest example.
+    """
+    lengths = torch.tensor([side.shape[1] for side in features.student])
+    length = int(lengths.max()) + extra
+    mask = (torch.arange(length)[None, :] < lengths[:, None]).long()
+    needs = method.needs(method.options, models)
+    student = padded(features.student, length, garbage).requires_grad_()
+    logits = features.student_logits.clone().requires_grad_()
+    teacher = padded(features.teacher, length, garbage)
+    seen = Outputs(features.teacher_logits, dict(enumerate(teacher)), mask)
+    method.zero_grad(set_to_none=True)
+    terms = method(
+        Outputs(logits, {layer: student[layer] for layer in needs.student_hidden}, mask),
+        [outputs_for(method, needs, seen)],
+        batch_of(features.labels, length),
+    )
+    terms.total.backward()
+    assert logits.grad is not None
+    gradient = torch.zeros_like(student) if student.grad is None else student.grad
+    return Seen(
+        LossTerms({name: value.detach() for name, value in terms.terms.items()}, terms.weights, terms.monitors),
+        logits.grad,
+        [gradient[:, row, :count] for row, count in enumerate(lengths.tolist())],
+        float((gradient * (1 - mask)[None, ..., None]).abs().max()),
+        {name: value.grad.clone() for name, value in method.named_parameters() if value.grad is not None},
+    )
+
+
+def assert_same(actual: Seen, expected: Seen, rows: list[int] | None = None, rtol: float = 1e-9) -> None:
+    """Same terms, weights, total and gradients.
+
+    Args:
+        rows: which example of `expected` each one of `actual` is.
+    """
+    rows = list(range(len(expected.hidden))) if rows is None else rows
+    settings: dict[str, Any] = {"rtol": rtol, "atol": 1e-12}
+    assert actual.terms.weights == expected.terms.weights
+    assert actual.terms.terms.keys() == expected.terms.terms.keys()
+    for name, value in expected.terms.terms.items():
+        torch.testing.assert_close(actual.terms.terms[name], value, **settings, msg=lambda m, n=name: f"{n}: {m}")
+    torch.testing.assert_close(actual.terms.total, expected.terms.total, **settings)
+    torch.testing.assert_close(actual.logits, expected.logits[rows], **settings)
+    for number, row in enumerate(rows):
+        torch.testing.assert_close(actual.hidden[number], expected.hidden[row], **settings)
+    assert actual.own.keys() == expected.own.keys()
+    for name, value in expected.own.items():
+        torch.testing.assert_close(actual.own[name], value, **settings, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# --- the terms by plain loops ---
+
+
+def plain_cka(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """|Y'X|_F^2 / (|X'X|_F |Y'Y|_F) of centred features."""
+    x, y = first - first.mean(0), second - second.mean(0)
+    return (y.T @ x).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())
+
+
+def minus_log(value: torch.Tensor) -> torch.Tensor:
+    """The published loss of a CKA."""
+    return -torch.log(value + 1e-8)
+
+
+def rows_of(sides: list[torch.Tensor], layer: int, length: int) -> list[torch.Tensor]:
+    """One flat row for each example, zero behind its tokens."""
+    return [F.pad(side[layer], (0, 0, 0, length - side.shape[1])).flatten() for side in sides]
+
+
+def plain_ics(method: Any, features: Features, neighbors: int) -> torch.Tensor:
+    """Mean over examples of the sum over their nearest teacher representations of their class."""
+    by_pair = []
+    for number, (teacher_layer, student_layer) in enumerate(method.pairs):
+        total = torch.zeros((), dtype=torch.float64)
+        for i in range(len(features)):
+            distances = []
+            for j in range(len(features)):
+                if features.labels[i] != features.labels[j]:
+                    continue
+                own, other = features.student[i][student_layer], features.teacher[j][teacher_layer]
+                if method.projections:
+                    own = method.projections[number](own)
+                length = max(len(own), len(other))
+                own, other = (F.pad(side, (0, 0, 0, length - len(side))) for side in (own, other))
+                distances.append((own - other).square().mean())
+            total = total + sum(sorted(distances)[: min(neighbors, len(distances))])
+        by_pair.append(total / len(features))
+    return torch.stack(by_pair).mean()
+
+
+def plain_intra(method: Any, features: Features) -> torch.Tensor:
+    """Mean over pairs of -log of the mean CKA of samples with two tokens or more."""
+    return torch.stack([
+        minus_log(torch.stack([
+            plain_cka(t[a], s[b])
+            for t, s in zip(features.teacher, features.student, strict=True)
+            if s.shape[1] > 1
+        ]).mean())
+        for a, b in method.pairs
+    ]).mean()  # fmt: skip
+
+
+def plain_local(method: Any, features: Features) -> torch.Tensor:
+    """Mean over pairs of -log of the CKA of the batch's samples."""
+    length = max(side.shape[1] for side in features.student)
+    return torch.stack([
+        minus_log(plain_cka(
+            torch.stack(rows_of(features.teacher, a, length)), torch.stack(rows_of(features.student, b, length))
+        ))
+        for a, b in method.pairs
+    ]).mean()  # fmt: skip
+
+
+def plain_global(method: Any, features: Features, teacher_layer: int) -> dict[str, torch.Tensor]:
+    """Distances as root mean squares, cosines, and the CKA of the two memories."""
+    memory = method.memory
+    length = memory.centroids.shape[1]
+    found = []
+    for sides, layer, centroids in (
+        (features.teacher, teacher_layer, memory.memory),
+        (features.student, memory.layer, memory.centroids),
+    ):
+        rows = rows_of(sides, layer, length)
+        distances = torch.stack([
+            torch.stack([(row - one.flatten()).square().mean().sqrt() for one in centroids]) for row in rows
+        ])  # fmt: skip
+        cosines = torch.stack([
+            torch.stack([F.cosine_similarity(row, one.flatten(), dim=0) for one in centroids]) for row in rows
+        ])  # fmt: skip
+        found.append((distances, cosines))
+    (teacher_distances, teacher_cosines), (distances, cosines) = found
+    return {
+        "distance": F.mse_loss(distances, teacher_distances),
+        "cosine": F.mse_loss(cosines, teacher_cosines),
+        "memory_cka": minus_log(plain_cka(memory.memory.flatten(1), memory.centroids.flatten(1))),
+    }
+
+
+def plain_terms(method: Any, features: Features) -> dict[str, torch.Tensor]:
+    """Every term of a method by its definition."""
+    options = method.options
+    tau = options.temperature
+    soft = F.kl_div(
+        F.log_softmax(features.student_logits / tau, -1),
+        F.log_softmax(features.teacher_logits / tau, -1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    found = {"hard": F.cross_entropy(features.student_logits, features.labels), "soft": tau**2 * soft}
+    pairs = method.needs(options, MODELS).pairs
+    if "feature" in pairs:
+        found["feature"] = plain_ics(method, features, options.neighbors)
+    if "intra" in pairs:
+        found["intra"] = plain_intra(method, features)
+    if "local" in pairs:
+        found["local"] = plain_local(method, features)
+    if "global" in pairs:
+        found.update(plain_global(method, features, pairs["global"][0][0]))
+    return found

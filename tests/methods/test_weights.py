@@ -1,0 +1,258 @@
+"""How terms are weighed: no negative weight by default, no nonsense in `corrected`, nothing read for a weight of 0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from feature_cases import METHODS, MODELS, batch_of, examples, make_method, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from kdbert.methods import Models, Needs, Outputs, Shape, all_methods, get_method
+
+every_method = pytest.mark.parametrize("options", METHODS.values(), ids=METHODS.keys())
+KD_WEIGHTS = {"hard": 0.5, "soft": 0.5}
+DEFAULTS: dict[str, dict[str, float]] = {
+    "ics": {**KD_WEIGHTS, "feature": 0.32},
+    "cka-i": {**KD_WEIGHTS, "intra": 30},
+    "cka-l": {**KD_WEIGHTS, "local": 30},
+    "cka-g": {**KD_WEIGHTS, "distance": 15, "cosine": 15, "memory_cka": 30},
+    "cka-il": {**KD_WEIGHTS, "intra": 0.025, "local": 0.025},
+    "cka-ilg": {
+        **KD_WEIGHTS, "intra": 0.0125, "local": 0.0125, "distance": 0.025, "cosine": 0.025, "memory_cka": 0.05,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_default_weights_are_those_of_the_formula(name: str) -> None:
+    terms = run(make_method({"name": name}), examples()).terms
+    assert terms.weights == pytest.approx(DEFAULTS[name])
+    total = sum(terms.weights[key] * float(value) for key, value in terms.terms.items())
+    assert float(terms.total) == pytest.approx(total)
+
+
+def test_every_method_has_defaults_that_are_no_nonsense() -> None:
+    for name, method in all_methods().items():
+        assert method.Options.model_validate({"name": name}).nonsense() == [], name
+    assert {*DEFAULTS, "kd", "multi-kd", "finetune"} <= set(all_methods())
+
+
+shares = st.floats(0, 1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(shares, shares, shares, shares, st.floats(0, 100))
+def test_weights_of_cka_ilg_are_those_of_the_formula(
+    alpha: float, beta: float, gamma: float, sigma: float, epsilon: float
+) -> None:
+    given_ = {"alpha": alpha, "beta": beta, "gamma": gamma, "sigma": sigma, "epsilon": epsilon}
+    terms = run(make_method({"name": "cka-ilg", **given_}), examples()).terms
+    expected = {
+        "hard": alpha,
+        "soft": 1 - alpha,
+        "intra": epsilon * (1 - sigma) / 2 * gamma,
+        "local": epsilon * (1 - sigma) / 2 * (1 - gamma),
+        "distance": epsilon * sigma * beta,
+        "cosine": epsilon * sigma * (1 - beta),
+        "memory_cka": epsilon * sigma,
+    }
+    assert terms.weights.keys() == terms.terms.keys()
+    for name, weight in expected.items():
+        assert terms.weights.get(name, 0) == pytest.approx(weight, abs=1e-12), name
+        assert terms.weights.get(name, 0) >= 0
+        assert name == "hard" or (name in terms.terms) == (terms.weights.get(name, 0) > 0)
+    total = sum(terms.weights[name] * float(value) for name, value in terms.terms.items())
+    assert float(terms.total) == pytest.approx(total)
+
+
+@pytest.mark.parametrize("name", ["cka-i", "cka-l", "cka-g", "cka-il"])
+def test_weights_of_one_structure_follow_beta_gamma_and_epsilon(name: str) -> None:
+    if name == "cka-g":
+        terms = run(make_method({"name": name, "beta": 8, "gamma": 0.25}), examples()).terms
+        assert {k: terms.weights[k] for k in ("distance", "cosine", "memory_cka")} == {
+            "distance": 2, "cosine": 6, "memory_cka": 8,
+        }  # fmt: skip
+    elif name == "cka-il":
+        terms = run(make_method({"name": name, "epsilon": 8, "gamma": 0.25}), examples()).terms
+        assert {k: terms.weights[k] for k in ("intra", "local")} == {"intra": 1, "local": 3}
+    else:
+        terms = run(make_method({"name": name, "beta": 8}), examples()).terms
+        assert terms.weights["intra" if name == "cka-i" else "local"] == 8
+
+
+def test_the_hate_speech_scripts_weights_are_independent() -> None:
+    options = {"name": "ics", "alpha_ce": 0.7, "alpha_soft": 0.9, "alpha_mse": 0.2}
+    assert run(make_method(options), examples()).terms.weights == {"hard": 0.7, "soft": 0.9, "feature": 0.2}
+    with pytest.raises(ValidationError, match="same weight"):
+        make_method({**options, "beta": 0.3})
+
+
+@pytest.mark.parametrize("variant", ["corrected", "original"])
+@pytest.mark.parametrize(
+    "options",
+    [*METHODS.values(), {"name": "ics", "alpha_ce": 0.7, "alpha_soft": 0.9, "alpha_mse": 0.2}, {"name": "multi-kd"}],
+    ids=str,
+)
+def test_options_that_are_written_down_can_be_read_again(options: dict[str, Any], variant: str) -> None:
+    """recipe.yaml of a run has every option with its value."""
+    chosen = get_method(options["name"]).Options
+    made = chosen.model_validate({**options, "variant": variant})
+    assert chosen.model_validate(made.model_dump(mode="json")).model_dump() == made.model_dump()
+
+
+NONSENSE: list[tuple[str, str, Any]] = [
+    ("kd", "alpha", -0.1),
+    ("kd", "alpha", 1.1),
+    ("multi-kd", "alpha", 2.0),
+    ("multi-kd", "weights", [-1.0, 2.0]),
+    ("ics", "alpha", 1.5),
+    ("ics", "beta", -0.01),
+    ("ics", "alpha_ce", -0.5),
+    ("ics", "alpha_soft", -0.5),
+    ("ics", "alpha_mse", -0.5),
+    ("cka-i", "alpha", -1.0),
+    ("cka-i", "beta", -30.0),
+    ("cka-l", "beta", -30.0),
+    ("cka-g", "beta", -1.0),
+    ("cka-g", "gamma", 1.01),
+    ("cka-g", "gamma", -0.01),
+    ("cka-il", "gamma", 1.5),
+    ("cka-il", "epsilon", -0.1),
+    ("cka-ilg", "alpha", 3.0),
+    ("cka-ilg", "beta", 5.0),
+    ("cka-ilg", "gamma", -1.0),
+    ("cka-ilg", "sigma", 5.0),
+    ("cka-ilg", "sigma", -0.5),
+    ("cka-ilg", "epsilon", -0.1),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "value"), NONSENSE)
+def test_nonsense_is_refused_in_corrected_and_told_in_original(name: str, key: str, value: Any) -> None:
+    options = get_method(name).Options
+    with pytest.raises(ValidationError, match=key):
+        options.model_validate({"name": name, key: value})
+    taken = options.model_validate({"name": name, "variant": "original", key: value})
+    assert getattr(taken, key) == value
+    (sentence, *_) = [told for told in taken.nonsense() if key in told]
+    assert sentence
+
+
+@pytest.mark.parametrize(("name", "key", "value"), NONSENSE)
+def test_numbers_that_are_none_are_refused_in_both(name: str, key: str, value: Any) -> None:
+    for variant in ("corrected", "original"):
+        for wrong in (float("nan"), float("inf")):
+            with pytest.raises(ValidationError, match=key):
+                get_method(name).Options.model_validate({
+                    "name": name, "variant": variant, key: [wrong] * 2 if isinstance(value, list) else wrong,
+                })  # fmt: skip
+
+
+def test_the_ends_of_a_share_are_allowed() -> None:
+    for key in ("alpha", "beta", "gamma", "sigma"):
+        for value in (0.0, 1.0):
+            options = get_method("cka-ilg").Options.model_validate({"name": "cka-ilg", key: value})
+            assert options.nonsense() == []
+
+
+def test_the_scripts_own_defaults_are_the_originals_and_give_negative_weights() -> None:
+    options = get_method("cka-ilg").Options.model_validate({"name": "cka-ilg", "variant": "original"})
+    assert len(options.nonsense()) == 2  # beta and sigma 5 (F3)
+    terms = run(make_method({"name": "cka-ilg", "variant": "original"}), examples(), extra=33).terms
+    expected = {"hard": 0.0, "soft": 1.0, "local": -0.2, "distance": 2.5, "cosine": -2.0, "memory_cka": 0.5}
+    assert terms.weights == pytest.approx(expected)
+    total = sum(terms.weights[name] * float(value) for name, value in terms.terms.items())
+    assert float(terms.total) == pytest.approx(total)
+
+
+# --- a weight of 0 needs nothing, and reads nothing ---
+
+NOTHING = {"teacher_logits": False, "teacher_hidden": (), "reduced": (), "memory_layer": None}
+ZERO: list[tuple[dict[str, Any], set[str]]] = [
+    ({"name": "kd", "alpha": 0.5}, {"hard", "soft"}),
+    ({"name": "ics", "beta": 0}, {"hard", "soft"}),
+    ({"name": "ics", "alpha": 1}, {"hard", "feature"}),
+    ({"name": "ics", "alpha_soft": 0, "alpha_mse": 0.1}, {"hard", "feature"}),
+    ({"name": "cka-i", "beta": 0}, {"hard", "soft"}),
+    ({"name": "cka-i", "alpha": 1}, {"hard", "intra"}),
+    ({"name": "cka-l", "beta": 0}, {"hard", "soft"}),
+    ({"name": "cka-l", "alpha": 1}, {"hard", "local"}),
+    ({"name": "cka-g", "beta": 0}, {"hard", "soft"}),
+    ({"name": "cka-g", "alpha": 1}, {"hard", "distance", "cosine", "memory_cka"}),
+    ({"name": "cka-g", "gamma": 0}, {"hard", "soft", "cosine", "memory_cka"}),
+    ({"name": "cka-g", "gamma": 1}, {"hard", "soft", "distance", "memory_cka"}),
+    ({"name": "cka-il", "epsilon": 0}, {"hard", "soft"}),
+    ({"name": "cka-il", "gamma": 0}, {"hard", "soft", "local"}),
+    ({"name": "cka-il", "gamma": 1, "alpha": 1}, {"hard", "intra"}),
+    ({"name": "cka-ilg", "epsilon": 0}, {"hard", "soft"}),
+    ({"name": "cka-ilg", "sigma": 0}, {"hard", "soft", "intra", "local"}),
+    ({"name": "cka-ilg", "sigma": 1}, {"hard", "soft", "distance", "cosine", "memory_cka"}),
+    ({"name": "cka-ilg", "sigma": 1, "beta": 0}, {"hard", "soft", "cosine", "memory_cka"}),
+    ({"name": "cka-ilg", "gamma": 0}, {"hard", "soft", "local", "distance", "cosine", "memory_cka"}),
+]
+
+
+@pytest.mark.parametrize(("options", "terms"), ZERO, ids=[str(options) for options, _ in ZERO])
+def test_a_term_of_weight_0_needs_nothing_and_is_not_there(options: dict[str, Any], terms: set[str]) -> None:
+    method = make_method(options)
+    needs = method.needs(method.options, MODELS)
+    assert needs.teacher_logits == ("soft" in terms)
+    assert ("feature" in needs.pairs) == ("feature" in terms)
+    assert ("intra" in needs.pairs) == ("intra" in terms)
+    assert ("local" in needs.pairs) == ("local" in terms)
+    memory = bool(terms & {"distance", "cosine", "memory_cka"})
+    assert ("global" in needs.pairs) == memory == (needs.memory_layer is not None)
+    assert get_method(options["name"]).reads_memory(method.options) == memory
+    reduced = {quantity.name.partition(".")[0] for quantity in needs.reduced}
+    assert reduced == ({"gram"} if "intra" in terms else set()) | ({"global"} if memory else set())
+    assert bool(needs.teacher_hidden) == bool(terms & {"feature", "local"})
+    assert bool(needs.student_hidden) == bool(terms - {"hard", "soft"})
+    assert needs.compares_examples == bool(terms & {"feature", "intra", "local"})
+    assert needs.compares_tokens == bool(terms & {"feature", "intra"})
+    assert not needs.reads_padding
+    assert (list(method.parameters()) != []) == (memory or "feature" in terms)
+
+    features = examples()
+    if not needs.teacher_logits:  # as a stored teacher hands them out
+        features = features.changed(teacher_logits=torch.empty(8, 0, dtype=torch.float64))
+    assert run(method, features).terms.terms.keys() == terms
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "kd", "alpha": 1},
+        {"name": "multi-kd", "alpha": 1},
+        {"name": "ics", "alpha": 1, "beta": 0},
+        {"name": "ics", "alpha_soft": 0, "alpha_mse": 0},
+        {"name": "cka-i", "alpha": 1, "beta": 0},
+        {"name": "cka-l", "alpha": 1, "beta": 0},
+        {"name": "cka-g", "alpha": 1, "beta": 0},
+        {"name": "cka-il", "alpha": 1, "epsilon": 0},
+        {"name": "cka-ilg", "alpha": 1, "epsilon": 0},
+    ],
+    ids=str,
+)
+def test_without_a_weight_for_the_teacher_no_teacher_is_read(options: dict[str, Any]) -> None:
+    chosen = get_method(options["name"])
+    made = chosen.Options.model_validate(options)
+    assert chosen.teachers(made) == (0, 0)
+    alone = Models(student=Shape(1, 4), teachers=())  # a single layer: no pair would fit
+    assert chosen.needs(made, alone) == Needs()
+    method = make_method(options, alone)
+    features = examples()
+    terms = method(Outputs(features.student_logits), [], batch_of(features.labels))
+    assert terms.terms.keys() == {"hard"}
+
+
+@every_method
+def test_original_reads_padding_and_corrected_does_not(options: dict[str, Any]) -> None:
+    equal = Models(student=Shape(3, 6), teachers=(Shape(5, 6),))
+    chosen = get_method(options["name"])
+    for variant in ("corrected", "original"):
+        made = chosen.Options.model_validate({**options, "variant": variant})
+        assert chosen.needs(made, equal).reads_padding == (variant == "original")
