@@ -12,7 +12,8 @@ def relations(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Euclidean distance and cosine of every sequence and every centroid.
 
-    The shorter of both counts as extended by zeros, but only the columns that both have are multiplied: |x - c|^2 = |x|^2 - 2 x.c + |c|^2, with the whole centroid in the last term.
+    The shorter of both counts as extended by zeros, but only the columns that both have are multiplied:
+    |x - c|^2 = |x|^2 - 2 x.c + |c|^2, with the whole sequence and the whole centroid in the outer terms.
 
     Args:
         features: float [B, L, H], zero at padding (or not, as published).
