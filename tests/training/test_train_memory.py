@@ -263,7 +263,8 @@ def test_only_the_teacher_is_needed_not_what_it_was_fine_tuned_from(
     words = memory_words(setting, tmp_path / "runs")
     at = words.index("--teacher")
     files = words[1:at]
-    tuned = told(["finetune-teacher", *files, "--model", str(start_of_it), "--quiet", "train.max_steps=1"])
+    tuned = told(["finetune-teacher", *files, "--model", str(start_of_it), "--quiet", "train.max_steps=1",
+                  "--runs-dir", str(tmp_path / "teachers")])  # fmt: skip
     shutil.rmtree(start_of_it)
     told([*words[: at + 1], tuned.out.strip(), *words[at + 2 :]])
 
