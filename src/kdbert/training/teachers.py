@@ -78,10 +78,8 @@ class Teachers:
     @cached_property
     def encoded(self) -> list[dict[str, Encoded]]:
         """Every split as each teacher reads it: mostly as the student does."""
-        return [
-            self.student_encoded if own is None else encode_splits(self.plan, own)
-            for own in self.plan.teacher_tokenizers
-        ]
+        tokenizers = self.plan.teacher_tokenizers
+        return [self.student_encoded if own is None else encode_splits(self.plan, own) for own in tokenizers]
 
     @cached_property
     def models(self) -> list[Any]:
