@@ -125,14 +125,18 @@ class Parts:
         """The teacher, run on each batch."""
         plan = self.job.plan
         return LiveTeacher(
-            self.job.teachers[0], plan.teacher_permutations[0], self.job.precision, plan.needs, self.module.method
+            self.job.teachers.models[0],
+            plan.teacher_permutations[0],
+            self.job.precision,
+            plan.needs,
+            self.module.method,
         )
 
     def stored_teacher(self) -> StoredTeacher:
         """What is read of the teacher, computed once."""
         needs, method = self.job.plan.needs, self.module.method
         values = pass_over(
-            self.job.teachers[0],
+            self.job.teachers.models[0],
             self.data,
             lambda seen: quantities(needs, method, seen),
             kinds_of(needs),

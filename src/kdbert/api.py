@@ -123,8 +123,8 @@ def train_memory(recipe: Recipe, *, layer: int | None = None, output: str | None
     plan = Plan(resolve_distill(recipe.model_copy(update={"method": options, "student": student})))
     plan.check()
     job = TrainingJob(plan)
-    assert job.memory is not None
-    path = job.memory_path
+    assert job.teachers.memory is not None
+    path = job.teachers.memory_path
     if target is None or target.absolute() == path.absolute():
         return path
     if target.exists() and sha256(target) != sha256(path):

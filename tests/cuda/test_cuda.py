@@ -53,8 +53,8 @@ def deterministic() -> Iterator[None]:
 def on_cpu(parts: Parts) -> tuple[StudentWithMethod, LiveTeacher | None]:
     """Copies of student, method and teacher on the CPU."""
     module, plan, teacher = copy.deepcopy(parts.module).cpu(), parts.job.plan, None
-    if parts.job.teachers:
-        model = copy.deepcopy(parts.job.teachers[0]).cpu()
+    if parts.job.teachers.models:
+        model = copy.deepcopy(parts.job.teachers.models[0]).cpu()
         teacher = LiveTeacher(model, plan.teacher_permutations[0], "fp32", plan.needs, module.method)
     return module, teacher
 

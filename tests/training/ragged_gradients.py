@@ -31,7 +31,7 @@ def all_gradients(recipe: Recipe) -> dict[str, torch.Tensor]:
     assert parts.accelerator.num_processes == int(os.environ.get("WORLD_SIZE", "1"))
     if recipe.method.name != "kd":
         parts.module.double()
-        parts.job.teachers[0].double()
+        parts.job.teachers.models[0].double()
     wrapped = parts.accelerator.prepare_model(parts.module)
     teacher = parts.stored_teacher() if recipe.method.name == "kd" else parts.live_teacher()
     parts.module.train()

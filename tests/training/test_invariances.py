@@ -211,7 +211,7 @@ def digest(module: nn.Module) -> str:
 
 def test_a_live_teacher_is_frozen_in_eval_mode_and_unchanged(setting: Setting, tmp_path: Path) -> None:
     parts = build(setting.recipe(tmp_path / "run", teacher_cache=False, precision="fp32"))
-    model = parts.job.teachers[0]
+    model = parts.job.teachers.models[0]
     assert model.config.hidden_dropout_prob > 0
     assert any(isinstance(m, nn.Dropout) and m.p > 0 for m in parts.module.student.modules())
     before = digest(model)
@@ -247,7 +247,7 @@ def test_a_run_leaves_the_teachers_files_as_they_were(
 
 
 def test_teacher_logits_are_put_into_the_tasks_order(exact: Parts) -> None:
-    model, batch = exact.job.teachers[0], collate(exact.data, np.arange(BATCH))
+    model, batch = exact.job.teachers.models[0], collate(exact.data, np.arange(BATCH))
     with torch.no_grad():
         own = run_model(model, batch, "fp32").logits
     assert torch.equal(LiveTeacher(model, [1, 0], "fp32").outputs(batch).logits, own[:, [1, 0]])

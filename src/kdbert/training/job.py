@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import nn
 
-from kdbert.data.encode import Encoded, encode
 from kdbert.errors import Diverged, Interrupted, UserError
 from kdbert.layers import told
-from kdbert.memory import Memory
-from kdbert.methods import Context, Needs, get_method, source_of
+from kdbert.methods import Context, get_method
 from kdbert.metrics import majority_score, score
 from kdbert.models.load import check_weights, load_classifier, load_config
 from kdbert.models.locate import locate
@@ -33,15 +30,13 @@ from kdbert.reporting.model_card import model_card
 from kdbert.reporting.predictions import predicted, write_predictions
 from kdbert.runs import RunResult, atomic_write, environment, identity_of, replace_folder, write_text
 from kdbert.training.diagnostics import Diagnostics
-from kdbert.training.forward import StudentWithMethod, pass_over, predict
+from kdbert.training.forward import StudentWithMethod, predict
 from kdbert.training.loop import epoch_order, train
-from kdbert.training.memory import about_memory, make_memory, memory_path
 from kdbert.training.precision import Precision, choose_attention, choose_precision, make_accelerator
-from kdbert.training.store import stored
-from kdbert.training.teacher import LOGITS, LiveTeacher, StoredTeacher, Teacher, kinds_of, layers_read, quantities
+from kdbert.training.teacher import LOGITS, StoredTeacher, Teacher
+from kdbert.training.teachers import Teachers, encode_splits, finite
 
 log = logging.getLogger("kdbert")
-KEPT_SHARE = 0.5  # of this process's part of the machine's memory, for what is kept of a teacher
 
 
 def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
@@ -121,23 +116,13 @@ class Job:
             set_dropout(student, recipe.train.dropout)
         self.student = student.to(device)
         self.kept_head = kept_head
-        self.attention = attention
         for place in plan.teacher_places:
             check_weights(place)  # they are loaded when something is read of them, which is after the folder is opened
-        self.encoded = self._encode(plan.tokenizer)
-
-    def _encode(self, tokenizer: Any) -> dict[str, Encoded]:
-        """Every split as a tokenizer reads it."""
-        assert self.plan.recipe.task.max_length is not None
-        return {
-            name: encode(part, tokenizer, self.plan.recipe.task.max_length)
-            for name, part in {"train": self.plan.train_examples, **self.plan.eval_examples}.items()
-        }
-
-    @cached_property
-    def teacher_encoded(self) -> list[dict[str, Encoded]]:
-        """Every split as each teacher reads it: mostly as the student does."""
-        return [self.encoded if own is None else self._encode(own) for own in self.plan.teacher_tokenizers]
+        self.encoded = encode_splits(plan, plan.tokenizer)
+        self.teachers = Teachers(
+            plan, self.encoded, accelerator=self.accelerator, precision=self.precision, attention=attention,
+            environment=self.environment,
+        )  # fmt: skip
 
     @cached_property
     def module(self) -> StudentWithMethod:
@@ -148,97 +133,13 @@ class Job:
             models=plan.models,
             regression=plan.spec.kind == "regression",
             batch_size=plan.micro_batch,
-            memory=self.memory,
+            memory=self.teachers.memory,
         )
         # Not the draw that made the student's head, so that a method of its own draws changes no other.
         torch.manual_seed(int(np.random.SeedSequence([recipe.seed, 1]).generate_state(1, np.uint64)[0] >> 1))
         method.prepare(context)
         module = StudentWithMethod(self.student, method, self.precision, plan.needs.student_hidden)
         return module.to(self.accelerator.device)
-
-    @cached_property
-    def memory_about(self) -> dict[str, Any]:
-        """What the memory is of, and how one is made."""
-        plan, recipe = self.plan, self.plan.recipe
-        assert recipe.memory is not None
-        data = self.teacher_encoded[0]["train"].fingerprint()
-        return about_memory(recipe.memory, plan.memory_of, data=data, precision=self.precision)
-
-    @property
-    def memory_path(self) -> Path:
-        """Where the memory is, or will be."""
-        recipe, given = self.plan.recipe, self.plan.teacher_places[0]
-        assert recipe.memory is not None
-        if recipe.memory.file is not None:
-            return Path(recipe.memory.file)
-        return memory_path(recipe.output.runs_dir, str(given.run or given.given), self.memory_about)
-
-    @cached_property
-    def memory(self) -> Memory | None:
-        """The memory that the method reads: the one that is named, one that is there, or one made now."""
-        plan, recipe, section = self.plan, self.plan.recipe, self.plan.recipe.memory
-        layer = plan.needs.memory_layer
-        if section is None or layer is None:
-            return None
-        data, about, path = self.teacher_encoded[0]["train"], self.memory_about, self.memory_path
-        if section.file is not None:
-            memory = Memory.load(path)
-        else:
-            given = plan.teacher_places[0]
-            if section.train == "never" and not path.exists():
-                raise UserError(
-                    f"{recipe.method.name} needs a memory and there is none at {path}: run `kdbert train-memory --task "
-                    f"{plan.spec.name} --teacher {given.given}`, or leave memory.train=auto"
-                )
-            memory = make_memory(
-                path,
-                section,
-                about,
-                data,
-                hidden=lambda: self._kept_hidden(layer, data),
-                model=lambda: self.teachers[0],
-                accelerator=self.accelerator,
-                precision=self.precision,
-                batch_size=recipe.train.eval_batch_size,
-            )
-        memory.check(path, about, recipe.method.variant)
-        memory.check_length(path, int(data.lengths.max()))
-        return memory
-
-    @property
-    def _memory_fingerprint(self) -> str:
-        assert self.memory is not None
-        return self.memory.fingerprint
-
-    def _kept_hidden(self, layer: int, data: Encoded) -> np.ndarray | None:
-        """A layer of the first teacher for every token of the training split; None if that is too large to keep."""
-        needs = Needs(teacher_hidden=(layer,))
-        if not self._fits(needs, data):
-            return None
-        return self._teacher_values(0, "train", needs)[f"hidden.{layer}"]
-
-    def _fits(self, needs: Needs, data: Encoded) -> bool:
-        """Whether what is kept of a teacher takes less than `KEPT_SHARE` of this process's part of the memory.
-
-        Its part is that of its threads among the cores, as a sweep shares them out; not what is free just now, so
-        that the same run does the same each time.
-        """
-        width = self.plan.models.teachers[0].width if self.plan.models.teachers else 0
-        # Rows of examples are few numbers; what counts is what there is of every token.
-        numbers = {"example": 0, "token": width * len(data.input_ids), "token_pair": int(data.pair_offsets[-1])}
-        wanted = 4 * sum(numbers[kind] for kind in kinds_of(needs).values())
-        part = min(1.0, torch.get_num_threads() / (os.cpu_count() or 1)) / self.accelerator.num_processes
-        return wanted < KEPT_SHARE * part * psutil.virtual_memory().total
-
-    @cached_property
-    def teachers(self) -> list[Any]:
-        """The teachers' models; not loaded at all where everything that is read of them is stored."""
-        return [
-            load_classifier(place, self.plan.spec, attention=self.attention, keep_head=True)[0].to(
-                self.accelerator.device
-            )
-            for place in self.plan.teacher_places
-        ]
 
     @cached_property
     def environment(self) -> dict[str, Any]:
@@ -255,8 +156,8 @@ class Job:
         fingerprints = {name: part.fingerprint() for name, part in self.encoded.items()}
         fingerprints["student"] = plan.student_place.fingerprint()
         fingerprints.update({f"teacher{i}": p.fingerprint() for i, p in enumerate(plan.teacher_places)})
-        if self.memory is not None:
-            fingerprints["memory"] = self.memory.fingerprint
+        if self.teachers.memory is not None:
+            fingerprints["memory"] = self.teachers.memory.fingerprint
         if main:
             self._open_folder(fingerprints)
         accelerator.wait_for_everyone()
@@ -264,7 +165,7 @@ class Job:
             accelerator.init_trackers("kdbert", config={"recipe": recipe.yaml()})
 
         diagnostics = self._diagnostics() if recipe.output.diagnose else None
-        teachers, teacher_facts, teacher_seconds = self._teachers()
+        teachers, teacher_facts, teacher_seconds = self._ready_teachers()
         result = train(
             recipe.train,
             seed=recipe.seed,
@@ -318,10 +219,10 @@ class Job:
 
     def _diagnostics(self) -> Diagnostics:
         split = self.plan.spec.split_names("dev")[0]
-        own = self.teacher_encoded[0][split]
+        own = self.teachers.encoded[0][split]
         found = Diagnostics(
             self.student,
-            self.teachers[0],
+            self.teachers.models[0],
             self.encoded[split],
             own if own is not self.encoded[split] else None,
             self.plan.models,
@@ -410,7 +311,7 @@ class Job:
         )
         write_text(folder.path / "recipe.yaml", recipe.yaml())
 
-    def _teachers(self) -> tuple[list[Teacher], list[dict[str, Any]], float]:
+    def _ready_teachers(self) -> tuple[list[Teacher], list[dict[str, Any]], float]:
         """Teachers ready for training, what is known of them, and the seconds that their pass took."""
         plan, recipe = self.plan, self.plan.recipe
         started = time.perf_counter()
@@ -418,7 +319,7 @@ class Job:
         facts = []
         for number, (given, columns) in enumerate(zip(recipe.teachers, plan.teacher_permutations, strict=True)):
             metrics = {
-                name: self._score(name, self._teacher_values(number, name, LOGITS)["logits"][:, columns])
+                name: self._score(name, self.teachers.values(number, name, LOGITS)["logits"][:, columns])
                 for name in plan.eval_examples
             }
             parameters = plan.parameters()[1][number]
@@ -430,85 +331,10 @@ class Job:
                 "size_mib": round(parameters * 4 / 2**20, 2),
             })  # fmt: skip
             self._warn_if_untrained(given.model, metrics)
-            teachers.append(self._teacher(number, columns))
+            teachers.append(self.teachers.for_training(number, self.module.method))
         if all(isinstance(teacher, StoredTeacher) for teacher in teachers):
-            self.__dict__.pop("teachers", None)  # their memory is wanted for training
+            self.teachers.release()  # their memory is wanted for training
         return teachers, facts, time.perf_counter() - started
-
-    def _teacher(self, number: int, columns: list[int]) -> Teacher:
-        """A teacher for training: replayed if what is read of it can be kept, else run at every step."""
-        needs, data = self.plan.needs, self.teacher_encoded[number]["train"]
-        own = data is not self.encoded["train"]
-        kept = self.plan.recipe.train.teacher_cache
-        if kept and needs.reads_padding:
-            log.info("teacher: runs at every step, since positions of padding are read")
-            kept = False
-        if kept and not self._fits(needs, data):
-            log.info("teacher: runs at every step, since its hidden states would take too much memory to keep")
-            kept = False
-        if kept:
-            values = self._teacher_values(number, "train", needs)
-            return StoredTeacher(values, data, columns, self.accelerator.device, needs, own)
-        live = self.teachers[number]
-        length = self.plan.recipe.task.max_length if needs.reads_padding else None
-        return LiveTeacher(live, columns, self.precision, needs, self.module.method, data if own else None, length)
-
-    def _teacher_values(self, number: int, split: str, needs: Needs) -> dict[str, np.ndarray]:
-        """What is read of a teacher on a split, logits in its own order of labels; kept below the runs folder."""
-        plan, recipe, data = self.plan, self.plan.recipe, self.teacher_encoded[number][split]
-        kinds = kinds_of(needs)
-        # A reduced quantity is kept under the name of what it was reduced with.
-        files = {name: name for name in kinds}
-        for quantity in needs.reduced:
-            made_with = [self._memory_fingerprint] if quantity.by_memory else []
-            made_with += [source] if (source := source_of(type(self.module.method))) else []
-            files[quantity.name] = ".".join([quantity.name, *made_with])
-
-        def compute(wanted: list[str]) -> dict[str, np.ndarray]:
-            names = [name for name, file in files.items() if file in wanted]
-            read = Needs(
-                teacher_logits="logits" in names,
-                teacher_hidden=tuple(layer for layer in needs.teacher_hidden if f"hidden.{layer}" in names),
-                reduced=tuple(quantity for quantity in needs.reduced if quantity.name in names),
-            )
-            log.info("teacher: one pass over %s for its %s", split, ", ".join(names))
-            found = pass_over(
-                self.teachers[number],
-                data,
-                lambda seen: quantities(read, self.module.method if read.reduced else None, seen),
-                kinds,
-                layers=layers_read(read),
-                batch_size=recipe.train.eval_batch_size,
-                precision=self.precision,
-                accelerator=self.accelerator,
-                told=f"teacher on {split}",
-            )
-            return {files[name]: _finite(values, f"the teacher's {name} on {split}") for name, values in found.items()}
-
-        if not recipe.train.teacher_cache:
-            found = compute(list(files.values()))
-        else:
-            place, machine = plan.teacher_places[number], self.environment
-            about = {
-                "teacher": place.fingerprint(),
-                "revision": getattr(load_config(place), "_commit_hash", None),
-                "split": split,
-                "data": data.fingerprint(),
-                "max_length": recipe.task.max_length,
-                # What may change the last bits of a number:
-                "precision": self.precision,
-                "attention": self.attention,
-                "batch_size": recipe.train.eval_batch_size,
-                "processes": self.accelerator.num_processes,
-                "device": self.accelerator.device.type,
-                "machine": machine["accelerators"] or machine["processor"],
-                "threads": machine["threads"],
-                "versions": {name: machine["versions"][name] for name in ("torch", "transformers")},
-            }
-            size = {"example": len(data), "token": len(data.input_ids), "token_pair": int(data.pair_offsets[-1])}
-            rows = {file: size[kinds[name]] for name, file in files.items()}
-            found = stored(Path(recipe.output.runs_dir), rows, about, compute, self.accelerator)
-        return {name: found[file] for name, file in files.items()}
 
     def _warn_if_untrained(self, name: str, metrics: Mapping[str, Mapping[str, float]]) -> None:
         split = self.plan.spec.split_names("dev")[0]
@@ -538,7 +364,7 @@ class Job:
             precision=self.precision,
             accelerator=self.accelerator,
         )
-        return _finite(logits, f"the model's outputs on {split}", "; try a lower train.learning_rate")
+        return finite(logits, f"the model's outputs on {split}", "; try a lower train.learning_rate")
 
     def _score(self, split: str, logits: np.ndarray) -> dict[str, float]:
         labels = self.encoded[split].labels
@@ -570,12 +396,6 @@ class Job:
         folder.update(status="finished", finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts)
         if not recipe.output.keep_checkpoints:
             shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
-
-
-def _finite(values: np.ndarray, what: str, cure: str = "") -> np.ndarray:
-    if not np.isfinite(values).all():
-        raise Diverged(f"{what} are not finite{cure}")
-    return values
 
 
 def _flat(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -1,0 +1,247 @@
+"""The teachers of a run: how they read the splits, what is read of them and kept, and the memory made of one."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from accelerate import Accelerator
+
+from kdbert.data.encode import Encoded, encode
+from kdbert.errors import Diverged, UserError
+from kdbert.memory import Memory
+from kdbert.methods import Method, Needs, source_of
+from kdbert.models.load import load_classifier, load_config
+from kdbert.plan import Plan
+from kdbert.training.forward import pass_over
+from kdbert.training.memory import about_memory, make_memory, memory_path
+from kdbert.training.precision import Precision
+from kdbert.training.store import stored
+from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher, kinds_of, layers_read, quantities
+
+log = logging.getLogger("kdbert")
+KEPT_SHARE = 0.5  # of this process's part of the machine's memory, for what is kept of a teacher
+
+
+def encode_splits(plan: Plan, tokenizer: Any) -> dict[str, Encoded]:
+    """Every split of the run's task as a tokenizer reads it."""
+    assert plan.recipe.task.max_length is not None
+    return {
+        name: encode(part, tokenizer, plan.recipe.task.max_length)
+        for name, part in {"train": plan.train_examples, **plan.eval_examples}.items()
+    }
+
+
+def finite(values: np.ndarray, what: str, cure: str = "") -> np.ndarray:
+    """The values, if all of them are finite numbers.
+
+    Raises:
+        Diverged: some are not.
+    """
+    if not np.isfinite(values).all():
+        raise Diverged(f"{what} are not finite{cure}")
+    return values
+
+
+class Teachers:
+    """A run's teachers.
+
+    Args:
+        encoded: the splits as the student reads them.
+        environment: as run.json has it; what is kept of a teacher depends on machine, threads and versions.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        encoded: dict[str, Encoded],
+        *,
+        accelerator: Accelerator,
+        precision: Precision,
+        attention: str,
+        environment: Mapping[str, Any],
+    ) -> None:
+        self.plan = plan
+        self.student_encoded = encoded
+        self.accelerator = accelerator
+        self.precision = precision
+        self.attention = attention
+        self.environment = environment
+
+    @cached_property
+    def encoded(self) -> list[dict[str, Encoded]]:
+        """Every split as each teacher reads it: mostly as the student does."""
+        tokenizers = self.plan.teacher_tokenizers
+        return [self.student_encoded if own is None else encode_splits(self.plan, own) for own in tokenizers]
+
+    @cached_property
+    def models(self) -> list[Any]:
+        """The networks; not loaded at all where everything that is read of them is stored."""
+        return [
+            load_classifier(place, self.plan.spec, attention=self.attention, keep_head=True)[0].to(
+                self.accelerator.device
+            )
+            for place in self.plan.teacher_places
+        ]
+
+    def release(self) -> None:
+        """Let go of the networks; they are loaded again if something more is read of them."""
+        self.__dict__.pop("models", None)
+
+    @cached_property
+    def memory_about(self) -> dict[str, Any]:
+        """What the memory is of, and how one is made."""
+        plan, recipe = self.plan, self.plan.recipe
+        assert recipe.memory is not None
+        data = self.encoded[0]["train"].fingerprint()
+        return about_memory(recipe.memory, plan.memory_of, data=data, precision=self.precision)
+
+    @property
+    def memory_path(self) -> Path:
+        """Where the memory is, or will be."""
+        recipe, given = self.plan.recipe, self.plan.teacher_places[0]
+        assert recipe.memory is not None
+        if recipe.memory.file is not None:
+            return Path(recipe.memory.file)
+        return memory_path(recipe.output.runs_dir, str(given.run or given.given), self.memory_about)
+
+    @cached_property
+    def memory(self) -> Memory | None:
+        """The memory that the method reads: the one that is named, one that is there, or one made now."""
+        plan, recipe, section = self.plan, self.plan.recipe, self.plan.recipe.memory
+        layer = plan.needs.memory_layer
+        if section is None or layer is None:
+            return None
+        data, about, path = self.encoded[0]["train"], self.memory_about, self.memory_path
+        if section.file is not None:
+            memory = Memory.load(path)
+        else:
+            given = plan.teacher_places[0]
+            if section.train == "never" and not path.exists():
+                raise UserError(
+                    f"{recipe.method.name} needs a memory and there is none at {path}: run `kdbert train-memory --task "
+                    f"{plan.spec.name} --teacher {given.given}`, or leave memory.train=auto"
+                )
+            memory = make_memory(
+                path,
+                section,
+                about,
+                data,
+                hidden=lambda: self._kept_hidden(layer, data),
+                model=lambda: self.models[0],
+                accelerator=self.accelerator,
+                precision=self.precision,
+                batch_size=recipe.train.eval_batch_size,
+            )
+        memory.check(path, about, recipe.method.variant)
+        memory.check_length(path, int(data.lengths.max()))
+        return memory
+
+    @property
+    def _memory_fingerprint(self) -> str:
+        assert self.memory is not None
+        return self.memory.fingerprint
+
+    def _kept_hidden(self, layer: int, data: Encoded) -> np.ndarray | None:
+        """A layer of the first teacher for every token of the training split; None if that is too large to keep."""
+        needs = Needs(teacher_hidden=(layer,))
+        if not self._fits(needs, data):
+            return None
+        return self.values(0, "train", needs)[f"hidden.{layer}"]
+
+    def _fits(self, needs: Needs, data: Encoded) -> bool:
+        """Whether what is kept of a teacher takes less than `KEPT_SHARE` of this process's part of the memory.
+
+        Its part is that of its threads among the cores, as a sweep shares them out; not what is free just now, so
+        that the same run does the same each time.
+        """
+        width = self.plan.models.teachers[0].width if self.plan.models.teachers else 0
+        # Rows of examples are few numbers; what counts is what there is of every token.
+        numbers = {"example": 0, "token": width * len(data.input_ids), "token_pair": int(data.pair_offsets[-1])}
+        wanted = 4 * sum(numbers[kind] for kind in kinds_of(needs).values())
+        part = min(1.0, torch.get_num_threads() / (os.cpu_count() or 1)) / self.accelerator.num_processes
+        return wanted < KEPT_SHARE * part * psutil.virtual_memory().total
+
+    def for_training(self, number: int, method: Method) -> Teacher:
+        """A teacher for training: replayed if what is read of it can be kept, else run at every step."""
+        needs, data = self.plan.needs, self.encoded[number]["train"]
+        columns = self.plan.teacher_permutations[number]
+        own = data is not self.student_encoded["train"]
+        kept = self.plan.recipe.train.teacher_cache
+        if kept and needs.reads_padding:
+            log.info("teacher: runs at every step, since positions of padding are read")
+            kept = False
+        if kept and not self._fits(needs, data):
+            log.info("teacher: runs at every step, since its hidden states would take too much memory to keep")
+            kept = False
+        if kept:
+            values = self.values(number, "train", needs, method)
+            return StoredTeacher(values, data, columns, self.accelerator.device, needs, own)
+        live = self.models[number]
+        length = self.plan.recipe.task.max_length if needs.reads_padding else None
+        return LiveTeacher(live, columns, self.precision, needs, method, data if own else None, length)
+
+    def values(self, number: int, split: str, needs: Needs, method: Method | None = None) -> dict[str, np.ndarray]:
+        """What is read of a teacher on a split, logits in its own order of labels; kept below the runs folder."""
+        plan, recipe, data = self.plan, self.plan.recipe, self.encoded[number][split]
+        kinds = kinds_of(needs)
+        # A reduced quantity is kept under the name of what it was reduced with.
+        files = {name: name for name in kinds}
+        for quantity in needs.reduced:
+            assert method is not None
+            made_with = [self._memory_fingerprint] if quantity.by_memory else []
+            made_with += [source] if (source := source_of(type(method))) else []
+            files[quantity.name] = ".".join([quantity.name, *made_with])
+
+        def compute(wanted: list[str]) -> dict[str, np.ndarray]:
+            names = [name for name, file in files.items() if file in wanted]
+            read = Needs(
+                teacher_logits="logits" in names,
+                teacher_hidden=tuple(layer for layer in needs.teacher_hidden if f"hidden.{layer}" in names),
+                reduced=tuple(quantity for quantity in needs.reduced if quantity.name in names),
+            )
+            log.info("teacher: one pass over %s for its %s", split, ", ".join(names))
+            found = pass_over(
+                self.models[number],
+                data,
+                lambda seen: quantities(read, method, seen),
+                kinds,
+                layers=layers_read(read),
+                batch_size=recipe.train.eval_batch_size,
+                precision=self.precision,
+                accelerator=self.accelerator,
+                told=f"teacher on {split}",
+            )
+            return {files[name]: finite(values, f"the teacher's {name} on {split}") for name, values in found.items()}
+
+        if not recipe.train.teacher_cache:
+            found = compute(list(files.values()))
+        else:
+            place, machine = plan.teacher_places[number], self.environment
+            about = {
+                "teacher": place.fingerprint(),
+                "revision": getattr(load_config(place), "_commit_hash", None),
+                "split": split,
+                "data": data.fingerprint(),
+                "max_length": recipe.task.max_length,
+                # What may change the last bits of a number:
+                "precision": self.precision,
+                "attention": self.attention,
+                "batch_size": recipe.train.eval_batch_size,
+                "processes": self.accelerator.num_processes,
+                "device": self.accelerator.device.type,
+                "machine": machine["accelerators"] or machine["processor"],
+                "threads": machine["threads"],
+                "versions": {name: machine["versions"][name] for name in ("torch", "transformers")},
+            }
+            size = {"example": len(data), "token": len(data.input_ids), "token_pair": int(data.pair_offsets[-1])}
+            rows = {file: size[kinds[name]] for name, file in files.items()}
+            found = stored(Path(recipe.output.runs_dir), rows, about, compute, self.accelerator)
+        return {name: found[file] for name, file in files.items()}
