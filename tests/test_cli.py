@@ -360,7 +360,7 @@ def test_dry_run_tells_everything_and_makes_nothing(
     assert "train 203, dev 61" in done.out
     assert "student layers: 2, 4 of 4" in done.out
     assert re.search(r"^parameters: student 0\.\d+ M, teacher 0\.\d+ M$", done.out, re.MULTILINE)
-    assert re.search(r"^memory: about \d+\.\d GiB", done.out, re.MULTILINE)
+    assert re.search(r"^main memory: about \d+\.\d GiB", done.out, re.MULTILINE)
     folder = re.search(r"^run folder: (.+)$", done.out, re.MULTILINE)
     assert folder
     assert re.fullmatch(r"runs/custom/kd/tiny-bert-2-4-[0-9a-f]{8}-seed1", folder[1])

@@ -145,7 +145,15 @@ def test_the_distance_falls_from_pass_to_pass() -> None:
 
 # ---- the file
 
-ABOUT = {"task": "rte", "teacher": "abc", "layer": 3, "width": 4, "max_length": 64, "algorithm": "kmeans"}
+ABOUT = {
+    "task": "rte",
+    "train_file": "",
+    "teacher": "abc",
+    "layer": 3,
+    "width": 4,
+    "max_length": 64,
+    "algorithm": "kmeans",
+}
 
 
 @pytest.fixture
@@ -170,7 +178,8 @@ def test_the_file_is_one_safetensors_file_that_says_what_it_is(memory: Memory, f
         assert sorted(opened.keys()) == ["assignments", "centroids", "counts"]
         assert torch.equal(opened.get_tensor("centroids"), memory.centroids)
         assert opened.get_tensor("assignments").tolist() == [0, 0, 1, 2]
-        assert json.loads(opened.metadata()["about"]) == ABOUT
+        facts = json.loads(opened.metadata()["memory"])
+        assert facts["about"] == ABOUT
     again = Memory.load(file)
     assert torch.equal(again.centroids, memory.centroids)
     assert again.counts.tolist() == [2, 1, 1]
@@ -286,7 +295,7 @@ def test_every_way_of_making_a_memory_stands_in_its_description() -> None:
     """Two memories that may differ must not have one name."""
     from kdbert.recipe import MemorySection
 
-    of = {"task": "rte", "teacher": "a", "layer": 1, "width": 2, "max_length": 3}
+    of = {"task": "rte", "train_file": "", "teacher": "a", "layer": 1, "width": 2, "max_length": 3}
     plain = about_memory(MemorySection(), of, data="b", precision="fp32")
     for key, value in {"centroids": 7, "algorithm": "legacy", "passes": 9, "batch_size": 4, "seed": 2}.items():
         assert about_memory(MemorySection.model_validate({key: value}), of, data="b", precision="fp32") != plain, key

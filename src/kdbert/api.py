@@ -78,6 +78,9 @@ def distill(recipe: Recipe, *, overwrite: bool = False, baseline: bool | None = 
         student_before_teacher(recipe)
         recipe = with_teachers(recipe, [_make_teacher(wanted).path for wanted in teacher_recipes(recipe)])
     recipe = resolve_distill(recipe)
+    student = Plan(recipe)
+    if student.folder.manifest().get("status") != "finished":
+        student.check()  # before a baseline is trained
     without = None
     if baseline or (baseline is None and recipe.task.name == "quickstart"):
         without = run_recipe(baseline_recipe(recipe)) if recipe.method.name != "finetune" else None
@@ -103,8 +106,13 @@ def train_memory(recipe: Recipe, *, layer: int | None = None, output: str | None
     if section.file is not None:
         raise UserError("memory.file names a memory that is there; leave it away to make one")
     target = Path(output) if output is not None else None
-    if target is not None and (target.is_dir() or target.suffix != ".safetensors"):
-        raise UserError(f"--output {output!r}: expected the name of a file that ends in .safetensors")
+    if target is not None:
+        if target.is_dir() or target.suffix != ".safetensors":
+            raise UserError(f"--output {output!r}: expected the name of a file that ends in .safetensors")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {target.parent}: {error.strerror}; choose another --output") from None
     variant = "original" if section.algorithm == "legacy" else "corrected"
     method = get_method("cka-g")
     recipe = recipe.model_copy(
@@ -119,7 +127,7 @@ def train_memory(recipe: Recipe, *, layer: int | None = None, output: str | None
         raise UserError(f"--layer {layer}: teacher {teacher.model!r} has layers 0 (embeddings) to {depth}")
     # A student of one layer stands in for all of them: the memory knows nothing of students.
     options = method.Options.model_validate({"variant": variant, "layer_map": [(layer, 1)]})
-    student = recipe.student.model_copy(update={"model": None, "layers": 1, "init": "first"})
+    student = recipe.student.model_copy(update={"model": teacher.model, "layers": 1, "init": "first"})
     plan = Plan(resolve_distill(recipe.model_copy(update={"method": options, "student": student})))
     plan.check()
     job = TrainingJob(plan)
@@ -129,7 +137,10 @@ def train_memory(recipe: Recipe, *, layer: int | None = None, output: str | None
         return path
     if target.exists() and sha256(target) != sha256(path):
         raise UserError(f"--output {output!r} is another file already; choose another name")
-    atomic_write(target, lambda temporary: shutil.copyfile(path, temporary))
+    try:
+        atomic_write(target, lambda temporary: shutil.copyfile(path, temporary))
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}; the memory is in {path}") from None
     return target
 
 

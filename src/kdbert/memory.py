@@ -283,7 +283,9 @@ class Memory:
             "counts": self.counts,
             "assignments": assignments.to(torch.int32),
         }
-        metadata = {"format": FORMAT, "about": json.dumps(self.about, sort_keys=True), "sha256": self.fingerprint}
+        # In one entry, since safetensors writes several in any order, and equal memories should be equal files.
+        facts = {"format": FORMAT, "about": self.about, "sha256": self.fingerprint}
+        metadata = {"memory": json.dumps(facts, sort_keys=True)}
         atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata))
 
     @classmethod
@@ -297,20 +299,19 @@ class Memory:
 
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
+                facts = json.loads((file.metadata() or {}).get("memory", "{}"))
+                if not isinstance(facts, dict) or facts.get("format") != FORMAT:
                     raise UserError(f"{path} is no memory of kdbert; make one with `kdbert train-memory`")
-                about = json.loads(metadata["about"])
-                memory = cls(file.get_tensor("centroids"), file.get_tensor("counts"), about)
+                memory = cls(file.get_tensor("centroids"), file.get_tensor("counts"), dict(facts["about"]))
         except FileNotFoundError:
             raise UserError(
                 f"no memory file {str(path)!r}: check the path, or make one with `kdbert train-memory`"
             ) from None
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"memory file {path} cannot be read ({error}); make it again with `kdbert train-memory`"
             ) from None
-        if memory.centroids.ndim != 3 or memory.fingerprint != metadata.get("sha256"):
+        if memory.centroids.ndim != 3 or memory.fingerprint != facts.get("sha256"):
             raise UserError(f"memory file {path} is damaged (its content is not what was written); make it again")
         return memory
 
@@ -318,7 +319,7 @@ class Memory:
         """Refuse a memory that is not of this run's teacher, task, layer and length.
 
         Args:
-            wanted: `task`, `teacher`, `layer`, `width`, `max_length` of the run.
+            wanted: `task`, `train_file`, `teacher`, `layer`, `width`, `max_length` of the run.
             variant: `corrected` takes no memory in which padding counts.
 
         Raises:
@@ -326,6 +327,7 @@ class Memory:
         """
         words = {
             "task": "task {there!r}, not {here!r}",
+            "train_file": "other training examples",
             "teacher": "another teacher (fingerprint {there}, this run's is {here})",
             "layer": "the teacher's layer {there}, not {here}",
             "width": "a teacher of width {there}, not {here}",

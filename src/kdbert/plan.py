@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -418,17 +419,36 @@ class Plan:
             found = Memory.load(Path(memory.file))
             if self.teacher_places:
                 found.check(memory.file, self.memory_of, self.recipe.method.variant)
+        elif memory.train == "never" and not self._memory_is_there(memory):
+            raise UserError(
+                f"{self.recipe.method.name} needs a memory, and below {self.recipe.output.runs_dir!r} there is none of "
+                "this task, teacher and length with these memory.* settings: make it with `kdbert train-memory`, or "
+                "leave memory.train=auto"
+            )
         elif memory.centroids is not None and memory.centroids > len(self.train_examples):
             raise UserError(
                 f"memory.centroids is {memory.centroids}, but there are {len(self.train_examples)} training examples; "
                 "set fewer with memory.centroids="
             )
 
+    def _memory_is_there(self, memory: MemorySection) -> bool:
+        """Whether some memory has been made as the recipe says."""
+        if not self.teacher_places:
+            return False
+        wanted = {**self.memory_of, **memory.model_dump(exclude={"file", "train"})}
+        for path in (Path(self.recipe.output.runs_dir) / self.spec.name / "memory").glob("*.safetensors"):
+            with contextlib.suppress(UserError):
+                about = Memory.load(path).about
+                if all(about.get(key) == value for key, value in wanted.items()):
+                    return True
+        return False
+
     @property
     def memory_of(self) -> dict[str, Any]:
         """What the memory must be of."""
         return {
             "task": self.spec.name,
+            "train_file": self.fingerprints.get(self.recipe.task.train_file or "", "")[:16],
             "teacher": self.teacher_places[0].fingerprint(),
             "layer": self.needs.memory_layer,
             "width": self.models.teachers[0].width,

@@ -28,7 +28,7 @@ from pydantic import (
 
 from kdbert.errors import UserError, near_miss
 from kdbert.keys import ADDED_LATER, FILES_BY_CONTENT, OUTSIDE_IDENTITY, put
-from kdbert.methods import MethodOptions, all_methods, get_method
+from kdbert.methods import MethodOptions, all_methods, get_method, source_of
 from kdbert.tasks import CUSTOM, get_task, task_name
 
 
@@ -271,6 +271,8 @@ class Recipe(Section):
         name = (flags or {}).get("method.name")
         if name is not None and isinstance(tree.get("method"), Mapping) and tree["method"].get("name", "kd") != name:
             tree["method"] = {}  # another method's options mean nothing to this one
+        if (flags or {}).get("memory.file") is not None:
+            tree["memory"] = {}  # how another memory was made means nothing to this one
         problems: list[str] = []
         for key, value in (flags or {}).items():
             if value is not None:
@@ -355,6 +357,9 @@ class Recipe(Section):
             part = tree[section] if name else tree
             if part[name or section] == default:
                 part.pop(name or section)
+        source = source_of(get_method(self.method.name))
+        if source:  # a method from outside counts by its code
+            tree["method"]["source"] = source
         if self.memory is not None and self.memory.file is not None:
             tree["memory"] = {"file": fingerprints.get(self.memory.file, self.memory.file)}
         for key in FILES_BY_CONTENT:

@@ -66,7 +66,7 @@ def the_file(root: Path) -> Path:
 def tensors(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
     """Centroids [K, L, H], counts, assignments and metadata, by safetensors alone."""
     with safe_open(file, framework="np") as opened:
-        about = json.loads(opened.metadata()["about"])
+        about = json.loads(opened.metadata()["memory"])["about"]
         return opened.get_tensor("centroids"), opened.get_tensor("counts"), opened.get_tensor("assignments"), about
 
 
@@ -151,7 +151,7 @@ def test_where_the_features_do_not_fit_into_memory_the_same_comes_out(
     made: Path, setting: Setting, told: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The teacher then runs in every pass."""
-    monkeypatch.setattr("kdbert.training.job.KEPT_SHARE", 0.0)
+    monkeypatch.setattr("kdbert.training.teachers.KEPT_SHARE", 0.0)
     done = told(memory_words(setting, tmp_path))
     assert "the teacher runs in every pass" in done.err
     streamed, kept = tensors(the_file(tmp_path)), tensors(the_file(made))
@@ -335,8 +335,8 @@ def test_who_must_not_make_a_memory_is_told_the_command(setting: Setting, kdbert
     words = distill_words(setting, folder, root, **{"memory.centroids": 7, "memory.train": "never"})
     refused = kdbert(*words)
     assert refused.code == 2
-    assert "cka-g needs a memory and there is none at" in refused.err
-    assert "kdbert train-memory --task custom" in refused.err
+    assert "cka-g needs a memory, and below" in refused.err
+    assert "`kdbert train-memory`" in refused.err
     assert "memory.train=auto" in refused.err
     assert len(list(root.glob("custom/memory/*"))) == 1
     told(memory_words(setting, root, "--centroids", 7))

@@ -77,4 +77,7 @@ def print_plan(recipe: Recipe, heading: str | None = None, teachers_to_come: Seq
     student, teachers = plan.parameters()
     print(f"steps: {plan.steps}")
     print(f"parameters: {role} {student / 1e6:.2f} M" + "".join(f", teacher {n / 1e6:.2f} M" for n in teachers))
-    print(f"memory: about {plan.memory_estimate() / 2**30:.1f} GiB (estimate: weights, gradients, AdamW, activations)")
+    print(
+        f"main memory: about {plan.memory_estimate() / 2**30:.1f} GiB (estimate: weights, gradients, AdamW, "
+        "activations)"
+    )

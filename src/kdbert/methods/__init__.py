@@ -80,7 +80,7 @@ def _installed() -> dict[str, type[Method]]:
             for method in methods:
                 _check(method, {**_built_in(), **found})
                 found[method.name] = method
-        except Exception as error:  # another package's fault must not stop kdbert
+        except (Exception, SystemExit) as error:  # another package's fault must not stop kdbert
             log.warning("method %r of package %s is left out: %s", point.name, getattr(point.dist, "name", "?"), error)
     return found
 
@@ -106,10 +106,12 @@ def _check(method: type[Method], taken: dict[str, type[Method]]) -> None:
     missing = [key for key in ("name", "summary", "formula", "papers", "Options") if not hasattr(method, key)]
     if missing:
         raise UserError(f"class {method.__name__} lacks {', '.join(missing)}")
-    names = {name for one in taken.values() for name in (one.name, *one.aliases)}
-    both = sorted(names & {method.name, *method.aliases})
+    names = {name.lower() for one in taken.values() for name in (one.name, *one.aliases)}
+    both = sorted(names & {name.lower() for name in (method.name, *method.aliases)})
     if both:
         raise UserError(f"class {method.__name__} is called {both[0]!r}, as another method is; give it another name")
+    if method.forward is Method.forward:
+        raise UserError(f"class {method.__name__} lacks forward, which returns its loss terms")
 
 
 def load_plugin(path: str | Path) -> list[type[Method]]:
@@ -134,9 +136,9 @@ def load_plugin(path: str | Path) -> list[type[Method]]:
         methods = _methods_of(module)
         if not methods:
             raise UserError("it defines no class that derives from kdbert.methods.Method")
-        for method in methods:
-            _check(method, all_methods())
-    except Exception as error:
+        for number, method in enumerate(methods):
+            _check(method, {**all_methods(), **{str(i): one for i, one in enumerate(methods[:number])}})
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         raise UserError(f"--plugin {str(path)!r}: {told}") from error
@@ -175,8 +177,12 @@ def get_method(name: str) -> type[Method]:
         UserError: unknown, with the nearest known name.
     """
     methods = all_methods()
-    by_alias = {alias: method.name for method in methods.values() for alias in method.aliases}
-    key = by_alias.get(name.lower(), name.lower())
-    if key not in methods:
-        raise UserError(f"unknown method {name!r}{near_miss(key, [*methods, *by_alias])} (known: {', '.join(methods)})")
-    return methods[key]
+    named = {
+        word.lower(): method for method in methods.values() for word in (*method.aliases, method.name)
+    }  # fmt: skip
+    if name.lower() not in named:
+        raise UserError(
+            f"unknown method {name!r}{near_miss(name.lower(), named)} (known: {', '.join(methods)}; one from a file of "
+            "your own is named by --plugin FILE)"
+        )
+    return named[name.lower()]

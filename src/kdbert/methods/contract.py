@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 from torch import nn
 
 from kdbert.data.batches import Batch
@@ -57,24 +57,28 @@ class MethodOptions(BaseModel):
             return {**cls.original_defaults, **values}
         return values
 
-    @model_validator(mode="after")
-    def _no_nonsense(self) -> MethodOptions:
-        if self.variant == "corrected" and self.nonsense():
-            raise ValueError("; ".join(self.nonsense()) + " (variant original takes what the published code takes)")
-        return self
+    @field_validator("*")
+    @classmethod
+    def _no_nonsense(cls, value: Any, info: ValidationInfo) -> Any:
+        sentence = cls.fault(str(info.field_name), value)
+        if sentence and info.data.get("variant") == "corrected":
+            raise ValueError(f"{sentence} (variant original takes what the published code takes)")
+        return value
+
+    @classmethod
+    def fault(cls, key: str, value: Any) -> str:
+        """Why a value is a weight that means nothing: negative, or a share outside 0..1; "" if it is none."""
+        kinds = cls.model_fields[key].metadata
+        if "weight" in kinds and value is not None and value < 0:
+            return f"{key} is a weight and must be 0 or more (got {value:g})"
+        if "share" in kinds and value is not None and not 0 <= value <= 1:
+            return f"{key} must lie between 0 and 1, for 1 - {key} is a weight too (got {value:g})"
+        return ""
 
     def nonsense(self) -> list[str]:
-        """Weights that mean nothing, in words: negative ones, and shares outside 0..1."""
-        found = []
-        for key, info in type(self).model_fields.items():
-            value = getattr(self, key)
-            if value is None:
-                continue
-            if "weight" in info.metadata and value < 0:
-                found.append(f"{key} is a weight and must be 0 or more (got {value:g})")
-            if "share" in info.metadata and not 0 <= value <= 1:
-                found.append(f"{key} must lie between 0 and 1, for 1 - {key} is a weight too (got {value:g})")
-        return found
+        """The faults of all options: there are some in `original` only."""
+        found = [self.fault(key, getattr(self, key)) for key in type(self).model_fields]
+        return [sentence for sentence in found if sentence]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kdbert.data.batches import Batch
 from kdbert.methods.contract import LossTerms, Method, MethodOptions, Models, Needs, Outputs, Paper
@@ -61,6 +61,11 @@ class MultiKD(Method):
                 return {**values, "reduction": "weights"}
             return values
 
+        @field_validator("weights", mode="before")
+        @classmethod
+        def _read(cls, value: Any) -> Any:
+            return value.split(",") if isinstance(value, str) else value
+
         @model_validator(mode="after")
         def _weights_and_reduction(self) -> MultiKD.Options:
             if (self.reduction == "weights") != (self.weights is not None):
@@ -69,11 +74,11 @@ class MultiKD(Method):
                 raise ValueError("weights: expected a number for each teacher, at least one of them above 0")
             return self
 
-        def nonsense(self) -> list[str]:
+        @classmethod
+        def fault(cls, key: str, value: Any) -> str:
             """Negative weights too."""
-            negative = [w for w in self.weights or () if w < 0]
-            found = [f"weights must be 0 or more (got {negative[0]:g})"] if negative else []
-            return [*super().nonsense(), *found]
+            negative = [weight for weight in value or () if weight < 0] if key == "weights" else []
+            return f"weights must be 0 or more (got {negative[0]:g})" if negative else super().fault(key, value)
 
         def shares(self, count: int) -> list[float]:
             """The weight of each teacher's soft loss."""

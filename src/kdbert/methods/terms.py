@@ -39,9 +39,12 @@ class KDOptions(MethodOptions):
 
 
 def read_pairs(value: Any) -> Any:
-    """Text such as 2:1,4:2 as pairs; YAML reads a bare 11:5 as a number to the base of 60."""
+    """Text such as 2:1,4:2, or a list of such, as pairs; YAML reads a bare 11:5 as a number to the base of 60."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 60:
         return [divmod(value, 60)]
+    if isinstance(value, list):
+        parts = [read_pairs(part) if isinstance(part, (int, str)) else [part] for part in value]
+        return [pair for part in parts for pair in part] if all(isinstance(part, list) for part in parts) else value
     return parse_pairs(value) if isinstance(value, str) else value
 
 

@@ -346,8 +346,9 @@ class Job:
         reached = metrics[split][metric]
         if reached <= chance + 0.02:
             log.warning(
-                "teacher %s scores %.4f %s on %s; always answering the commonest class gives %.4f: it can teach little",
-                name, reached, metric, split, chance,
+                "teacher %s scores %.4f %s on %s; always answering the %s gives %.4f: it can teach little",
+                name, reached, metric, split,
+                "mean score" if self.plan.spec.kind == "regression" else "commonest class", chance,
             )  # fmt: skip
 
     def _evaluate(

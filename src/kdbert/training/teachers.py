@@ -123,11 +123,10 @@ class Teachers:
         if section.file is not None:
             memory = Memory.load(path)
         else:
-            given = plan.teacher_places[0]
             if section.train == "never" and not path.exists():
                 raise UserError(
-                    f"{recipe.method.name} needs a memory and there is none at {path}: run `kdbert train-memory --task "
-                    f"{plan.spec.name} --teacher {given.given}`, or leave memory.train=auto"
+                    f"{recipe.method.name} needs a memory and there is none at {path}: make it with `kdbert "
+                    "train-memory`, or leave memory.train=auto"
                 )
             memory = make_memory(
                 path,
