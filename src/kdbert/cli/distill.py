@@ -18,11 +18,8 @@ def distill(
         list[str] | None,
         typer.Option(help="Run folder, model folder or Hub id; repeat it for several. [fine-tuned first]"),
     ] = None,
-    teacher_labels: Annotated[str | None, typer.Option(help="The teacher's labels in its order, a,b,c.")] = None,
-    teacher_model: Annotated[
-        str | None,
-        typer.Option(help="Without --teacher: the model to fine-tune first. [bert-base-uncased; quickstart: its own]"),
-    ] = None,
+    teacher_labels: o.TeacherLabels = None,
+    teacher_model: o.TeacherModel = None,
     student: Annotated[
         str | None, typer.Option(help="Model folder or Hub id. [the teacher's pretrained model, cut]")
     ] = None,
@@ -83,18 +80,13 @@ def distill(
     """
     o.start(quiet)
     o.load_plugins(plugin)
-    if teacher_labels is not None and not teacher:
-        raise typer.BadParameter("goes with --teacher", param_hint="--teacher-labels")
-    if teacher_model is not None and teacher:
-        raise typer.BadParameter("is for making a teacher; with --teacher there is one", param_hint="--teacher-model")
-    labels = o.split_list(teacher_labels)
     recipe = o.build_recipe(
         config,
         {
             "method.name": method,
             "method.variant": variant,
             "task.name": task,
-            "teachers": [{"model": path, "labels": labels} for path in teacher] if teacher else None,
+            "teachers": o.teachers(teacher, teacher_labels, teacher_model),
             "teacher_training.model": teacher_model,
             "student.model": student,
             "student.layers": student_layers,

@@ -35,6 +35,11 @@ Set = Annotated[
 More = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="More recipe keys, as after --set.")]
 RunsDir = Annotated[str | None, typer.Option(help="Root of the run folders. [runs]")]
 OutputDir = Annotated[str | None, typer.Option(help="This run's folder, instead of a name made from the recipe.")]
+TeacherLabels = Annotated[str | None, typer.Option(help="The teacher's labels in its order, a,b,c.")]
+TeacherModel = Annotated[
+    str | None,
+    typer.Option(help="Without --teacher: the model to fine-tune first. [bert-base-uncased; quickstart: its own]"),
+]
 BatchSampler = Annotated[
     str | None, typer.Option(help="random, or class-balanced: groups of examples of one class. [random]")
 ]
@@ -64,6 +69,19 @@ def start(quiet: bool) -> None:
 def split_list(text: str | None) -> list[str] | None:
     """`a,b` as a list."""
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def teachers(paths: list[str] | None, labels: str | None, model: str | None) -> list[dict[str, Any]] | None:
+    """The recipe's teachers from the flags --teacher, --teacher-labels, --teacher-model.
+
+    Raises:
+        typer.BadParameter: flags that do not go together.
+    """
+    if labels is not None and not paths:
+        raise typer.BadParameter("goes with --teacher", param_hint="--teacher-labels")
+    if model is not None and paths:
+        raise typer.BadParameter("is for making a teacher; with --teacher there is one", param_hint="--teacher-model")
+    return [{"model": path, "labels": split_list(labels)} for path in paths] if paths else None
 
 
 def load_plugins(paths: list[str] | None) -> None:

@@ -14,11 +14,8 @@ def train_memory(
     teacher: Annotated[
         str | None, typer.Option(help="Run folder, model folder or Hub id. [one is fine-tuned first]")
     ] = None,
-    teacher_labels: Annotated[str | None, typer.Option(help="The teacher's labels in its order, a,b,c.")] = None,
-    teacher_model: Annotated[
-        str | None,
-        typer.Option(help="Without --teacher: the model to fine-tune first. [bert-base-uncased; quickstart: its own]"),
-    ] = None,
+    teacher_labels: o.TeacherLabels = None,
+    teacher_model: o.TeacherModel = None,
     centroids: Annotated[int | None, typer.Option(help="Number of clusters. [100; 300 for mnli and qqp]")] = None,
     layer: Annotated[int | None, typer.Option(help="The teacher's layer. [the last but one]")] = None,
     algorithm: Annotated[
@@ -49,13 +46,9 @@ def train_memory(
     kdbert train-memory --task rte --teacher runs/rte/finetune/… --centroids 100
     """
     o.start(quiet)
-    if teacher_labels is not None and not teacher:
-        raise typer.BadParameter("goes with --teacher", param_hint="--teacher-labels")
-    if teacher_model is not None and teacher:
-        raise typer.BadParameter("is for making a teacher; with --teacher there is one", param_hint="--teacher-model")
     flags = {
         "task.name": task,
-        "teachers": [{"model": teacher, "labels": o.split_list(teacher_labels)}] if teacher else None,
+        "teachers": o.teachers([teacher] if teacher else None, teacher_labels, teacher_model),
         "teacher_training.model": teacher_model,
         "memory.centroids": centroids,
         "memory.algorithm": algorithm,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -18,7 +18,7 @@ class CKAIntra(Method):
     """KD + beta * intra term (METHODS.md section 3.1)."""
 
     name = "cka-i"
-    aliases = ("fsd-i", "cka-intra")
+    aliases: ClassVar[tuple[str, ...]] = ("fsd-i", "cka-intra")
     summary = "keeps the teacher's structure among the tokens of each sample, by CKA"
     formula = (
         KD_FORMULA + " + beta * mean over layer pairs of -log(mean_b CKA(T_b, S_b)); CKA = |<KT, KS>| / "
@@ -47,6 +47,16 @@ class CKAIntra(Method):
         self.pairs: tuple[Pair, ...] = ()
         self.batch_size = 0
 
+    @staticmethod
+    def default_pairs(teacher: int, student: int) -> tuple[Pair, ...]:
+        """The layers that are compared where nobody says which."""
+        return penultimate_pair(teacher, student)
+
+    @staticmethod
+    def _among_tokens(options: MethodOptions) -> bool:
+        """Whether the tokens of a sample are compared, not the samples of a batch."""
+        return isinstance(options, CKAIntra.Options) and options.internal
+
     @classmethod
     def teachers(cls, options: MethodOptions) -> tuple[int, int | None]:
         """One, unless only the hard loss has a weight."""
@@ -55,25 +65,24 @@ class CKAIntra(Method):
 
     @classmethod
     def needs(cls, options: MethodOptions, models: Models) -> Needs:
-        """The teacher's token structures and the student's hidden states."""
-        options = cast(CKAIntra.Options, options)
+        """Token structures or hidden states of the teacher, hidden states of the student."""
+        options = cast(CKAOptions, options)
         if not models.teachers:
             return Needs()
         logits = options.alpha != 1
         if not options.beta:
             return Needs(teacher_logits=logits)
-        pairs = options.pairs(models, penultimate_pair)
+        tokens = cls._among_tokens(options)
+        pairs = options.pairs(models, cls.default_pairs)
         layers = tuple(sorted({teacher for teacher, _ in pairs}))
         return Needs(
             teacher_logits=logits,
-            teacher_hidden=() if options.internal else layers,
-            reduced=tuple(Reduced(f"gram.{layer}", layer, "token_pair") for layer in layers)
-            if options.internal
-            else (),
+            teacher_hidden=() if tokens else layers,
+            reduced=tuple(Reduced(f"gram.{layer}", layer, "token_pair") for layer in layers) if tokens else (),
             student_hidden=tuple(sorted({student for _, student in pairs})),
-            pairs={"intra" if options.internal else "local": pairs},
+            pairs={"intra" if tokens else "local": pairs},
             compares_examples=True,
-            compares_tokens=options.internal,
+            compares_tokens=tokens,
             reads_padding=options.variant == "original",
         )
 
@@ -87,16 +96,16 @@ class CKAIntra(Method):
         return token_gram(hidden, mask, self.options.variant)
 
     def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:
-        """Terms `hard`, `soft`, `intra` (or `local`)."""
-        options = cast(CKAIntra.Options, self.options)
+        """Terms `hard`, `soft`, and `intra` or `local`."""
+        options = cast(CKAOptions, self.options)
         found = kd_terms(options, student, teachers[0] if teachers else None, batch)
         if not self.pairs:
             return found
-        if options.internal:
+        if self._among_tokens(options):
             grams = [teachers[0].reduced[f"gram.{layer}"] for layer, _ in self.pairs]
-            found.terms["intra"] = intra_term(self.pairs, student, grams, batch, options.variant)
+            name, term = "intra", intra_term(self.pairs, student, grams, batch, options.variant)
         else:
+            name = "local"
             term = inter_term(self.pairs, student, teachers[0], batch, options.variant, self.batch_size)
-            found.terms["local"] = term
-        found.weights[next(reversed(found.terms))] = options.beta
+        found.terms[name], found.weights[name] = term, options.beta
         return found

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Literal
 
-from kdbert.data.batches import Batch
 from kdbert.layers import Pair, last_pair
-from kdbert.methods.contract import Context, LossTerms, Method, MethodOptions, Models, Needs, Outputs
-from kdbert.methods.terms import FSD, KD_FORMULA, CKAOptions, inter_term, kd_terms
+from kdbert.methods.cka_i import CKAIntra
+from kdbert.methods.terms import FSD, KD_FORMULA, CKAOptions
 
 
-class CKALocal(Method):
+class CKALocal(CKAIntra):
     """KD + beta * local term (METHODS.md section 3.2)."""
 
     name = "cka-l"
@@ -34,46 +32,7 @@ class CKALocal(Method):
 
         name: Literal["cka-l"] = "cka-l"
 
-    def __init__(self, options: MethodOptions) -> None:
-        super().__init__(options)
-        self.pairs: tuple[Pair, ...] = ()
-        self.batch_size = 0
-
-    @classmethod
-    def teachers(cls, options: MethodOptions) -> tuple[int, int | None]:
-        """One, unless only the hard loss has a weight."""
-        options = cast(CKAOptions, options)
-        return (1, 1) if options.alpha != 1 or options.beta else (0, 0)
-
-    @classmethod
-    def needs(cls, options: MethodOptions, models: Models) -> Needs:
-        """Hidden states of both."""
-        options = cast(CKAOptions, options)
-        if not models.teachers:
-            return Needs()
-        if not options.beta:
-            return Needs(teacher_logits=options.alpha != 1)
-        pairs = options.pairs(models, last_pair)
-        return Needs(
-            teacher_logits=options.alpha != 1,
-            teacher_hidden=tuple(sorted({teacher for teacher, _ in pairs})),
-            student_hidden=tuple(sorted({student for _, student in pairs})),
-            pairs={"local": pairs},
-            compares_examples=True,
-            reads_padding=options.variant == "original",
-        )
-
-    def prepare(self, context: Context) -> None:
-        """Note the layers."""
-        self.pairs = self.needs(self.options, context.models).pairs.get("local", ())
-        self.batch_size = context.batch_size
-
-    def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:
-        """Terms `hard`, `soft`, `local`."""
-        options = cast(CKALocal.Options, self.options)
-        found = kd_terms(options, student, teachers[0] if teachers else None, batch)
-        if self.pairs:
-            term = inter_term(self.pairs, student, teachers[0], batch, options.variant, self.batch_size)
-            found.terms["local"] = term
-            found.weights["local"] = options.beta
-        return found
+    @staticmethod
+    def default_pairs(teacher: int, student: int) -> tuple[Pair, ...]:
+        """The last layers."""
+        return last_pair(teacher, student)
