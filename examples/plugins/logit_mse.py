@@ -13,7 +13,7 @@ from pydantic import Field
 
 from kdbert.data.batches import Batch
 from kdbert.losses.hard import hard_loss
-from kdbert.methods import LossTerms, Method, MethodOptions, Models, Needs, Outputs, Paper
+from kdbert.methods import LossTerms, Method, MethodOptions, Models, Needs, Outputs, Paper, Share
 
 
 class LogitMSE(Method):
@@ -30,7 +30,7 @@ class LogitMSE(Method):
         """What `--set method.NAME=VALUE` can set; the descriptions stand in `kdbert methods show`."""
 
         name: Literal["logit-mse"] = "logit-mse"
-        alpha: float = Field(0.5, ge=0, le=1, description="weight of the hard loss; the other term has 1 - alpha")
+        alpha: Share = Field(0.5, description="weight of the hard loss; the other term has 1 - alpha")
 
     @classmethod
     def teachers(cls, options: MethodOptions) -> tuple[int, int | None]:

@@ -105,6 +105,8 @@ def train_memory(recipe: Recipe, *, layer: int | None = None, output: str | None
     section = recipe.memory or MemorySection()
     if section.file is not None:
         raise UserError("memory.file names a memory that is there; leave it away to make one")
+    if section.train == "never":
+        raise UserError("memory.train=never forbids what train-memory is for; leave it away")
     target = Path(output) if output is not None else None
     if target is not None:
         if target.is_dir() or target.suffix != ".safetensors":

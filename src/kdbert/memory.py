@@ -343,10 +343,17 @@ class Memory:
                 f"memory {path} is of {', of '.join(differ)}: make one with `kdbert train-memory`, or leave --memory "
                 "away"
             )
-        if variant == "corrected" and self.about.get("algorithm") == "legacy":
+        legacy = self.about.get("algorithm") == "legacy"
+        if legacy and variant == "corrected":
             raise UserError(
                 f"memory {path} was made by the published procedure, in which padding counts; variant corrected needs "
                 "true centroids: leave --memory away, or use --variant original"
+            )
+        if not legacy and variant == "original":
+            raise UserError(
+                f"memory {path} holds true centroids, without padding; variant original reads what the published "
+                "procedure makes (`kdbert train-memory --algorithm legacy`): leave --memory away, or use --variant "
+                "corrected"
             )
 
     def check_length(self, path: str | Path, longest: int) -> None:

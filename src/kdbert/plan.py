@@ -382,8 +382,25 @@ class Plan:
 
     @cached_property
     def needs(self) -> Needs:
-        """What the method reads of these models."""
-        return get_method(self.recipe.method.name).needs(self.recipe.method, self.models)
+        """What the method reads of these models.
+
+        Raises:
+            UserError: layers that a model does not have.
+        """
+        method = get_method(self.recipe.method.name)
+        needs = method.needs(self.recipe.method, self.models)
+        read = {*needs.teacher_hidden, *(quantity.layer for quantity in needs.reduced)}
+        for role, shape, layers in (
+            *(("teacher", teacher, read) for teacher in self.models.teachers),
+            ("student", self.models.student, set(needs.student_hidden)),
+        ):
+            wrong = [layer for layer in layers if not 0 <= layer <= shape.layers]
+            if wrong:
+                raise UserError(
+                    f"method {method.name!r} reads layer {wrong[0]} of a {role} with layers 0 (embeddings) to "
+                    f"{shape.layers}"
+                )
+        return needs
 
     @property
     def micro_batch(self) -> int:
@@ -401,6 +418,9 @@ class Plan:
         check_trackers(recipe.output.tracker)
         _ = self.train_examples, self.eval_examples, self.kept_layers, self.teacher_permutations, self.needs
         check_length(recipe.task.max_length, self.student_config, self.student_place.given)
+        known = [place.fingerprint() for place in self.teacher_places]
+        if len(set(known)) < len(known):
+            log.warning("the same teacher is named twice")
         if recipe.output.diagnose and not self.models.teachers:
             raise UserError(
                 f"--diagnose compares the student with its teacher; method {recipe.method.name!r} reads none"
@@ -415,10 +435,17 @@ class Plan:
         memory, layer = self.recipe.memory, self.needs.memory_layer
         if memory is None or layer is None:
             return
+        suits = {"corrected": "kmeans", "original": "legacy"}[self.recipe.method.variant]
+        if memory.file is None and memory.algorithm != suits:
+            raise UserError(
+                f"memory.algorithm={memory.algorithm} goes with the other variant; variant "
+                f"{self.recipe.method.variant} reads a memory by {suits}"
+            )
+        if memory.file is not None and not self.teacher_places:
+            raise UserError(f"memory {memory.file!r} belongs to a teacher: name that one with --teacher")
         if memory.file is not None:
             found = Memory.load(Path(memory.file))
-            if self.teacher_places:
-                found.check(memory.file, self.memory_of, self.recipe.method.variant)
+            found.check(memory.file, self.memory_of, self.recipe.method.variant)
         elif memory.train == "never" and not self._memory_is_there(memory):
             raise UserError(
                 f"{self.recipe.method.name} needs a memory, and below {self.recipe.output.runs_dir!r} there is none of "
@@ -511,8 +538,10 @@ class Plan:
         length, rows = self.recipe.task.max_length or 0, self.micro_batch
         per_token = 16 * config.hidden_size + 2 * config.num_attention_heads * length
         activations = 4.0 * rows * length * len(self.kept_layers) * per_token
-        memory = self.recipe.memory
-        centroids = (memory.centroids or 0) * length * config.hidden_size if memory is not None else 0
+        memory, centroids = self.recipe.memory, 0
+        if memory is not None:
+            count = len(Memory.load(Path(memory.file)).counts) if memory.file is not None else memory.centroids or 0
+            centroids = count * length * config.hidden_size
         return 16.0 * (student + centroids) + 4.0 * sum(teachers) + activations
 
 

@@ -88,7 +88,6 @@ def method_for(name: str, options: dict[str, Any], inputs: dict[str, torch.Tenso
     method.prepare(
         Context(
             models=Models(student=shapes[1], teachers=(shapes[0],)),
-            regression=inputs["labels"].is_floating_point(),
             batch_size=batch_size,
             memory=memory,
         )

@@ -118,7 +118,7 @@ def make_method(
     if memory is None and needs.memory_layer is not None:
         memory = draw_memory(models)
     torch.manual_seed(3)
-    method.prepare(Context(models=models, regression=False, batch_size=batch_size, memory=memory))
+    method.prepare(Context(models=models, batch_size=batch_size, memory=memory))
     return method.double()
 
 

@@ -19,7 +19,7 @@ DEFAULTS: dict[str, dict[str, float]] = {
     "ics": {**KD_WEIGHTS, "feature": 0.32},
     "cka-i": {**KD_WEIGHTS, "intra": 30},
     "cka-l": {**KD_WEIGHTS, "local": 30},
-    "cka-g": {**KD_WEIGHTS, "distance": 15, "cosine": 15, "memory_cka": 30},
+    "cka-g": {**KD_WEIGHTS, "distance": 0.15, "cosine": 0.15, "memory_cka": 0.3},
     "cka-il": {**KD_WEIGHTS, "intra": 0.025, "local": 0.025},
     "cka-ilg": {
         **KD_WEIGHTS, "intra": 0.0125, "local": 0.0125, "distance": 0.025, "cosine": 0.025, "memory_cka": 0.05,

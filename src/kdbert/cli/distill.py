@@ -112,5 +112,6 @@ def distill(
     rows = [o.teacher_row(facts, i if len(taught_by) > 1 else None) for i, facts in enumerate(taught_by, 1)]
     if result.baseline is not None:
         rows.append(o.row_of("baseline (no teacher)", result.baseline))
-    rows.append(o.row_of(f"student ({recipe.method.name})", result))
+    variant = "" if recipe.method.variant == "corrected" else f", {recipe.method.variant}"
+    rows.append(o.row_of(f"student ({recipe.method.name}{variant})", result))
     o.print_results(f"{recipe.task.name}: {recipe.method.name}, seed {recipe.seed}, n = 1 run", rows, result, quiet)

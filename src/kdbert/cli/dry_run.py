@@ -68,10 +68,12 @@ def print_plan(recipe: Recipe, heading: str | None = None, teachers_to_come: Seq
                 print(f"  … and {len(columns) - 20} more, matched by name")
         else:
             print("  one score")
-    role = "student" if recipe.teachers else "model"
+    role = "student" if recipe.teachers or teachers_to_come else "model"
     print(f"{role} layers: {', '.join(map(str, plan.kept_layers))} of {plan.student_config.num_hidden_layers}")
     for term, pairs in plan.needs.pairs.items():
         print(f"layers of {term} (teacher:student): {told(pairs)}")
+    for sentence in recipe.method.nonsense():
+        print(f"weights, as published: {sentence}")
     if recipe.memory is not None:
         print(f"memory: {recipe.memory.file or plan.memory_words()}")
     student, teachers = plan.parameters()

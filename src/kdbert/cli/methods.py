@@ -13,7 +13,8 @@ app = typer.Typer(help="List methods, or show one.", invoke_without_command=True
 
 
 @app.callback()
-def _default(context: typer.Context) -> None:
+def _default(context: typer.Context, plugin: o.Plugin = None) -> None:
+    o.load_plugins(plugin)
     if context.invoked_subcommand is None:
         list_methods()
 

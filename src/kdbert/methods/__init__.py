@@ -35,6 +35,8 @@ from kdbert.methods.contract import (
     Paper,
     Reduced,
     Shape,
+    Share,
+    Weight,
 )
 
 __all__ = [
@@ -48,6 +50,8 @@ __all__ = [
     "Paper",
     "Reduced",
     "Shape",
+    "Share",
+    "Weight",
     "all_methods",
     "get_method",
     "load_plugin",

@@ -26,8 +26,8 @@ class CKAIntra(Method):
     )
     papers = (FSD,)
     differences = (
-        "Default layers: the last but one of both (11:5 for 12 and 6 layers), in code though not in the paper's "
-        "words. The mean over samples stands inside the logarithm, in both variants. `original` counts padding "
+        "Default layers: the last but one of both (11:5 for 12 and 6 layers), as the published "
+        "script has it. The mean over samples stands inside the logarithm, in both variants. `original` counts padding "
         "as tokens, and a sample with constant features makes the loss NaN; `corrected` centres each sample over its "
         "own real tokens and leaves out samples with fewer than two tokens or no variance. internal=false is the "
         "published script without its flag --internal: samples of the batch are compared, not tokens. beta 30 is the "

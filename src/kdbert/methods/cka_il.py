@@ -22,7 +22,7 @@ class CKAIntraLocal(CKAIntraLocalGlobal):
     differences = (
         "The published code has no such script: it is cka-ilg's with --sigma 0, which is what this name runs. Both "
         "terms compare the last but one layers (11:5). The script's other defaults (alpha 0, gamma 0) are those of "
-        "`original`."
+        "`original`; with gamma 0 the intra term has no weight."
     )
 
     class Options(ILGOptions):

@@ -41,7 +41,7 @@ class ILGOptions(StructureOptions):
 
     temperature: float = Field(3.0, gt=0, description="tau, softens both distributions")
     gamma: Share = Field(0.5, description="share of the intra term; the local term has 1 - gamma")
-    epsilon: Weight = Field(0.1, description="weight of all structure terms together (the paper's beta)")
+    epsilon: Weight = Field(0.1, description="weight of all structure terms together (beta in the published README)")
 
     def shares(self) -> dict[str, float]:
         """The weight of each structure term."""
@@ -63,12 +63,13 @@ class CKAIntraLocalGlobal(Method):
     )
     papers = (FSD,)
     differences = (
-        "All terms compare the last but one layers (11:5), the local one too, unlike cka-l. The script's "
-        "defaults (alpha 0, beta 5, gamma 0, sigma 5) give negative weights, 1 - beta = 1 - sigma = -4: they are "
-        "the defaults of `original`; `corrected` refuses them and has 0.5 each. Its README speaks of gamma_m (here "
-        "beta), gamma_g (sigma), gamma_i and gamma_l (gamma and 1 - gamma, which are tied) and beta (epsilon), flags "
-        "that do not exist. FSD_IL is sigma 0 (see cka-il). For memory, padding and degenerate samples see cka-g "
-        "and cka-i."
+        "All terms compare the last but one layers (11:5), the local one too, unlike cka-l. The script's defaults "
+        "(alpha 0, beta 5, gamma 0, sigma 5) give negative weights, 1 - beta = 1 - sigma = -4: they are the defaults "
+        "of `original`; `corrected` refuses them and has 0.5 each. Its README speaks of gamma_m (here beta), gamma_g "
+        "(sigma), gamma_i and gamma_l (gamma and 1 - gamma, which are tied) and beta (epsilon), flags that do not "
+        "exist. FSD_IL is sigma 0 (see cka-il). epsilon 0.1 is the script's default, chosen for its Euclidean "
+        "distances: `corrected` keeps it, but there the structure terms weigh little beside hard and soft loss, and "
+        "it is hardly more than kd; raise it. For memory, padding and degenerate samples see cka-g and cka-i."
     )
 
     class Options(ILGOptions):

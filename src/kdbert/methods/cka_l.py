@@ -23,8 +23,9 @@ class CKALocal(CKAIntra):
     differences = (
         "Default layers: the LAST of both (12:6), unlike cka-i, cka-g and cka-ilg, whose scripts take the last but "
         "one. `original` cuts the smaller last batch of an epoch into as many rows as a full one has, pieces of "
-        "samples, and lets padding in; `corrected` takes the samples there are, zero at padding, and gives 0 for "
-        "a batch of one sample. beta 30 is the script's default."
+        "samples, and lets padding in; `corrected` takes the samples there are, zero at padding, and gives 0 for a "
+        "batch of one sample. beta 30 is the script's default; on the quickstart task (one seed, dev accuracy; kd "
+        ".59) 30, 10, 3, 1 gave .49, .65, .67, .68."
     )
 
     class Options(CKAOptions):

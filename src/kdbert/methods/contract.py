@@ -60,25 +60,30 @@ class MethodOptions(BaseModel):
     @field_validator("*")
     @classmethod
     def _no_nonsense(cls, value: Any, info: ValidationInfo) -> Any:
-        sentence = cls.fault(str(info.field_name), value)
-        if sentence and info.data.get("variant") == "corrected":
-            raise ValueError(f"{sentence} (variant original takes what the published code takes)")
+        fault = cls.fault(str(info.field_name), value)
+        if fault and info.data.get("variant") == "corrected":
+            raise ValueError(f"{fault[0]} (variant original takes what the published code takes)")
         return value
 
     @classmethod
-    def fault(cls, key: str, value: Any) -> str:
-        """Why a value is a weight that means nothing: negative, or a share outside 0..1; "" if it is none."""
+    def fault(cls, key: str, value: Any) -> tuple[str, str] | None:
+        """Whether a value is a weight that means nothing: negative, or a share outside 0..1.
+
+        Returns:
+            What is wrong with it, and what it amounts to; None if it is sound.
+        """
         kinds = cls.model_fields[key].metadata
         if "weight" in kinds and value is not None and value < 0:
-            return f"{key} is a weight and must be 0 or more (got {value:g})"
+            return f"{key} is a weight and must be 0 or more (got {value:g})", f"{key} gives a weight of {value:g}"
         if "share" in kinds and value is not None and not 0 <= value <= 1:
-            return f"{key} must lie between 0 and 1, for 1 - {key} is a weight too (got {value:g})"
-        return ""
+            wrong = f"{key} must lie between 0 and 1, for 1 - {key} is a weight too (got {value:g})"
+            return wrong, f"{key} {value:g} gives weights of {value:g} and {1 - value:g}"
+        return None
 
     def nonsense(self) -> list[str]:
-        """The faults of all options: there are some in `original` only."""
+        """What the faults of all options amount to: there are some in `original` only."""
         found = [self.fault(key, getattr(self, key)) for key in type(self).model_fields]
-        return [sentence for sentence in found if sentence]
+        return [fault[1] for fault in found if fault]
 
 
 @dataclass(frozen=True)
@@ -151,13 +156,11 @@ class Context:
 
     Attributes:
         models: depths and widths.
-        regression: whether labels are scores.
         batch_size: examples of a full micro-batch, over all processes.
         memory: the centroids, where `Needs.memory_layer` asks for them.
     """
 
     models: Models
-    regression: bool
     batch_size: int
     memory: Memory | None = None
 

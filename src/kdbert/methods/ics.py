@@ -159,16 +159,20 @@ class ICS(Method):
     def remark(self, batches: Sequence[np.ndarray]) -> str | None:
         """A warning where the batches hold hardly any other example of a class."""
         options = cast(ICS.Options, self.options)
-        if not self.pairs:
+        if not self.pairs or options.neighbors == 1:
             return None
-        companions = []
+        limit, others = torch.tensor(options.neighbors), []
         for labels in batches:
-            _, group, sizes = np.unique(
-                self._classes(torch.from_numpy(labels)), return_inverse=True, return_counts=True
-            )
-            companions.append(np.minimum(sizes[group] - 1, max(options.neighbors, 2)))
-        mean = float(np.concatenate(companions).mean())
-        if mean >= 1:
+            classes = self._classes(torch.from_numpy(labels))
+            same = classes[:, None] == classes[None, :]
+            if options.variant == "original":
+                count = shrinking_count(same, limit)
+                limit = count[-1] if options.k_state == "run" else limit
+            else:
+                count = same.sum(1).clamp(max=options.neighbors)
+            others.append(count - 1)
+        mean = float(torch.cat(others).double().mean())
+        if mean >= min(1.0, (options.neighbors - 1) / 2):
             return None
         return (
             f"ics: an example meets {mean:.2f} others of its class in its batch, so the feature term draws it to "

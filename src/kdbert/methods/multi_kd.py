@@ -75,10 +75,12 @@ class MultiKD(Method):
             return self
 
         @classmethod
-        def fault(cls, key: str, value: Any) -> str:
+        def fault(cls, key: str, value: Any) -> tuple[str, str] | None:
             """Negative weights too."""
             negative = [weight for weight in value or () if weight < 0] if key == "weights" else []
-            return f"weights must be 0 or more (got {negative[0]:g})" if negative else super().fault(key, value)
+            if negative:
+                return f"weights must be 0 or more (got {negative[0]:g})", f"a teacher has the weight {negative[0]:g}"
+            return super().fault(key, value)
 
         def shares(self, count: int) -> list[float]:
             """The weight of each teacher's soft loss."""

@@ -101,7 +101,7 @@ class Diagnostics:
         found["intra_class_cosine/student"] = intra_class_cosine(_flat(seen, depth), self.same_class)
         last = self.models.teachers[0].layers
         found["intra_class_cosine/teacher"] = intra_class_cosine(_flat(self.teacher, last), self.same_class)
-        return {f"diagnostics/{name}": round(float(value), 6) for name, value in found.items()}
+        return {f"diagnostics/{name}": float(f"{float(value):.6g}") for name, value in found.items()}
 
     def _pooled(self, model: Any, data: Encoded, depth: int) -> list[torch.Tensor]:
         """Mean over real tokens of every layer's hidden states, [N, H] each, of at most `MOST` examples."""

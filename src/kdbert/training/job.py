@@ -131,7 +131,6 @@ class Job:
         method = get_method(recipe.method.name)(recipe.method)
         context = Context(
             models=plan.models,
-            regression=plan.spec.kind == "regression",
             batch_size=plan.micro_batch,
             memory=self.teachers.memory,
         )
@@ -151,6 +150,7 @@ class Job:
         plan, recipe, folder = self.plan, self.plan.recipe, self.plan.folder
         accelerator, main = self.accelerator, self.accelerator.is_main_process
         started = time.time()
+        teacher_facts, scoring_seconds = self._teacher_facts()  # before a memory is made of one that can teach little
         module = self.module
         self._announce()
         fingerprints = {name: part.fingerprint() for name, part in self.encoded.items()}
@@ -165,7 +165,7 @@ class Job:
             accelerator.init_trackers("kdbert", config={"recipe": recipe.yaml()})
 
         diagnostics = self._diagnostics() if recipe.output.diagnose else None
-        teachers, teacher_facts, teacher_seconds = self._ready_teachers()
+        teachers, teacher_seconds = self._ready_teachers()
         result = train(
             recipe.train,
             seed=recipe.seed,
@@ -184,7 +184,8 @@ class Job:
         if diagnostics is not None:
             values = diagnostics.layer_cka()
             if main:
-                title = f"{plan.spec.name}: {recipe.method.name}, seed {recipe.seed}"
+                variant = "" if recipe.method.variant == "corrected" else f" ({recipe.method.variant})"
+                title = f"{plan.spec.name}: {recipe.method.name}{variant}, seed {recipe.seed}"
                 diagnostics.write(folder.path / "diagnostics", values, title)
                 log.info("heat map: %s", folder.path / "diagnostics" / "cka.png")
         if recipe.output.tracker:
@@ -205,7 +206,7 @@ class Job:
                 "teachers": teacher_facts,
                 "best": result.best,
                 "timings": {
-                    "teacher_seconds": round(teacher_seconds, 3),
+                    "teacher_seconds": round(scoring_seconds + teacher_seconds, 3),
                     "train_seconds": round(result.train_seconds, 3),
                     "eval_seconds": round(result.eval_seconds, 3),
                     "total_seconds": round(time.time() - started, 3),
@@ -258,7 +259,7 @@ class Job:
         if plan.needs.compares_examples and plan.micro_batch != recipe.train.batch_size:
             log.info("%s compares %d examples, not %d", recipe.method.name, plan.micro_batch, recipe.train.batch_size)
         for sentence in recipe.method.nonsense():
-            log.warning("variant original: %s", sentence)
+            log.warning("variant original, as published: %s", sentence)
         if data.labels is not None:
             first = epoch_order(recipe.train, data, recipe.seed, 0)
             parts = [part for rows in first for part in np.array_split(rows, recipe.train.accumulation) if len(part)]
@@ -311,13 +312,10 @@ class Job:
         )
         write_text(folder.path / "recipe.yaml", recipe.yaml())
 
-    def _ready_teachers(self) -> tuple[list[Teacher], list[dict[str, Any]], float]:
-        """Teachers ready for training, what is known of them, and the seconds that their pass took."""
-        plan, recipe = self.plan, self.plan.recipe
-        started = time.perf_counter()
-        teachers: list[Teacher] = []
-        facts = []
-        for number, (given, columns) in enumerate(zip(recipe.teachers, plan.teacher_permutations, strict=True)):
+    def _teacher_facts(self) -> tuple[list[dict[str, Any]], float]:
+        """How each teacher scores and how large it is, and the seconds that this took."""
+        plan, started, facts = self.plan, time.perf_counter(), []
+        for number, (given, columns) in enumerate(zip(plan.recipe.teachers, plan.teacher_permutations, strict=True)):
             metrics = {
                 name: self._score(name, self.teachers.values(number, name, LOGITS)["logits"][:, columns])
                 for name in plan.eval_examples
@@ -331,10 +329,16 @@ class Job:
                 "size_mib": round(parameters * 4 / 2**20, 2),
             })  # fmt: skip
             self._warn_if_untrained(given.model, metrics)
-            teachers.append(self.teachers.for_training(number, self.module.method))
+        return facts, time.perf_counter() - started
+
+    def _ready_teachers(self) -> tuple[list[Teacher], float]:
+        """Teachers ready for training, and the seconds that their pass took."""
+        started = time.perf_counter()
+        numbers = range(len(self.plan.recipe.teachers))
+        teachers = [self.teachers.for_training(number, self.module.method) for number in numbers]
         if all(isinstance(teacher, StoredTeacher) for teacher in teachers):
             self.teachers.release()  # their memory is wanted for training
-        return teachers, facts, time.perf_counter() - started
+        return teachers, time.perf_counter() - started
 
     def _warn_if_untrained(self, name: str, metrics: Mapping[str, Mapping[str, float]]) -> None:
         split = self.plan.spec.split_names("dev")[0]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from kdbert.data.batches import evaluation_batches, micro_batches
 from kdbert.data.encode import Encoded
-from kdbert.errors import UserError
+from kdbert.errors import Interrupted, UserError
 from kdbert.memory import Clusters, FeatureBatch, Features, Memory, kmeans, legacy, legacy_statistics
 from kdbert.recipe import MemorySection
 from kdbert.runs import FileLock, short_name
@@ -84,7 +85,8 @@ def make_memory(
         there = torch.tensor([accelerator.is_main_process and _whole(path)], dtype=torch.int32)
         if accelerator.num_processes > 1:
             there = accelerator.reduce(there.to(accelerator.device), "sum")
-        if not there.item():
+        reused = bool(there.item())
+        if not reused:
             values = hidden() if section.algorithm == "kmeans" else None
             if accelerator.is_main_process:
                 _make(path, section, about, data, values, model, accelerator.device, precision, batch_size)
@@ -93,7 +95,13 @@ def make_memory(
         if lock is not None:
             lock.release()
     memory = Memory.load(path)
-    log.info("memory: %d centroids of layer %d, %s", len(memory.centroids), about["layer"], path)
+    log.info(
+        "memory: %d centroids of layer %d, %s%s",
+        len(memory.centroids),
+        about["layer"],
+        "reused: " if reused else "",
+        path,
+    )
     return memory
 
 
@@ -127,16 +135,21 @@ def _make(
     length = int(about["max_length"]) if original else int(data.lengths.max())
     passes = section.passes
     assert passes is not None
-    bar = tqdm(total=passes, desc="memory", unit="pass", disable=not log.isEnabledFor(logging.INFO), file=sys.stderr)
 
     def progress(done: int, inertia: float) -> None:
-        bar.update(done - bar.n)
-        bar.set_postfix(distance=f"{inertia / len(data):.4g}", refresh=True)
+        log.info("memory: pass %d, mean squared distance %.4g", done, inertia / len(data))
+
+    def shown(batches: Sequence[np.ndarray]) -> Iterable[np.ndarray]:
+        """The batches of a pass, with a bar."""
+        return tqdm(
+            batches, desc="memory", unit="batch", leave=False, disable=not log.isEnabledFor(logging.INFO),
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        )  # fmt: skip
 
     def live() -> Iterator[FeatureBatch]:
         network = model().eval()
         batches = np.array_split(np.arange(len(data)), -(-len(data) // batch_size)) if original else None
-        for rows in batches or evaluation_batches(data.lengths, batch_size):
+        for rows in shown(batches or evaluation_batches(data.lengths, batch_size)):
             (batch,) = micro_batches(data, rows, length=length if original else None)
             with torch.no_grad():
                 found = run_model(network, batch.to(device), precision, (layer,)).hidden[layer]
@@ -147,7 +160,7 @@ def _make(
     def kept() -> Iterator[FeatureBatch]:
         assert values is not None
         tokens = torch.from_numpy(values)
-        for rows in evaluation_batches(data.lengths, batch_size):
+        for rows in shown(evaluation_batches(data.lengths, batch_size)):
             index, real = data.tokens(rows, int(data.lengths[rows].max()))
             found = tokens[torch.from_numpy(index.reshape(-1))].view(*index.shape, width)
             yield FeatureBatch(torch.from_numpy(rows), (found * torch.from_numpy(real).unsqueeze(-1)).flatten(1))
@@ -158,7 +171,7 @@ def _make(
         section.centroids, len(data), layer, passes, "" if values is not None else "; the teacher runs in every pass",
     )  # fmt: skip
     found: Clusters
-    with bar:
+    try:
         if original:
             generator = torch.Generator().manual_seed(section.seed)
             mean, std = legacy_statistics(features, section.batch_size)
@@ -174,10 +187,14 @@ def _make(
                 passes=passes,
                 progress=progress,
             )
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "stopped while the memory was made; nothing of it is kept: the same command starts it again", signal.SIGINT
+        ) from None
     counts = found.counts
     log.info(
-        "memory: %d passes, mean squared distance %.4g, %d to %d examples a centroid%s",
-        found.passes, found.inertia / len(data), int(counts.min()), int(counts.max()),
+        "memory: %d pass%s, %d to %d examples a centroid%s",
+        found.passes, "es" if found.passes > 1 else "", int(counts.min()), int(counts.max()),
         f", {int((counts == 0).sum())} with none" if not counts.all() else "",
     )  # fmt: skip
     facts = {**about, "examples": len(data), "passes_done": found.passes, "inertia": found.inertia}

@@ -31,6 +31,7 @@ def stored(
     about: Mapping[str, Any],
     compute: Callable[[list[str]], Mapping[str, np.ndarray]],
     accelerator: Accelerator,
+    whose: str = "teacher's",
 ) -> dict[str, np.ndarray]:
     """A teacher's outputs for every example of a split: read from the store, or computed and kept there.
 
@@ -42,6 +43,7 @@ def stored(
         rows: quantity (`logits`, `hidden.5`) -> its number of rows.
         about: everything that the values depend on; equal values mean equal outputs.
         compute: gives the quantities asked for, float32 [rows, ...]; called by all processes together.
+        whose: how a line of the log begins.
     """
     about = {"store_version": VERSION, **about}
     text = json.dumps(about, sort_keys=True)
@@ -65,14 +67,14 @@ def stored(
                     assert kept is not None
                     values[name] = kept
         for name in values:
-            log.info("teacher's %s: read from %s", name, paths[name])
+            log.info("%s %s: read from %s", whose, name, paths[name])
         missing = [name for name in paths if name not in values]
         if missing:
             computed = compute(missing)
             for name in missing:
                 values[name] = computed[name]
                 if locks.get(name) is not None:
-                    _write(paths[name], name, values[name], about)
+                    _write(paths[name], name, values[name], about, whose)
         return values
     finally:
         for lock in locks.values():
@@ -114,7 +116,7 @@ def _digest(values: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).view(np.uint8).data).hexdigest()
 
 
-def _write(path: Path, quantity: str, values: np.ndarray, about: Mapping[str, Any]) -> None:
+def _write(path: Path, quantity: str, values: np.ndarray, about: Mapping[str, Any], whose: str) -> None:
     from safetensors.numpy import save_file
 
     metadata = {"sha256": _digest(values)}
@@ -129,4 +131,4 @@ def _write(path: Path, quantity: str, values: np.ndarray, about: Mapping[str, An
     except Exception as error:  # safetensors has an error of its own for a full disk
         log.warning("teacher outputs are not kept: cannot write %s (%s)", path, error)
     else:
-        log.info("teacher's %s: kept in %s", quantity, path)
+        log.info("%s %s: kept in %s", whose, quantity, path)

@@ -141,6 +141,8 @@ class Teachers:
             )
         memory.check(path, about, recipe.method.variant)
         memory.check_length(path, int(data.lengths.max()))
+        if memory.about.get("data") != about["data"]:
+            log.warning("memory %s was made of other training examples of the task than this run's", path)
         return memory
 
     @property
@@ -242,5 +244,6 @@ class Teachers:
             }
             size = {"example": len(data), "token": len(data.input_ids), "token_pair": int(data.pair_offsets[-1])}
             rows = {file: size[kinds[name]] for name, file in files.items()}
-            found = stored(Path(recipe.output.runs_dir), rows, about, compute, self.accelerator)
+            whose = f"teacher {number + 1} on {split}:" if len(recipe.teachers) > 1 else f"teacher on {split}:"
+            found = stored(Path(recipe.output.runs_dir), rows, about, compute, self.accelerator, whose)
         return {name: found[file] for name, file in files.items()}
