@@ -209,7 +209,7 @@ def test_it_tells_of_progress_and_the_file_and_the_second_time_takes_what_is_the
     again = told(memory_words(setting, tmp_path))
     assert again.out == first.out
     assert "of 203 examples" not in again.err
-    assert f"6 centroids of layer 3, {file}" in again.err
+    assert f"6 centroids of layer 3, reused: {file}" in again.err
     assert (file.read_bytes(), file.stat().st_mtime_ns) == (content, changed)
     assert not list(tmp_path.rglob("*.lock"))
     assert not list(tmp_path.rglob("*.tmp"))
@@ -307,7 +307,7 @@ def test_distill_takes_the_very_file_that_train_memory_made(
     content, changed = the_file(root).read_bytes(), the_file(root).stat().st_mtime_ns
     done = told(distill_words(setting, tmp_path / "run", root, **{"memory.centroids": K}))
     assert "of 203 examples, layer" not in done.err
-    assert f"6 centroids of layer 3, {the_file(root)}" in done.err
+    assert f"6 centroids of layer 3, reused: {the_file(root)}" in done.err
     assert (the_file(root).read_bytes(), the_file(root).stat().st_mtime_ns) == (content, changed)
     facts = manifest(tmp_path / "run")
     centroids = tensors(the_file(root))[0]
