@@ -201,7 +201,7 @@ def many_classes(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], P
 
 def warnings(text: str) -> list[str]:
     """Lines that tell of too few companions."""
-    return [line for line in text.splitlines() if "others of its class" in line]
+    return [line for line in text.splitlines() if "neighbours of its class" in line]
 
 
 def test_ics_warns_once_of_batches_without_companions_and_tells_the_cure(
@@ -214,7 +214,7 @@ def test_ics_warns_once_of_batches_without_companions_and_tells_the_cure(
     assert "--batch-sampler class-balanced" in warning
     (run,) = (tmp_path / "random").glob("custom/ics/*")
     lines = logged(run)
-    told = float(re.search(r"meets (\d\.\d\d) others", warning)[1])  # type: ignore[index]
+    told = float(re.search(r"has (\d\.\d\d) neighbours", warning)[1])  # type: ignore[index]
     assert told < 0.5
     # What was foretold from the labels is what was met: k 3 leaves room for two others.
     assert sum(line["ics/neighbors"] for line in lines.values()) / len(lines) == pytest.approx(told, abs=0.02)
