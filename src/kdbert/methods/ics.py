@@ -175,9 +175,9 @@ class ICS(Method):
         if mean >= min(1.0, (options.neighbors - 1) / 2):
             return None
         return (
-            f"ics: an example meets {mean:.2f} others of its class in its batch, so the feature term draws it to "
-            "little but its own teacher representation; --batch-sampler class-balanced brings examples of a class "
-            "together"
+            f"ics: an example has {mean:.2f} neighbours of its class in its batch besides itself, so the feature "
+            "term draws it to little but its own teacher representation; --batch-sampler class-balanced brings "
+            "examples of a class together"
         )
 
     def _classes(self, labels: torch.Tensor) -> torch.Tensor:
