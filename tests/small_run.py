@@ -15,8 +15,9 @@ import torch
 from accelerate import Accelerator
 
 from kdbert.data.encode import Encoded
-from kdbert.plan import Plan, resolve_distill
+from kdbert.plan import Plan
 from kdbert.recipe import Recipe
+from kdbert.resolve import resolve_distill
 from kdbert.training.forward import StudentWithMethod, pass_over
 from kdbert.training.job import Job
 from kdbert.training.teacher import LiveTeacher, StoredTeacher, kinds_of, layers_read, quantities

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdbert import Recipe, UserError
-from kdbert.plan import resolve_distill, teacher_recipes
+from kdbert.resolve import resolve_distill, teacher_recipes
 from kdbert.runs import identity_of
 
 

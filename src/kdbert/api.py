@@ -15,20 +15,18 @@ from kdbert.metrics import score
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import check_trained_head, label_names, load_classifier, load_config, load_tokenizer
 from kdbert.models.locate import locate
-from kdbert.plan import (
-    Plan,
+from kdbert.plan import Plan, check_length, student_before_teacher
+from kdbert.recipe import MemorySection, Recipe
+from kdbert.reporting.predictions import predicted, write_predictions, write_submission
+from kdbert.resolve import (
     baseline_recipe,
-    check_length,
     missing_teachers,
     resolve_distill,
     resolve_finetune,
-    student_before_teacher,
     task_of,
     teacher_recipes,
     with_teachers,
 )
-from kdbert.recipe import MemorySection, Recipe
-from kdbert.reporting.predictions import predicted, write_predictions, write_submission
 from kdbert.runs import RunFolder, RunResult, atomic_write, sha256
 from kdbert.sweep.grid import Cell
 from kdbert.sweep.jobs import Job, plan_jobs

@@ -7,17 +7,16 @@ from collections.abc import Sequence
 from kdbert.api import finished_run
 from kdbert.layers import told
 from kdbert.models.locate import ModelPlace, locate
-from kdbert.plan import (
-    Plan,
+from kdbert.plan import Plan, student_before_teacher
+from kdbert.recipe import Recipe
+from kdbert.resolve import (
     base_model,
     missing_teachers,
     resolve_distill,
     resolve_finetune,
-    student_before_teacher,
     teacher_recipes,
     with_teachers,
 )
-from kdbert.recipe import Recipe
 
 
 def print_distill_plan(recipe: Recipe) -> None:

@@ -59,7 +59,7 @@ def finetune_teacher(
 
     if dry_run:
         from kdbert.cli.dry_run import print_plan
-        from kdbert.plan import resolve_finetune
+        from kdbert.resolve import resolve_finetune
 
         print_plan(resolve_finetune(recipe))
         return

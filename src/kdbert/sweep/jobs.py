@@ -12,16 +12,9 @@ from typing import Any, Literal
 
 from kdbert.errors import UserError
 from kdbert.methods import plugins
-from kdbert.plan import (
-    Plan,
-    missing_teachers,
-    resolve_distill,
-    resolve_finetune,
-    student_before_teacher,
-    teacher_recipes,
-    with_teachers,
-)
+from kdbert.plan import Plan, student_before_teacher
 from kdbert.recipe import Recipe
+from kdbert.resolve import missing_teachers, resolve_distill, resolve_finetune, teacher_recipes, with_teachers
 from kdbert.runs import FileLock, RunFolder, identity_of, short_name
 from kdbert.sweep.commands import command_of
 from kdbert.sweep.grid import Cell

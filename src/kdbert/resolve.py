@@ -1,0 +1,207 @@
+"""What a recipe leaves open is filled: the student's start and depth, the length, the teachers still to be made."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from kdbert.errors import UserError
+from kdbert.methods import get_method
+from kdbert.models.load import load_config
+from kdbert.models.locate import QUICKSTART_MODEL, locate
+from kdbert.recipe import MemorySection, Recipe, StudentSection, TeacherSection, TeacherTraining, TrainSection
+from kdbert.tasks import CUSTOM, TaskSpec, get_task
+from kdbert.tasks.custom import custom_task
+
+log = logging.getLogger("kdbert")
+PAPER_MODEL = "bert-base-uncased"  # what the published systems start from
+
+
+def task_of(recipe: Recipe) -> TaskSpec:
+    """The recipe's task, made from the person's files for `custom`."""
+    task = recipe.task
+    if task.name != CUSTOM:
+        return get_task(task.name)
+    assert task.train_file is not None
+    assert task.dev_file is not None
+    return custom_task(task.train_file, task.dev_file, task.test_file, task.text_columns, task.label_column)
+
+
+def missing_teachers(recipe: Recipe) -> int:
+    """How many teachers have to be made: none, or as many as the method reads at least, if the recipe names none.
+
+    Raises:
+        UserError: it names more teachers than the method reads, or some but too few.
+    """
+    method = get_method(recipe.method.name)
+    least, most = method.teachers(recipe.method)
+    named = len(recipe.teachers)
+    wanted = f"{least} teacher{'s' if least != 1 else ''}" + (" or more" if most is None else "")
+    if least and most is not None and named > most:
+        several = "; multi-kd takes several" if most == 1 else ""
+        raise UserError(f"method {method.name!r} takes {wanted}, the recipe names {named}{several}")
+    if 0 < named < least:
+        one = "; kd takes one" if named == 1 else ""
+        raise UserError(f"method {method.name!r} takes {wanted}, the recipe names {named}: add another --teacher{one}")
+    return 0 if named else least
+
+
+def base_model(recipe: Recipe) -> str:
+    """The pretrained model that a teacher, and by default a student, starts from."""
+    if recipe.teacher_training is not None and recipe.teacher_training.model is not None:
+        return recipe.teacher_training.model
+    return QUICKSTART_MODEL if recipe.task.name == "quickstart" else PAPER_MODEL
+
+
+def teacher_recipes(recipe: Recipe) -> list[Recipe]:
+    """The fine-tuning runs that make the recipe's missing teachers; several differ in their seeds."""
+    training = recipe.teacher_training or TeacherTraining()
+    return [
+        recipe.model_copy(
+            update={
+                "teachers": [],
+                "teacher_training": None,
+                "student": recipe.student.model_copy(
+                    update={"model": base_model(recipe), "layers": None, "init": "first"}
+                ),
+                "method": get_method("finetune").Options(),  # type: ignore[call-arg]
+                "memory": None,
+                "train": _teacher_train(recipe, training),
+                "seed": training.seed + number,
+                "output": recipe.output.model_copy(update={"dir": None, "diagnose": False}),
+            }
+        )
+        for number in range(missing_teachers(recipe))
+    ]
+
+
+def _teacher_train(recipe: Recipe, training: TeacherTraining) -> TrainSection:
+    """The task's own defaults, what `teacher_training` says, and of the student's settings how things are computed."""
+    defaults = {} if recipe.task.name == CUSTOM else get_task(recipe.task.name).defaults
+    student = recipe.train
+    return TrainSection(
+        **{key.removeprefix("train."): value for key, value in defaults.items() if key.startswith("train.")}
+        | training.model_dump(include={"epochs", "learning_rate", "batch_size"})
+        | student.model_dump(include={"eval_batch_size", "precision", "bucketing", "logging_steps", "checkpoint_steps"})
+        | {"accumulation": min(student.accumulation, training.batch_size)},
+    )
+
+
+def baseline_recipe(recipe: Recipe) -> Recipe:
+    """The same student without distillation: same data order, epochs, schedule and rate."""
+    return recipe.model_copy(
+        update={
+            "teachers": [],
+            "teacher_training": None,
+            "method": get_method("finetune").Options(),  # type: ignore[call-arg]
+            "memory": None,
+            "output": recipe.output.model_copy(update={"dir": None, "diagnose": False}),
+        }
+    )
+
+
+def with_teachers(recipe: Recipe, paths: Iterable[str | Path]) -> Recipe:
+    """The recipe with teachers in place of the wish for them."""
+    teachers = [TeacherSection(model=str(path), labels=None) for path in paths]
+    return recipe.model_copy(update={"teachers": teachers, "teacher_training": None})
+
+
+def resolve_finetune(recipe: Recipe) -> Recipe:
+    """Fill what a fine-tuning recipe leaves open.
+
+    Raises:
+        UserError: its method is another one, or no model is named.
+    """
+    if recipe.method.name != "finetune":
+        raise UserError(
+            f"fine-tuning has method 'finetune', the recipe says {recipe.method.name!r}; use distill for that"
+        )
+    model = recipe.student.model
+    if model is None:
+        if recipe.task.name != "quickstart":
+            raise UserError(
+                "which model is fine-tuned? name a folder or Hub id with --model, such as bert-base-uncased"
+            )
+        model = QUICKSTART_MODEL
+    return recipe.model_copy(
+        update={
+            "task": _with_length(recipe),
+            "teachers": [],
+            "teacher_training": None,
+            "student": _cut(recipe.student.model_copy(update={"model": model})),
+        }
+    )
+
+
+def resolve_distill(recipe: Recipe) -> Recipe:
+    """Fill what a distillation recipe leaves open: the student's start, its depth, the length.
+
+    Without `student.model` the student is cut from the pretrained model that the teacher started
+    from, as the published systems do, and keeps half of its layers.
+    """
+    student = recipe.student
+    if student.model is None:
+        model = base_model(recipe)
+        if recipe.teachers:
+            place = locate(recipe.teachers[0].model)
+            model = place.base() or recipe.teachers[0].model
+        layers = student.layers
+        if layers is None and isinstance(student.init, str):
+            depth = load_config(locate(model)).num_hidden_layers
+            layers = max(1, depth // 2)
+        student = student.model_copy(update={"model": model, "layers": layers})
+    student = _cut(student)
+    teachers = recipe.teachers
+    if get_method(recipe.method.name).teachers(recipe.method) == (0, 0) and teachers:
+        log.info("method %s reads no teacher; --teacher only says what the student is cut from", recipe.method.name)
+        teachers = []
+    return recipe.model_copy(
+        update={
+            "task": _with_length(recipe),
+            "teachers": teachers,
+            "teacher_training": None,
+            "student": student,
+            "memory": _memory_section(recipe),
+        }
+    )
+
+
+def _memory_section(recipe: Recipe) -> MemorySection | None:
+    """How the memory is made, every key with its value; None for a method that reads none."""
+    if not get_method(recipe.method.name).reads_memory(recipe.method):
+        if recipe.memory is not None and recipe.memory.file is not None:
+            log.info("method %s reads no memory; memory.file is not used", recipe.method.name)
+        return None
+    section = recipe.memory or MemorySection()
+    if section.file is not None:
+        return section
+    algorithm = section.algorithm or ("legacy" if recipe.method.variant == "original" else "kmeans")
+    return section.model_copy(
+        update={
+            "centroids": section.centroids or (300 if recipe.task.name in ("mnli", "qqp") else 100),
+            "algorithm": algorithm,
+            "passes": section.passes or (3 if algorithm == "legacy" else 20),
+        }
+    )
+
+
+def _cut(student: StudentSection) -> StudentSection:
+    """The number of layers, where `init` lists them.
+
+    Raises:
+        UserError: `init` chooses layers, but not how many.
+    """
+    if isinstance(student.init, list):
+        return student.model_copy(update={"layers": len(student.init)})
+    if student.init != "first" and student.layers is None:
+        raise UserError(f"student.init {student.init!r} keeps some layers; say how many with --student-layers")
+    return student
+
+
+def _with_length(recipe: Recipe) -> Any:
+    length = recipe.task.max_length
+    if length is None:
+        length = TaskSpec.max_length if recipe.task.name == CUSTOM else get_task(recipe.task.name).max_length
+    return recipe.task.model_copy(update={"max_length": length})
