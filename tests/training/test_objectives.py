@@ -87,6 +87,10 @@ def test_with_nothing_but_a_teacher(method: str, setting: Setting, kdbert: Calla
         assert facts["recipe"]["memory"]["centroids"] == 100
         assert load_file(run / "method.safetensors")["memory.centroids"].shape[::2] == (100, 32)
         assert f"global.3.{facts['fingerprints']['memory']}" in kept
+        # All runs on one teacher share its memory.
+        assert len(list(runs_dir.glob("custom/memory/*.safetensors"))) == 1
+        before = [manifest(path.parent)["fingerprints"]["memory"] for path in runs_dir.glob("custom/cka-*g/*/run.json")]
+        assert set(before) == {facts["fingerprints"]["memory"]}
     else:
         assert not (run / "method.safetensors").exists()
     assert not [name for name in load_file(run / "model" / "model.safetensors") if "centroid" in name]
@@ -98,14 +102,6 @@ def test_with_nothing_but_a_teacher(method: str, setting: Setting, kdbert: Calla
     scored = kdbert("evaluate", run)
     assert scored.code == 0, scored.err
     assert f"{facts['metrics']['dev']['accuracy']:.4f}" in scored.out
-
-
-def test_all_runs_on_one_teacher_share_its_memory(runs_dir: Path) -> None:
-    found = list(runs_dir.glob("custom/cka-*g/*/run.json"))
-    if len(found) < 2:
-        pytest.skip("the runs of the test above are not there")
-    assert len(list(runs_dir.glob("custom/memory/*.safetensors"))) == 1
-    assert len({manifest(path.parent)["fingerprints"]["memory"] for path in found}) == 1
 
 
 def test_multi_kd_with_no_teacher_makes_two_that_differ_in_seed(
