@@ -79,7 +79,7 @@ class MultiKD(Method):
             """Negative weights too."""
             negative = [weight for weight in value or () if weight < 0] if key == "weights" else []
             if negative:
-                return f"weights must be 0 or more (got {negative[0]:g})", f"a teacher has the weight {negative[0]:g}"
+                return f"weights must be 0 or more (got {negative[0]:g})", f"weights gives a teacher {negative[0]:g}"
             return super().fault(key, value)
 
         def shares(self, count: int) -> list[float]:
