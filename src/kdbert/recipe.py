@@ -184,6 +184,16 @@ class TrainSection(Section):
     )
     examples_per_class: int = Field(4, ge=1, description="class-balanced: size of a group")
     teacher_cache: bool = Field(True, description="one teacher pass before training instead of one per step")
+    attention: Literal["auto", "kdbert", "eager", "sdpa"] = Field(
+        "auto", description="attention function; auto: kdbert's on a CPU, torch's sdpa elsewhere"
+    )
+    fast_dropout: bool = Field(True, description="on a CPU: dropout by 15 random bits an element (rate to 1/32768)")
+    used_rows: bool = Field(
+        True, description="train the word embedding's rows that the data uses; the same result (not with weight_decay)"
+    )
+    first_token: bool = Field(
+        True, description="the last layer computes the first token only, where nothing else of it is read"
+    )
     logging_steps: int = Field(20, ge=1, description="write losses every so many steps")
     checkpoint_steps: int = Field(500, ge=1, description="save a checkpoint this often, and after every epoch")
 

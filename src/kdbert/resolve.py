@@ -16,6 +16,11 @@ from kdbert.tasks import CUSTOM, TaskSpec, get_task
 from kdbert.tasks.custom import custom_task
 
 log = logging.getLogger("kdbert")
+# Keys of a training that say how things are computed: a teacher made on the way follows its student in them.
+HOW_COMPUTED = (
+    "eval_batch_size", "precision", "bucketing", "attention", "fast_dropout", "used_rows", "first_token",
+    "logging_steps", "checkpoint_steps",
+)  # fmt: skip
 PAPER_MODEL = "bert-base-uncased"  # what the published systems start from
 
 
@@ -84,7 +89,7 @@ def _teacher_train(recipe: Recipe, training: TeacherTraining) -> TrainSection:
     return TrainSection(
         **{key.removeprefix("train."): value for key, value in defaults.items() if key.startswith("train.")}
         | training.model_dump(include={"epochs", "learning_rate", "batch_size"})
-        | student.model_dump(include={"eval_batch_size", "precision", "bucketing", "logging_steps", "checkpoint_steps"})
+        | student.model_dump(include=set(HOW_COMPUTED))
         | {"accumulation": min(student.accumulation, training.batch_size)},
     )
 

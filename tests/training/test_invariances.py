@@ -266,8 +266,8 @@ class NoReading(TorchDispatchMode):
 
 @pytest.fixture(params=["kd", "ics", "cka-i", "cka-g", "cka-ilg"])
 def cuda_like(setting: Setting, tmp_path: Path, request: pytest.FixtureRequest) -> Parts:
-    """The student with the attention kernel that a GPU gets."""
-    changes = FEATURES.get(request.param, {})
+    """The student with the attention and the dropout that a GPU gets."""
+    changes = {"attention": "sdpa", "fast_dropout": False, **FEATURES.get(request.param, {})}
     parts = build(setting.recipe(tmp_path, precision="fp32", **changes))
     assert parts.module.student.config._attn_implementation == "sdpa"
     return parts

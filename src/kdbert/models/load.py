@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from kdbert.errors import UserError
+from kdbert.models.kernels import register_attention
 from kdbert.models.labels import is_generic, label_permutation
 from kdbert.models.locate import ModelPlace
 from kdbert.tasks import TaskSpec
@@ -115,7 +116,7 @@ def load_classifier(place: ModelPlace, spec: TaskSpec, *, attention: str, keep_h
     replaced by a fresh one.
 
     Args:
-        attention: `eager` or `sdpa`.
+        attention: `eager`, `sdpa`, or `kdbert` (`kdbert.models.kernels`).
         keep_head: take the head as it is, whatever its labels are called (a teacher's, whose logits
             are permuted later).
 
@@ -137,6 +138,7 @@ def load_classifier(place: ModelPlace, spec: TaskSpec, *, attention: str, keep_h
             config.id2label = dict(enumerate(spec.labels))
             config.label2id = {label: i for i, label in enumerate(spec.labels)}
         config.problem_type = "regression" if spec.kind == "regression" else "single_label_classification"
+    register_attention()
     with _explained(place):
         model = AutoModelForSequenceClassification.from_pretrained(
             place.source,

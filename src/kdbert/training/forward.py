@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from kdbert.data.batches import Batch, evaluation_batches, micro_batches
 from kdbert.data.encode import Encoded
 from kdbert.methods import LossTerms, Method, Outputs
+from kdbert.models.kernels import ATTENTION, first_token_only
 from kdbert.training.precision import Precision
 
 log = logging.getLogger("kdbert")
@@ -33,16 +34,17 @@ def encoder_autocast(device: torch.device, precision: Precision) -> contextlib.A
 Kind = Literal["example", "token", "token_pair"]
 
 
-def run_model(model: Any, batch: Batch, precision: Precision, layers: Iterable[int] = ()) -> Outputs:
+def run_model(model: Any, batch: Batch, precision: Precision, layers: Collection[int] = ()) -> Outputs:
     """Forward one batch. Half-precision outputs are turned into float32 before any loss sees them.
 
     Args:
         layers: hidden states to hand out.
     """
-    inputs = {"input_ids": batch.input_ids, "attention_mask": _attention_mask(model, batch)}
+    inputs = {"input_ids": batch.input_ids, "attention_mask": _attention_mask(model, batch, precision)}
     if batch.token_type_ids is not None:
         inputs["token_type_ids"] = batch.token_type_ids
-    with encoder_autocast(batch.input_ids.device, precision):
+    whole = model.config.num_hidden_layers in layers
+    with encoder_autocast(batch.input_ids.device, precision), first_token_only(model, not whole):
         out = model(**inputs, output_hidden_states=bool(layers))
     return Outputs(
         logits=_at_least_float32(out.logits),
@@ -51,18 +53,23 @@ def run_model(model: Any, batch: Batch, precision: Precision, layers: Iterable[i
     )
 
 
-def _attention_mask(model: Any, batch: Batch) -> torch.Tensor | None:
-    """The mask in the form that the attention kernel takes.
+def _attention_mask(model: Any, batch: Batch, precision: Precision) -> torch.Tensor | None:
+    """The mask in the form that the attention function takes.
 
     The library turns a 2-D mask into this very one, but first asks the device whether the batch has
     padding at all, which on a GPU makes the host wait at every step.
     """
-    if model.config._attn_implementation != "sdpa":
+    function = model.config._attn_implementation
+    if function not in ("sdpa", ATTENTION):
         return batch.attention_mask
     if not batch.padded:
         return None
-    rows, length = batch.attention_mask.shape
-    return batch.attention_mask.bool()[:, None, None, :].expand(rows, 1, length, length)
+    real = batch.attention_mask.bool()[:, None, None, :]
+    if function == "sdpa":
+        rows, length = batch.attention_mask.shape
+        return real.expand(rows, 1, length, length)
+    dtype = torch.bfloat16 if precision == "bf16" else model.dtype
+    return torch.zeros(real.shape, dtype=dtype, device=real.device).masked_fill_(~real, torch.finfo(dtype).min)
 
 
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -102,7 +109,7 @@ def predict(
     return found["logits"]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def pass_over(
     model: Any,
     data: Encoded,
@@ -136,31 +143,33 @@ def pass_over(
     found: dict[str, np.ndarray] = {}
     batches = evaluation_batches(data.lengths, batch_size)
     shown = told is not None and log.isEnabledFor(logging.INFO) and accelerator.is_main_process
-    for rows in tqdm(
-        batches,
-        desc=told,
-        unit="batch",
-        disable=not shown,
-        leave=False,
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,
-    ):
-        (batch,) = micro_batches(data, rows, rank=accelerator.process_index, world=accelerator.num_processes)
-        batch = batch.to(accelerator.device)
-        with torch.autocast(batch.input_ids.device.type, enabled=False):
-            values = dict(compute(run_model(model, batch, precision, layers)))
-        if accelerator.num_processes > 1:
-            values = {name: accelerator.gather(value.contiguous()) for name, value in values.items()}
-        for name, value in values.items():
-            there = value[: len(rows)].float().cpu().numpy()  # only the last slice has rows that fill it up
-            kind = kinds[name]
-            if name not in found:
-                inner = there.shape[{"example": 1, "token": 2, "token_pair": 3}[kind] :]
-                found[name] = np.full((rows_of[kind], *inner), np.nan, dtype=np.float32)
-            if kind == "example":
-                found[name][rows] = there
-            else:
-                place = data.tokens if kind == "token" else data.token_pairs
-                index, real = place(rows, there.shape[1])
-                found[name][index[real]] = there[real]
+    # Weights that may be trained are cast once for the whole of an autocast region, not once a batch.
+    with encoder_autocast(accelerator.device, precision):
+        for rows in tqdm(
+            batches,
+            desc=told,
+            unit="batch",
+            disable=not shown,
+            leave=False,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        ):
+            (batch,) = micro_batches(data, rows, rank=accelerator.process_index, world=accelerator.num_processes)
+            batch = batch.to(accelerator.device)
+            with torch.autocast(batch.input_ids.device.type, enabled=False):
+                values = dict(compute(run_model(model, batch, precision, layers)))
+            if accelerator.num_processes > 1:
+                values = {name: accelerator.gather(value.contiguous()) for name, value in values.items()}
+            for name, value in values.items():
+                there = value[: len(rows)].float().cpu().numpy()  # only the last slice has rows that fill it up
+                kind = kinds[name]
+                if name not in found:
+                    inner = there.shape[{"example": 1, "token": 2, "token_pair": 3}[kind] :]
+                    found[name] = np.full((rows_of[kind], *inner), np.nan, dtype=np.float32)
+                if kind == "example":
+                    found[name][rows] = there
+                else:
+                    place = data.tokens if kind == "token" else data.token_pairs
+                    index, real = place(rows, there.shape[1])
+                    found[name][index[real]] = there[real]
     model.train(training)
     return found

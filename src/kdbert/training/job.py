@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from kdbert.errors import Diverged, Interrupted, UserError
 from kdbert.layers import told
 from kdbert.methods import Context, get_method
 from kdbert.metrics import majority_score, score
+from kdbert.models.kernels import use_fast_dropout, use_first_token
 from kdbert.models.load import check_weights, load_classifier, load_config
 from kdbert.models.locate import locate
 from kdbert.models.student import cut_layers, set_dropout
@@ -107,13 +109,17 @@ class Job:
         self.accelerator = make_accelerator(log_with=recipe.output.tracker or None, project_dir=str(plan.folder.path))
         device = self.accelerator.device
         self.precision: Precision = choose_precision(recipe.train.precision, device)
-        attention = choose_attention(self.precision, device)
+        attention = choose_attention(recipe.train.attention, self.precision, device)
         torch.manual_seed(recipe.seed)  # a fresh head is drawn here
         student, kept_head = load_classifier(plan.student_place, plan.spec, attention=attention, keep_head=False)
         if recipe.student.layers is not None:
             student = cut_layers(student, plan.kept_layers)
         if recipe.train.dropout is not None:
             set_dropout(student, recipe.train.dropout)
+        if recipe.train.fast_dropout:
+            use_fast_dropout(student)
+        if recipe.train.first_token:
+            use_first_token(student)
         self.student = student.to(device)
         self.kept_head = kept_head
         for place in plan.teacher_places:
@@ -166,13 +172,20 @@ class Job:
 
         diagnostics = self._diagnostics() if recipe.output.diagnose else None
         teachers, teacher_seconds = self._ready_teachers()
+        newest: dict[str, np.ndarray] = {}  # logits of the last evaluation
+
+        def evaluate(model: nn.Module) -> dict[str, float]:
+            metrics, logits = self._evaluate(model, plan.spec.split_names("dev"))
+            newest.update(logits)
+            return _flat(metrics)
+
         result = train(
             recipe.train,
             seed=recipe.seed,
             data=self.encoded["train"],
             module=module,
             teachers=teachers,
-            evaluate=lambda model: _flat(self._evaluate(model, plan.spec.split_names("dev"))[0]),
+            evaluate=evaluate,
             selection=f"{plan.spec.split_names('dev')[0]}/{plan.spec.metrics[0]}",
             folder=folder.path,
             accelerator=accelerator,
@@ -180,7 +193,9 @@ class Job:
             length=recipe.task.max_length if plan.needs.reads_padding else None,
             at_log=lambda step: diagnostics.numbers() if diagnostics is not None and main else {},
         )
-        metrics, logits = self._evaluate(self.student, tuple(plan.eval_examples))
+        if result.best and result.best["step"] != plan.steps:
+            newest.clear()  # they are not of the weights that were chosen
+        metrics, logits = self._evaluate(self.student, tuple(plan.eval_examples), newest)
         if diagnostics is not None:
             values = diagnostics.layer_cka()
             if main:
@@ -356,9 +371,10 @@ class Job:
             )  # fmt: skip
 
     def _evaluate(
-        self, model: nn.Module, splits: tuple[str, ...]
+        self, model: nn.Module, splits: tuple[str, ...], known: Mapping[str, np.ndarray] = MappingProxyType({})
     ) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
-        outputs = {name: self._predict(model, name) for name in splits}
+        """Metrics and logits of each split; `known` are logits that need not be computed again."""
+        outputs = {name: known[name] if name in known else self._predict(model, name) for name in splits}
         return {name: self._score(name, logits) for name, logits in outputs.items()}, outputs
 
     def _predict(self, model: nn.Module, split: str) -> np.ndarray:

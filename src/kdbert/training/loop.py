@@ -35,6 +35,7 @@ from kdbert.data.batches import classes_of, epoch_batches, micro_batches
 from kdbert.data.encode import Encoded
 from kdbert.errors import Diverged, Interrupted, UserError
 from kdbert.methods import LossTerms
+from kdbert.models.kernels import training_used_rows
 from kdbert.recipe import TrainSection
 from kdbert.training.checkpoint import load_optimizer, newest_checkpoint, optimizer_tensors, save_checkpoint
 from kdbert.training.forward import StudentWithMethod
@@ -44,7 +45,7 @@ from kdbert.training.teacher import Teacher
 
 log = logging.getLogger("kdbert")
 # Raised whenever the order of the data or the random draws change: an older run is then not continued.
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 @dataclass
@@ -89,6 +90,29 @@ def train(
         Diverged: a loss or the gradient is not finite.
         Interrupted: a signal asked to stop; the state is saved.
     """
+    used = np.unique(np.append(data.input_ids, data.pad_id))
+    # With weight decay, rows that the data does not use shrink too.
+    rows = training_used_rows(module.student, used) if options.used_rows and not options.weight_decay else None
+    with rows or contextlib.nullcontext():
+        return _train(
+            options, seed, data, module, teachers, evaluate, selection, folder, accelerator, trackers, length, at_log
+        )
+
+
+def _train(
+    options: TrainSection,
+    seed: int,
+    data: Encoded,
+    module: StudentWithMethod,
+    teachers: Sequence[Teacher],
+    evaluate: Callable[[nn.Module], dict[str, float]],
+    selection: str,
+    folder: Path,
+    accelerator: Accelerator,
+    trackers: list[str],
+    length: int | None,
+    at_log: Callable[[int], Mapping[str, float]],
+) -> TrainResult:
     batches_per_epoch = -(-len(data) // options.batch_size)
     total_steps = min(options.epochs * batches_per_epoch, options.max_steps or 10**12)
     wrapped = accelerator.prepare_model(module)

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from kdbert.errors import UserError
+from kdbert.models.kernels import ATTENTION
 
 Precision = Literal["fp32", "bf16"]
 
@@ -55,6 +56,8 @@ def choose_precision(asked: str, device: torch.device) -> Precision:
     return "bf16" if asked == "bf16" else "fp32"
 
 
-def choose_attention(precision: Precision, device: torch.device) -> str:
-    """The attention kernel: on CPU in bf16 the fused one's backward pass is the slower of the two."""
-    return "eager" if device.type == "cpu" and precision == "bf16" else "sdpa"
+def choose_attention(asked: str, precision: Precision, device: torch.device) -> str:
+    """The attention function: of torch's own, on CPU in bf16 or with dropout, the backward pass is the slower one."""
+    if asked != "auto":
+        return asked
+    return ATTENTION if device.type == "cpu" else "sdpa"

@@ -18,6 +18,7 @@ from kdbert.data.encode import Encoded, encode
 from kdbert.errors import Diverged, UserError
 from kdbert.memory import Memory
 from kdbert.methods import Method, Needs, source_of
+from kdbert.models.kernels import use_first_token
 from kdbert.models.load import load_classifier, load_config
 from kdbert.plan import Plan
 from kdbert.training.forward import pass_over
@@ -84,12 +85,13 @@ class Teachers:
     @cached_property
     def models(self) -> list[Any]:
         """The networks; not loaded at all where everything that is read of them is stored."""
-        return [
-            load_classifier(place, self.plan.spec, attention=self.attention, keep_head=True)[0].to(
-                self.accelerator.device
-            )
-            for place in self.plan.teacher_places
-        ]
+        found = []
+        for place in self.plan.teacher_places:
+            model, _ = load_classifier(place, self.plan.spec, attention=self.attention, keep_head=True)
+            if self.plan.recipe.train.first_token:
+                use_first_token(model)
+            found.append(model.to(self.accelerator.device))
+        return found
 
     def release(self) -> None:
         """Let go of the networks; they are loaded again if something more is read of them."""
@@ -235,6 +237,7 @@ class Teachers:
                 # What may change the last bits of a number:
                 "precision": self.precision,
                 "attention": self.attention,
+                "first_token": recipe.train.first_token,
                 "batch_size": recipe.train.eval_batch_size,
                 "processes": self.accelerator.num_processes,
                 "device": self.accelerator.device.type,

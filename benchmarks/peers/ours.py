@@ -1,0 +1,57 @@
+"""kdbert itself: `kdbert distill` from Python with its defaults, or with every lever off (`plain`), store empty."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from kdbert.api import distill
+from kdbert.recipe import Recipe
+
+PLAIN = {"train.precision": "fp32", "train.bucketing": False, "train.teacher_cache": False}
+
+
+def main() -> None:
+    """Train and evaluate once."""
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    torch.set_num_threads(job["threads"])
+    logging.getLogger("kdbert").setLevel(logging.WARNING)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        keys = {
+            "task.name": job["task"], "task.data_dir": job["data_dir"], "task.max_length": job["max_length"],
+            "task.max_train_examples": job["max_train_examples"],
+            "teachers": [{"model": job["teacher_run"]}], "student.model": job["student"],
+            "method": {"name": job["method"]} | ({"alpha": job["alpha"], "temperature": job["temperature"]}),
+            "train.epochs": job["epochs"], "train.batch_size": job["batch_size"], "train.max_steps": job["steps"],
+            "train.learning_rate": job["learning_rate"], "seed": job["seed"], "output.dir": f"{folder}/run",
+            "output.runs_dir": folder,
+        }  # fmt: skip
+        if job["method"] == "cka-ilg":
+            keys["memory.file"] = job["memory"]
+        if job["contestant"] == "kdbert-plain":
+            keys |= PLAIN
+        distill(Recipe.build(flags=keys), baseline=False)
+        seconds = time.perf_counter() - started
+        facts = json.loads((Path(folder) / "run" / "run.json").read_text(encoding="utf-8"))
+    times, steps = facts["timings"], facts["steps"]
+    planned = job["planned"]
+    phases = {"teacher": times["teacher_seconds"], "train": times["train_seconds"], "evaluate": times["eval_seconds"]}
+    phases["rest"] = seconds - sum(phases.values())
+    whole = {**phases, "train": phases["train"] * planned / steps}
+    Path(sys.argv[2]).write_text(json.dumps({
+        "steps": steps, "planned": planned, "metrics": facts["metrics"], "seconds": sum(whole.values()),
+        "phases": whole, "measured": phases, "precision": facts["precision"],
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The style of the published scripts: padded to the longest length, float32, live teacher, loops in the losses."""
+
+from __future__ import annotations
+
+import torch
+from common import Contest
+from loops import batch_global, loop_ics, loop_inter, loop_intra
+
+
+def main() -> None:
+    """Train and evaluate once."""
+    contest = Contest()
+    job = contest.job
+    teacher, student = contest.model("teacher").eval(), contest.model("student").train()
+    method, layers = job["method"], (teacher.config.num_hidden_layers, student.config.num_hidden_layers)
+    trained, memory, own = list(student.parameters()), torch.zeros(0), torch.zeros(0)
+    if method == "cka-ilg":
+        from safetensors.torch import load_file
+
+        memory = load_file(job["memory"])["centroids"].flatten(1)
+        own = torch.nn.Parameter(torch.randn(memory.shape))
+        trained.append(own)
+    contest.lap("load")
+    train = contest.tensors(contest.encode("train", padded=True))
+    dev = contest.tensors(contest.encode("dev", padded=True))
+    contest.lap("tokenise")
+    optimizer = torch.optim.AdamW(trained, lr=job["learning_rate"], weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / contest.planned))
+    step, hidden = 0, method != "kd"
+    while step < contest.steps:
+        order = torch.randperm(len(train["labels"]))
+        for rows in order.split(job["batch_size"]):
+            batch = {name: values[rows] for name, values in train.items()}
+            labels = batch.pop("labels")
+            with torch.no_grad():
+                taught = teacher(**batch, output_hidden_states=hidden)
+            seen = student(**batch, output_hidden_states=hidden)
+            loss = contest.kd_loss(seen.logits, taught.logits, labels)
+            if method == "ics":
+                loss = loss + 0.01 * len(rows) * loop_ics(seen.hidden_states[-1], taught.hidden_states[-1], labels, 3)
+            elif method == "cka-ilg":
+                ours, theirs = seen.hidden_states[layers[1] - 1], taught.hidden_states[layers[0] - 1]
+                local = 0.5 * (loop_intra(ours, theirs) + loop_inter(ours, theirs)) / 2
+                loss = loss + 0.1 * (0.5 * batch_global(ours, theirs, own, memory, 0.5) + 0.5 * local)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            step += 1
+            if step == contest.steps:
+                break
+    contest.lap("train")
+    student.eval()
+    with torch.no_grad():
+        logits = torch.cat([
+            student(**{name: values[rows] for name, values in dev.items() if name != "labels"}).logits
+            for rows in torch.arange(len(dev["labels"])).split(64)
+        ])  # fmt: skip
+    contest.lap("evaluate")
+    contest.finish(step, logits)
+
+
+if __name__ == "__main__":
+    main()

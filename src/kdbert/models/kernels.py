@@ -1,0 +1,264 @@
+"""What makes a Hugging Face model train faster on a CPU and computes the same, put in from outside.
+
+Four pieces, each with a plain twin and a recipe key that chooses between them:
+
+| piece | twin | key | equal |
+| --- | --- | --- | --- |
+| `attention`, known to the library as `kdbert` | its `eager` and `sdpa` | `train.attention` | to rounding |
+| `FastDropout` | `torch.nn.Dropout` | `train.fast_dropout` | in distribution, not in draws |
+| `UsedRows` | `torch.nn.Embedding` | `train.used_rows` | exactly, without weight decay |
+| `first_token_only` | the whole last layer | `train.first_token` | to rounding; other dropout draws |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+ATTENTION = "kdbert"
+_LEVELS = 1 << 15  # a draw is 15 random bits
+# Layers built as BERT's, and a classification head that reads the first token only.
+_FIRST_TOKEN_MODELS = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+
+
+def draw_keep(shape: torch.Size, rate: float, dtype: torch.dtype) -> torch.Tensor:
+    """What dropout multiplies with: 0 with probability `rate`, else 1 / (1 - rate), on the CPU.
+
+    The bits come from a generator that is seeded by one draw of torch's own, so they are a function of
+    torch's seed. torch's own dropout takes its bits one element at a time: some ten times as long.
+
+    Args:
+        rate: rounded to a multiple of 1/32768, to which the scale belongs, so the mean is that of
+            the input, up to the rounding of the scale to `dtype` (which torch's dropout has too).
+    """
+    threshold = round(rate * _LEVELS)
+    if threshold == _LEVELS:
+        return torch.zeros(shape, dtype=dtype)
+    seed = int(torch.randint(2**63 - 1, ()))
+    words = np.random.Generator(np.random.SFC64(seed)).integers(2**64, size=-(-shape.numel() // 4), dtype=np.uint64)
+    bits = torch.from_numpy(words.view(np.int16))[: shape.numel()].view(shape)
+    # All in integers and in place: threshold - 1 - draw is negative, and its sign spread over all bits is -1, where
+    # the element stays; what is left of the scale's own bits is the scale or 0.
+    bits.bitwise_and_(_LEVELS - 1).neg_().add_(threshold - 1).bitwise_right_shift_(15)
+    scale = torch.tensor(_LEVELS / (_LEVELS - threshold), dtype=dtype)
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    return bits.to(integers).bitwise_and_(scale.view(integers)).view(dtype)
+
+
+class FastDropout(nn.Dropout):
+    """`torch.nn.Dropout` by `draw_keep` on a CPU; on other devices it is the library's own."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """The input, some elements 0 and the others scaled up, in training only."""
+        if not self.training or self.p == 0:
+            return input
+        if input.device.type != "cpu" or self.inplace:
+            return super().forward(input)
+        return input * draw_keep(input.shape, self.p, input.dtype)
+
+
+def use_fast_dropout(model: nn.Module) -> None:
+    """Replace every `nn.Dropout` of a model, in place."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Dropout:
+                setattr(module, name, FastDropout(child.p, child.inplace).train(child.training))
+
+
+class _Attention(torch.autograd.Function):
+    """softmax(query key^T + bias), dropout, times value; keeps what the backward pass needs, and no more."""
+
+    @staticmethod
+    def forward(
+        context: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bias: torch.Tensor | None,
+        scaling: float,
+        rate: float,
+    ) -> torch.Tensor:
+        scores = torch.matmul(query * scaling, key.transpose(-1, -2))
+        if bias is not None:
+            scores += bias
+        shares = torch.softmax(scores, -1)
+        keep = draw_keep(shares.shape, rate, shares.dtype) if rate else None
+        context.save_for_backward(query, key, value, shares, keep)
+        context.scaling = scaling
+        return torch.matmul(shares if keep is None else shares * keep, value)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, shares, keep = context.saved_tensors
+        (gradient,) = gradients
+        dropped = shares if keep is None else shares * keep
+        for_value = torch.matmul(dropped.transpose(-1, -2), gradient)
+        for_shares = torch.matmul(gradient, value.transpose(-1, -2))
+        if keep is not None:
+            for_shares *= keep
+        for_scores = torch._softmax_backward_data(for_shares, shares, -1, shares.dtype)
+        for_query = torch.matmul(for_scores, key).mul_(context.scaling)
+        for_key = torch.matmul(for_scores.transpose(-1, -2), query).mul_(context.scaling)
+        return for_query, for_key, for_value, None, None, None
+
+
+def attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **unused: Any,
+) -> tuple[torch.Tensor, None]:
+    """Scaled dot-product attention in the form that transformers' attention interface asks for.
+
+    Args:
+        query, key, value: [B, heads, L, units].
+        attention_mask: added to the scores, broadcast to [B, heads, L, L], or None.
+        dropout: of the attention weights; 0 outside training.
+
+    Returns:
+        [B, L, heads, units], and None for the attention weights.
+    """
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    found = _Attention.apply(query, key, value, attention_mask, scaling, dropout)
+    return found.transpose(1, 2).contiguous(), None
+
+
+def register_attention() -> None:
+    """Make `attn_implementation="kdbert"` known to transformers, with the mask of its eager attention."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+    AttentionInterface.register(ATTENTION, attention)
+    AttentionMaskInterface.register(ATTENTION, eager_mask)
+
+
+class UsedRows(nn.Module):
+    """A word embedding of which only the rows that the training data uses are trained.
+
+    The gradient of every other row is 0 at every step, and AdamW without weight decay leaves such a row as it is; so
+    the result is the same, and gradients, moments and the clipping norm are of a few thousand rows instead of 30,522.
+
+    Args:
+        whole: the embedding; it is brought up to date whenever the module leaves training mode.
+        used: numbers of the rows that are trained.
+    """
+
+    rows: torch.Tensor  # the numbers of the trained rows
+    place: torch.Tensor  # for every token id its trained row, or -1
+
+    def __init__(self, whole: nn.Embedding, used: np.ndarray) -> None:
+        super().__init__()
+        self.whole = whole.requires_grad_(False)
+        rows = torch.from_numpy(np.unique(used)).to(whole.weight.device)
+        self.weight = nn.Parameter(whole.weight.detach()[rows].clone())
+        place = torch.full((whole.num_embeddings,), -1, dtype=torch.int64, device=rows.device)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("place", place, persistent=False)
+        padding = -1 if whole.padding_idx is None else int(place[whole.padding_idx])
+        self.padding = None if padding < 0 else padding
+        self.training = whole.training
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """The rows of these token ids; in training every id must be one that is used."""
+        if not self.training:
+            found: torch.Tensor = self.whole(input)
+            return found
+        return F.embedding(self.place[input], self.weight, self.padding)
+
+    def train(self, mode: bool = True) -> UsedRows:
+        """As `nn.Module.train`; leaving training mode brings the whole embedding up to date."""
+        if self.training and not mode:
+            self.update()
+        super().train(mode)
+        return self
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Write the trained rows into the whole embedding."""
+        self.whole.weight[self.rows] = self.weight.detach()
+
+
+@contextlib.contextmanager
+def training_used_rows(model: Any, used: np.ndarray) -> Iterator[None]:
+    """Within it, a model's word embedding trains the used rows only; afterwards the model is as it was, trained.
+
+    A model whose embedding is shared with another layer (a masked-LM head) or is no plain `nn.Embedding` is left alone.
+    """
+    whole = model.get_input_embeddings()
+    shared = sum(getattr(module, "weight", None) is whole.weight for module in model.modules()) > 1
+    if type(whole) is not nn.Embedding or shared or not whole.weight.requires_grad:
+        yield
+        return
+    compact = UsedRows(whole, used)
+    model.set_input_embeddings(compact)
+    try:
+        yield
+    finally:
+        compact.update()
+        model.set_input_embeddings(whole.requires_grad_(True))
+
+
+def use_first_token(model: Any) -> None:
+    """Prepare a classifier's last layer for `first_token_only`; models built otherwise than BERT are left alone."""
+    if model.config.model_type in _FIRST_TOKEN_MODELS and not model.config.is_decoder:
+        layer = model.base_model.encoder.layer[-1]
+        layer.first_token_only = False
+        layer.forward = types.MethodType(_layer_forward, layer)
+
+
+@contextlib.contextmanager
+def first_token_only(model: Any, on: bool) -> Iterator[None]:
+    """Within it, the last layer of a model prepared by `use_first_token` computes its output for the first token only.
+
+    That is all that the head reads: of the layer's six matrices, four are multiplied with one token instead of all.
+    """
+    layers = getattr(getattr(model.base_model, "encoder", None), "layer", None)
+    if not on or not layers or not hasattr(layers[-1], "first_token_only"):
+        yield
+        return
+    layers[-1].first_token_only = True
+    try:
+        yield
+    finally:
+        layers[-1].first_token_only = False
+
+
+def _layer_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **options: Any) -> Any:
+    """In place of `BertLayer.forward`: [B, L, H] -> [B, L, H], or [B, 1, H] within `first_token_only`."""
+    if not self.first_token_only:
+        return type(self).forward(self, hidden_states, *args, **options)
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    own = self.attention.self
+    mask = args[0] if args else options.get("attention_mask")
+    first = hidden_states[:, :1]
+    rows, units = len(hidden_states), own.attention_head_size
+    query, key, value = (
+        part(states).view(rows, -1, own.num_attention_heads, units).transpose(1, 2)
+        for part, states in ((own.query, first), (own.key, hidden_states), (own.value, hidden_states))
+    )
+    eager = inspect.getmodule(type(own)).eager_attention_forward  # type: ignore[union-attr]
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(own.config._attn_implementation, eager)
+    attended, _ = function(
+        own,
+        query,
+        key,
+        value,
+        None if mask is None else mask[:, :, :1],
+        dropout=own.dropout.p if self.training else 0.0,
+        scaling=own.scaling,
+    )
+    return self.feed_forward_chunk(self.attention.output(attended.reshape(rows, 1, -1), first))
