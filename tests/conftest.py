@@ -139,7 +139,7 @@ class Finished:
     err: str
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def kdbert() -> Callable[..., Finished]:
     """Run the command inside this process (fast; the real entry point with the real argument parsing)."""
 

@@ -1,0 +1,354 @@
+"""The fast pieces against their plain twins: values, gradients, distributions; and models that they leave alone."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from kdbert.models.kernels import (
+    ATTENTION,
+    FastDropout,
+    UsedRows,
+    attention,
+    draw_keep,
+    first_token_only,
+    register_attention,
+    training_used_rows,
+    use_fast_dropout,
+    use_first_token,
+)
+
+SIZES = {"vocab_size": 50, "max_position_embeddings": 40, "num_labels": 3}
+BERT = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48, **SIZES}
+register_attention()
+
+
+def model_of(kind: str, function: str = "eager") -> Any:
+    """A small classifier of an architecture, the same weights every time."""
+    torch.manual_seed(3)
+    made = {
+        "bert": lambda: AutoModelForSequenceClassification.from_config(
+            BertConfig(**BERT), attn_implementation=function
+        ),
+        "roberta": lambda: RobertaForSequenceClassification._from_config(
+            RobertaConfig(**BERT, pad_token_id=1), attn_implementation=function
+        ),
+        "electra": lambda: ElectraForSequenceClassification._from_config(
+            ElectraConfig(**BERT, embedding_size=16), attn_implementation=function
+        ),
+        "distilbert": lambda: DistilBertForSequenceClassification._from_config(
+            DistilBertConfig(dim=24, n_layers=3, n_heads=4, hidden_dim=48, **SIZES), attn_implementation=function
+        ),
+    }[kind]()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return made.eval()
+
+
+IDS = torch.randint(5, 50, (4, 9), generator=torch.Generator().manual_seed(1))
+MASK = torch.ones(4, 9, dtype=torch.int64)
+MASK[0, 5:], MASK[2, 8:] = 0, 0
+
+
+def gradients_of(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Gradient of every parameter."""
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], **tolerance: float) -> None:
+    """Same names, values within a tolerance."""
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+
+
+# Attention ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_is_that_of_torch_in_float64(masked: bool) -> None:
+    query, key, value = (torch.randn(2, 3, 7, 5, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    bias = torch.zeros(2, 1, 1, 7, dtype=torch.float64)
+    bias[1, ..., 4:] = torch.finfo(torch.float64).min
+    bias = bias if masked else None
+    found, weights = attention(nn.Module(), query, key, value, bias)
+    assert weights is None
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    upstream = torch.randn_like(found)
+    mine = torch.autograd.grad(found, (query, key, value), upstream)
+    theirs = torch.autograd.grad(expected, (query, key, value), upstream)
+    torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_attention_has_the_gradient_of_its_own_dropout() -> None:
+    query, key, value = (torch.randn(1, 2, 4, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
+
+    def loss(*inputs: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(5)  # the same draws at every call
+        return attention(nn.Module(), *inputs, None, dropout=0.3)[0]
+
+    assert torch.autograd.gradcheck(loss, (query, key, value))
+    plain, _ = attention(nn.Module(), query, key, value, None)
+    assert not torch.allclose(loss(query, key, value), plain)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "distilbert"])
+def test_a_model_gives_the_same_with_it(kind: str) -> None:
+    plain, fast = model_of(kind), model_of(kind, ATTENTION)
+    assert fast.config._attn_implementation == ATTENTION
+    expected, found = (model(IDS, attention_mask=MASK).logits for model in (plain, fast))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert_close(
+        gradients_of(fast, found.square().sum()), gradients_of(plain, expected.square().sum()), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_attention_in_bf16_is_near_float32() -> None:
+    plain, fast = model_of("bert"), model_of("bert", ATTENTION)
+    expected = plain(IDS, attention_mask=MASK).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = fast(IDS, attention_mask=MASK).logits.float()
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.03)
+
+
+# Dropout -----------------------------------------------------------------------------------------------------
+
+
+@given(rate=st.floats(0, 1), rows=st.integers(0, 70), dtype=st.sampled_from([torch.bfloat16, torch.float32]))
+@settings(max_examples=60, deadline=None)
+def test_what_dropout_multiplies_with_is_zero_or_one_number(rate: float, rows: int, dtype: torch.dtype) -> None:
+    keep = draw_keep(torch.Size((rows, 3)), rate, dtype)
+    assert keep.shape == (rows, 3)
+    assert keep.dtype == dtype
+    levels = round(rate * 2**15)
+    scale = torch.tensor(2**15 / (2**15 - levels) if levels < 2**15 else 0.0, dtype=dtype)
+    assert set(keep.unique().tolist()) <= {0.0, scale.item()}
+    if levels == 0:
+        assert (keep == 1).all()
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_dropout_drops_the_rate_everywhere_alike_and_keeps_the_mean(rate: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    dropped = draw_keep(torch.Size((1000, 1000)), rate, dtype) == 0
+    bound = 5 * (rate * (1 - rate) / 1e6) ** 0.5 + 2**-16
+    assert abs(dropped.double().mean() - rate) < bound
+    assert (dropped.double().mean(0) - rate).abs().max() < 5.5 * (rate * (1 - rate) / 1000) ** 0.5
+    assert (dropped.double().mean(1) - rate).abs().max() < 5.5 * (rate * (1 - rate) / 1000) ** 0.5
+    # Neighbours, and elements that come from the same 64 bits, are independent.
+    flat = dropped.flatten().double() - rate
+    for gap in (1, 2, 3, 4, 1000):
+        assert abs((flat[:-gap] * flat[gap:]).mean()) < 5 * rate * (1 - rate) / 1000
+    out = FastDropout(rate).train()(torch.ones(1000, 1000, dtype=dtype)).double().mean()
+    assert abs(out - 1) < 5 * (rate / (1 - rate) / 1e6) ** 0.5 + (2e-3 if dtype == torch.bfloat16 else 1e-4)
+
+
+def test_dropout_is_a_function_of_torchs_seed() -> None:
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append([draw_keep(torch.Size((500,)), 0.3, torch.float32) for _ in range(2)])
+    assert torch.equal(torch.stack(draws[0]), torch.stack(draws[1]))
+    assert not torch.equal(draws[0][0], draws[0][1])
+    assert not torch.equal(draws[0][0], draws[2][0])
+
+
+def test_dropout_passes_gradients_where_it_kept() -> None:
+    values = torch.randn(50, 7, requires_grad=True)
+    out = FastDropout(0.4).train()(values)
+    (gradient,) = torch.autograd.grad(out.sum(), values)
+    torch.testing.assert_close(gradient * values, out)
+    assert torch.equal(FastDropout(0.4).eval()(values), values)
+    assert torch.equal(FastDropout(0.0).train()(values), values)
+
+
+def test_every_dropout_of_a_model_is_replaced_and_its_weights_keep_their_names() -> None:
+    model = model_of("bert").train()
+    names, rates = list(model.state_dict()), [m.p for m in model.modules() if isinstance(m, nn.Dropout)]
+    use_fast_dropout(model)
+    found = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    assert all(type(module) is FastDropout and module.training for module in found)
+    assert [module.p for module in found] == rates
+    assert list(model.state_dict()) == names
+
+
+# Rows of the word embedding ------------------------------------------------------------------------------------
+
+
+def steps(model: Any, count: int, **options: float) -> list[float]:
+    """Train a few steps of AdamW with clipping; the losses."""
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=0.01, **{"weight_decay": 0.0, **options}
+    )
+    losses = []
+    for _ in range(count):
+        loss = model(IDS, attention_mask=MASK).logits.square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        losses.append(float(nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
+        optimizer.step()
+    return losses
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+def test_training_the_used_rows_gives_the_same_model(kind: str) -> None:
+    plain, fast = model_of(kind), model_of(kind)
+    before = fast.get_input_embeddings().weight.detach().clone()
+    expected = steps(plain.train(False), 8)
+    used = np.unique(IDS.numpy())
+    with training_used_rows(fast, used):
+        assert isinstance(fast.get_input_embeddings(), UsedRows)
+        fast.get_input_embeddings().training = True  # dropout stays off, so that both see the same
+        found = steps(fast, 8)
+        trained = sum(p.numel() for p in fast.parameters() if p.requires_grad)
+        assert trained == sum(p.numel() for p in plain.parameters()) - (50 - len(used)) * 24
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert type(fast.get_input_embeddings()) is nn.Embedding
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    assert all(parameter.requires_grad for parameter in fast.parameters())
+    for (name, value), other in zip(fast.state_dict().items(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-6, msg=name)
+    weight = fast.get_input_embeddings().weight.detach()
+    unused = np.setdiff1d(np.arange(50), used)
+    assert torch.equal(weight[unused], before[unused])
+    seen = np.unique(IDS[MASK > 0].numpy())
+    assert not torch.isclose(weight[seen], before[seen]).all(1).any()
+
+
+def test_evaluation_knows_every_word_and_the_newest_rows() -> None:
+    model = model_of("bert").train()
+    unknown = torch.full((1, 6), 49)
+    used = np.unique(IDS.numpy())[:-1]
+    assert 49 not in used
+    with training_used_rows(model, used):
+        rows = model.get_input_embeddings()
+        assert rows.training
+        with torch.no_grad():
+            rows.weight.add_(1.0)
+        newest = model.eval().get_input_embeddings()(torch.from_numpy(used[None, :3]))
+        torch.testing.assert_close(newest[0], rows.weight[:3])
+        assert torch.isfinite(model(unknown).logits).all()
+        model.train()
+        assert rows.training
+        with torch.no_grad():
+            rows.weight.add_(1.0)
+    torch.testing.assert_close(model.get_input_embeddings().weight[used], rows.weight.detach())
+
+
+def test_padding_gets_no_gradient() -> None:
+    model = model_of("bert").train()
+    ids = IDS.clone()
+    ids[MASK == 0] = 0
+    with training_used_rows(model, np.unique(ids.numpy())):
+        model(ids, attention_mask=MASK).logits.sum().backward()
+        rows = model.get_input_embeddings()
+        assert (rows.weight.grad[0] == 0).all()
+        assert (rows.weight.grad[1:] != 0).any(1).all()
+
+
+def test_an_embedding_that_another_layer_shares_is_left_alone() -> None:
+    torch.manual_seed(0)
+    model = BertForMaskedLM(BertConfig(**BERT))
+    assert model.get_input_embeddings().weight is model.cls.predictions.decoder.weight
+    with training_used_rows(model, np.arange(10)):
+        assert type(model.get_input_embeddings()) is nn.Embedding
+
+
+def test_a_failure_inside_leaves_the_model_whole() -> None:
+    model = model_of("bert")
+
+    def fail() -> None:
+        with training_used_rows(model, np.arange(10)):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert type(model.get_input_embeddings()) is nn.Embedding
+    assert model.get_input_embeddings().weight.requires_grad
+
+
+# The last layer for the first token -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("function", ["eager", "sdpa", ATTENTION])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra"])
+def test_the_first_token_alone_gives_the_same_logits_and_gradients(kind: str, function: str) -> None:
+    whole, first = model_of(kind, function), model_of(kind, function)
+    use_first_token(first)
+    mask = torch.zeros(4, 1, 1, 9).masked_fill(MASK[:, None, None, :] == 0, torch.finfo(torch.float32).min)
+    mask = (MASK > 0)[:, None, None, :].expand(4, 1, 9, 9) if function == "sdpa" else mask
+    expected = whole(IDS, attention_mask=mask, output_hidden_states=True)
+    with first_token_only(first, True):
+        found = first(IDS, attention_mask=mask, output_hidden_states=True)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-5, atol=1e-6)
+    assert found.hidden_states[-1].shape == (4, 1, 24)
+    torch.testing.assert_close(found.hidden_states[-1][:, 0], expected.hidden_states[-1][:, 0])
+    for mine, theirs in zip(found.hidden_states[:-1], expected.hidden_states[:-1], strict=True):
+        torch.testing.assert_close(mine, theirs)
+    assert_close(
+        gradients_of(first, found.logits.square().sum()), gradients_of(whole, expected.logits.square().sum()),
+        rtol=1e-4, atol=1e-5,
+    )  # fmt: skip
+    again = first(IDS, attention_mask=mask, output_hidden_states=True)  # outside, everything is computed
+    torch.testing.assert_close(again.hidden_states[-1], expected.hidden_states[-1])
+
+
+def test_a_model_without_padding_and_with_a_two_dimensional_mask() -> None:
+    whole, first = model_of("bert"), model_of("bert")
+    use_first_token(first)
+    with first_token_only(first, True):
+        for mask in (None, MASK):
+            expected = whole(IDS, attention_mask=mask).logits
+            torch.testing.assert_close(first(IDS, attention_mask=mask).logits, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_other_architectures_compute_the_whole_layer() -> None:
+    model = model_of("distilbert")
+    expected = model(IDS, attention_mask=MASK).logits
+    use_first_token(model)
+    with first_token_only(model, True):
+        found = model(IDS, attention_mask=MASK, output_hidden_states=True)
+    assert found.hidden_states[-1].shape == (4, 9, 24)
+    torch.testing.assert_close(found.logits, expected)
+
+
+def test_a_prepared_model_is_copied_and_saved_as_it_was(tmp_path: Path) -> None:
+    model = model_of("bert")
+    names = list(model.state_dict())
+    use_first_token(model)
+    use_fast_dropout(model)
+    assert list(model.state_dict()) == names
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        copied.base_model.encoder.layer[-1].output.dense.weight.zero_()
+    with first_token_only(copied, True):
+        assert not torch.allclose(copied(IDS).logits, model(IDS).logits)  # its own layer, not the first model's
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits, rtol=1e-5, atol=1e-6)
