@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from common import Contest
 from loops import batch_global, loop_ics, loop_inter, loop_intra
 
@@ -17,7 +18,8 @@ def main() -> None:
     if method == "cka-ilg":
         from safetensors.torch import load_file
 
-        memory = load_file(job["memory"])["centroids"].flatten(1)
+        memory = load_file(job["memory"])["centroids"]
+        memory = F.pad(memory, (0, 0, 0, job["max_length"] - memory.shape[1])).flatten(1)
         own = torch.nn.Parameter(torch.randn(memory.shape))
         trained.append(own)
     contest.lap("load")
