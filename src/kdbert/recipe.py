@@ -194,6 +194,10 @@ class TrainSection(Section):
     first_token: bool = Field(
         True, description="the last layer computes the first token only, where nothing else of it is read"
     )
+    cache_precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of a teacher's hidden states on the disk; bf16 takes half the room and rounds them"
+    )
+    cache_gib: float = Field(20.0, ge=0, description="GiB that the teacher outputs of a runs folder may take")
     logging_steps: int = Field(20, ge=1, description="write losses every so many steps")
     checkpoint_steps: int = Field(500, ge=1, description="save a checkpoint this often, and after every epoch")
 

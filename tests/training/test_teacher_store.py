@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_tensors
 
 from in_processes import start, wait_until
 from kdbert.runs import FileLock
 from kdbert.training.precision import make_accelerator
-from kdbert.training.store import FOLDER, stored
-from small_run import Setting, make_teacher, predictions
+from kdbert.training.store import FOLDER, Allocate, stored, used_bytes
+from small_run import Setting, logged, make_teacher, predictions
 
 STEPS = 4
 READ, KEPT = " logits: read from ", " logits: kept in "
@@ -246,10 +248,15 @@ def keep(tmp_path: Path) -> Callable[..., np.ndarray]:
     """Store an array, or read it back."""
     accelerator = make_accelerator()
 
-    def go(values: np.ndarray, **about: Any) -> np.ndarray:
-        return stored(tmp_path, {"logits": len(values)}, about, lambda wanted: {"logits": values}, accelerator)[
-            "logits"
-        ]
+    def go(values: np.ndarray, budget: float = float("inf"), **about: Any) -> np.ndarray:
+        def compute(wanted: list[str], allocate: Allocate) -> dict[str, np.ndarray | None]:
+            array = allocate("logits", values.shape)
+            assert array is not None
+            array[...] = values
+            return {"logits": array}
+
+        rows = {"logits": len(values)}
+        return np.array(stored(tmp_path, rows, about, compute, accelerator, budget=budget)["logits"])
 
     return go
 
@@ -301,6 +308,85 @@ def test_a_full_disk_is_told_and_survived(
     assert not list(tmp_path.rglob("*.safetensors"))
     assert np.array_equal(keep(values, a=1), values)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+
+
+def test_the_store_takes_no_more_than_its_budget(keep: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = np.ones((1000, 3), np.float32)
+    keep(values, a=1)
+    taken = used_bytes(tmp_path)
+    assert taken > values.nbytes
+    with caplog.at_level(logging.WARNING, "kdbert"):
+        assert np.array_equal(keep(values, a=2, budget=taken + values.nbytes - 1), values)
+    assert "no room for 0 MiB on the disk or in train.cache_gib" in caplog.text
+    assert used_bytes(tmp_path) == taken
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "kdbert"):
+        keep(values, a=2, budget=taken + values.nbytes)
+    assert caplog.text == ""
+    assert used_bytes(tmp_path) > taken + values.nbytes
+
+
+def test_a_run_without_room_in_the_budget_gives_the_same(run: Any, made: Path, tmp_path: Path) -> None:
+    ended = run(tmp_path / "run", tmp_path / "runs", cache_gib=0)
+    assert "teacher outputs are not kept" in ended.err
+    assert not list(tmp_path.rglob(f"{FOLDER}/*/*.safetensors"))
+    assert_same(tmp_path / "run", made / "first")
+
+
+@pytest.mark.parametrize("method", ["cka-l", "ics"])
+def test_a_store_in_half_precision_stays_near_the_live_loss_over_50_steps(
+    method: str, run: Any, tmp_path: Path
+) -> None:
+    keys = {
+        "method.name": method,
+        "max_steps": 50,
+        "epochs": 4,
+        "dropout": 0.0,
+        "student.layers": 3,
+        "learning_rate": 1e-4,
+    }
+    for name, more in (
+        ("live", {"teacher_cache": False}), ("whole", {}), ("half", {"cache_precision": "bf16"}),
+    ):  # fmt: skip
+        run(tmp_path / name, tmp_path / "runs", **keys, **more)
+    live, whole, half = (logged(tmp_path / name) for name in ("live", "whole", "half"))
+    assert len(live) == 50
+    for step, line in live.items():
+        assert whole[step]["loss"] == pytest.approx(line["loss"], rel=1e-5)
+        assert half[step]["loss"] == pytest.approx(line["loss"], rel=5e-3)
+    assert any(half[step]["loss"] != line["loss"] for step, line in whole.items())
+    files = {path.name: path.stat().st_size for path in tmp_path.glob(f"runs/{FOLDER}/*/hidden.*.safetensors")}
+    (precise,) = [size for name, size in files.items() if ".bf16." not in name]
+    (rounded,) = [size for name, size in files.items() if ".bf16." in name]
+    assert rounded == pytest.approx(precise / 2, rel=0.01)
+
+
+def test_others_can_read_the_files(run: Any, tmp_path: Path) -> None:
+    run(tmp_path / "run", tmp_path / "runs", **{"method.name": "cka-l", "cache_precision": "bf16"})
+    (file,) = tmp_path.glob(f"runs/{FOLDER}/*/hidden.*.bf16.safetensors")
+    (hidden,) = load_tensors(file).values()
+    assert hidden.dtype == torch.bfloat16
+    assert hidden.shape[1] == 32
+    assert hidden.abs().float().mean() > 0.1
+
+
+def test_what_is_read_is_a_map_of_the_file_and_cannot_change_it(tmp_path: Path) -> None:
+    values = np.arange(12, dtype=np.float32).reshape(4, 3)
+    array = np.zeros(0)
+    for _ in range(2):
+
+        def compute(wanted: list[str], allocate: Allocate) -> dict[str, np.ndarray | None]:
+            found = allocate("logits", values.shape)
+            assert isinstance(found, np.memmap)
+            found[...] = values
+            return {"logits": found}
+
+        array = stored(tmp_path, {"logits": 4}, {"a": 1}, compute, make_accelerator())["logits"]
+        assert isinstance(array, np.memmap)
+        assert np.array_equal(array, values)
+        array += 1
+    (file,) = tmp_path.glob(f"{FOLDER}/*/logits.safetensors")
+    assert np.array_equal(load_file(file)["logits"], values)
 
 
 def test_what_a_killed_process_left_half_written_is_removed(keep: Any, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ class Diagnostics:
         found = pass_over(
             model, data, compute, dict.fromkeys(names.values(), "example"), layers=tuple(names), **self.settings
         )
-        return [torch.from_numpy(found[name][:MOST]) for name in names.values()]
+        return [torch.from_numpy(array[:MOST]) for name in names.values() if (array := found[name]) is not None]
 
     def layer_cka(self) -> np.ndarray:
         """Linear CKA of every teacher layer (rows, from 0) and student layer (columns) of mean token vectors."""

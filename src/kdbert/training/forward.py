@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from kdbert.data.batches import Batch, evaluation_batches, micro_batches
 from kdbert.data.encode import Encoded
+from kdbert.errors import Diverged
 from kdbert.methods import LossTerms, Method, Outputs
 from kdbert.models.kernels import ATTENTION, first_token_only
 from kdbert.training.precision import Precision
@@ -106,6 +107,7 @@ def predict(
         precision=precision,
         accelerator=accelerator,
     )
+    assert found["logits"] is not None
     return found["logits"]
 
 
@@ -121,7 +123,8 @@ def pass_over(
     precision: Precision,
     accelerator: Accelerator,
     told: str | None = None,
-) -> dict[str, np.ndarray]:
+    allocate: Callable[[str, tuple[int, ...]], np.ndarray | None] = lambda name, shape: np.zeros(shape, np.float32),
+) -> dict[str, np.ndarray | None]:
     """Quantities of every example of a split, in its order, without padding, the same on every process.
 
     Each process computes its slice of each batch; (example number, values) are gathered and rows that
@@ -131,16 +134,21 @@ def pass_over(
         compute: outputs of a batch -> values [B, ...], [B, L, ...] or [B, L, L], by name.
         kinds: what each of them has one row of.
         layers: hidden states that `compute` reads.
-        told: what a progress bar says that this is (None: no bar).
+        told: what a progress bar, and an error, says that this is (None: no bar, and no look at the values).
+        allocate: (name, shape) -> the array to fill: float32, or int16 for the bits of bf16; None: this process
+            keeps nothing of it. Called once for each quantity, by all processes in the same order.
+
+    Raises:
+        Diverged: a value is not finite, where `told` says of what.
 
     Returns:
-        float32 [N, ...] of examples; [tokens, ...] in the order of `Encoded.input_ids`; [pairs] as
+        The arrays: [N, ...] of examples; [tokens, ...] in the order of `Encoded.input_ids`; [pairs] as
         `Encoded.pair_offsets` has them.
     """
     training = model.training
     model.eval()
     rows_of = {"example": len(data), "token": len(data.input_ids), "token_pair": int(data.pair_offsets[-1])}
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, np.ndarray | None] = {}
     batches = evaluation_batches(data.lengths, batch_size)
     shown = told is not None and log.isEnabledFor(logging.INFO) and accelerator.is_main_process
     # Weights that may be trained are cast once for the whole of an autocast region, not once a batch.
@@ -160,16 +168,22 @@ def pass_over(
             if accelerator.num_processes > 1:
                 values = {name: accelerator.gather(value.contiguous()) for name, value in values.items()}
             for name, value in values.items():
-                there = value[: len(rows)].float().cpu().numpy()  # only the last slice has rows that fill it up
+                if told is not None and not bool(value.isfinite().all()):
+                    raise Diverged(f"{told}: its {name} are not finite")
                 kind = kinds[name]
                 if name not in found:
-                    inner = there.shape[{"example": 1, "token": 2, "token_pair": 3}[kind] :]
-                    found[name] = np.full((rows_of[kind], *inner), np.nan, dtype=np.float32)
+                    inner = value.shape[{"example": 1, "token": 2, "token_pair": 3}[kind] :]
+                    found[name] = allocate(name, (rows_of[kind], *inner))
+                kept = found[name]
+                if kept is None:
+                    continue
+                value = value[: len(rows)].float()  # only the last slice has rows that fill it up
+                there = (value.bfloat16().view(torch.int16) if kept.dtype == np.int16 else value).cpu().numpy()
                 if kind == "example":
-                    found[name][rows] = there
+                    kept[rows] = there
                 else:
                     place = data.tokens if kind == "token" else data.token_pairs
                     index, real = place(rows, there.shape[1])
-                    found[name][index[real]] = there[real]
+                    kept[index[real]] = there[real]
     model.train(training)
     return found

@@ -2,13 +2,16 @@
 
 One folder per teacher, data and way of computing (`<runs>/.teacher-outputs/<key>/`), in it one file per
 quantity and `about.json`, which says what the key stands for. Delete them at any time; they are made again.
+Files are filled and read through memory maps, so what is kept may be larger than the machine's memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,20 +21,45 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from kdbert.runs import FileLock, atomic_write, write_json
+from kdbert.runs import FileLock, fsync, write_json
 
 log = logging.getLogger("kdbert")
 FOLDER = ".teacher-outputs"
-VERSION = 1  # raise it when kdbert itself computes a teacher's outputs in another way
+VERSION = 2  # raise it when kdbert itself computes a teacher's outputs in another way
+# numpy has no bfloat16; its bits are kept as int16.
+_NAMES = {np.dtype(np.float32): "F32", np.dtype(np.int16): "BF16"}
+
+# (quantity, shape) -> an array to fill; None where another process keeps it.
+Allocate = Callable[[str, tuple[int, ...]], "np.ndarray | None"]
+
+
+def used_bytes(root: Path) -> int:
+    """What the store of a runs folder takes on the disk."""
+    total = 0
+    for file in (root / FOLDER).glob("*/*.safetensors"):
+        with contextlib.suppress(OSError):  # removed meanwhile
+            total += file.stat().st_size
+    return total
+
+
+def has_room(root: Path, wanted: int, budget: float) -> bool:
+    """Whether so many more bytes stay within the budget (bytes) and fit on the disk."""
+    place = root
+    while not place.exists():
+        place = place.parent
+    return used_bytes(root) + wanted <= budget and 1.1 * wanted <= shutil.disk_usage(place).free
 
 
 def stored(
     root: Path,
     rows: Mapping[str, int],
     about: Mapping[str, Any],
-    compute: Callable[[list[str]], Mapping[str, np.ndarray]],
+    compute: Callable[[list[str], Allocate], Mapping[str, np.ndarray | None]],
     accelerator: Accelerator,
     whose: str = "teacher's",
+    *,
+    halves: frozenset[str] = frozenset(),
+    budget: float = float("inf"),
 ) -> dict[str, np.ndarray]:
     """A teacher's outputs for every example of a split: read from the store, or computed and kept there.
 
@@ -42,44 +70,81 @@ def stored(
         root: the runs folder.
         rows: quantity (`logits`, `hidden.5`) -> its number of rows.
         about: everything that the values depend on; equal values mean equal outputs.
-        compute: gives the quantities asked for, float32 [rows, ...]; called by all processes together.
+        compute: fills arrays of the quantities asked for, [rows, ...], that it gets from its second argument;
+            called by all processes together.
         whose: how a line of the log begins.
+        halves: the quantities that are kept in bf16 (as int16); the others are float32.
+        budget: the store of the runs folder takes no more bytes than these.
     """
     about = {"store_version": VERSION, **about}
     text = json.dumps(about, sort_keys=True)
     folder = root / FOLDER / hashlib.sha256(text.encode()).hexdigest()[:16]
     paths = {name: folder / f"{name}.safetensors" for name in sorted(rows)}
+    types = {name: np.dtype(np.int16 if name in halves else np.float32) for name in rows}
     locks: dict[str, FileLock | None] = {}
+    files: dict[str, _File] = {}
     values: dict[str, np.ndarray] = {}
+
+    def allocate(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+        if locks.get(name) is not None:
+            wanted = int(np.prod(shape)) * types[name].itemsize
+            try:
+                if not has_room(root, wanted, budget):
+                    raise OSError(0, f"no room for {wanted / 2**20:.0f} MiB on the disk or in train.cache_gib")
+                write_json(folder / "about.json", about)
+                files[name] = _File(paths[name], name, shape, types[name])
+            except OSError as error:
+                log.warning("teacher outputs are not kept: cannot write %s (%s)", paths[name], error.strerror)
+        if accelerator.num_processes > 1:  # where the first process keeps them in a file, the others read that later
+            kept = torch.tensor(int(name in files), device=accelerator.device)
+            if int(accelerator.reduce(kept, "sum")) and not accelerator.is_main_process:
+                return None
+        return files[name].values if name in files else np.zeros(shape, types[name])
+
     try:
         if accelerator.is_main_process:
             for name, path in paths.items():  # in one order, so that two processes never wait for each other
                 locks[name] = _lock(folder / f"{name}.lock")
-                kept = _read(path, name, rows[name])
+                kept = _read(path, name, rows[name], types[name])
                 if kept is not None:
                     values[name] = kept
-        if accelerator.num_processes > 1:
-            have = torch.tensor([name in values for name in paths], dtype=torch.int32, device=accelerator.device)
-            have = accelerator.reduce(have, "sum")  # the first process has found them whole
-            for name, there in zip(paths, have.tolist(), strict=True):
-                if there and name not in values:
-                    kept = _read(paths[name], name, rows[name])
-                    assert kept is not None
-                    values[name] = kept
+        _share(values, paths, rows, types, accelerator)
         for name in values:
             log.info("%s %s: read from %s", whose, name, paths[name])
         missing = [name for name in paths if name not in values]
         if missing:
-            computed = compute(missing)
-            for name in missing:
-                values[name] = computed[name]
-                if locks.get(name) is not None:
-                    _write(paths[name], name, values[name], about, whose)
+            computed = compute(missing, allocate)
+            values.update({name: array for name in missing if (array := computed[name]) is not None})
+            for name, file in files.items():
+                values[name] = file.seal()
+                log.info("%s %s: kept in %s", whose, name, paths[name])
+            _share(values, paths, rows, types, accelerator)
         return values
     finally:
+        for file in files.values():
+            file.discard()
         for lock in locks.values():
             if lock is not None:
                 lock.release()
+
+
+def _share(
+    values: dict[str, np.ndarray],
+    paths: Mapping[str, Path],
+    rows: Mapping[str, int],
+    types: Mapping[str, np.dtype[Any]],
+    accelerator: Accelerator,
+) -> None:
+    """Let the other processes read what the first has found whole, or has kept."""
+    if accelerator.num_processes == 1:
+        return
+    main = accelerator.is_main_process
+    have = torch.tensor([main and name in values for name in paths], dtype=torch.int32, device=accelerator.device)
+    for name, there in zip(paths, accelerator.reduce(have, "sum").tolist(), strict=True):
+        if there and name not in values:
+            kept = _read(paths[name], name, rows[name], types[name])
+            assert kept is not None
+            values[name] = kept
 
 
 def _lock(path: Path) -> FileLock | None:
@@ -94,41 +159,87 @@ def _lock(path: Path) -> FileLock | None:
     return lock
 
 
-def _read(path: Path, quantity: str, rows: int) -> np.ndarray | None:
-    from safetensors import SafetensorError, safe_open
+class _File:
+    """A safetensors file of one tensor, filled through a memory map, then sealed: checksum, flush, rename.
 
+    Raises:
+        OSError: there is no room for it; all of it is taken at once, since a map of a file without room ends in a
+            signal, not in an error.
+    """
+
+    def __init__(self, path: Path, quantity: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        for litter in path.parent.glob(f".{path.name}.*.tmp"):  # of a killed process: the lock is ours
+            litter.unlink()
+        self.path, self.quantity, self.shape, self.dtype = path, quantity, shape, dtype
+        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        header = self._header("0" * 64)
+        size = int(np.prod(shape)) * dtype.itemsize
+        try:
+            with self.temporary.open("wb") as file:
+                file.write(header)
+                file.flush()
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, len(header) + size)
+                else:  # macOS
+                    file.truncate(len(header) + size)
+        except OSError:
+            self.discard()
+            raise
+        self.values = _mapped(self.temporary, "r+", len(header), shape, dtype)
+
+    def _header(self, digest: str) -> bytes:
+        size = int(np.prod(self.shape)) * self.dtype.itemsize
+        entry = {"dtype": _NAMES[self.dtype], "shape": list(self.shape), "data_offsets": [0, size]}
+        text = json.dumps({"__metadata__": {"sha256": digest}, self.quantity: entry}).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+    def seal(self) -> np.ndarray:
+        """The finished file's values."""
+        if isinstance(self.values, np.memmap):
+            self.values.flush()
+        header = self._header(_digest(self.values))
+        with self.temporary.open("r+b") as file:
+            file.write(header)
+        fsync(self.temporary)
+        os.replace(self.temporary, self.path)
+        return _mapped(self.path, "c", len(header), self.shape, self.dtype)
+
+    def discard(self) -> None:
+        """Remove what is not sealed."""
+        with contextlib.suppress(OSError):
+            self.temporary.unlink()
+
+
+def _mapped(path: Path, mode: Any, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    if not np.prod(shape):
+        return np.zeros(shape, dtype)  # nothing can be mapped
+    return np.memmap(path, dtype, mode, offset, shape)
+
+
+def _read(path: Path, quantity: str, rows: int, dtype: np.dtype[Any]) -> np.ndarray | None:
     try:
-        with safe_open(path, framework="np") as file:
-            values = file.get_tensor(quantity)
-            digest = (file.metadata() or {}).get("sha256")
-    except FileNotFoundError:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= min(size - 8, 1 << 20):
+                raise ValueError("its header is not whole")
+            header = json.loads(file.read(length))
+        entry, digest = header[quantity], header["__metadata__"]["sha256"]
+        shape = tuple(map(int, entry["shape"]))
+        wanted = int(np.prod(shape)) * dtype.itemsize
+        if entry["dtype"] != _NAMES[dtype] or entry["data_offsets"] != [0, wanted] or size != 8 + length + wanted:
+            raise ValueError("it is not whole")
+        values = _mapped(path, "c", 8 + length, shape, dtype)
+        if shape[:1] != (rows,) or digest != _digest(values):
+            raise ValueError("its content is not what was written")
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         log.warning("%s is damaged (%s); made again", path, error)
-        return None
-    if values.shape[:1] != (rows,) or digest != _digest(values):
-        log.warning("%s is damaged (its content is not what was written); made again", path)
         return None
     return values
 
 
 def _digest(values: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).view(np.uint8).data).hexdigest()
-
-
-def _write(path: Path, quantity: str, values: np.ndarray, about: Mapping[str, Any], whose: str) -> None:
-    from safetensors.numpy import save_file
-
-    metadata = {"sha256": _digest(values)}
-    try:
-        free = shutil.disk_usage(path.parent).free
-        if free < 1.1 * values.nbytes:
-            raise OSError(f"{free / 2**20:.0f} MiB free, {values.nbytes / 2**20:.0f} MiB needed")
-        for litter in path.parent.glob(f".{path.name}.*.tmp"):  # of a killed process: the lock is ours
-            litter.unlink()
-        write_json(path.parent / "about.json", about)
-        atomic_write(path, lambda temporary: save_file({quantity: values}, temporary, metadata))
-    except Exception as error:  # safetensors has an error of its own for a full disk
-        log.warning("teacher outputs are not kept: cannot write %s (%s)", path, error)
-    else:
-        log.info("%s %s: kept in %s", whose, quantity, path)

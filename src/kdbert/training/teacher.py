@@ -150,6 +150,8 @@ class StoredTeacher:
         rows, _ = _host_rows(batch)
         index, real = (self.data.tokens if kind == "token" else self.data.token_pairs)(rows, length)
         found = kept[torch.from_numpy(index.reshape(-1))].view(*index.shape, *kept.shape[1:])
+        if found.dtype == torch.int16:  # bf16
+            found = found.view(torch.bfloat16).float()
         if kind == "token_pair":
             found.mul_(torch.from_numpy(real))
         if self.device.type == "cuda":  # only from pinned memory does a copy not make the host wait

@@ -24,10 +24,11 @@ from kdbert.plan import Plan
 from kdbert.training.forward import pass_over
 from kdbert.training.memory import about_memory, make_memory, memory_path
 from kdbert.training.precision import Precision
-from kdbert.training.store import stored
+from kdbert.training.store import Allocate, has_room, stored
 from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher, kinds_of, layers_read, quantities
 
 log = logging.getLogger("kdbert")
+HALF = ".bf16"  # at the end of a file's name: kept in half precision
 KEPT_SHARE = 0.5  # of this process's part of the machine's memory, for what is kept of a teacher
 
 
@@ -155,22 +156,35 @@ class Teachers:
     def _kept_hidden(self, layer: int, data: Encoded) -> np.ndarray | None:
         """A layer of the first teacher for every token of the training split; None if that is too large to keep."""
         needs = Needs(teacher_hidden=(layer,))
-        if not self._fits(needs, data):
+        if not self._fits(needs, data, exact=True):
             return None
-        return self.values(0, "train", needs)[f"hidden.{layer}"]
+        return self.values(0, "train", needs, exact=True)[f"hidden.{layer}"]
 
-    def _fits(self, needs: Needs, data: Encoded) -> bool:
-        """Whether what is kept of a teacher takes less than `KEPT_SHARE` of this process's part of the memory.
+    @property
+    def _budget(self) -> float:
+        """Bytes that the store of the runs folder may take."""
+        return self.plan.recipe.train.cache_gib * 2**30
 
-        Its part is that of its threads among the cores, as a sweep shares them out; not what is free just now, so
-        that the same run does the same each time.
+    def _fits(self, needs: Needs, data: Encoded, exact: bool = False) -> bool:
+        """Whether what is kept of a teacher fits on the disk, or into this process's part of the memory.
+
+        On the disk within `train.cache_gib`. In memory less than `KEPT_SHARE` of its part, which is that of its
+        threads among the cores, as a sweep shares them out; not what is free just now, so that the same run does the
+        same each time.
         """
         width = self.plan.models.teachers[0].width if self.plan.models.teachers else 0
+        half = self.plan.recipe.train.cache_precision == "bf16" and not exact
         # Rows of examples are few numbers; what counts is what there is of every token.
-        numbers = {"example": 0, "token": width * len(data.input_ids), "token_pair": int(data.pair_offsets[-1])}
-        wanted = 4 * sum(numbers[kind] for kind in kinds_of(needs).values())
+        numbers = {
+            "example": 0,
+            "token": (2 if half else 4) * width * len(data.input_ids),
+            "token_pair": 4 * int(data.pair_offsets[-1]),
+        }
+        wanted = sum(numbers[kind] for kind in kinds_of(needs).values())
         part = min(1.0, torch.get_num_threads() / (os.cpu_count() or 1)) / self.accelerator.num_processes
-        return wanted < KEPT_SHARE * part * psutil.virtual_memory().total
+        if wanted < KEPT_SHARE * part * psutil.virtual_memory().total:
+            return True
+        return has_room(Path(self.plan.recipe.output.runs_dir), wanted, self._budget)
 
     def for_training(self, number: int, method: Method) -> Teacher:
         """A teacher for training: replayed if what is read of it can be kept, else run at every step."""
@@ -182,7 +196,7 @@ class Teachers:
             log.info("teacher: runs at every step, since positions of padding are read")
             kept = False
         if kept and not self._fits(needs, data):
-            log.info("teacher: runs at every step, since its hidden states would take too much memory to keep")
+            log.info("teacher: runs at every step: there is no room to keep its hidden states (train.cache_gib)")
             kept = False
         if kept:
             values = self.values(number, "train", needs, method)
@@ -191,8 +205,13 @@ class Teachers:
         length = self.plan.recipe.task.max_length if needs.reads_padding else None
         return LiveTeacher(live, columns, self.precision, needs, method, data if own else None, length)
 
-    def values(self, number: int, split: str, needs: Needs, method: Method | None = None) -> dict[str, np.ndarray]:
-        """What is read of a teacher on a split, logits in its own order of labels; kept below the runs folder."""
+    def values(
+        self, number: int, split: str, needs: Needs, method: Method | None = None, *, exact: bool = False
+    ) -> dict[str, np.ndarray]:
+        """What is read of a teacher on a split, logits in its own order of labels; kept below the runs folder.
+
+        Arrays are float32, or int16 for bf16 (of tokens, where `train.cache_precision` asks for it; not if `exact`).
+        """
         plan, recipe, data = self.plan, self.plan.recipe, self.encoded[number][split]
         kinds = kinds_of(needs)
         # A reduced quantity is kept under the name of what it was reduced with.
@@ -202,8 +221,10 @@ class Teachers:
             made_with = [self._memory_fingerprint] if quantity.by_memory else []
             made_with += [source] if (source := source_of(type(method))) else []
             files[quantity.name] = ".".join([quantity.name, *made_with])
+        if recipe.train.cache_precision == "bf16" and not exact:
+            files.update({name: file + HALF for name, file in files.items() if kinds[name] == "token"})
 
-        def compute(wanted: list[str]) -> dict[str, np.ndarray]:
+        def compute(wanted: list[str], allocate: Allocate) -> dict[str, np.ndarray | None]:
             names = [name for name, file in files.items() if file in wanted]
             read = Needs(
                 teacher_logits="logits" in names,
@@ -221,11 +242,13 @@ class Teachers:
                 precision=self.precision,
                 accelerator=self.accelerator,
                 told=f"teacher on {split}",
+                allocate=lambda name, shape: allocate(files[name], shape),
             )
-            return {files[name]: finite(values, f"the teacher's {name} on {split}") for name, values in found.items()}
+            return {files[name]: values for name, values in found.items()}
 
         if not recipe.train.teacher_cache:
-            found = compute(list(files.values()))
+            computed = compute(list(files.values()), lambda file, shape: np.zeros(shape, np.float32))
+            found = {file: values for file, values in computed.items() if values is not None}
         else:
             place, machine = plan.teacher_places[number], self.environment
             about = {
@@ -248,5 +271,8 @@ class Teachers:
             size = {"example": len(data), "token": len(data.input_ids), "token_pair": int(data.pair_offsets[-1])}
             rows = {file: size[kinds[name]] for name, file in files.items()}
             whose = f"teacher {number + 1} on {split}:" if len(recipe.teachers) > 1 else f"teacher on {split}:"
-            found = stored(Path(recipe.output.runs_dir), rows, about, compute, self.accelerator, whose)
+            found = stored(
+                Path(recipe.output.runs_dir), rows, about, compute, self.accelerator, whose,
+                halves=frozenset(file for file in files.values() if file.endswith(HALF)), budget=self._budget,
+            )  # fmt: skip
         return {name: found[file] for name, file in files.items()}
