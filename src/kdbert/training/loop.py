@@ -21,6 +21,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,13 +91,17 @@ def train(
         Diverged: a loss or the gradient is not finite.
         Interrupted: a signal asked to stop; the state is saved.
     """
-    used = np.unique(np.append(data.input_ids, data.pad_id))
-    # With weight decay, rows that the data does not use shrink too.
-    rows = training_used_rows(module.student, used) if options.used_rows and not options.weight_decay else None
-    with rows or contextlib.nullcontext():
+    with trained_rows(options, data, module):
         return _train(
             options, seed, data, module, teachers, evaluate, selection, folder, accelerator, trackers, length, at_log
         )
+
+
+def trained_rows(options: TrainSection, data: Encoded, module: StudentWithMethod) -> AbstractContextManager[None]:
+    """Within it, only the word vectors that the data uses are trained, where that gives the same result."""
+    if not options.used_rows or options.weight_decay:  # with weight decay, unused rows shrink too
+        return contextlib.nullcontext()
+    return training_used_rows(module.student, np.unique(np.append(data.input_ids, data.pad_id)))
 
 
 def _train(
