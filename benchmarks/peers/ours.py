@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+# isort: off
+import kdbert  # noqa: F401  (before torch, as the command does: it sets what torch reads once)
+
+# isort: on
 import json
 import logging
-import resource
 import sys
 import tempfile
 import time
@@ -12,6 +15,7 @@ from pathlib import Path
 
 import torch
 import transformers.models.bert.modeling_bert  # noqa: F401  (imported before the clock starts, by everybody)
+from common import peak_gib
 
 from kdbert.api import distill
 from kdbert.recipe import Recipe
@@ -53,7 +57,7 @@ def main() -> None:
     Path(sys.argv[2]).write_text(json.dumps({
         "steps": steps, "planned": planned, "metrics": facts["metrics"], "seconds": sum(whole.values()),
         "phases": whole, "measured": phases, "precision": facts["precision"],
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gib": peak_gib(),
     }))  # fmt: skip
 
 

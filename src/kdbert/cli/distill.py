@@ -54,9 +54,11 @@ def distill(
     bucketing: o.Bucketing = None,
     batch_sampler: o.BatchSampler = None,
     teacher_cache: Annotated[
-        bool | None,
-        typer.Option("--teacher-cache/--no-teacher-cache", help="One teacher pass before training. [on]"),
+        str | None, typer.Option(metavar="on|off", help="One teacher pass before training, kept on the disk. [on]")
     ] = None,
+    no_teacher_cache: Annotated[
+        bool, typer.Option("--no-teacher-cache", help="The same as --teacher-cache off.")
+    ] = False,
     seed: o.Seed = None,
     config: o.Config = None,
     set_: o.Set = None,
@@ -93,7 +95,7 @@ def distill(
             "student.init": student_init,
             "method.layer_map": layer_map,
             "memory.file": memory,
-            "train.teacher_cache": teacher_cache,
+            "train.teacher_cache": False if no_teacher_cache else teacher_cache,
             "output.diagnose": diagnose,
             **o.run_flags(locals()),
         },

@@ -30,7 +30,7 @@ from kdbert.plan import Plan
 from kdbert.recipe import Recipe
 from kdbert.reporting.model_card import model_card
 from kdbert.reporting.predictions import predicted, write_predictions
-from kdbert.runs import RunResult, atomic_write, environment, identity_of, replace_folder, write_text
+from kdbert.runs import RunFolder, RunResult, atomic_write, environment, identity_of, replace_folder, write_text
 from kdbert.training.diagnostics import Diagnostics
 from kdbert.training.forward import StudentWithMethod, predict
 from kdbert.training.loop import epoch_order, train
@@ -331,7 +331,7 @@ class Job:
         """How each teacher scores and how large it is, and the seconds that this took."""
         plan, started, facts = self.plan, time.perf_counter(), []
         for number, (given, columns) in enumerate(zip(plan.recipe.teachers, plan.teacher_permutations, strict=True)):
-            metrics = {
+            metrics = self._recorded_scores(number) or {
                 name: self._score(name, self.teachers.values(number, name, LOGITS)["logits"][:, columns])
                 for name in plan.eval_examples
             }
@@ -345,6 +345,26 @@ class Job:
             })  # fmt: skip
             self._warn_if_untrained(given.model, metrics)
         return facts, time.perf_counter() - started
+
+    def _recorded_scores(self, number: int) -> dict[str, dict[str, float]] | None:
+        """The scores that a teacher's own run has found on these very examples, read and computed the same way."""
+        plan, place = self.plan, self.plan.teacher_places[number]
+        columns = plan.teacher_permutations[number]
+        if place.run is None or columns != sorted(columns):
+            return None
+        facts = RunFolder(place.run).manifest()
+        recipe, found = facts.get("recipe", {}), facts.get("metrics", {})
+        same = (
+            facts.get("model_fingerprint") == place.fingerprint()
+            and recipe.get("task", {}).get("name") == plan.spec.name
+            and facts.get("precision") == self.precision
+            and all(
+                facts.get("fingerprints", {}).get(name) == self.teachers.encoded[number][name].fingerprint()
+                and set(found.get(name, ())) == set(plan.spec.metrics)
+                for name in plan.eval_examples
+            )
+        )
+        return {name: found[name] for name in plan.eval_examples} if same else None
 
     def _ready_teachers(self) -> tuple[list[Teacher], float]:
         """Teachers ready for training, and the seconds that their pass took."""
