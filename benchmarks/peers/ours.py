@@ -54,6 +54,8 @@ def main() -> None:
     phases = {"teacher": times["teacher_seconds"], "train": times["train_seconds"], "evaluate": times["eval_seconds"]}
     phases["rest"] = seconds - sum(phases.values())
     whole = {**phases, "train": phases["train"] * planned / steps}
+    if steps < planned:  # one evaluation was timed; there is one after every epoch
+        whole["evaluate"] = phases["evaluate"] * job["epochs"]
     Path(sys.argv[2]).write_text(json.dumps({
         "steps": steps, "planned": planned, "metrics": facts["metrics"], "seconds": sum(whole.values()),
         "phases": whole, "measured": phases, "precision": facts["precision"],

@@ -32,7 +32,8 @@ def main() -> None:
             if not model.training:
                 loss = torch.zeros(())
             else:
-                with torch.no_grad():
+                # The library casts the model that it was given, not a teacher inside compute_loss.
+                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=tuned):
                     taught = teacher(**inputs).logits
                 loss = contest.kd_loss(outputs.logits.float(), taught.float(), labels)
             return (loss, outputs) if return_outputs else loss

@@ -276,9 +276,7 @@ def evaluate(
     accelerator = make_accelerator()
     chosen = choose_precision(precision, accelerator.device)
     tokenizer = load_tokenizer(place)
-    network, _ = load_classifier(
-        place, spec, attention=choose_attention("auto", chosen, accelerator.device), keep_head=True
-    )
+    network, _ = load_classifier(place, spec, attention=choose_attention("auto", accelerator.device), keep_head=True)
     network.to(accelerator.device)
     folder = Path("predictions") / spec.name if output_dir is None else Path(output_dir)
     if output_dir is None and place.run is not None and trained is not None:

@@ -102,6 +102,7 @@ def baseline_recipe(recipe: Recipe) -> Recipe:
             "teacher_training": None,
             "method": get_method("finetune").Options(),  # type: ignore[call-arg]
             "memory": None,
+            "train": recipe.train.model_copy(update={"cache_precision": "fp32"}),  # it reads no teacher
             "output": recipe.output.model_copy(update={"dir": None, "diagnose": False}),
         }
     )

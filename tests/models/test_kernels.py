@@ -104,16 +104,25 @@ def test_attention_is_that_of_torch_in_float64(masked: bool) -> None:
     torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_attention_has_the_gradient_of_its_own_dropout() -> None:
+@pytest.mark.parametrize("kind", [nn.Dropout, FastDropout])
+def test_attention_has_the_gradient_of_its_own_dropout(kind: type[nn.Dropout]) -> None:
+    layer = nn.Module()
+    layer.dropout = kind(0.3)
     query, key, value = (torch.randn(1, 2, 4, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
 
     def loss(*inputs: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(5)  # the same draws at every call
-        return attention(nn.Module(), *inputs, None, dropout=0.3)[0]
+        return attention(layer, *inputs, None, dropout=0.3)[0]
 
     assert torch.autograd.gradcheck(loss, (query, key, value))
     plain, _ = attention(nn.Module(), query, key, value, None)
     assert not torch.allclose(loss(query, key, value), plain)
+    torch.manual_seed(5)
+    shares = (query * 3**-0.5 @ key.transpose(-1, -2)).softmax(-1)
+    keep = (
+        draw_keep(shares.shape, 0.3, shares.dtype) if kind is FastDropout else F.dropout(torch.ones_like(shares), 0.3)
+    )
+    torch.testing.assert_close(loss(query, key, value), ((shares * keep) @ value).transpose(1, 2))
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "distilbert"])

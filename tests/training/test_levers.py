@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kdbert.models.kernels import FastDropout, UsedRows
+from kdbert.training.loop import forward_backward, trained_rows
 from small_run import STEPS_PER_EPOCH, Setting, build, logged, make_teacher
 
 PLAIN = {
@@ -49,7 +51,7 @@ def plain(setting: Setting, kdbert: Callable[..., Any], tmp_path_factory: pytest
 @pytest.mark.parametrize(
     "on",
     [
-        {"attention": "kdbert"}, {"attention": "sdpa"}, {"fast_dropout": True}, {"used_rows": True},
+        {"attention": "kdbert"}, {"attention": "sdpa"}, {"used_rows": True},
         {"first_token": True}, {"teacher_cache": True}, dict.fromkeys(PLAIN, True) | {"attention": "auto"},
     ],
     ids=lambda on: "all" if len(on) > 1 else "=".join(map(str, *on.items())),
@@ -134,3 +136,34 @@ def test_a_teacher_made_on_the_way_is_computed_like_its_student(setting: Setting
     assert {key: getattr(teacher.train, key) for key in PLAIN if key != "teacher_cache"} == {
         key: value for key, value in PLAIN.items() if key != "teacher_cache"
     }
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_levers_are_in_the_model_that_is_trained(on: bool, setting: Setting, tmp_path: Path) -> None:
+    keys = {} if on else {**PLAIN, "teacher_cache": True}
+    parts = build(setting.recipe(tmp_path / "run", **keys))
+    student, data = parts.job.student, parts.data
+    dropouts = {type(module) for module in student.modules() if isinstance(module, torch.nn.Dropout)}
+    assert dropouts == {FastDropout if on else torch.nn.Dropout}
+    assert student.config._attn_implementation == ("kdbert" if on else "eager")
+    lengths: list[int] = []
+    student.base_model.encoder.layer[-1].register_forward_hook(lambda layer, given, out: lengths.append(out.shape[1]))
+    seen: list[torch.Size] = []
+    with trained_rows(parts.recipe.train, data, parts.module):
+        rows = student.get_input_embeddings()
+        assert isinstance(rows, UsedRows) == on
+        rows.register_forward_hook(lambda layer, given, out: seen.append(out.shape))
+        forward_backward(
+            parts.module,
+            data,
+            np.arange(8),
+            [parts.stored_teacher()],
+            parts.accelerator,
+            accumulation=1,
+            seed=1,
+            step=0,
+        )
+        assert len(rows.weight.grad) == (len(np.unique(data.input_ids)) + 1 if on else student.config.vocab_size)
+    longest = int(data.lengths[:8].max())
+    assert lengths == [1 if on else longest]
+    assert len(seen) == 1

@@ -333,6 +333,22 @@ def test_a_run_without_room_in_the_budget_gives_the_same(run: Any, made: Path, t
     assert_same(tmp_path / "run", made / "first")
 
 
+def test_what_is_too_large_for_memory_lies_on_the_disk_and_is_found_there_again(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(tmp_path / "first", tmp_path / "runs", **{"method.name": "cka-l"})
+    (file,) = tmp_path.glob(f"runs/{FOLDER}/*/hidden.*.safetensors")
+    monkeypatch.setattr("kdbert.training.teachers.KEPT_SHARE", 0.0)
+    budget = 1.5 * file.stat().st_size / 2**30  # no second one fits
+    keys = {"method.name": "cka-l", "cache_gib": budget}
+    again = run(tmp_path / "again", tmp_path / "runs", **keys)
+    assert "runs at every step" not in first.err + again.err
+    assert f"read from {file}" in again.err
+    assert_same(tmp_path / "again", tmp_path / "first")
+    live = run(tmp_path / "live", tmp_path / "runs", **{**keys, "student.layers": 3, "method.layer_map": "3:2"})
+    assert "runs at every step, since there is no room to keep its hidden.3 (train.cache_gib)" in live.err
+
+
 @pytest.mark.parametrize("method", ["cka-l", "ics"])
 def test_a_store_in_half_precision_stays_near_the_live_loss_over_50_steps(
     method: str, run: Any, tmp_path: Path
@@ -384,7 +400,8 @@ def test_what_is_read_is_a_map_of_the_file_and_cannot_change_it(tmp_path: Path) 
         array = stored(tmp_path, {"logits": 4}, {"a": 1}, compute, make_accelerator())["logits"]
         assert isinstance(array, np.memmap)
         assert np.array_equal(array, values)
-        array += 1
+        with pytest.raises(ValueError, match="read-only"):
+            array += 1
     (file,) = tmp_path.glob(f"{FOLDER}/*/logits.safetensors")
     assert np.array_equal(load_file(file)["logits"], values)
 

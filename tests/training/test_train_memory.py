@@ -152,7 +152,7 @@ def test_where_the_features_do_not_fit_into_memory_the_same_comes_out(
 ) -> None:
     """The teacher then runs in every pass."""
     monkeypatch.setattr("kdbert.training.teachers.KEPT_SHARE", 0.0)
-    done = told(memory_words(setting, tmp_path))
+    done = told(memory_words(setting, tmp_path, "train.cache_gib=0"))
     assert "the teacher runs in every pass" in done.err
     streamed, kept = tensors(the_file(tmp_path)), tensors(the_file(made))
     np.testing.assert_array_equal(streamed[2], kept[2])

@@ -31,9 +31,7 @@ def doctor(
         print("cuda        none")
     print("versions    " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
     print(f"bf16 units  {'yes' if has_bf16_units(device) else 'no'} ({device})")
-    print(
-        f"will pick   device {device}, precision {precision}, attention {choose_attention('auto', precision, device)}"
-    )
+    print(f"will pick   device {device}, precision {precision}, attention {choose_attention('auto', device)}")
     print(
         f"quickstart  {QUICKSTART_MODEL}: "
         + ("installed" if quickstart_installed() else "not installed: pip install 'kdbert[quickstart]'")

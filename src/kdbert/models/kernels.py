@@ -85,12 +85,16 @@ class _Attention(torch.autograd.Function):
         bias: torch.Tensor | None,
         scaling: float,
         rate: float,
+        fast: bool,
     ) -> torch.Tensor:
         scores = torch.matmul(query * scaling, key.transpose(-1, -2))
         if bias is not None:
             scores += bias
         shares = torch.softmax(scores, -1)
-        keep = draw_keep(shares.shape, rate, shares.dtype) if rate else None
+        keep = None
+        if rate:
+            fast = fast and shares.device.type == "cpu"
+            keep = draw_keep(shares.shape, rate, shares.dtype) if fast else F.dropout(torch.ones_like(shares), rate)
         context.save_for_backward(query, key, value, shares, keep)
         context.scaling = scaling
         return torch.matmul(shares if keep is None else shares * keep, value)
@@ -107,7 +111,7 @@ class _Attention(torch.autograd.Function):
         for_scores = torch._softmax_backward_data(for_shares, shares, -1, shares.dtype)
         for_query = torch.matmul(for_scores, key).mul_(context.scaling)
         for_key = torch.matmul(for_scores.transpose(-1, -2), query).mul_(context.scaling)
-        return for_query, for_key, for_value, None, None, None
+        return for_query, for_key, for_value, None, None, None, None
 
 
 def attention(
@@ -125,13 +129,15 @@ def attention(
     Args:
         query, key, value: [B, heads, L, units].
         attention_mask: added to the scores, broadcast to [B, heads, L, L], or None.
+        module: the layer; where its `dropout` is a `FastDropout`, the weights' draws are of that kind too.
         dropout: of the attention weights; 0 outside training.
 
     Returns:
         [B, L, heads, units], and None for the attention weights.
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    found = _Attention.apply(query, key, value, attention_mask, scaling, dropout)
+    fast = isinstance(getattr(module, "dropout", None), FastDropout)
+    found = _Attention.apply(query, key, value, attention_mask, scaling, dropout, fast)
     return found.transpose(1, 2).contiguous(), None
 
 

@@ -152,7 +152,9 @@ def pass_over(
     batches = evaluation_batches(data.lengths, batch_size)
     shown = told is not None and log.isEnabledFor(logging.INFO) and accelerator.is_main_process
     # Weights that may be trained are cast once for the whole of an autocast region, not once a batch.
-    with encoder_autocast(accelerator.device, precision):
+    with contextlib.ExitStack() as stack:
+        stack.callback(model.train, training)
+        stack.enter_context(encoder_autocast(accelerator.device, precision))
         for rows in tqdm(
             batches,
             desc=told,
@@ -185,5 +187,4 @@ def pass_over(
                     place = data.tokens if kind == "token" else data.token_pairs
                     index, real = place(rows, there.shape[1])
                     kept[index[real]] = there[real]
-    model.train(training)
     return found

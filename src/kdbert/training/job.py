@@ -109,7 +109,7 @@ class Job:
         self.accelerator = make_accelerator(log_with=recipe.output.tracker or None, project_dir=str(plan.folder.path))
         device = self.accelerator.device
         self.precision: Precision = choose_precision(recipe.train.precision, device)
-        attention = choose_attention(recipe.train.attention, self.precision, device)
+        attention = choose_attention(recipe.train.attention, device)
         torch.manual_seed(recipe.seed)  # a fresh head is drawn here
         student, kept_head = load_classifier(plan.student_place, plan.spec, attention=attention, keep_head=False)
         if recipe.student.layers is not None:

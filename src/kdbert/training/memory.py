@@ -7,6 +7,7 @@ import json
 import logging
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,9 @@ def _make(
 
     def kept() -> Iterator[FeatureBatch]:
         assert values is not None
-        tokens = torch.from_numpy(values)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a map cannot be written to, and nobody does
+            tokens = torch.from_numpy(values)
         for rows in shown(evaluation_batches(data.lengths, batch_size)):
             index, real = data.tokens(rows, int(data.lengths[rows].max()))
             found = tokens[torch.from_numpy(index.reshape(-1))].view(*index.shape, width)

@@ -56,8 +56,8 @@ def choose_precision(asked: str, device: torch.device) -> Precision:
     return "bf16" if asked == "bf16" else "fp32"
 
 
-def choose_attention(asked: str, precision: Precision, device: torch.device) -> str:
-    """The attention function: of torch's own, on CPU in bf16 or with dropout, the backward pass is the slower one."""
+def choose_attention(asked: str, device: torch.device) -> str:
+    """The attention function: on a CPU the backward pass of torch's own, in bf16 or with dropout, is the slower one."""
     if asked != "auto":
         return asked
     return ATTENTION if device.type == "cpu" else "sdpa"

@@ -33,21 +33,35 @@ _NAMES = {np.dtype(np.float32): "F32", np.dtype(np.int16): "BF16"}
 Allocate = Callable[[str, tuple[int, ...]], "np.ndarray | None"]
 
 
+class NoRoom(Exception):
+    """A quantity fits neither into the store nor into memory."""
+
+
 def used_bytes(root: Path) -> int:
-    """What the store of a runs folder takes on the disk."""
+    """What the store of a runs folder takes on the disk, files that are being filled among it."""
     total = 0
-    for file in (root / FOLDER).glob("*/*.safetensors"):
-        with contextlib.suppress(OSError):  # removed meanwhile
-            total += file.stat().st_size
+    for pattern in ("*/*.safetensors", "*/.*.tmp"):
+        for file in (root / FOLDER).glob(pattern):
+            with contextlib.suppress(OSError):  # removed meanwhile
+                total += file.stat().st_size
     return total
 
 
-def has_room(root: Path, wanted: int, budget: float) -> bool:
-    """Whether so many more bytes stay within the budget (bytes) and fit on the disk."""
-    place = root
-    while not place.exists():
-        place = place.parent
-    return used_bytes(root) + wanted <= budget and 1.1 * wanted <= shutil.disk_usage(place).free
+def in_memory(share: float) -> Allocate:
+    """Allocates in memory, up to so many bytes.
+
+    Raises:
+        NoRoom: beyond them.
+    """
+
+    def allocate(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        nonlocal share
+        share -= 4 * int(np.prod(shape))
+        if share < 0:
+            raise NoRoom(name)
+        return np.zeros(shape, np.float32)
+
+    return allocate
 
 
 def stored(
@@ -60,6 +74,7 @@ def stored(
     *,
     halves: frozenset[str] = frozenset(),
     budget: float = float("inf"),
+    memory: float = float("inf"),
 ) -> dict[str, np.ndarray]:
     """A teacher's outputs for every example of a split: read from the store, or computed and kept there.
 
@@ -75,6 +90,10 @@ def stored(
         whose: how a line of the log begins.
         halves: the quantities that are kept in bf16 (as int16); the others are float32.
         budget: the store of the runs folder takes no more bytes than these.
+        memory: what finds no room there is kept in memory, if it takes no more bytes than these.
+
+    Raises:
+        NoRoom: in all processes, where a quantity fits neither there nor here.
     """
     about = {"store_version": VERSION, **about}
     text = json.dumps(about, sort_keys=True)
@@ -86,10 +105,11 @@ def stored(
     values: dict[str, np.ndarray] = {}
 
     def allocate(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+        nonlocal memory
+        wanted = int(np.prod(shape)) * types[name].itemsize
         if locks.get(name) is not None:
-            wanted = int(np.prod(shape)) * types[name].itemsize
             try:
-                if not has_room(root, wanted, budget):
+                if used_bytes(root) + wanted > budget or 1.1 * wanted > shutil.disk_usage(folder).free:
                     raise OSError(0, f"no room for {wanted / 2**20:.0f} MiB on the disk or in train.cache_gib")
                 write_json(folder / "about.json", about)
                 files[name] = _File(paths[name], name, shape, types[name])
@@ -99,7 +119,12 @@ def stored(
             kept = torch.tensor(int(name in files), device=accelerator.device)
             if int(accelerator.reduce(kept, "sum")) and not accelerator.is_main_process:
                 return None
-        return files[name].values if name in files else np.zeros(shape, types[name])
+        if name in files:
+            return files[name].values
+        if wanted > memory:
+            raise NoRoom(name)
+        memory -= wanted
+        return np.zeros(shape, types[name])
 
     try:
         if accelerator.is_main_process:
@@ -203,7 +228,7 @@ class _File:
             file.write(header)
         fsync(self.temporary)
         os.replace(self.temporary, self.path)
-        return _mapped(self.path, "c", len(header), self.shape, self.dtype)
+        return _mapped(self.path, "r", len(header), self.shape, self.dtype)
 
     def discard(self) -> None:
         """Remove what is not sealed."""
@@ -230,7 +255,7 @@ def _read(path: Path, quantity: str, rows: int, dtype: np.dtype[Any]) -> np.ndar
         wanted = int(np.prod(shape)) * dtype.itemsize
         if entry["dtype"] != _NAMES[dtype] or entry["data_offsets"] != [0, wanted] or size != 8 + length + wanted:
             raise ValueError("it is not whole")
-        values = _mapped(path, "c", 8 + length, shape, dtype)
+        values = _mapped(path, "r", 8 + length, shape, dtype)
         if shape[:1] != (rows,) or digest != _digest(values):
             raise ValueError("its content is not what was written")
     except (FileNotFoundError, NotADirectoryError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -120,10 +121,12 @@ class StoredTeacher:
         self.own = own
         self.kinds = kinds_of(needs)
         # Rows of examples are few numbers and lie on the device; tokens stay on the host.
-        self.values = {
-            name: torch.from_numpy(np.ascontiguousarray(value[:, permutation] if name == "logits" else value))
-            for name, value in values.items()
-        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a map cannot be written to, and nobody does
+            self.values = {
+                name: torch.from_numpy(np.ascontiguousarray(value[:, permutation] if name == "logits" else value))
+                for name, value in values.items()
+            }
         for name, kind in self.kinds.items():
             if kind == "example":
                 self.values[name] = self.values[name].to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from kdbert.plan import Plan
 from kdbert.training.forward import pass_over
 from kdbert.training.memory import about_memory, make_memory, memory_path
 from kdbert.training.precision import Precision
-from kdbert.training.store import Allocate, has_room, stored
+from kdbert.training.store import Allocate, NoRoom, in_memory, stored
 from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher, kinds_of, layers_read, quantities
 
 log = logging.getLogger("kdbert")
@@ -155,52 +156,33 @@ class Teachers:
 
     def _kept_hidden(self, layer: int, data: Encoded) -> np.ndarray | None:
         """A layer of the first teacher for every token of the training split; None if that is too large to keep."""
-        needs = Needs(teacher_hidden=(layer,))
-        if not self._fits(needs, data, exact=True):
-            return None
-        return self.values(0, "train", needs, exact=True)[f"hidden.{layer}"]
+        with contextlib.suppress(NoRoom):
+            return self.values(0, "train", Needs(teacher_hidden=(layer,)), exact=True)[f"hidden.{layer}"]
+        return None
 
     @property
-    def _budget(self) -> float:
-        """Bytes that the store of the runs folder may take."""
-        return self.plan.recipe.train.cache_gib * 2**30
+    def _memory_share(self) -> float:
+        """Bytes that may be kept in memory: `KEPT_SHARE` of this process's part of the machine's.
 
-    def _fits(self, needs: Needs, data: Encoded, exact: bool = False) -> bool:
-        """Whether what is kept of a teacher fits on the disk, or into this process's part of the memory.
-
-        On the disk within `train.cache_gib`. In memory less than `KEPT_SHARE` of its part, which is that of its
-        threads among the cores, as a sweep shares them out; not what is free just now, so that the same run does the
-        same each time.
+        Its part is that of its threads among the cores, as a sweep shares them out; not what is free just now, so
+        that the same run does the same each time.
         """
-        width = self.plan.models.teachers[0].width if self.plan.models.teachers else 0
-        half = self.plan.recipe.train.cache_precision == "bf16" and not exact
-        # Rows of examples are few numbers; what counts is what there is of every token.
-        numbers = {
-            "example": 0,
-            "token": (2 if half else 4) * width * len(data.input_ids),
-            "token_pair": 4 * int(data.pair_offsets[-1]),
-        }
-        wanted = sum(numbers[kind] for kind in kinds_of(needs).values())
         part = min(1.0, torch.get_num_threads() / (os.cpu_count() or 1)) / self.accelerator.num_processes
-        if wanted < KEPT_SHARE * part * psutil.virtual_memory().total:
-            return True
-        return has_room(Path(self.plan.recipe.output.runs_dir), wanted, self._budget)
+        return KEPT_SHARE * part * float(psutil.virtual_memory().total)
 
     def for_training(self, number: int, method: Method) -> Teacher:
         """A teacher for training: replayed if what is read of it can be kept, else run at every step."""
         needs, data = self.plan.needs, self.encoded[number]["train"]
         columns = self.plan.teacher_permutations[number]
         own = data is not self.student_encoded["train"]
-        kept = self.plan.recipe.train.teacher_cache
-        if kept and needs.reads_padding:
+        if needs.reads_padding and self.plan.recipe.train.teacher_cache:
             log.info("teacher: runs at every step, since positions of padding are read")
-            kept = False
-        if kept and not self._fits(needs, data):
-            log.info("teacher: runs at every step: there is no room to keep its hidden states (train.cache_gib)")
-            kept = False
-        if kept:
-            values = self.values(number, "train", needs, method)
-            return StoredTeacher(values, data, columns, self.accelerator.device, needs, own)
+        elif self.plan.recipe.train.teacher_cache:
+            try:
+                values = self.values(number, "train", needs, method)
+                return StoredTeacher(values, data, columns, self.accelerator.device, needs, own)
+            except NoRoom as error:
+                log.info("teacher: runs at every step, since there is no room to keep its %s (train.cache_gib)", error)
         live = self.models[number]
         length = self.plan.recipe.task.max_length if needs.reads_padding else None
         return LiveTeacher(live, columns, self.precision, needs, method, data if own else None, length)
@@ -211,6 +193,9 @@ class Teachers:
         """What is read of a teacher on a split, logits in its own order of labels; kept below the runs folder.
 
         Arrays are float32, or int16 for bf16 (of tokens, where `train.cache_precision` asks for it; not if `exact`).
+
+        Raises:
+            NoRoom: they can be kept neither there nor in memory.
         """
         plan, recipe, data = self.plan, self.plan.recipe, self.encoded[number][split]
         kinds = kinds_of(needs)
@@ -221,6 +206,8 @@ class Teachers:
             made_with = [self._memory_fingerprint] if quantity.by_memory else []
             made_with += [source] if (source := source_of(type(method))) else []
             files[quantity.name] = ".".join([quantity.name, *made_with])
+        if "logits" in files and self.plan.models.teachers[number].layers in layers_read(needs):
+            files["logits"] = "logits.whole"  # of a whole last layer: other bits than of the first token alone
         if recipe.train.cache_precision == "bf16" and not exact:
             files.update({name: file + HALF for name, file in files.items() if kinds[name] == "token"})
 
@@ -247,7 +234,7 @@ class Teachers:
             return {files[name]: values for name, values in found.items()}
 
         if not recipe.train.teacher_cache:
-            computed = compute(list(files.values()), lambda file, shape: np.zeros(shape, np.float32))
+            computed = compute(list(files.values()), in_memory(self._memory_share))
             found = {file: values for file, values in computed.items() if values is not None}
         else:
             place, machine = plan.teacher_places[number], self.environment
@@ -273,6 +260,7 @@ class Teachers:
             whose = f"teacher {number + 1} on {split}:" if len(recipe.teachers) > 1 else f"teacher on {split}:"
             found = stored(
                 Path(recipe.output.runs_dir), rows, about, compute, self.accelerator, whose,
-                halves=frozenset(file for file in files.values() if file.endswith(HALF)), budget=self._budget,
+                halves=frozenset(file for file in files.values() if file.endswith(HALF)),
+                budget=recipe.train.cache_gib * 2**30, memory=self._memory_share,
             )  # fmt: skip
         return {name: found[file] for name, file in files.items()}
