@@ -39,8 +39,10 @@ def test_the_bash_sweep_is_interrupted_and_started_again(glue_dir: Path, tiny_be
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(
-            words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
+            words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            # bash cannot trap what was ignored when it began, as in a job that a script has put in the background
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
 
     first = start()
     end = time.monotonic() + 120

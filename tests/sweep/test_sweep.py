@@ -92,7 +92,8 @@ def test_every_job_has_its_share_of_the_threads(swept: Swept) -> None:
 def test_the_cells_share_teacher_and_teacher_outputs(swept: Swept) -> None:
     taught = [manifest(run) for run in swept.place.run_folders() if run.parent.name == "kd"]
     assert len({facts["teachers"][0]["model"] for facts in taught}) == 1
-    assert len(list(swept.place.runs.glob(".teacher-outputs/*/logits.safetensors"))) == 2  # dev and train
+    # Of train; how it scores on dev stands in its run.
+    assert len(list(swept.place.runs.glob(".teacher-outputs/*/logits.safetensors"))) == 1
 
 
 def test_the_same_command_again_starts_nothing_and_says_all_are_there(swept: Swept, kdbert: Any) -> None:

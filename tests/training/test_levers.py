@@ -153,6 +153,7 @@ def test_the_levers_are_in_the_model_that_is_trained(on: bool, setting: Setting,
         rows = student.get_input_embeddings()
         assert isinstance(rows, UsedRows) == on
         rows.register_forward_hook(lambda layer, given, out: seen.append(out.shape))
+        parts.module.train()
         forward_backward(
             parts.module,
             data,

@@ -322,7 +322,7 @@ def test_the_published_variant_runs_and_names_its_nonsense(
         (
             {"method.name": "multi-kd", "method.weights": [1, -2]},
             "weights must be 0 or more (got -2)",
-            "a teacher has the weight -2",
+            "weights gives a teacher -2",
         ),
         (
             {"method.name": "kd", "method.alpha": 2},
