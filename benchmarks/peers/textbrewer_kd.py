@@ -45,12 +45,7 @@ def main() -> None:
                 scheduler_args=rates, callback=None, max_grad_norm=1.0,
             )  # fmt: skip
         contest.lap("train")
-    student.eval()
-    with torch.no_grad():
-        logits = torch.cat([
-            student(**{name: values[rows] for name, values in dev.items() if name != "labels"}).logits
-            for rows in torch.arange(len(dev["labels"])).split(64)
-        ])  # fmt: skip
+    logits = contest.predict(student, dev)
     contest.lap("evaluate")
     contest.finish(contest.steps, logits)
 

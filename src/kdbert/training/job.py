@@ -33,7 +33,7 @@ from kdbert.reporting.predictions import predicted, write_predictions
 from kdbert.runs import RunFolder, RunResult, atomic_write, environment, identity_of, replace_folder, write_text
 from kdbert.training.diagnostics import Diagnostics
 from kdbert.training.forward import StudentWithMethod, predict
-from kdbert.training.loop import epoch_order, train
+from kdbert.training.loop import epoch_order, train, trained_rows
 from kdbert.training.precision import Precision, choose_attention, choose_precision, make_accelerator
 from kdbert.training.teacher import LOGITS, StoredTeacher, Teacher
 from kdbert.training.teachers import Teachers, encode_splits, finite
@@ -179,20 +179,21 @@ class Job:
             newest.update(logits)
             return _flat(metrics)
 
-        result = train(
-            recipe.train,
-            seed=recipe.seed,
-            data=self.encoded["train"],
-            module=module,
-            teachers=teachers,
-            evaluate=evaluate,
-            selection=f"{plan.spec.split_names('dev')[0]}/{plan.spec.metrics[0]}",
-            folder=folder.path,
-            accelerator=accelerator,
-            trackers=recipe.output.tracker,
-            length=recipe.task.max_length if plan.needs.reads_padding else None,
-            at_log=lambda step: diagnostics.numbers() if diagnostics is not None and main else {},
-        )
+        with trained_rows(recipe.train, self.encoded["train"], module):
+            result = train(
+                recipe.train,
+                seed=recipe.seed,
+                data=self.encoded["train"],
+                module=module,
+                teachers=teachers,
+                evaluate=evaluate,
+                selection=f"{plan.spec.split_names('dev')[0]}/{plan.spec.metrics[0]}",
+                folder=folder.path,
+                accelerator=accelerator,
+                trackers=recipe.output.tracker,
+                length=recipe.task.max_length if plan.needs.reads_padding else None,
+                at_log=lambda step: diagnostics.numbers() if diagnostics is not None and main else {},
+            )
         if result.best and result.best["step"] != plan.steps:
             newest.clear()  # they are not of the weights that were chosen
         metrics, logits = self._evaluate(self.student, tuple(plan.eval_examples), newest)

@@ -91,33 +91,6 @@ def train(
         Diverged: a loss or the gradient is not finite.
         Interrupted: a signal asked to stop; the state is saved.
     """
-    with trained_rows(options, data, module):
-        return _train(
-            options, seed, data, module, teachers, evaluate, selection, folder, accelerator, trackers, length, at_log
-        )
-
-
-def trained_rows(options: TrainSection, data: Encoded, module: StudentWithMethod) -> AbstractContextManager[None]:
-    """Within it, only the word vectors that the data uses are trained, where that gives the same result."""
-    if not options.used_rows or options.weight_decay:  # with weight decay, unused rows shrink too
-        return contextlib.nullcontext()
-    return training_used_rows(module.student, np.unique(np.append(data.input_ids, data.pad_id)))
-
-
-def _train(
-    options: TrainSection,
-    seed: int,
-    data: Encoded,
-    module: StudentWithMethod,
-    teachers: Sequence[Teacher],
-    evaluate: Callable[[nn.Module], dict[str, float]],
-    selection: str,
-    folder: Path,
-    accelerator: Accelerator,
-    trackers: list[str],
-    length: int | None,
-    at_log: Callable[[int], Mapping[str, float]],
-) -> TrainResult:
     batches_per_epoch = -(-len(data) // options.batch_size)
     total_steps = min(options.epochs * batches_per_epoch, options.max_steps or 10**12)
     wrapped = accelerator.prepare_model(module)
@@ -261,6 +234,13 @@ def _train(
     if best_weights:
         module.load_state_dict(best_weights)
     return TrainResult(step - resumed_from, examples, train_seconds, eval_seconds, resumed_from, best)
+
+
+def trained_rows(options: TrainSection, data: Encoded, module: StudentWithMethod) -> AbstractContextManager[None]:
+    """Within it, only the word vectors that the data uses are trained, where that gives the same result."""
+    if not options.used_rows or options.weight_decay:  # with weight decay, unused rows shrink too
+        return contextlib.nullcontext()
+    return training_used_rows(module.student, np.unique(np.append(data.input_ids, data.pad_id)))
 
 
 def forward_backward(
