@@ -13,7 +13,7 @@ Four pieces, each with a plain twin and a recipe key that chooses between them:
 from __future__ import annotations
 
 import contextlib
-import inspect
+import sys
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -256,7 +256,7 @@ def _layer_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **options
         part(states).view(rows, -1, own.num_attention_heads, units).transpose(1, 2)
         for part, states in ((own.query, first), (own.key, hidden_states), (own.value, hidden_states))
     )
-    eager = inspect.getmodule(type(own)).eager_attention_forward  # type: ignore[union-attr]
+    eager = sys.modules[type(own).__module__].eager_attention_forward
     function = ALL_ATTENTION_FUNCTIONS.get_interface(own.config._attn_implementation, eager)
     attended, _ = function(
         own,

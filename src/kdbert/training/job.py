@@ -36,7 +36,7 @@ from kdbert.training.forward import StudentWithMethod, predict
 from kdbert.training.loop import epoch_order, train, trained_rows
 from kdbert.training.precision import Precision, choose_attention, choose_precision, make_accelerator
 from kdbert.training.teacher import LOGITS, StoredTeacher, Teacher
-from kdbert.training.teachers import Teachers, encode_splits, finite
+from kdbert.training.teachers import Teachers, encode_splits
 
 log = logging.getLogger("kdbert")
 
@@ -98,6 +98,17 @@ def _cannot_write(error: BaseException) -> bool:
     if isinstance(error, SafetensorError):
         return "os error" in str(error)
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def finite(values: np.ndarray, what: str, cure: str = "") -> np.ndarray:
+    """The values, if all of them are finite numbers.
+
+    Raises:
+        Diverged: some are not.
+    """
+    if not np.isfinite(values).all():
+        raise Diverged(f"{what} are not finite{cure}")
+    return values
 
 
 class Job:

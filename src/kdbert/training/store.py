@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,8 @@ def used_bytes(root: Path) -> int:
     return total
 
 
-def in_memory(share: float) -> Allocate:
-    """Allocates in memory, up to so many bytes.
+def in_memory(share: float, types: Mapping[str, np.dtype[Any]] = MappingProxyType({})) -> Allocate:
+    """Allocates in memory, up to so many bytes; float32, where `types` does not say otherwise.
 
     Raises:
         NoRoom: beyond them.
@@ -56,10 +57,11 @@ def in_memory(share: float) -> Allocate:
 
     def allocate(name: str, shape: tuple[int, ...]) -> np.ndarray:
         nonlocal share
-        share -= 4 * int(np.prod(shape))
+        dtype = types.get(name, np.dtype(np.float32))
+        share -= int(np.prod(shape)) * dtype.itemsize
         if share < 0:
             raise NoRoom(name)
-        return np.zeros(shape, np.float32)
+        return np.zeros(shape, dtype)
 
     return allocate
 
@@ -102,10 +104,10 @@ def stored(
     types = {name: np.dtype(np.int16 if name in halves else np.float32) for name in rows}
     locks: dict[str, FileLock | None] = {}
     files: dict[str, _File] = {}
+    otherwise = in_memory(memory, types)
     values: dict[str, np.ndarray] = {}
 
     def allocate(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
-        nonlocal memory
         wanted = int(np.prod(shape)) * types[name].itemsize
         if locks.get(name) is not None:
             try:
@@ -119,12 +121,7 @@ def stored(
             kept = torch.tensor(int(name in files), device=accelerator.device)
             if int(accelerator.reduce(kept, "sum")) and not accelerator.is_main_process:
                 return None
-        if name in files:
-            return files[name].values
-        if wanted > memory:
-            raise NoRoom(name)
-        memory -= wanted
-        return np.zeros(shape, types[name])
+        return files[name].values if name in files else otherwise(name, shape)
 
     try:
         if accelerator.is_main_process:

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from kdbert.data.encode import Encoded, encode
-from kdbert.errors import Diverged, UserError
+from kdbert.errors import UserError
 from kdbert.memory import Memory
 from kdbert.methods import Method, Needs, source_of
 from kdbert.models.kernels import use_first_token
@@ -40,17 +40,6 @@ def encode_splits(plan: Plan, tokenizer: Any) -> dict[str, Encoded]:
         name: encode(part, tokenizer, plan.recipe.task.max_length)
         for name, part in {"train": plan.train_examples, **plan.eval_examples}.items()
     }
-
-
-def finite(values: np.ndarray, what: str, cure: str = "") -> np.ndarray:
-    """The values, if all of them are finite numbers.
-
-    Raises:
-        Diverged: some are not.
-    """
-    if not np.isfinite(values).all():
-        raise Diverged(f"{what} are not finite{cure}")
-    return values
 
 
 class Teachers:
@@ -224,7 +213,7 @@ class Teachers:
                 data,
                 lambda seen: quantities(read, method, seen),
                 kinds,
-                layers=layers_read(read),
+                layers=layers_read(needs),  # also of what is there already, so that the logits have the same bits
                 batch_size=recipe.train.eval_batch_size,
                 precision=self.precision,
                 accelerator=self.accelerator,
