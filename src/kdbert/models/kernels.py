@@ -13,7 +13,6 @@ Four pieces, each with a plain twin and a recipe key that chooses between them:
 from __future__ import annotations
 
 import contextlib
-import sys
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -43,11 +42,11 @@ def draw_keep(shape: torch.Size, rate: float, dtype: torch.dtype) -> torch.Tenso
     if threshold == _LEVELS:
         return torch.zeros(shape, dtype=dtype)
     seed = int(torch.randint(2**63 - 1, ()))
-    words = np.random.Generator(np.random.SFC64(seed)).integers(2**64, size=-(-shape.numel() // 4), dtype=np.uint64)
+    words = np.random.SFC64(seed).random_raw(-(-shape.numel() // 4))
     bits = torch.from_numpy(words.view(np.int16))[: shape.numel()].view(shape)
-    # All in integers and in place: threshold - 1 - draw is negative, and its sign spread over all bits is -1, where
-    # the element stays; what is left of the scale's own bits is the scale or 0.
-    bits.bitwise_and_(_LEVELS - 1).neg_().add_(threshold - 1).bitwise_right_shift_(15)
+    # All in integers and in place: draw - (levels - threshold) is negative, and its sign spread over all bits is -1,
+    # where the element stays; what is left of the scale's own bits is the scale or 0.
+    bits.bitwise_and_(_LEVELS - 1).add_(threshold - _LEVELS).bitwise_right_shift_(15)
     scale = torch.tensor(_LEVELS / (_LEVELS - threshold), dtype=dtype)
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
     return bits.to(integers).bitwise_and_(scale.view(integers)).view(dtype)
@@ -229,7 +228,7 @@ def use_first_token(model: Any) -> None:
 def first_token_only(model: Any, on: bool) -> Iterator[None]:
     """Within it, the last layer of a model prepared by `use_first_token` computes its output for the first token only.
 
-    That is all that the head reads: of the layer's six matrices, four are multiplied with one token instead of all.
+    That is all that the head reads: each of the layer's six matrices is multiplied with one token instead of all.
     """
     layers = getattr(getattr(model.base_model, "encoder", None), "layer", None)
     if not on or not layers or not hasattr(layers[-1], "first_token_only"):
@@ -243,28 +242,28 @@ def first_token_only(model: Any, on: bool) -> Iterator[None]:
 
 
 def _layer_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **options: Any) -> Any:
-    """In place of `BertLayer.forward`: [B, L, H] -> [B, L, H], or [B, 1, H] within `first_token_only`."""
+    """In place of `BertLayer.forward`: [B, L, H] -> [B, L, H], or [B, 1, H] within `first_token_only`.
+
+    For one query q, its scores q (x Wk)^T are (q Wk^T) x^T, and its context p (x Wv) is (p x) Wv: with the brackets so,
+    no other token's key or value is made.
+    """
     if not self.first_token_only:
         return type(self).forward(self, hidden_states, *args, **options)
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
     own = self.attention.self
     mask = args[0] if args else options.get("attention_mask")
     first = hidden_states[:, :1]
-    rows, units = len(hidden_states), own.attention_head_size
-    query, key, value = (
-        part(states).view(rows, -1, own.num_attention_heads, units).transpose(1, 2)
-        for part, states in ((own.query, first), (own.key, hidden_states), (own.value, hidden_states))
-    )
-    eager = sys.modules[type(own).__module__].eager_attention_forward
-    function = ALL_ATTENTION_FUNCTIONS.get_interface(own.config._attn_implementation, eager)
-    attended, _ = function(
-        own,
-        query,
-        key,
-        value,
-        None if mask is None else mask[:, :, :1],
-        dropout=own.dropout.p if self.training else 0.0,
-        scaling=own.scaling,
-    )
-    return self.feed_forward_chunk(self.attention.output(attended.reshape(rows, 1, -1), first))
+    per_head = (own.num_attention_heads, own.attention_head_size)
+    query = own.query(first).view(-1, *per_head) * own.scaling
+    states = hidden_states.to(query.dtype)
+    keys, values = (part.weight.view(*per_head, -1) for part in (own.key, own.value))
+    asked = torch.matmul(query.transpose(0, 1), keys).transpose(0, 1)  # [B, heads, H]
+    scores = torch.matmul(asked, states.transpose(1, 2))
+    scores = scores + (query * own.key.bias.view(per_head)).sum(-1, keepdim=True)
+    if mask is not None:
+        mask = mask[:, :, 0]
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    shares = own.dropout(torch.softmax(scores, -1))
+    context = torch.matmul(shares.to(query.dtype), states)  # [B, heads, H]
+    attended = torch.matmul(context.transpose(0, 1), values.transpose(1, 2)).transpose(0, 1)
+    attended = attended + shares.sum(-1, keepdim=True) * own.value.bias.view(per_head)
+    return self.feed_forward_chunk(self.attention.output(attended.reshape(len(first), 1, -1), first))
