@@ -8,7 +8,7 @@ from typing import Any
 # What two runs of one experiment may differ in: the seed, places, and how often something is told or saved.
 OUTSIDE_IDENTITY = (
     "seed", "output", "task.data_dir", "train.eval_batch_size", "train.logging_steps", "train.checkpoint_steps",
-    "memory.train", "train.cache_gib",
+    "memory.train", "train.cache_gib", "train.cache_for",
 )  # fmt: skip
 # Keys that came after the first run folders were made: at their default they stand for what was done before (up to
 # rounding and the draws of dropout), and are left out of a run's name.

@@ -212,6 +212,7 @@ class Plan:
         recipe = self.recipe
         assert recipe.task.max_length is not None
         check_trackers(recipe.output.tracker)
+        _ = [get_method(name) for name in recipe.train.cache_for]
         _ = self.train_examples, self.eval_examples, self.kept_layers, self.teacher_permutations, self.needs
         check_length(recipe.task.max_length, self.student_config, self.student_place.given)
         known = [place.fingerprint() for place in self.teacher_places]

@@ -328,6 +328,20 @@ def test_the_first_token_alone_gives_the_same_logits_and_gradients(kind: str, fu
     torch.testing.assert_close(again.hidden_states[-1], expected.hidden_states[-1])
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_logits_have_the_same_bits_whether_the_last_hidden_states_are_read_or_not(half: bool) -> None:
+    model = model_of("bert").eval()
+    use_first_token(model)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        both = model(IDS, attention_mask=MASK, output_hidden_states=True)
+        with first_token_only(model, True):
+            logits = model(IDS, attention_mask=MASK).logits
+        plain = model_of("bert").eval()(IDS, attention_mask=MASK, output_hidden_states=True)
+    assert torch.equal(both.logits, logits)
+    tolerance = 0.03 if half else 1e-5
+    torch.testing.assert_close(both.hidden_states[-1], plain.hidden_states[-1], rtol=tolerance, atol=tolerance)
+
+
 def test_a_model_without_padding_and_with_a_two_dimensional_mask() -> None:
     whole, first = model_of("bert"), model_of("bert")
     use_first_token(first)

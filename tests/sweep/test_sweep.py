@@ -21,6 +21,7 @@ from in_processes import manifest, saved_steps, start, wait_until
 from kdbert.recipe import Recipe
 from kdbert.runs import FileLock
 from kdbert.training.job import run_recipe
+from kdbert.training.store import FOLDER
 from small_sweep import STARTED, THREADS, Place, weights
 
 pytestmark = pytest.mark.slow
@@ -49,6 +50,21 @@ def threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+# ---- several methods
+
+
+def test_three_methods_run_the_teacher_over_the_training_data_once(new_place: Callable[[str], Place]) -> None:
+    place = new_place("methods")
+    process = start(place.words("method=kd,ics,cka-i"), place.folder / "output")
+    assert finish(process) == 0, (place.folder / "output").read_text()
+    assert place.statuses() == ["finished"] * 4
+    students = [run for run in place.run_folders() if manifest(run)["recipe"]["teachers"]]
+    first = min((run / "run.json").stat().st_mtime for run in students)  # one runs at a time
+    files = {file.stem: file.stat().st_mtime for file in place.runs.glob(f"{FOLDER}/*/*.safetensors")}
+    assert set(files) == {"logits", "hidden.4", "gram.3"}
+    assert max(files.values()) < first
 
 
 # ---- two sweeps that are started at the same moment, two jobs each, on one folder

@@ -96,6 +96,35 @@ def test_another_seed_reads_what_the_first_has_computed_and_ends_with_the_same_b
         assert file.read_bytes() == store_files(tmp_path / "other")[split].read_bytes()
 
 
+def test_one_pass_keeps_what_other_methods_read_and_they_end_with_the_same_bits(run: Any, tmp_path: Path) -> None:
+    both, others = tmp_path / "both", ["ics", "cka-i"]
+    first = run(tmp_path / "kd", both, **{"train.cache_for": others})
+    assert first.err.count("one pass over train") == 1
+    for method in others:
+        again = run(tmp_path / method, both, **{"method.name": method})
+        alone = run(tmp_path / f"{method}-alone", tmp_path / method / "own", **{"method.name": method})
+        assert "one pass over train" not in again.err
+        assert alone.err.count("one pass over train") == 1
+        assert_same(tmp_path / method, tmp_path / f"{method}-alone")
+    without = run(tmp_path / "kd-alone", tmp_path / "own")
+    assert without.err.count("one pass over train") == 1
+    assert_same(tmp_path / "kd", tmp_path / "kd-alone")
+
+
+def test_what_others_read_is_not_kept_without_room_and_the_run_goes_on(run: Any, tmp_path: Path) -> None:
+    root, changes = tmp_path / "runs", {"train.cache_for": ["ics"], "train.cache_gib": 20e3 / 2**30}
+    run(tmp_path / "kd", root, **changes)
+    assert set(store_files(root)) == {"train", "dev"}
+    assert not list(root.glob(f"{FOLDER}/*/hidden.*.safetensors"))
+
+
+def test_methods_that_are_unknown_are_refused(setting: Setting, kdbert: Any, tmp_path: Path) -> None:
+    ended = kdbert(*words(setting, tmp_path / "run", tmp_path, **{"train.cache_for": ["icss"]}))
+    assert ended.code == 2
+    assert "unknown method 'icss'" in ended.err
+    assert "Traceback" not in ended.err
+
+
 def test_who_reads_the_store_needs_no_teachers_weights(
     setting: Setting, run: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -244,11 +244,23 @@ def first_token_only(model: Any, on: bool) -> Iterator[None]:
 def _layer_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **options: Any) -> Any:
     """In place of `BertLayer.forward`: [B, L, H] -> [B, L, H], or [B, 1, H] within `first_token_only`.
 
+    In eval mode the first token is computed the same way in both, so that a model's logits have the same bits whether
+    the other tokens are read or not.
+    """
+    if self.first_token_only:
+        return _first_token(self, hidden_states, *args, **options)
+    whole = type(self).forward(self, hidden_states, *args, **options)
+    if self.training:
+        return whole
+    return torch.cat([_first_token(self, hidden_states, *args, **options), whole[:, 1:]], 1)
+
+
+def _first_token(self: Any, hidden_states: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+    """`BertLayer.forward` of the first token, [B, 1, H].
+
     For one query q, its scores q (x Wk)^T are (q Wk^T) x^T, and its context p (x Wv) is (p x) Wv: with the brackets so,
     no other token's key or value is made.
     """
-    if not self.first_token_only:
-        return type(self).forward(self, hidden_states, *args, **options)
     own = self.attention.self
     mask = args[0] if args else options.get("attention_mask")
     first = hidden_states[:, :1]
@@ -266,4 +278,6 @@ def _layer_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **options
     context = torch.matmul(shares.to(query.dtype), states)  # [B, heads, H]
     attended = torch.matmul(context.transpose(0, 1), values.transpose(1, 2)).transpose(0, 1)
     attended = attended + shares.sum(-1, keepdim=True) * own.value.bias.view(per_head)
-    return self.feed_forward_chunk(self.attention.output(attended.reshape(len(first), 1, -1), first))
+    output = self.attention.output(attended.reshape(len(first), 1, -1), first)
+    found: torch.Tensor = self.feed_forward_chunk(output)
+    return found

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdbert.errors import UserError
-from kdbert.methods import plugins
+from kdbert.methods import get_method, plugins
 from kdbert.plan import Plan, student_before_teacher
 from kdbert.recipe import Recipe
 from kdbert.resolve import missing_teachers, resolve_distill, resolve_finetune, teacher_recipes, with_teachers
@@ -160,7 +160,24 @@ def plan_jobs(cells: list[Cell]) -> list[Job]:
             raise UserError(f"cannot write runs to {root}: it is a file; choose another --runs-dir")
     if problems:
         raise UserError("; ".join(f"cell {name}: {problem}" for problem, name in problems.items()))
+    _share_teacher_passes(list(jobs.values()))
     return [*teachers.values(), *jobs.values()]
+
+
+def _share_teacher_passes(jobs: list[Job]) -> None:
+    """Let whoever runs a teacher first keep what the other methods of the sweep read of it."""
+    same: dict[str, list[Job]] = {}
+    for job in jobs:
+        teachers = [str(teacher.folder.path) for teacher in job.teachers] or [t.model for t in job.recipe.teachers]
+        key = [job.recipe.task.model_dump(mode="json"), job.recipe.output.runs_dir, teachers]
+        if get_method(job.recipe.method.name).teachers(job.recipe.method) != (0, 0):
+            same.setdefault(json.dumps(key), []).append(job)
+    for group in same.values():
+        methods = sorted({job.recipe.method.name for job in group})
+        for job in group:
+            others = sorted({*job.recipe.train.cache_for, *methods} - {job.recipe.method.name})
+            train = job.recipe.train.model_copy(update={"cache_for": others})
+            job.recipe = job.recipe.model_copy(update={"train": train})
 
 
 def _plugin_words(recipe: Recipe) -> list[str]:

@@ -26,7 +26,7 @@ from kdbert.runs import FileLock, fsync, write_json
 
 log = logging.getLogger("kdbert")
 FOLDER = ".teacher-outputs"
-VERSION = 2  # raise it when kdbert itself computes a teacher's outputs in another way
+VERSION = 3  # raise it when kdbert itself computes a teacher's outputs in another way
 # numpy has no bfloat16; its bits are kept as int16.
 _NAMES = {np.dtype(np.float32): "F32", np.dtype(np.int16): "BF16"}
 
@@ -74,6 +74,7 @@ def stored(
     accelerator: Accelerator,
     whose: str = "teacher's",
     *,
+    also: Mapping[str, int] = MappingProxyType({}),
     halves: frozenset[str] = frozenset(),
     budget: float = float("inf"),
     memory: float = float("inf"),
@@ -90,6 +91,8 @@ def stored(
         compute: fills arrays of the quantities asked for, [rows, ...], that it gets from its second argument;
             called by all processes together.
         whose: how a line of the log begins.
+        also: further quantities and their rows. Where something has to be computed, these are computed and kept along
+            with it if there is room for them; not over several processes.
         halves: the quantities that are kept in bf16 (as int16); the others are float32.
         budget: the store of the runs folder takes no more bytes than these.
         memory: what finds no room there is kept in memory, if it takes no more bytes than these.
@@ -101,7 +104,7 @@ def stored(
     text = json.dumps(about, sort_keys=True)
     folder = root / FOLDER / hashlib.sha256(text.encode()).hexdigest()[:16]
     paths = {name: folder / f"{name}.safetensors" for name in sorted(rows)}
-    types = {name: np.dtype(np.int16 if name in halves else np.float32) for name in rows}
+    types = {name: np.dtype(np.int16 if name in halves else np.float32) for name in (*rows, *also)}
     locks: dict[str, FileLock | None] = {}
     files: dict[str, _File] = {}
     otherwise = in_memory(memory, types)
@@ -117,6 +120,8 @@ def stored(
                 files[name] = _File(paths[name], name, shape, types[name])
             except OSError as error:
                 log.warning("teacher outputs are not kept: cannot write %s (%s)", paths[name], error.strerror)
+        if name in also:
+            return files[name].values if name in files else None
         if accelerator.num_processes > 1:  # where the first process keeps them in a file, the others read that later
             kept = torch.tensor(int(name in files), device=accelerator.device)
             if int(accelerator.reduce(kept, "sum")) and not accelerator.is_main_process:
@@ -134,14 +139,23 @@ def stored(
         for name in values:
             log.info("%s %s: read from %s", whose, name, paths[name])
         missing = [name for name in paths if name not in values]
+        if missing and accelerator.num_processes == 1:
+            for name in sorted(set(also) - set(rows)):
+                path = folder / f"{name}.safetensors"
+                free = FileLock(folder / f"{name}.lock")
+                with contextlib.suppress(OSError):
+                    if free.acquire():  # whoever else has it computes it
+                        locks[name] = free
+                        if not path.exists():
+                            paths[name] = path
         if missing:
-            computed = compute(missing, allocate)
+            computed = compute([name for name in paths if name not in values], allocate)
             values.update({name: array for name in missing if (array := computed[name]) is not None})
             for name, file in files.items():
                 values[name] = file.seal()
                 log.info("%s %s: kept in %s", whose, name, paths[name])
             _share(values, paths, rows, types, accelerator)
-        return values
+        return {name: values[name] for name in rows}
     finally:
         for file in files.values():
             file.discard()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,15 @@ def kinds_of(needs: Needs) -> dict[str, Kind]:
     kinds.update({f"hidden.{layer}": "token" for layer in needs.teacher_hidden})
     kinds.update({quantity.name: quantity.of for quantity in needs.reduced})
     return kinds
+
+
+def only(needs: Needs, names: Collection[str]) -> Needs:
+    """Of what is read of a teacher, the quantities with these names."""
+    return Needs(
+        teacher_logits=needs.teacher_logits and "logits" in names,
+        teacher_hidden=tuple(layer for layer in needs.teacher_hidden if f"hidden.{layer}" in names),
+        reduced=tuple(quantity for quantity in needs.reduced if quantity.name in names),
+    )
 
 
 def quantities(needs: Needs, method: Method | None, outputs: Outputs) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from accelerate import Accelerator
 from kdbert.data.encode import Encoded, encode
 from kdbert.errors import UserError
 from kdbert.memory import Memory
-from kdbert.methods import Method, Needs, source_of
+from kdbert.methods import Method, Needs, Outputs, get_method, source_of
 from kdbert.models.kernels import use_first_token
 from kdbert.models.load import load_classifier, load_config
 from kdbert.plan import Plan
@@ -26,7 +27,7 @@ from kdbert.training.forward import pass_over
 from kdbert.training.memory import about_memory, make_memory, memory_path
 from kdbert.training.precision import Precision
 from kdbert.training.store import Allocate, NoRoom, in_memory, stored
-from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher, kinds_of, layers_read, quantities
+from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher, kinds_of, layers_read, only, quantities
 
 log = logging.getLogger("kdbert")
 HALF = ".bf16"  # at the end of a file's name: kept in half precision
@@ -187,40 +188,38 @@ class Teachers:
             NoRoom: they can be kept neither there nor in memory.
         """
         plan, recipe, data = self.plan, self.plan.recipe, self.encoded[number][split]
-        kinds = kinds_of(needs)
-        # A reduced quantity is kept under the name of what it was reduced with.
-        files = {name: name for name in kinds}
-        for quantity in needs.reduced:
-            assert method is not None
-            made_with = [self._memory_fingerprint] if quantity.by_memory else []
-            made_with += [source] if (source := source_of(type(method))) else []
-            files[quantity.name] = ".".join([quantity.name, *made_with])
-        if "logits" in files and self.plan.models.teachers[number].layers in layers_read(needs):
-            files["logits"] = "logits.whole"  # of a whole last layer: other bits than of the first token alone
-        if recipe.train.cache_precision == "bf16" and not exact:
-            files.update({name: file + HALF for name, file in files.items() if kinds[name] == "token"})
+        files = self._files(needs, method, exact=exact)
+        shares = [(needs, method, files)]
+        if split == "train":
+            shares += [(other, its, self._files(other, its)) for other, its in self._others()]
+        kinds = {file: kinds_of(one)[name] for one, _, kept in shares for name, file in kept.items()}
 
         def compute(wanted: list[str], allocate: Allocate) -> dict[str, np.ndarray | None]:
-            names = [name for name, file in files.items() if file in wanted]
-            read = Needs(
-                teacher_logits="logits" in names,
-                teacher_hidden=tuple(layer for layer in needs.teacher_hidden if f"hidden.{layer}" in names),
-                reduced=tuple(quantity for quantity in needs.reduced if quantity.name in names),
-            )
-            log.info("teacher: one pass over %s for its %s", split, ", ".join(names))
-            found = pass_over(
+            log.info("teacher: one pass over %s for its %s", split, ", ".join(wanted))
+
+            def computed(seen: Outputs) -> dict[str, torch.Tensor]:
+                found: dict[str, torch.Tensor] = {}
+                for one, its, kept in shares:
+                    read = only(one, [name for name, file in kept.items() if file in wanted and file not in found])
+                    found.update({kept[name]: value for name, value in quantities(read, its, seen).items()})
+                return found
+
+            return pass_over(
                 self.models[number],
                 data,
-                lambda seen: quantities(read, method, seen),
+                computed,
                 kinds,
-                layers=layers_read(needs),  # also of what is there already, so that the logits have the same bits
+                layers=sorted({
+                    layer
+                    for one, _, kept in shares
+                    for layer in layers_read(only(one, [name for name, file in kept.items() if file in wanted]))
+                }),
                 batch_size=recipe.train.eval_batch_size,
                 precision=self.precision,
                 accelerator=self.accelerator,
                 told=f"teacher on {split}",
-                allocate=lambda name, shape: allocate(files[name], shape),
-            )
-            return {files[name]: values for name, values in found.items()}
+                allocate=allocate,
+            )  # fmt: skip
 
         if not recipe.train.teacher_cache:
             computed = compute(list(files.values()), in_memory(self._memory_share))
@@ -245,11 +244,37 @@ class Teachers:
                 "versions": {name: machine["versions"][name] for name in ("torch", "transformers")},
             }
             size = {"example": len(data), "token": len(data.input_ids), "token_pair": int(data.pair_offsets[-1])}
-            rows = {file: size[kinds[name]] for name, file in files.items()}
+            rows = {file: size[kind] for file, kind in kinds.items()}
             whose = f"teacher {number + 1} on {split}:" if len(recipe.teachers) > 1 else f"teacher on {split}:"
             found = stored(
-                Path(recipe.output.runs_dir), rows, about, compute, self.accelerator, whose,
-                halves=frozenset(file for file in files.values() if file.endswith(HALF)),
+                Path(recipe.output.runs_dir), {file: rows[file] for file in files.values()}, about, compute,
+                self.accelerator, whose, also={file: rows[file] for file in rows if file not in files.values()},
+                halves=frozenset(file for file in rows if file.endswith(HALF)),
                 budget=recipe.train.cache_gib * 2**30, memory=self._memory_share,
             )  # fmt: skip
         return {name: found[file] for name, file in files.items()}
+
+    def _files(self, needs: Needs, method: Method | None, *, exact: bool = False) -> dict[str, str]:
+        """What is read of a teacher -> the name that it is kept under: that of what it was reduced with, or rounded."""
+        files = {name: name for name in kinds_of(needs)}
+        for quantity in needs.reduced:
+            assert method is not None
+            made_with = [self._memory_fingerprint] if quantity.by_memory else []
+            made_with += [source] if (source := source_of(type(method))) else []
+            files[quantity.name] = ".".join([quantity.name, *made_with])
+        if self.plan.recipe.train.cache_precision == "bf16" and not exact:
+            files.update({name: files[name] + HALF for name, kind in kinds_of(needs).items() if kind == "token"})
+        return files
+
+    def _others(self) -> list[tuple[Needs, Method]]:
+        """What the methods of `train.cache_for` read by default, but for what needs a memory or reads padding."""
+        found = []
+        for name in self.plan.recipe.train.cache_for:
+            kind = get_method(name)
+            options = kind.Options.model_validate({"name": kind.name})
+            needs = kind.needs(options, self.plan.models)
+            depth = self.plan.models.teachers[0].layers
+            if not needs.reads_padding and all(0 <= layer <= depth for layer in layers_read(needs)):
+                reduced = tuple(quantity for quantity in needs.reduced if not quantity.by_memory)
+                found.append((replace(needs, reduced=reduced), kind(options)))
+        return found
