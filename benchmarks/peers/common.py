@@ -17,8 +17,10 @@ import torch.nn.functional as F
 import transformers.models.bert.modeling_bert  # noqa: F401  (imported before the clock starts, by everybody)
 
 
-def peak_gib() -> float:
-    """The most memory that this process has had; getrusage would count what its parent had when it forked."""
+def peak_gib(device: str) -> float:
+    """The most memory of the GPU, or of this process (getrusage would count what its parent had when it forked)."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
@@ -30,8 +32,8 @@ class Contest:
     """One contestant's run of one job: tokenised on the clock, timed by phase, written as JSON at the end.
 
     A job is a JSON file that benchmarks/speed writes: texts and labels of train and dev, folders of teacher and
-    student, batch size, epochs, rate, alpha, temperature, method, seed, threads, and `steps` (stop after so many and
-    extrapolate; null: the whole run).
+    student, batch size, epochs, rate, alpha, temperature, method, seed, threads, device (cpu or cuda), and `steps`
+    (stop after so many and extrapolate; null: the whole run).
     """
 
     def __init__(self) -> None:
@@ -39,6 +41,7 @@ class Contest:
         self.out = Path(sys.argv[2])
         torch.set_num_threads(self.job["threads"])
         torch.manual_seed(self.job["seed"])
+        self.device = torch.device(self.job["device"])
         self.phases: dict[str, float] = {}
         self.started = self.last = time.perf_counter()
         rows = len(self.job["train"]["labels"])
@@ -48,6 +51,8 @@ class Contest:
 
     def lap(self, phase: str) -> None:
         """The time since the last lap belongs to this phase."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
         now = time.perf_counter()
         self.phases[phase] = self.phases.get(phase, 0.0) + now - self.last
         self.last = now
@@ -76,14 +81,14 @@ class Contest:
         ]
 
     def tensors(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Columns of padded rows as tensors."""
-        return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+        """Columns of padded rows as tensors on the device."""
+        return {name: torch.tensor([row[name] for row in rows], device=self.device) for name in rows[0]}
 
     def model(self, whose: str) -> Any:
         """Teacher or student in float32."""
         from transformers import AutoModelForSequenceClassification
 
-        return AutoModelForSequenceClassification.from_pretrained(self.job[whose]).float()
+        return AutoModelForSequenceClassification.from_pretrained(self.job[whose]).float().to(self.device)
 
     def predict(self, model: Any, rows: dict[str, torch.Tensor]) -> torch.Tensor:
         """Logits of padded rows, 64 at a time."""
@@ -112,5 +117,5 @@ class Contest:
         self.out.write_text(json.dumps({
             "steps": steps, "planned": self.planned, "predictions": answers.tolist() if steps == self.planned else None,
             "seconds": sum(whole.values()), "phases": whole, "measured": self.phases,
-            "peak_gib": peak_gib(),
+            "peak_gib": peak_gib(self.device.type),
         }))  # fmt: skip

@@ -59,7 +59,7 @@ def main() -> None:
     Path(sys.argv[2]).write_text(json.dumps({
         "steps": steps, "planned": planned, "metrics": facts["metrics"], "seconds": sum(whole.values()),
         "phases": whole, "measured": phases, "precision": facts["precision"],
-        "peak_gib": peak_gib(),
+        "peak_gib": peak_gib(job["device"]),
     }))  # fmt: skip
 
 

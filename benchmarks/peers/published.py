@@ -18,9 +18,9 @@ def main() -> None:
     if method == "cka-ilg":
         from safetensors.torch import load_file
 
-        memory = load_file(job["memory"])["centroids"]
+        memory = load_file(job["memory"], device=str(contest.device))["centroids"]
         memory = F.pad(memory, (0, 0, 0, job["max_length"] - memory.shape[1])).flatten(1)
-        own = torch.nn.Parameter(torch.randn(memory.shape))
+        own = torch.nn.Parameter(torch.randn(memory.shape, device=contest.device))
         trained.append(own)
     contest.lap("load")
     train = contest.tensors(contest.encode("train", padded=True))

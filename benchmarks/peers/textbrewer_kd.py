@@ -29,7 +29,9 @@ def main() -> None:
     optimizer = torch.optim.AdamW(student.parameters(), lr=job["learning_rate"], weight_decay=0.0)
     with tempfile.TemporaryDirectory() as folder:
         distiller = GeneralDistiller(
-            TrainingConfig(output_dir=folder, log_dir=None, device="cpu", ckpt_steps=10**9, ckpt_epoch_frequency=10**9),
+            TrainingConfig(
+                output_dir=folder, log_dir=None, device=contest.device, ckpt_steps=10**9, ckpt_epoch_frequency=10**9
+            ),
             DistillationConfig(
                 temperature=job["temperature"], kd_loss_type="mse" if job["num_labels"] == 1 else "ce",
                 hard_label_weight=job["alpha"], kd_loss_weight=1 - job["alpha"],

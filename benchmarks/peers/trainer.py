@@ -33,7 +33,7 @@ def main() -> None:
                 loss = torch.zeros(())
             else:
                 # The library casts the model that it was given, not a teacher inside compute_loss.
-                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=tuned):
+                with torch.no_grad(), torch.autocast(contest.device.type, torch.bfloat16, enabled=tuned):
                     taught = teacher(**inputs).logits
                 loss = contest.kd_loss(outputs.logits.float(), taught.float(), labels)
             return (loss, outputs) if return_outputs else loss
@@ -50,7 +50,7 @@ def main() -> None:
                 output_dir=folder, num_train_epochs=job["epochs"], max_steps=job["steps"] or -1,
                 per_device_train_batch_size=job["batch_size"], per_device_eval_batch_size=64,
                 learning_rate=job["learning_rate"], weight_decay=0.0, lr_scheduler_type="linear", save_strategy="no",
-                report_to=[], disable_tqdm=True, seed=job["seed"], use_cpu=not torch.cuda.is_available(),
+                report_to=[], disable_tqdm=True, seed=job["seed"], use_cpu=contest.device.type == "cpu",
                 logging_steps=20, label_names=["labels"], **best,
             ),
             train_dataset=train, eval_dataset=dev, data_collator=DataCollatorWithPadding(tokenizer),

@@ -14,7 +14,7 @@ from kdbert.data.examples import Examples
 from kdbert.data.files import text_digest
 from kdbert.errors import UserError, near_miss
 from kdbert.memory import Memory
-from kdbert.methods import Models, Needs, Shape, get_method
+from kdbert.methods import Models, Needs, Shape, get_method, source_of
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import check_trained_head, label_names, load_config, load_tokenizer, same_tokenizer
 from kdbert.models.locate import ModelPlace, locate
@@ -212,7 +212,9 @@ class Plan:
         recipe = self.recipe
         assert recipe.task.max_length is not None
         check_trackers(recipe.output.tracker)
-        _ = [get_method(name) for name in recipe.train.cache_for]
+        for name in recipe.train.cache_for:
+            if source_of(get_method(name)):
+                raise UserError(f"train.cache_for names {name!r}, which is no method of kdbert's own; leave it out")
         _ = self.train_examples, self.eval_examples, self.kept_layers, self.teacher_permutations, self.needs
         check_length(recipe.task.max_length, self.student_config, self.student_place.given)
         known = [place.fingerprint() for place in self.teacher_places]

@@ -200,7 +200,7 @@ class TrainSection(Section):
     cache_gib: float = Field(20.0, ge=0, description="GiB that the teacher outputs of a runs folder may take")
     cache_for: list[str] = Field(
         default_factory=list,
-        description="methods for which a teacher pass keeps what they read, too (a sweep names its own)",
+        description="kdbert's methods whose share of a teacher pass is kept, too, at their defaults (a sweep sets it)",
     )
     logging_steps: int = Field(20, ge=1, description="write losses every so many steps")
     checkpoint_steps: int = Field(500, ge=1, description="save a checkpoint this often, and after every epoch")

@@ -342,6 +342,49 @@ def test_logits_have_the_same_bits_whether_the_last_hidden_states_are_read_or_no
     torch.testing.assert_close(both.hidden_states[-1], plain.hidden_states[-1], rtol=tolerance, atol=tolerance)
 
 
+class Drop(nn.Module):
+    """Dropout whose draws are known: the first token's row of a fixed mask."""
+
+    def __init__(self, keep: torch.Tensor) -> None:
+        super().__init__()
+        self.keep = keep
+        self.p = 0.25
+
+    def forward(self, shares: torch.Tensor) -> torch.Tensor:
+        return shares * self.keep
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_the_first_token_drops_attention_weights_as_the_whole_layer_does(half: bool) -> None:
+    whole, first = model_of("bert", "eager").train(), model_of("bert").train()
+    for model in (whole, first):
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        for layer in model.base_model.encoder.layer:
+            layer.attention.self.key.bias.data.normal_(generator=torch.Generator().manual_seed(1))
+            layer.attention.self.value.bias.data.normal_(generator=torch.Generator().manual_seed(2))
+    heads = whole.config.num_attention_heads
+    keep = (torch.rand(4, heads, 1, 9, generator=torch.Generator().manual_seed(3)) > 0.25) / 0.75
+    use_first_token(first)
+    first.base_model.encoder.layer[-1].attention.self.dropout = Drop(keep[:, :, 0])
+
+    def dropped(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        return input * keep if p == 0.25 else input
+
+    whole.base_model.encoder.layer[-1].attention.self.dropout.p = 0.25
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(F, "dropout", dropped)
+            expected = whole(IDS, attention_mask=MASK).logits.float()
+        with first_token_only(first, True):
+            found = first(IDS, attention_mask=MASK).logits.float()
+    close = {"rtol": 0.03, "atol": 0.03} if half else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(found, expected, **close)
+    mine, theirs = (gradients_of(model, out.square().sum()) for model, out in ((first, found), (whole, expected)))
+    assert_close(mine, theirs, **close)
+
+
 def test_a_model_without_padding_and_with_a_two_dimensional_mask() -> None:
     whole, first = model_of("bert"), model_of("bert")
     use_first_token(first)

@@ -18,6 +18,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
 
+from conftest import ROOT
 from in_processes import start, wait_until
 from kdbert.runs import FileLock
 from kdbert.training.precision import make_accelerator
@@ -118,10 +119,21 @@ def test_what_others_read_is_not_kept_without_room_and_the_run_goes_on(run: Any,
     assert not list(root.glob(f"{FOLDER}/*/hidden.*.safetensors"))
 
 
-def test_methods_that_are_unknown_are_refused(setting: Setting, kdbert: Any, tmp_path: Path) -> None:
-    ended = kdbert(*words(setting, tmp_path / "run", tmp_path, **{"train.cache_for": ["icss"]}))
+def test_a_method_that_could_not_run_with_this_student_is_no_reason_to_stop(run: Any, tmp_path: Path) -> None:
+    run(tmp_path / "kd", tmp_path / "runs", **{"train.cache_for": ["cka-i"], "student.layers": 1})
+    assert set(store_files(tmp_path / "runs")) == {"train", "dev"}
+
+
+@pytest.mark.parametrize(
+    ("method", "told"), [("icss", "unknown method 'icss'"), ("logit-mse", "no method of kdbert's own; leave it out")]
+)
+def test_methods_that_are_unknown_or_not_kdberts_are_refused(
+    setting: Setting, kdbert: Any, tmp_path: Path, method: str, told: str
+) -> None:
+    plugin = ["--plugin", str(ROOT / "examples" / "plugins" / "logit_mse.py")]
+    ended = kdbert(*words(setting, tmp_path / "run", tmp_path, **{"train.cache_for": [method]}), *plugin)
     assert ended.code == 2
-    assert "unknown method 'icss'" in ended.err
+    assert told in ended.err
     assert "Traceback" not in ended.err
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kdbert.errors import UserError
-from kdbert.methods import get_method, plugins
+from kdbert.methods import Models, Shape, get_method, plugins, source_of
 from kdbert.plan import Plan, student_before_teacher
 from kdbert.recipe import Recipe
 from kdbert.resolve import missing_teachers, resolve_distill, resolve_finetune, teacher_recipes, with_teachers
@@ -173,11 +173,23 @@ def _share_teacher_passes(jobs: list[Job]) -> None:
         if get_method(job.recipe.method.name).teachers(job.recipe.method) != (0, 0):
             same.setdefault(json.dumps(key), []).append(job)
     for group in same.values():
-        methods = sorted({job.recipe.method.name for job in group})
+        methods = {job.recipe.method.name for job in group if job.state == "waiting" and _reads_by_default(job.recipe)}
         for job in group:
             others = sorted({*job.recipe.train.cache_for, *methods} - {job.recipe.method.name})
             train = job.recipe.train.model_copy(update={"cache_for": others})
             job.recipe = job.recipe.model_copy(update={"train": train})
+
+
+def _reads_by_default(recipe: Recipe) -> bool:
+    """Whether its method is kdbert's own and reads of its teachers what it reads with default options."""
+    kind = get_method(recipe.method.name)
+    if source_of(kind):
+        return False
+    models = Models(Shape(3, 1), (Shape(6, 1),) * max(1, len(recipe.teachers)))  # stand for any
+    try:
+        return kind.needs(recipe.method, models) == kind.needs(kind.Options.model_validate({"name": kind.name}), models)
+    except UserError:
+        return False
 
 
 def _plugin_words(recipe: Recipe) -> list[str]:

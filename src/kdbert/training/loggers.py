@@ -40,6 +40,7 @@ class MetricsLog:
         if not self.active:
             return
         self.file.write(json.dumps({"step": step, **values}) + "\n")
+        self.file.flush()  # for who looks on
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
         for key, value in numbers.items():
             self.board.add_scalar(key, value, step)

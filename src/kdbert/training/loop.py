@@ -46,7 +46,7 @@ from kdbert.training.teacher import Teacher
 
 log = logging.getLogger("kdbert")
 # Raised whenever the order of the data or the random draws change: an older run is then not continued.
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 @dataclass

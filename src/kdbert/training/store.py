@@ -119,7 +119,10 @@ def stored(
                 write_json(folder / "about.json", about)
                 files[name] = _File(paths[name], name, shape, types[name])
             except OSError as error:
-                log.warning("teacher outputs are not kept: cannot write %s (%s)", paths[name], error.strerror)
+                if name in also:
+                    log.info("%s %s: not kept for other methods (%s)", whose, name, error.strerror)
+                else:
+                    log.warning("teacher outputs are not kept: cannot write %s (%s)", paths[name], error.strerror)
         if name in also:
             return files[name].values if name in files else None
         if accelerator.num_processes > 1:  # where the first process keeps them in a file, the others read that later
@@ -144,10 +147,8 @@ def stored(
                 path = folder / f"{name}.safetensors"
                 free = FileLock(folder / f"{name}.lock")
                 with contextlib.suppress(OSError):
-                    if free.acquire():  # whoever else has it computes it
-                        locks[name] = free
-                        if not path.exists():
-                            paths[name] = path
+                    if not path.exists() and free.acquire():  # whoever else has it computes it
+                        locks[name], paths[name] = free, path
         if missing:
             computed = compute([name for name in paths if name not in values], allocate)
             values.update({name: array for name in missing if (array := computed[name]) is not None})

@@ -190,8 +190,8 @@ class Teachers:
         plan, recipe, data = self.plan, self.plan.recipe, self.encoded[number][split]
         files = self._files(needs, method, exact=exact)
         shares = [(needs, method, files)]
-        if split == "train":
-            shares += [(other, its, self._files(other, its)) for other, its in self._others()]
+        if split == "train" and recipe.train.teacher_cache:
+            shares += [(other, its, self._files(other, its)) for other, its in self._others(number)]
         kinds = {file: kinds_of(one)[name] for one, _, kept in shares for name, file in kept.items()}
 
         def compute(wanted: list[str], allocate: Allocate) -> dict[str, np.ndarray | None]:
@@ -266,14 +266,16 @@ class Teachers:
             files.update({name: files[name] + HALF for name, kind in kinds_of(needs).items() if kind == "token"})
         return files
 
-    def _others(self) -> list[tuple[Needs, Method]]:
-        """What the methods of `train.cache_for` read by default, but for what needs a memory or reads padding."""
-        found = []
+    def _others(self, number: int) -> list[tuple[Needs, Method]]:
+        """What the methods of `train.cache_for` read of a teacher by default, but for what needs memory or padding."""
+        found, depth = [], self.plan.models.teachers[number].layers
         for name in self.plan.recipe.train.cache_for:
             kind = get_method(name)
             options = kind.Options.model_validate({"name": kind.name})
-            needs = kind.needs(options, self.plan.models)
-            depth = self.plan.models.teachers[0].layers
+            try:
+                needs = kind.needs(options, self.plan.models)
+            except UserError:  # it could not run with this student by default
+                continue
             if not needs.reads_padding and all(0 <= layer <= depth for layer in layers_read(needs)):
                 reduced = tuple(quantity for quantity in needs.reduced if not quantity.by_memory)
                 found.append((replace(needs, reduced=reduced), kind(options)))
