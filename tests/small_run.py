@@ -195,7 +195,7 @@ def ragged_rows(parts: Parts) -> np.ndarray:
     """The global batch of the first epoch that is not full."""
     from kdbert.data.batches import epoch_batches
 
-    order = epoch_batches(parts.data.lengths, BATCH, seed=1, epoch=0, bucketing=True)
+    order = epoch_batches(parts.data.lengths, BATCH, seed=1, epoch=0, bucketing=False)
     return next(rows for rows in order if len(rows) != BATCH)
 
 

@@ -22,7 +22,7 @@ from kdbert.recipe import Recipe
 
 PLAIN = {
     "train.precision": "fp32", "train.bucketing": False, "train.teacher_cache": False, "train.attention": "eager",
-    "train.fast_dropout": False, "train.used_rows": False, "train.first_token": False,
+    "train.packing": False, "train.fast_dropout": False, "train.used_rows": False, "train.first_token": False,
 }  # fmt: skip
 
 

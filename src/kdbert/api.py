@@ -12,7 +12,7 @@ from kdbert.data.encode import encode
 from kdbert.errors import RunBusy, UserError
 from kdbert.methods import get_method
 from kdbert.metrics import score
-from kdbert.models.kernels import use_first_token
+from kdbert.models.kernels import use_first_token, use_packing
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import check_trained_head, label_names, load_classifier, load_config, load_tokenizer
 from kdbert.models.locate import locate
@@ -279,6 +279,7 @@ def evaluate(
     tokenizer = load_tokenizer(place)
     network, _ = load_classifier(place, spec, attention=choose_attention("auto", accelerator.device), keep_head=True)
     use_first_token(network)  # as in the run that trained it
+    use_packing(network)
     network.to(accelerator.device)
     folder = Path("predictions") / spec.name if output_dir is None else Path(output_dir)
     if output_dir is None and place.run is not None and trained is not None:

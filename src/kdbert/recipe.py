@@ -178,7 +178,7 @@ class TrainSection(Section):
     max_steps: int | None = Field(None, ge=1, description="stop after this many steps; the schedule ends there too")
     selection: Literal["last", "best"] = Field("last", description="which weights are kept: last, or best on dev")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of the encoder; losses are always fp32")
-    bucketing: bool = Field(True, description="batches of like length")
+    bucketing: bool = Field(False, description="batches of like length: less padding, but less random batches")
     batch_sampler: Literal["random", "class-balanced"] = Field(
         "random", description="class-balanced: batches are put together from groups of one class (of any length)"
     )
@@ -193,6 +193,9 @@ class TrainSection(Section):
     )
     first_token: bool = Field(
         True, description="the last layer computes the first token only, where nothing else of it is read"
+    )
+    packing: bool = Field(
+        True, description="on a CPU: between embeddings and head compute real tokens only, no padding"
     )
     cache_precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="of a teacher's hidden states on the disk; bf16 takes half the room and rounds them"

@@ -28,14 +28,17 @@ from transformers import (
 from kdbert.models.kernels import (
     ATTENTION,
     FastDropout,
+    Packing,
     UsedRows,
     attention,
     draw_keep,
     first_token_only,
+    packed,
     register_attention,
     training_used_rows,
     use_fast_dropout,
     use_first_token,
+    use_packing,
 )
 
 SIZES = {"vocab_size": 50, "max_position_embeddings": 40, "num_labels": 3}
@@ -418,3 +421,76 @@ def test_a_prepared_model_is_copied_and_saved_as_it_was(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits, rtol=1e-5, atol=1e-6)
+
+
+# Packing ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=40), st.integers(0, 2**31))
+def test_packing_moves_every_real_token_there_and_back(lengths: list[int], seed: int) -> None:
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    packing, count = Packing(mask), sum(lengths)
+    padded = torch.randn(*mask.shape, 3, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+    tokens = packing.pack(padded)
+    assert count <= tokens.shape[1] < count + (16 if count < 1024 else 64)
+    assert tokens.shape[1] == mask.numel() or tokens.shape[1] % 16 == 0
+    again = packing.unpack(tokens)
+    assert torch.equal(again[mask > 0], padded[mask > 0])
+    assert int((again != 0).any(-1).sum()) == tokens.shape[1]
+    upstream = torch.randn_like(padded)
+    (gradient,) = torch.autograd.grad(again, padded, upstream)
+    assert torch.equal(gradient[mask > 0], upstream[mask > 0])
+
+
+def additive(mask: torch.Tensor) -> torch.Tensor:
+    """The mask that `run_model` hands to kdbert's attention."""
+    return torch.zeros(len(mask), 1, 1, mask.shape[1]).masked_fill(
+        mask[:, None, None] == 0, torch.finfo(torch.float32).min
+    )
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("only_first", [None, False, True])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra"])
+def test_a_packed_model_has_the_same_logits_states_and_gradients(
+    kind: str, only_first: bool | None, train: bool
+) -> None:
+    ids = torch.randint(5, 50, (6, 20), generator=torch.Generator().manual_seed(4))
+    mask = (torch.arange(20) < torch.tensor([3, 20, 7, 2, 11, 5])[:, None]).long()
+    padded, model = model_of(kind, ATTENTION), model_of(kind, ATTENTION)
+    for one in (padded, model):
+        one.train(train)
+        for module in one.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    use_packing(model)
+    if only_first is not None:
+        use_first_token(model)
+    expected = padded(ids, attention_mask=additive(mask), output_hidden_states=True)
+    with first_token_only(model, bool(only_first)), packed(model, mask) as packing:
+        found = model(ids, attention_mask=additive(mask), output_hidden_states=True)
+    assert packing is not None
+    assert found.hidden_states[1].shape == (1, 48, 24)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-5, atol=1e-6)
+    states = [packing.unpack(one) for one in found.hidden_states[:-1]]
+    states += [] if only_first else [found.hidden_states[-1]]
+    for mine, theirs in zip(states, expected.hidden_states, strict=False):
+        torch.testing.assert_close(mine[mask > 0], theirs[mask > 0], rtol=1e-5, atol=1e-6)
+    mine, theirs = (gradients_of(one, out.logits.square().sum()) for one, out in ((model, found), (padded, expected)))
+    assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    outside = model(ids, attention_mask=additive(mask))
+    torch.testing.assert_close(outside.logits, expected.logits, rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_is_packed_without_padding_or_by_another_attention_or_architecture() -> None:
+    model = model_of("bert", ATTENTION)
+    use_packing(model)
+    with packed(model, torch.ones(4, 9)) as packing:
+        assert packing is None
+    with packed(model, MASK, False) as packing:
+        assert packing is None
+    for other in (model_of("bert", "eager"), model_of("distilbert"), model_of("bert", ATTENTION)):
+        if other.config._attn_implementation != ATTENTION:
+            use_packing(other)
+        with packed(other, MASK) as packing:
+            assert packing is None

@@ -17,6 +17,7 @@ from small_run import STEPS_PER_EPOCH, Setting, build, logged, make_teacher
 
 PLAIN = {
     "attention": "eager", "fast_dropout": False, "used_rows": False, "first_token": False, "teacher_cache": False,
+    "packing": False,
 }  # fmt: skip
 
 
@@ -52,9 +53,10 @@ def plain(setting: Setting, kdbert: Callable[..., Any], tmp_path_factory: pytest
     "on",
     [
         {"attention": "kdbert"}, {"attention": "sdpa"}, {"used_rows": True},
-        {"first_token": True}, {"teacher_cache": True}, dict.fromkeys(PLAIN, True) | {"attention": "auto"},
+        {"first_token": True}, {"teacher_cache": True}, {"attention": "kdbert", "packing": True},
+        dict.fromkeys(PLAIN, True) | {"attention": "auto"},
     ],
-    ids=lambda on: "all" if len(on) > 1 else "=".join(map(str, *on.items())),
+    ids=lambda on: "all" if len(on) == len(PLAIN) else list(on)[-1],
 )  # fmt: skip
 def test_without_dropout_a_lever_gives_the_plain_curve_over_156_steps(
     on: dict[str, Any], plain: Path, setting: Setting, kdbert: Callable[..., Any], tmp_path: Path

@@ -26,7 +26,7 @@ Epochs = Annotated[int | None, typer.Option(help="Passes over the training data.
 BatchSize = Annotated[int | None, typer.Option(help="Examples per step, over all processes. [32]")]
 LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate. [5e-5; quickstart 3e-4]")]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32 or bf16, of the encoder. [auto]")]
-Bucketing = Annotated[bool | None, typer.Option("--bucketing/--no-bucketing", help="Batches of like length. [on]")]
+Bucketing = Annotated[bool | None, typer.Option("--bucketing/--no-bucketing", help="Batches of like length. [off]")]
 Seed = Annotated[int | None, typer.Option(help="Seed of head, data order and dropout. [1]")]
 Config = Annotated[Path | None, typer.Option(help="Recipe (YAML); flags and --set come on top.")]
 Set = Annotated[

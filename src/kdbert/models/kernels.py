@@ -1,6 +1,6 @@
 """What makes a Hugging Face model train faster on a CPU and computes the same, put in from outside.
 
-Four pieces, each with a plain twin and a recipe key that chooses between them:
+Five pieces, each with a plain twin and a recipe key that chooses between them:
 
 | piece | twin | key | equal |
 | --- | --- | --- | --- |
@@ -8,6 +8,7 @@ Four pieces, each with a plain twin and a recipe key that chooses between them:
 | `FastDropout` | `torch.nn.Dropout` | `train.fast_dropout` | in distribution, not in draws |
 | `UsedRows` | `torch.nn.Embedding` | `train.used_rows` | exactly, without weight decay |
 | `first_token_only` | the whole last layer | `train.first_token` | to rounding; other dropout draws |
+| `packed` | padded batches | `train.packing` | to rounding; other dropout draws |
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import types
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from torch import nn
 ATTENTION = "kdbert"
 _LEVELS = 1 << 15  # a draw is 15 random bits
 # Layers built as BERT's, and a classification head that reads the first token only.
-_FIRST_TOKEN_MODELS = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+_LIKE_BERT = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 
 
 def draw_keep(shape: torch.Size, rate: float, dtype: torch.dtype) -> torch.Tensor:
@@ -126,18 +128,21 @@ def attention(
     """Scaled dot-product attention in the form that transformers' attention interface asks for.
 
     Args:
-        query, key, value: [B, heads, L, units].
+        query, key, value: [B, heads, L, units]; [1, heads, T, units] within `packed`.
         attention_mask: added to the scores, broadcast to [B, heads, L, L], or None.
         module: the layer; where its `dropout` is a `FastDropout`, the weights' draws are of that kind too.
         dropout: of the attention weights; 0 outside training.
 
     Returns:
-        [B, L, heads, units], and None for the attention weights.
+        [B, L, heads, units] ([1, T, heads, units]), and None for the attention weights.
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     fast = isinstance(getattr(module, "dropout", None), FastDropout)
-    found = _Attention.apply(query, key, value, attention_mask, scaling, dropout, fast)
-    return found.transpose(1, 2).contiguous(), None
+    packing = _packing.get()
+    if packing is not None:
+        query, key, value = (packing.unpack(part.transpose(1, 2)).transpose(1, 2) for part in (query, key, value))
+    found = _Attention.apply(query, key, value, attention_mask, scaling, dropout, fast).transpose(1, 2)
+    return found.contiguous() if packing is None else packing.pack(found), None
 
 
 def register_attention() -> None:
@@ -216,9 +221,107 @@ def training_used_rows(model: Any, used: np.ndarray) -> Iterator[None]:
         model.set_input_embeddings(whole.requires_grad_(True))
 
 
+class Packing:
+    """Which tokens of a padded batch are computed: the real ones, and a few of padding.
+
+    Args:
+        mask: [B, L], 0 at padding. Tokens of padding make the number a multiple of 16 (64 from 1,024 tokens on), so
+            that matrix products have few different shapes, each of which is compiled once.
+    """
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        self.shape = mask.shape
+        real = mask.reshape(-1) > 0
+        count = int(real.sum())
+        multiple = 16 if count < 1024 else 64
+        spare = torch.nonzero(~real)[: -count % multiple, 0]
+        self.index = torch.cat([torch.nonzero(real)[:, 0], spare])
+
+    def pack(self, padded: torch.Tensor) -> torch.Tensor:
+        """[B, L, ...] -> [1, T, ...]."""
+        found: torch.Tensor = _Take.apply(padded.flatten(0, 1), self.index)
+        return found[None]
+
+    def unpack(self, packed: torch.Tensor) -> torch.Tensor:
+        """[1, T, ...] -> [B, L, ...], 0 at what is not computed."""
+        found: torch.Tensor = _Put.apply(packed[0], self.index, self.shape.numel())
+        return found.unflatten(0, self.shape)
+
+
+class _Take(torch.autograd.Function):
+    """Some rows, each once (so that the gradient needs no adding up)."""
+
+    @staticmethod
+    def forward(context: Any, rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        context.save_for_backward(index)
+        context.count = len(rows)
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (index,), (gradient,) = context.saved_tensors, gradients
+        return gradient.new_zeros(context.count, *gradient.shape[1:]).index_copy_(0, index, gradient), None
+
+
+class _Put(torch.autograd.Function):
+    """Rows put into so many, 0 elsewhere."""
+
+    @staticmethod
+    def forward(context: Any, rows: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tensor:
+        context.save_for_backward(index)
+        return rows.new_zeros(count, *rows.shape[1:]).index_copy_(0, index, rows)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (index,), (gradient,) = context.saved_tensors, gradients
+        return gradient.index_select(0, index), None, None
+
+
+_packing: ContextVar[Packing | None] = ContextVar("packing", default=None)
+
+
+@contextlib.contextmanager
+def packed(model: Any, mask: torch.Tensor, on: bool = True) -> Iterator[Packing | None]:
+    """Within it, a model prepared by `use_packing` computes between embeddings and head the real tokens only.
+
+    Its hidden states, but for the last layer's, are [1, T, H] then: `Packing.unpack` pads them again.
+
+    Args:
+        mask: [B, L] of the batch. on: False changes nothing.
+
+    Yields:
+        None, where nothing is packed: another model or device, or no padding to leave out.
+    """
+    there = on and mask.device.type == "cpu" and getattr(model, "can_pack", False)
+    packing = Packing(mask) if there and model.config._attn_implementation == ATTENTION else None
+    if packing is not None and len(packing.index) == mask.numel():
+        packing = None
+    token = _packing.set(packing)
+    try:
+        yield packing
+    finally:
+        _packing.reset(token)
+
+
+def use_packing(model: Any) -> None:
+    """Prepare a classifier for `packed`; models built otherwise than BERT are left alone."""
+    if model.config.model_type in _LIKE_BERT and not model.config.is_decoder:
+        model.can_pack = True
+        embeddings, layer = model.base_model.embeddings, model.base_model.encoder.layer[-1]
+        embeddings.forward = types.MethodType(_embeddings_forward, embeddings)
+        layer.forward = types.MethodType(_layer_forward, layer)
+
+
+def _embeddings_forward(self: Any, *args: Any, **options: Any) -> torch.Tensor:
+    """In place of the embeddings' `forward`: [B, L] -> [B, L, E], or [1, T, E] within `packed`."""
+    found: torch.Tensor = type(self).forward(self, *args, **options)
+    packing = _packing.get()
+    return found if packing is None else packing.pack(found)
+
+
 def use_first_token(model: Any) -> None:
     """Prepare a classifier's last layer for `first_token_only`; models built otherwise than BERT are left alone."""
-    if model.config.model_type in _FIRST_TOKEN_MODELS and not model.config.is_decoder:
+    if model.config.model_type in _LIKE_BERT and not model.config.is_decoder:
         layer = model.base_model.encoder.layer[-1]
         layer.first_token_only = False
         layer.forward = types.MethodType(_layer_forward, layer)
@@ -242,17 +345,22 @@ def first_token_only(model: Any, on: bool) -> Iterator[None]:
 
 
 def _layer_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **options: Any) -> Any:
-    """In place of `BertLayer.forward`: [B, L, H] -> [B, L, H], or [B, 1, H] within `first_token_only`.
+    """In place of the last `BertLayer.forward`: [B, L, H] -> [B, L, H], or [B, 1, H] within `first_token_only`.
+
+    Within `packed` what comes in is [1, T, H].
 
     In eval mode the first token is computed the same way in both, so that a model's logits have the same bits whether
     the other tokens are read or not.
     """
-    if self.first_token_only:
-        return _first_token(self, hidden_states, *args, **options)
+    packing, prepared = _packing.get(), hasattr(self, "first_token_only")
+    padded = hidden_states if packing is None else packing.unpack(hidden_states)
+    if prepared and self.first_token_only:
+        return _first_token(self, padded, *args, **options)
     whole = type(self).forward(self, hidden_states, *args, **options)
-    if self.training:
+    whole = whole if packing is None else packing.unpack(whole)
+    if self.training or not prepared:
         return whole
-    return torch.cat([_first_token(self, hidden_states, *args, **options), whole[:, 1:]], 1)
+    return torch.cat([_first_token(self, padded, *args, **options), whole[:, 1:]], 1)
 
 
 def _first_token(self: Any, hidden_states: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:

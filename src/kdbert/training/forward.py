@@ -18,7 +18,7 @@ from kdbert.data.batches import Batch, evaluation_batches, micro_batches
 from kdbert.data.encode import Encoded
 from kdbert.errors import Diverged
 from kdbert.methods import LossTerms, Method, Outputs
-from kdbert.models.kernels import ATTENTION, first_token_only
+from kdbert.models.kernels import ATTENTION, first_token_only, packed
 from kdbert.training.precision import Precision
 
 log = logging.getLogger("kdbert")
@@ -45,11 +45,19 @@ def run_model(model: Any, batch: Batch, precision: Precision, layers: Collection
     if batch.token_type_ids is not None:
         inputs["token_type_ids"] = batch.token_type_ids
     whole = model.config.num_hidden_layers in layers
-    with encoder_autocast(batch.input_ids.device, precision), first_token_only(model, not whole):
+    with (
+        encoder_autocast(batch.input_ids.device, precision),
+        first_token_only(model, not whole),
+        packed(model, batch.attention_mask, batch.padded) as packing,
+    ):
         out = model(**inputs, output_hidden_states=bool(layers))
+    hidden = {layer: _at_least_float32(out.hidden_states[layer]) for layer in layers}
+    if packing is not None:
+        last = model.config.num_hidden_layers
+        hidden = {layer: states if layer == last else packing.unpack(states) for layer, states in hidden.items()}
     return Outputs(
         logits=_at_least_float32(out.logits),
-        hidden={layer: _at_least_float32(out.hidden_states[layer]) for layer in layers},
+        hidden=hidden,
         mask=batch.attention_mask,
     )
 

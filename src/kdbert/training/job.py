@@ -22,7 +22,7 @@ from kdbert.errors import Diverged, Interrupted, UserError
 from kdbert.layers import told
 from kdbert.methods import Context, get_method
 from kdbert.metrics import majority_score, score
-from kdbert.models.kernels import use_fast_dropout, use_first_token
+from kdbert.models.kernels import use_fast_dropout, use_first_token, use_packing
 from kdbert.models.load import check_weights, load_classifier, load_config
 from kdbert.models.locate import locate
 from kdbert.models.student import cut_layers, set_dropout
@@ -131,6 +131,8 @@ class Job:
             use_fast_dropout(student)
         if recipe.train.first_token:
             use_first_token(student)
+        if recipe.train.packing and not plan.needs.reads_padding:
+            use_packing(student)
         self.student = student.to(device)
         self.kept_head = kept_head
         for place in plan.teacher_places:

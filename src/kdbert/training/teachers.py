@@ -20,7 +20,7 @@ from kdbert.data.encode import Encoded, encode
 from kdbert.errors import UserError
 from kdbert.memory import Memory
 from kdbert.methods import Method, Needs, Outputs, get_method, source_of
-from kdbert.models.kernels import use_first_token
+from kdbert.models.kernels import use_first_token, use_packing
 from kdbert.models.load import load_classifier, load_config
 from kdbert.plan import Plan
 from kdbert.training.forward import pass_over
@@ -82,6 +82,8 @@ class Teachers:
             model, _ = load_classifier(place, self.plan.spec, attention=self.attention, keep_head=True)
             if self.plan.recipe.train.first_token:
                 use_first_token(model)
+            if self.plan.recipe.train.packing and not self.plan.needs.reads_padding:
+                use_packing(model)
             found.append(model.to(self.accelerator.device))
         return found
 
@@ -236,6 +238,7 @@ class Teachers:
                 "precision": self.precision,
                 "attention": self.attention,
                 "first_token": recipe.train.first_token,
+                "packing": recipe.train.packing and not plan.needs.reads_padding,
                 "batch_size": recipe.train.eval_batch_size,
                 "processes": self.accelerator.num_processes,
                 "device": self.accelerator.device.type,
