@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kdbert import Recipe, UserError
@@ -171,6 +171,17 @@ def test_layer_numbers_in_every_spelling(value: Any, init: Any) -> None:
     folder=st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
     labels=st.none() | st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=3),
     init=st.sampled_from(["first", "last", "even"]) | st.lists(st.integers(1, 24), min_size=1, max_size=5, unique=True),
+)
+@example(
+    epochs=1,
+    rate=1.0,
+    alpha=0.0,
+    temperature=1.0,
+    schedule="linear",
+    seed=0,
+    folder="\x85",
+    labels=["é\u2028"],
+    init="first",
 )
 def test_a_recipe_survives_its_yaml(
     epochs: int, rate: float, alpha: float, temperature: float, schedule: str, seed: int, folder: str,

@@ -351,7 +351,13 @@ class Recipe(Section):
 
     def yaml(self) -> str:
         """The recipe as YAML, every key with its value."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        tree = self.model_dump(mode="json")
+        text: str = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+        if text.replace("\n", "").isprintable():
+            return text
+        return str(
+            yaml.safe_dump(tree, sort_keys=False)
+        )  # a line break of Unicode's in a name would be read as a space
 
     def with_(self, changes: Mapping[str, Any]) -> Recipe:
         """A copy with some dotted keys set."""
