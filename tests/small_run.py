@@ -140,7 +140,7 @@ class Parts:
             self.job.teachers.models[0],
             self.data,
             lambda seen: quantities(needs, method, seen),
-            kinds_of(needs),
+            kinds_of(needs, self.data.logits_of),
             layers=layers_read(needs),
             batch_size=64,
             precision=self.job.precision,

@@ -101,11 +101,7 @@ def train_memory(recipe: Recipe, *, layer: int | None = None, output: str | None
     Raises:
         UserError: more centroids than examples, no such layer, `output` is another file, …
     """
-    section = recipe.memory or MemorySection()
-    if section.file is not None:
-        raise UserError("memory.file names a memory that is there; leave it away to make one")
-    if section.train == "never":
-        raise UserError("memory.train=never forbids what train-memory is for; leave it away")
+    recipe = memory_recipe(recipe)
     target = Path(output) if output is not None else None
     if target is not None:
         if target.is_dir() or target.suffix != ".safetensors":
@@ -114,24 +110,9 @@ def train_memory(recipe: Recipe, *, layer: int | None = None, output: str | None
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to {target.parent}: {error.strerror}; choose another --output") from None
-    variant = "original" if section.algorithm == "legacy" else "corrected"
-    method = get_method("cka-g")
-    recipe = recipe.model_copy(
-        update={"method": method.Options.model_validate({"variant": variant}), "memory": section}
-    )
     if missing_teachers(recipe):
         recipe = with_teachers(recipe, [_make_teacher(wanted).path for wanted in teacher_recipes(recipe)])
-    (teacher,) = recipe.teachers
-    depth = load_config(locate(teacher.model)).num_hidden_layers
-    layer = max(depth - 1, 0) if layer is None else layer
-    if not 0 <= layer <= depth:
-        raise UserError(f"--layer {layer}: teacher {teacher.model!r} has layers 0 (embeddings) to {depth}")
-    # A student of one layer stands in for all of them: the memory knows nothing of students.
-    options = method.Options.model_validate({"variant": variant, "layer_map": [(layer, 1)]})
-    student = recipe.student.model_copy(update={"model": teacher.model, "layers": 1, "init": "first"})
-    plan = Plan(resolve_distill(recipe.model_copy(update={"method": options, "student": student})))
-    plan.check()
-    job = TrainingJob(plan)
+    job = TrainingJob(memory_plan(recipe, layer))
     assert job.teachers.memory is not None
     path = job.teachers.memory_path
     if target is None or target.absolute() == path.absolute():
@@ -143,6 +124,41 @@ def train_memory(recipe: Recipe, *, layer: int | None = None, output: str | None
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}; the memory is in {path}") from None
     return target
+
+
+def memory_recipe(recipe: Recipe) -> Recipe:
+    """The recipe of a run that reads the memory to be made.
+
+    Raises:
+        UserError: it names a memory, or forbids to make one.
+    """
+    section = recipe.memory or MemorySection()
+    if section.file is not None:
+        raise UserError("memory.file names a memory that is there; leave it away to make one")
+    if section.train == "never":
+        raise UserError("memory.train=never forbids what train-memory is for; leave it away")
+    variant = "original" if section.algorithm == "legacy" else "corrected"
+    options = get_method("cka-g").Options.model_validate({"variant": variant})
+    return recipe.model_copy(update={"method": options, "memory": section})
+
+
+def memory_plan(recipe: Recipe, layer: int | None) -> Plan:
+    """The plan of what `memory_recipe` gave, checked; its teacher is there.
+
+    Raises:
+        UserError: no such layer, more centroids than examples, whatever a run would refuse.
+    """
+    (teacher,) = recipe.teachers
+    depth = load_config(locate(teacher.model)).num_hidden_layers
+    layer = max(depth - 1, 0) if layer is None else layer
+    if not 0 <= layer <= depth:
+        raise UserError(f"--layer {layer}: teacher {teacher.model!r} has layers 0 (embeddings) to {depth}")
+    # A student of one layer stands in for all of them: the memory knows nothing of students.
+    options = recipe.method.model_copy(update={"layer_map": [(layer, 1)]})
+    student = recipe.student.model_copy(update={"model": teacher.model, "layers": 1, "init": "first"})
+    plan = Plan(resolve_distill(recipe.model_copy(update={"method": options, "student": student})))
+    plan.check()
+    return plan
 
 
 def _make_teacher(wanted: Recipe) -> RunResult:
@@ -269,14 +285,14 @@ def evaluate(
     examples = {name: spec.load(name, data_dir) for name in splits}
 
     config = load_config(place)
-    check_trained_head(config, model, spec.name)
+    check_trained_head(config, model, spec)
     permutation = teacher_permutation(
         model, spec.name, spec.labels, spec.aliases, label_names(config), labels, role="model", flag="--labels"
     )
     check_length(length, config, model)
     accelerator = make_accelerator()
     chosen = choose_precision(precision, accelerator.device)
-    tokenizer = load_tokenizer(place)
+    tokenizer = load_tokenizer(place, words=spec.kind == "token")
     network, _ = load_classifier(place, spec, attention=choose_attention("auto", accelerator.device), keep_head=True)
     use_first_token(network)  # as in the run that trained it
     use_packing(network)
@@ -296,15 +312,12 @@ def evaluate(
     metrics: dict[str, dict[str, float]] = {}
     files = []
     for name, part in examples.items():
-        logits = predict(
-            network,
-            encode(part, tokenizer, length),
-            batch_size=batch_size,
-            precision=chosen,
-            accelerator=accelerator,
-        )[:, permutation]
+        data = encode(part, tokenizer, length)
+        logits = predict(network, data, batch_size=batch_size, precision=chosen, accelerator=accelerator)
+        logits = data.label_logits(logits[:, permutation], spec.labels)
         if part.labels is not None:
-            metrics[name] = score(spec.metrics, predicted(spec, logits), part.labels)
+            groups = spec.label_groups(part)
+            metrics[name] = score(spec.metrics, predicted(spec, logits), part.labels, groups, spec.labels)
         if accelerator.is_main_process:
             write_predictions(folder / f"{name}.jsonl", spec, part, logits)
             files.append(folder / f"{name}.jsonl")

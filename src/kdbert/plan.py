@@ -14,9 +14,9 @@ from kdbert.data.examples import Examples
 from kdbert.data.files import text_digest
 from kdbert.errors import UserError, near_miss
 from kdbert.memory import Memory
-from kdbert.methods import Models, Needs, Shape, get_method, source_of
+from kdbert.methods import Models, Needs, Shape, all_methods, get_method, source_of
 from kdbert.models.labels import teacher_permutation
-from kdbert.models.load import check_trained_head, label_names, load_config, load_tokenizer, same_tokenizer
+from kdbert.models.load import auto_class, check_trained_head, label_names, load_config, load_tokenizer, same_tokenizer
 from kdbert.models.locate import ModelPlace, locate
 from kdbert.models.student import cut_layers, kept_layers
 from kdbert.recipe import MemorySection, Recipe
@@ -136,7 +136,7 @@ class Plan:
     @cached_property
     def tokenizer(self) -> Any:
         """The student's tokenizer."""
-        return load_tokenizer(self.student_place)
+        return load_tokenizer(self.student_place, words=self.spec.kind == "token")
 
     @cached_property
     def teacher_labels(self) -> list[list[str]]:
@@ -156,7 +156,7 @@ class Plan:
                     f"teacher {place.given!r} was fine-tuned on task {trained!r}, not on {self.spec.name!r}; "
                     "if it should teach all the same, name its labels with --teacher-labels"
                 )
-            check_trained_head(load_config(place), place.given, self.spec.name)
+            check_trained_head(load_config(place), place.given, self.spec)
         return [
             teacher_permutation(
                 told.model,
@@ -216,6 +216,7 @@ class Plan:
             if source_of(get_method(name)):
                 raise UserError(f"train.cache_for names {name!r}, which is no method of kdbert's own; leave it out")
         _ = self.train_examples, self.eval_examples, self.kept_layers, self.teacher_permutations, self.needs
+        self._check_head()
         check_length(recipe.task.max_length, self.student_config, self.student_place.given)
         known = [place.fingerprint() for place in self.teacher_places]
         if len(set(known)) < len(known):
@@ -226,9 +227,29 @@ class Plan:
             )
         for place in (*self.teacher_places, *self.teachers_to_come):
             check_length(recipe.task.max_length, load_config(place), place.given)
-            if self.needs.compares_tokens:
+            if self.needs.compares_tokens or self.spec.kind == "token":
                 self.check_tokenizer(place)
         self._check_memory()
+
+    def _check_head(self) -> None:
+        """Refuse what has no meaning for the task's kind of head."""
+        method, kind = get_method(self.recipe.method.name), self.spec.kind
+        words = {"token": "tags words", "multi_label": "takes any number of classes", "regression": "takes a score"}
+        if kind not in method.heads:
+            fitting = ", ".join(name for name, other in all_methods().items() if kind in other.heads)
+            raise UserError(
+                f"method {method.name!r} is not made for task {self.spec.name!r}, which {words.get(kind, kind)}; "
+                f"methods that are: {fitting}"
+            )
+        if kind in ("token", "multi_label") and self.recipe.method.variant == "original" and self.recipe.teachers:
+            raise UserError(
+                f"task {self.spec.name!r} {words[kind]}; no published code distils that, so there is no variant "
+                "original of it: use --variant corrected"
+            )
+        if kind == "token" and self.recipe.train.batch_sampler == "class-balanced":
+            raise UserError(
+                f"task {self.spec.name!r} tags words, so its examples are of no class: leave train.batch_sampler=random"
+            )
 
     def _check_memory(self) -> None:
         memory, layer = self.recipe.memory, self.needs.memory_layer
@@ -296,11 +317,15 @@ class Plan:
         Raises:
             UserError: the tokenizers differ.
         """
-        if not same_tokenizer(self.tokenizer, load_tokenizer(teacher)):
+        if not same_tokenizer(self.tokenizer, load_tokenizer(teacher, words=self.spec.kind == "token")):
             raise UserError(
                 f"teacher {teacher.given!r} and student {self.student_place.given!r} have different tokenizers, and "
-                f"method {self.recipe.method.name!r} compares them token by token; take a student with the teacher's "
-                "vocabulary, or a method that compares whole examples (kd, multi-kd, cka-l, cka-g)"
+                + (
+                    f"task {self.spec.name!r} tags words by their tokens; take a student with the teacher's vocabulary"
+                    if self.spec.kind == "token"
+                    else f"method {self.recipe.method.name!r} compares them token by token; take a student with the "
+                    "teacher's vocabulary, or a method that compares whole examples (kd, multi-kd, cka-l, cka-g)"
+                )
             )
 
     @cached_property
@@ -308,7 +333,7 @@ class Plan:
         """Each teacher's own tokenizer; None where it reads exactly what the student reads."""
         own = []
         for place in self.teacher_places:
-            tokenizer = load_tokenizer(place)
+            tokenizer = load_tokenizer(place, words=self.spec.kind == "token")
             same = same_tokenizer(self.tokenizer, tokenizer)
             same &= set(tokenizer.model_input_names) == set(self.tokenizer.model_input_names)
             own.append(None if same else tokenizer)
@@ -323,8 +348,8 @@ class Plan:
 
     def parameters(self) -> tuple[int, list[int]]:
         """Numbers of parameters of the student and of each teacher, from their configurations."""
-        whole = count_parameters(self.student_config, self.spec.num_outputs, self.kept_layers)
-        return whole, [count_parameters(load_config(place), self.spec.num_outputs) for place in self.teacher_places]
+        whole = count_parameters(self.student_config, self.spec, self.kept_layers)
+        return whole, [count_parameters(load_config(place), self.spec) for place in self.teacher_places]
 
     def memory_estimate(self) -> float:
         """Bytes that training needs, roughly: weights, gradients, AdamW's two moments, activations.
@@ -364,17 +389,16 @@ def shape_of(config: Any) -> Shape:
     return Shape(config.num_hidden_layers, config.hidden_size)
 
 
-def count_parameters(config: Any, outputs: int, layers: list[int] | None = None) -> int:
-    """Parameters of a classifier with this configuration; no memory is taken for them."""
+def count_parameters(config: Any, spec: TaskSpec, layers: list[int] | None = None) -> int:
+    """Parameters of a classifier for the task with this configuration; no memory is taken for them."""
     import copy
 
     import torch
-    from transformers import AutoModelForSequenceClassification
 
     config = copy.deepcopy(config)
-    config.num_labels = outputs
+    config.num_labels = spec.num_outputs
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config)
+        model = auto_class(spec.kind).from_config(config)
     if layers is not None:
         cut_layers(model, layers)
     return sum(parameter.numel() for parameter in model.parameters())

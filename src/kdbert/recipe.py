@@ -168,7 +168,9 @@ class TrainSection(Section):
     eval_batch_size: int = Field(64, ge=1, description="examples per batch of evaluation and of the teacher pass")
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate")
     schedule: Literal["linear", "constant", "cosine"] = Field("linear", description="linear and cosine fall to 0")
-    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
+    warmup: float = Field(
+        0.0, ge=0, description="steps in which the rate rises from 0: a share of all (below 1), or their number"
+    )
     weight_decay: float = Field(0.0, ge=0, description="not applied to biases and LayerNorm")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of AdamW's mean of gradients")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of AdamW's mean of squared gradients")
@@ -177,6 +179,9 @@ class TrainSection(Section):
     dropout: float | None = Field(None, ge=0, lt=1, description="set every dropout rate of the student; else its own")
     max_steps: int | None = Field(None, ge=1, description="stop after this many steps; the schedule ends there too")
     selection: Literal["last", "best"] = Field("last", description="which weights are kept: last, or best on dev")
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many epochs without a better dev score (goes with selection=best)"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of the encoder; losses are always fp32")
     bucketing: bool = Field(False, description="batches of like length: less padding, but less random batches")
     batch_sampler: Literal["random", "class-balanced"] = Field(
@@ -210,6 +215,8 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _micro(self) -> TrainSection:
+        if self.patience is not None and self.selection != "best":
+            raise ValueError("patience waits for a better dev score, so it goes with selection=best")
         if self.accumulation > self.batch_size:
             raise ValueError(f"accumulation ({self.accumulation}) is larger than batch_size ({self.batch_size})")
         if self.batch_sampler == "class-balanced" and self.examples_per_class > self.batch_size // self.accumulation:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdbert.metrics import METRICS, majority_score, score
+from kdbert.metrics.grouped import GROUPED
 from kdbert.tasks import get_task, task_names
 
 CLASSES = st.integers(1, 60).flatmap(
@@ -37,9 +38,13 @@ def value(name: str, predictions: np.ndarray, labels: np.ndarray) -> float:
 
 def test_names_are_exact() -> None:
     assert set(METRICS) == {
-        "accuracy", "f1", "macro_f1", "accuracy_and_f1", "matthews_correlation",
+        "accuracy", "f1", "macro_f1", "weighted_f1", "accuracy_and_f1", "matthews_correlation",
+        "relation_f1", "relation_precision", "relation_recall",
         "pearson", "spearman", "pearson_and_spearman", "in_scope_accuracy", "out_of_scope_recall",
     }  # fmt: skip
+    assert set(GROUPED) == {
+        f"{what}_{part}" for what in ("document", "entity", "macro_token") for part in ("f1", "precision", "recall")
+    }
     assert all(METRICS[name].__name__ == name for name in METRICS)
 
 
@@ -58,6 +63,14 @@ def test_names_are_exact() -> None:
         ("ax", ("matthews_correlation",)),
         ("clinc150", ("accuracy", "in_scope_accuracy", "out_of_scope_recall")),
         ("quickstart", ("accuracy", "macro_f1")),
+        ("massive", ("accuracy", "macro_f1", "weighted_f1")),
+        ("emotion", ("accuracy", "macro_f1", "weighted_f1")),
+        ("hateval", ("macro_f1", "f1", "accuracy")),
+        ("pubmedqa", ("accuracy", "macro_f1")),
+        ("gad", ("relation_f1", "relation_precision", "relation_recall")),
+        ("hoc", ("document_f1", "document_precision", "document_recall")),
+        ("ncbi-disease", ("entity_f1", "entity_precision", "entity_recall")),
+        ("ebm-pico", ("macro_token_f1", "macro_token_precision", "macro_token_recall")),
     ],
 )
 def test_tasks_report_the_official_metrics(task: str, metrics: tuple[str, ...]) -> None:
@@ -65,7 +78,7 @@ def test_tasks_report_the_official_metrics(task: str, metrics: tuple[str, ...]) 
 
 
 def test_every_task_names_metrics_that_exist() -> None:
-    assert all(name in METRICS for task in task_names() for name in get_task(task).metrics)
+    assert all(name in METRICS or name in GROUPED for task in task_names() for name in get_task(task).metrics)
 
 
 @settings(max_examples=50, deadline=None)
@@ -77,6 +90,15 @@ def test_class_metrics_equal_scikit_learn(pair: tuple[np.ndarray, np.ndarray]) -
         expected = {
             "accuracy": sklearn.metrics.accuracy_score(labels, predictions),
             "macro_f1": sklearn.metrics.f1_score(labels, predictions, average="macro", zero_division=0),
+            "weighted_f1": sklearn.metrics.f1_score(labels, predictions, average="weighted", zero_division=0),
+            **{
+                f"relation_{name}": function(labels, predictions, labels=[1, 2, 3], average="micro", zero_division=0)
+                for name, function in (
+                    ("f1", sklearn.metrics.f1_score),
+                    ("precision", sklearn.metrics.precision_score),
+                    ("recall", sklearn.metrics.recall_score),
+                )
+            },
             "matthews_correlation": sklearn.metrics.matthews_corrcoef(labels, predictions),
         }
         found = score(tuple(expected), predictions, labels)

@@ -183,9 +183,9 @@ def test_a_wrong_axis_is_told_in_one_sentence(text: str, told: str) -> None:
 
 
 def test_the_problems_of_all_cells_are_told_at_once_and_each_once() -> None:
-    message = refused("train.epochs=0,1", "train.warmup=0,2", seeds="3")
+    message = refused("train.epochs=0,1", "train.warmup=0,-1", seeds="3")
     assert message.count("train.epochs: ") == 2  # alone, and in the cell where the warm-up is wrong too
-    assert "cell train.epochs=1 train.warmup=2 seed=1: train.warmup" in message
+    assert "cell train.epochs=1 train.warmup=-1 seed=1: train.warmup" in message
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdbert.data.examples import Examples
+from kdbert.data.tables import read_table
 from kdbert.errors import UserError
 from kdbert.tasks import TaskSpec
-from kdbert.tasks.custom import custom_task, infer_columns, read_table
+from kdbert.tasks.custom import custom_task, infer_columns
 
 ROWS = [
     {"text": "plain words", "label": "good"},

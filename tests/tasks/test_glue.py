@@ -18,7 +18,7 @@ from kdbert.data.examples import Examples
 from kdbert.data.files import read_lines
 from kdbert.errors import UserError
 from kdbert.tasks import get_task
-from kdbert.tasks.glue import Columns, read_tsv
+from kdbert.tasks.readers import Columns, read_tsv
 
 # task, folder, split, rows, column of text_a, of text_b, of the label, whether there is a header
 # (METHODS.md section 7 and the row counts of the official files)

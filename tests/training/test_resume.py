@@ -86,6 +86,7 @@ def kill_at(words: list[str], run: Path, step: int, output: Path) -> None:
         ({"accumulation": 2, "selection": "best"}, [14]),
         # At this rate the score goes up and down, so that what is best also changes after the kill.
         ({"accumulation": 1, "selection": "best", "learning_rate": 5e-3}, [27]),
+        ({"accumulation": 1, "selection": "best", "learning_rate": 5e-3, "patience": 1}, [14]),
     ],
     ids=str,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdbert.api import finished_run
+from kdbert.api import finished_run, memory_plan, memory_recipe
 from kdbert.layers import told
 from kdbert.models.locate import ModelPlace, locate
 from kdbert.plan import Plan, student_before_teacher
@@ -38,6 +38,25 @@ def print_distill_plan(recipe: Recipe) -> None:
             return
         recipe = with_teachers(recipe, [path for path in paths if path is not None])
     print_plan(resolve_distill(recipe))
+
+
+def print_memory_plan(recipe: Recipe, layer: int | None) -> None:
+    """The plan of `train-memory`, or of the run that makes its teacher."""
+    recipe = memory_recipe(recipe)
+    if missing_teachers(recipe):
+        (wanted,) = teacher_recipes(recipe)
+        path = finished_run(wanted)
+        if path is None:
+            print_plan(
+                resolve_finetune(wanted), heading="A teacher is missing: this run makes it, then the memory is made"
+            )
+            return
+        recipe = with_teachers(recipe, [path])
+    plan = memory_plan(recipe, layer)
+    print(f"memory: {plan.memory_words()}")
+    print(f"teacher: {recipe.teachers[0].model}")
+    print(f"examples: train {len(plan.train_examples)}, of up to {plan.recipe.task.max_length} tokens")
+    print(f"folder: {plan.recipe.output.runs_dir}/{plan.spec.name}/memory")
 
 
 def print_plan(recipe: Recipe, heading: str | None = None, teachers_to_come: Sequence[ModelPlace] = ()) -> None:

@@ -38,6 +38,7 @@ def train_memory(
     set_: o.Set = None,
     more: o.More = None,
     runs_dir: o.RunsDir = None,
+    dry_run: o.DryRun = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the file.")] = False,
     debug: o.Debug = False,
 ) -> None:
@@ -65,6 +66,11 @@ def train_memory(
         "output.runs_dir": runs_dir,
     }
     recipe = o.build_recipe(config, {"method.name": "cka-g", **flags}, set_, more)
+    if dry_run:
+        from kdbert.cli.dry_run import print_memory_plan
+
+        print_memory_plan(recipe, layer)
+        return
     from kdbert.api import train_memory
 
     path = train_memory(recipe, layer=layer, output=output)

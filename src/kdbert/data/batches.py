@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdbert.data.encode import Encoded
+from kdbert.data.encode import NO_LABEL, Encoded
 
 # A bucket pool holds this many batches, or half of a small data set. Sorting by length happens inside a
 # randomly drawn pool only, so a batch's companions change every epoch.
@@ -79,7 +79,10 @@ def _class_groups(classes: np.ndarray, per_class: int, random: np.random.Generat
 
 
 def classes_of(labels: torch.Tensor) -> torch.Tensor:
-    """What counts as one class: the label; for scores the score rounded to 0.5 (METHODS.md section 1)."""
+    """What counts as one class: the label, the set of labels, or the score rounded to 0.5 (METHODS.md section 1)."""
+    if labels.dtype == torch.bool:  # a number for each set: a sum of powers of 3
+        powers = torch.tensor([pow(3, i, 2**63) for i in range(labels.shape[1])], device=labels.device)
+        return (labels * powers).sum(1)
     return (labels * 2 + 0.5).floor() if labels.is_floating_point() else labels
 
 
@@ -95,11 +98,12 @@ class Batch:
 
     Attributes:
         input_ids, attention_mask: int64 [B, L]. token_type_ids: int64 [B, L] or None.
-        labels: int64 or float32 [B], or None.
+        labels: int64 [B] (classes), bool [B, C] (any of them), float32 [B] (scores), int64 [B, L] (tags of tokens,
+            `NO_LABEL` where there is none), or None. Their form tells a loss which head it is.
         example: int64 [B], numbers of the examples in their split.
         valid: float32 [B], 0 for rows that only fill up a process's share.
         scale: what a sum over this process's examples is multiplied with so that the mean over
-            processes of the results is the mean over the whole step's examples.
+            processes of the results is the mean over the whole step's examples. label_scale: the same for tokens.
         share: this micro-batch's part of the step (1 without accumulation), for terms that compare
             examples and are computed on the whole micro-batch by every process.
         padded: whether any row may be shorter than L (known on the host, so that no device is asked).
@@ -120,6 +124,7 @@ class Batch:
     rows: np.ndarray | None = None
     everyone: np.ndarray | None = None
     start: int = 0
+    label_scale: float = 0.0
 
     @property
     def count(self) -> int:
@@ -139,11 +144,16 @@ class Batch:
         return whole[: self.count]
 
     def mean(self, per_example: torch.Tensor) -> torch.Tensor:
-        """Mean of a per-example quantity [B] over all examples of the optimiser step.
+        """Mean of a per-example quantity [B] over all examples of the optimiser step, or of a quantity of tokens.
 
         It divides by the global count, so that neither the number of processes nor that of
         micro-batches changes a loss or a gradient.
+
+        Args:
+            per_example: [B], or [B, L] with 0 at tokens without a label, which do not count.
         """
+        if per_example.dim() == 2:
+            return (per_example.sum(1) * self.valid.to(per_example.dtype)).sum() * self.label_scale
         return (per_example * self.valid.to(per_example.dtype)).sum() * self.scale
 
     def to(self, device: torch.device) -> Batch:
@@ -206,6 +216,8 @@ def micro_batches(
         batch = collate(data, filled, length=length or int(data.lengths[part].max()))
         batch.valid = torch.from_numpy(valid)
         batch.scale = world / len(rows)
+        if data.logits_of == "token" and data.labels is not None:
+            batch.label_scale = world / max(1, int(data.label_counts[rows].sum()))
         batch.share = len(part) / len(rows)
         batch.everyone, batch.start = part, rank * share
         yield batch
@@ -219,14 +231,21 @@ def collate(data: Encoded, rows: np.ndarray, length: int | None = None) -> Batch
     types = None
     if data.token_types is not None:
         types = torch.from_numpy(np.where(real, data.token_types[source], 0).astype(np.int64))
+    labels, label_scale = None, 0.0
+    if data.labels is not None and data.logits_of == "token":
+        labels = torch.from_numpy(np.where(real, data.token_labels[source], NO_LABEL))
+        label_scale = 1.0 / max(1, int(data.label_counts[rows].sum()))
+    elif data.labels is not None:
+        labels = torch.from_numpy(data.labels[rows])
     return Batch(
         input_ids=torch.from_numpy(ids),
         attention_mask=torch.from_numpy(real.astype(np.int64)),
         token_type_ids=types,
-        labels=None if data.labels is None else torch.from_numpy(data.labels[rows]),
+        labels=labels,
         example=torch.from_numpy(np.asarray(rows, dtype=np.int64)),
         valid=torch.ones(len(rows)),
         scale=1.0 / len(rows),
         padded=not bool(real.all()),
         rows=rows,
+        label_scale=label_scale,
     )

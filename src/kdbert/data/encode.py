@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from kdbert.data.examples import Examples
 
+NO_LABEL = -100  # of a token that no loss looks at
 _CHUNK = 4096  # examples per tokenizer call: bounds memory, large enough to keep every core busy
 
 
@@ -22,9 +24,11 @@ class Encoded:
         input_ids: int32, all examples one after the other.
         token_types: uint8 like `input_ids`, or None where the model has no segments.
         offsets: int64 [N + 1]; example i is `input_ids[offsets[i]:offsets[i + 1]]`.
-        labels: int64 [N], float32 [N], or None.
+        labels: as in `Examples`, or None.
         truncated: how many examples were cut to the maximum length.
         pad_id: the id that fills a batch.
+        word_tokens: where each word has a tag, int64 [words]: the token that stands for it, its first; -1 for a word
+            that was cut off or has no token.
     """
 
     input_ids: np.ndarray
@@ -33,6 +37,7 @@ class Encoded:
     labels: np.ndarray | None
     truncated: int
     pad_id: int
+    word_tokens: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -66,16 +71,51 @@ class Encoded:
         source = position[None, :, None] * counts[:, None, None] + position[None, None, :]
         return np.where(both, self.pair_offsets[rows][:, None, None] + source, 0), both
 
+    @property
+    def logits_of(self) -> Literal["example", "token"]:
+        """What a classifier's logits have one row of."""
+        return "example" if self.word_tokens is None else "token"
+
+    @cached_property
+    def token_labels(self) -> np.ndarray:
+        """int64 like `input_ids`: the tag of the word that a token stands for, `NO_LABEL` elsewhere."""
+        assert self.word_tokens is not None
+        assert self.labels is not None
+        found = np.full(len(self.input_ids), NO_LABEL, dtype=np.int64)
+        kept = self.word_tokens >= 0
+        found[self.word_tokens[kept]] = self.labels[kept]
+        return found
+
+    @cached_property
+    def label_counts(self) -> np.ndarray:
+        """int64 [N]: tokens with a label, where words have tags."""
+        return np.add.reduceat(self.token_labels != NO_LABEL, self.offsets[:-1], dtype=np.int64)
+
+    def label_logits(self, logits: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+        """Logits of all that has a label: of examples as they are; of words, [words, C], from those of tokens.
+
+        A word that was cut off, or has no token, counts as one outside of all entities (class "O").
+        """
+        if self.word_tokens is None:
+            return logits
+        found = logits[self.word_tokens]
+        lost = self.word_tokens < 0
+        found[lost] = 0.0
+        found[lost, classes.index("O")] = 1.0
+        return found
+
     def fingerprint(self) -> str:
         """16 hex digits that change when any token or label does."""
         digest = hashlib.sha256(self.input_ids.tobytes())
-        for part in (self.token_types, self.offsets, self.labels):
+        for part in (self.token_types, self.offsets, self.labels, self.word_tokens):
             digest.update(b"" if part is None else part.tobytes())
         return digest.hexdigest()[:16]
 
 
 def encode(examples: Examples, tokenizer: Any, max_length: int) -> Encoded:
     """Tokenise a split: [CLS] a [SEP] b [SEP], longest sentence cut first (METHODS.md section 7).
+
+    Where words have tags, each word is split into tokens of its own.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer.
@@ -85,18 +125,27 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> Encoded:
     ids: list[np.ndarray] = []
     types: list[np.ndarray] = []
     lengths: list[int] = []
+    word_tokens = None if examples.words is None else np.full(examples.word_offsets[-1], -1, dtype=np.int64)
     truncated = 0
+    position = 0
     for start in range(0, len(examples), _CHUNK):
         stop = start + _CHUNK
         coded = tokenizer(
-            examples.text_a[start:stop],
+            examples.text_a[start:stop] if examples.words is None else [list(w) for w in examples.words[start:stop]],
             None if examples.text_b is None else examples.text_b[start:stop],
             truncation="longest_first",
             max_length=max_length,
             padding=False,
             return_attention_mask=False,
             return_token_type_ids=wants_types,
+            is_split_into_words=examples.words is not None,
         )
+        if word_tokens is not None:
+            for number, encoding in enumerate(coded.encodings, start):
+                words = np.array([-1 if word is None else word for word in encoding.word_ids])
+                first = (words >= 0) & (words != np.roll(words, 1))
+                word_tokens[examples.word_offsets[number] + words[first]] = position + np.flatnonzero(first)
+                position += len(words)
         lengths.extend(len(row) for row in coded["input_ids"])
         truncated += sum(bool(encoding.overflowing) for encoding in coded.encodings)
         ids.append(np.concatenate([np.asarray(row, dtype=np.int32) for row in coded["input_ids"]]))
@@ -111,4 +160,5 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> Encoded:
         labels=examples.labels,
         truncated=truncated,
         pad_id=tokenizer.pad_token_id or 0,
+        word_tokens=word_tokens,
     )

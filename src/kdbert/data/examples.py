@@ -5,23 +5,32 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from kdbert.errors import UserError, near_miss
 
+# What a task's head says of an example: one of several classes, any number of them, a score, or a tag of each word.
+Kind = Literal["single_label", "multi_label", "regression", "token"]
+
 
 class Row(NamedTuple):
-    """One example as it stands in a file. `place` is where, for messages ("line 12")."""
+    """One example as it stands in a file. `place` is where, for messages ("line 12").
+
+    `label` is a class name, a score as it is written, the names of a multi-label example's classes, or the tag of
+    each of `words`.
+    """
 
     id: str
     text_a: str
     text_b: str | None
-    label: str | None
+    label: str | tuple[str, ...] | None
     place: str
+    words: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,9 @@ class Examples:
         split: its name, such as `dev_matched`.
         ids: one name per example, used in prediction files.
         text_a, text_b: the sentences; `text_b` is None for single-sentence tasks.
-        labels: int64 class numbers, float32 scores, or None for an unlabelled split.
+        labels: int64 [N] class numbers, bool [N, C] (multi-label), float32 [N] scores, int64 [words] tags of all
+            words one after the other; None for an unlabelled split.
+        words: the words of each example, where each has a tag.
     """
 
     split: str
@@ -40,22 +51,35 @@ class Examples:
     text_a: list[str]
     text_b: list[str] | None
     labels: np.ndarray | None
+    words: list[tuple[str, ...]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def word_offsets(self) -> np.ndarray:
+        """int64 [N + 1]; the words of example i are `word_offsets[i]:word_offsets[i + 1]`."""
+        return np.concatenate([[0], np.cumsum([len(words) for words in self.words or ()], dtype=np.int64)])
 
     def head(self, count: int | None) -> Examples:
         """The first `count` examples in file order (all of them for None)."""
         if count is None or count >= len(self):
             return self
-        text_b = None if self.text_b is None else self.text_b[:count]
-        labels = None if self.labels is None else self.labels[:count]
-        return Examples(self.split, self.ids[:count], self.text_a[:count], text_b, labels)
+        rows = count if self.words is None else int(self.word_offsets[count])
+        return replace(
+            self,
+            ids=self.ids[:count],
+            text_a=self.text_a[:count],
+            text_b=None if self.text_b is None else self.text_b[:count],
+            labels=None if self.labels is None else self.labels[:rows],
+            words=None if self.words is None else self.words[:count],
+        )
 
     def fingerprint(self) -> str:
         """16 hex digits that change when any text or label does."""
         digest = hashlib.sha256()
-        for part in (self.text_a, self.text_b or []):
+        texts = [self.text_a, self.text_b or [], *(self.words or [])]
+        for part in texts:
             for text in part:
                 digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
             digest.update(b"\1")
@@ -65,23 +89,24 @@ class Examples:
 
 
 def examples_of(
-    rows: Iterable[Row], *, path: Path, split: str, label_names: Sequence[str] | None, labelled: bool
+    rows: Iterable[Row], *, path: Path, split: str, kind: Kind, label_names: Sequence[str], labelled: bool
 ) -> Examples:
     """Turn rows into examples, checking every label against the label space.
 
     Args:
-        label_names: the classes in order; None for regression, whose labels are finite numbers.
+        label_names: the classes in order; empty for regression, whose labels are finite numbers.
         labelled: whether the split carries labels; if it does, each row must have one.
 
     Raises:
         UserError: no rows, a missing label, a label outside the label space, a score that is no
-            number; each with the file and line.
+            number, another number of tags than of words; each with the file and line.
     """
     ids: list[str] = []
     text_a: list[str] = []
     text_b: list[str] = []
-    labels: list[float] = []
-    index = {name: number for number, name in enumerate(label_names or ())}
+    words: list[tuple[str, ...]] = []
+    labels: list[Any] = []
+    index = {name: number for number, name in enumerate(label_names)}
     pair = False
     for row in rows:
         ids.append(row.id)
@@ -89,31 +114,43 @@ def examples_of(
         if row.text_b is not None:
             pair = True
             text_b.append(row.text_b)
-        if labelled:
-            labels.append(_label_value(row, index if label_names is not None else None, path))
+        if row.words is not None:
+            words.append(row.words)
+        if not labelled:
+            continue
+        where = f"{path}, {row.place}"
+        if row.label is None or row.label == "":
+            raise UserError(f"{where}: the label is missing")
+        if isinstance(row.label, str):
+            labels.append(_score(row.label, where) if kind == "regression" else _number(row.label, index, where))
+            continue
+        if row.words is not None and len(row.words) != len(row.label):
+            raise UserError(f"{where}: {len(row.words)} words, but {len(row.label)} tags")
+        numbers = [_number(name, index, where) for name in row.label]
+        if kind == "token":
+            labels.extend(numbers)
+        else:
+            labels.append([number in numbers for number in range(len(index))])
     if not ids:
         raise UserError(f"{path} has no examples (only a header?)")
-    values = None
-    if labelled:
-        values = np.array(labels, dtype=np.int64 if label_names is not None else np.float32)
-    return Examples(split, ids, text_a, text_b if pair else None, values)
+    form = {"regression": np.float32, "multi_label": np.bool_}.get(kind, np.int64)
+    return Examples(
+        split, ids, text_a, text_b if pair else None, np.array(labels, dtype=form) if labelled else None, words or None
+    )
 
 
-def _label_value(row: Row, index: dict[str, int] | None, path: Path) -> float:
-    where = f"{path}, {row.place}"
-    if row.label is None or row.label == "":
-        raise UserError(f"{where}: the label is missing")
-    if index is not None:
-        if row.label not in index:
-            known = ", ".join(list(index)[:8]) + (", …" if len(index) > 8 else "")
-            raise UserError(
-                f"{where}: label {row.label!r} is not one of the task's labels ({known}){near_miss(row.label, index)}"
-            )
-        return index[row.label]
+def _number(name: str, index: dict[str, int], where: str) -> int:
+    if name not in index:
+        known = ", ".join(list(index)[:8]) + (", …" if len(index) > 8 else "")
+        raise UserError(f"{where}: label {name!r} is not one of the task's labels ({known}){near_miss(name, index)}")
+    return index[name]
+
+
+def _score(text: str, where: str) -> float:
     try:
-        value = float(row.label)
+        value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"{where}: score {row.label!r} is not a finite number")
+        raise UserError(f"{where}: score {text!r} is not a finite number")
     return value

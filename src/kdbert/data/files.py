@@ -58,6 +58,15 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 def text_digest(path: Path) -> str:
     """16 hex digits of a file's content; the same for a plain file and its gzip.
 
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return unpacked_sha256(path)[:16]
+
+
+def unpacked_sha256(path: Path) -> str:
+    """sha256 of a file's content, of what is inside where it is a gzip.
+
     Read once per process while size and time of change stay the same.
 
     Raises:
@@ -76,7 +85,7 @@ def _text_digest(path: Path, size: int, changed: int) -> str:
     with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
 def read_text(path: Path) -> str:

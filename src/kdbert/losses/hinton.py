@@ -13,15 +13,32 @@ def soft_label_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: f
     (METHODS.md section 1). With one logit both softmaxes are 1 and the loss is 0.
 
     Args:
-        student, teacher: logits, float [B, C]; no gradient flows into `teacher`.
+        student, teacher: logits, float [..., C]; no gradient flows into `teacher`.
         temperature: tau > 0.
 
     Returns:
-        [B], in nats (scaled by tau^2, so that gradients keep their size when tau changes).
+        [...], in nats (scaled by tau^2, so that gradients keep their size when tau changes).
     """
     log_teacher = F.log_softmax(teacher.detach() / temperature, dim=-1)
     log_student = F.log_softmax(student / temperature, dim=-1)
     return temperature**2 * (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
+
+
+def soft_labels_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """tau^2 * mean over classes of KL(Bern(sigmoid(teacher / tau)) || Bern(sigmoid(student / tau))): any of C classes.
+
+    Args:
+        student, teacher: logits, float [B, C]; no gradient flows into `teacher`.
+        temperature: tau > 0.
+
+    Returns:
+        [B], in nats (scaled by tau^2). Source: METHODS.md section 1, "Other heads".
+    """
+    teacher, student = teacher.detach() / temperature, student / temperature
+    share = torch.sigmoid(teacher)
+    yes = share * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    no = (1 - share) * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    return temperature**2 * (yes + no).mean(-1)
 
 
 def score_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, mod
 from torch import nn
 
 from kdbert.data.batches import Batch
+from kdbert.data.examples import Kind
 from kdbert.layers import Pair
 
 if TYPE_CHECKING:
@@ -216,6 +217,7 @@ class Method(nn.Module):
     formula: ClassVar[str]
     papers: ClassVar[tuple[Paper, ...]]
     differences: ClassVar[str] = ""
+    heads: ClassVar[tuple[Kind, ...]] = ("single_label", "multi_label", "regression", "token")  # kinds of tasks
     Options: ClassVar[type[MethodOptions]]
 
     def __init__(self, options: MethodOptions) -> None:

@@ -62,6 +62,8 @@ class ICS(Method):
         "`original`; `corrected` learns a linear projection of the student where they are not."
     )
 
+    heads = ("single_label", "multi_label", "regression")  # a tag belongs to a word, the term compares whole examples
+
     class Options(LayerOptions):
         """Options of `ics`."""
 

@@ -10,11 +10,12 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from kdbert.data.batches import Batch
+from kdbert.data.encode import NO_LABEL
 from kdbert.layers import Pair, check_pairs, layerwise_pairs, parse_pairs
 from kdbert.losses.centroids import relation_loss, relations
 from kdbert.losses.cka import centered_gram, cka, cka_loss, defined_cka
 from kdbert.losses.hard import hard_loss
-from kdbert.losses.hinton import score_loss, soft_label_loss
+from kdbert.losses.hinton import score_loss, soft_label_loss, soft_labels_loss
 from kdbert.methods.contract import LossTerms, MethodOptions, Models, Outputs, Paper, Share, Weight
 
 if TYPE_CHECKING:
@@ -98,13 +99,17 @@ class CKAOptions(StructureOptions):
 
 
 def soft_loss(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, options: KDOptions) -> torch.Tensor:
-    """Soft loss of each example [B]: of distributions, or of scores where the labels are scores.
+    """Soft loss of each example [B], or of each token [B, L] with 0 where it has no label.
 
-    `original` softens a single score into the constant 1, so that the loss is 0 (METHODS.md section 1).
+    It compares distributions; for each class apart where the labels are sets of classes; scores where they are
+    scores. `original` softens a single score into the constant 1, so that the loss is 0 (METHODS.md section 1).
     """
+    if labels.dtype == torch.bool:
+        return soft_labels_loss(student, teacher, options.temperature)
     if labels.is_floating_point() and options.variant == "corrected":
         return score_loss(student, teacher)
-    return soft_label_loss(student, teacher, options.temperature)
+    loss = soft_label_loss(student, teacher, options.temperature)
+    return loss.masked_fill(labels == NO_LABEL, 0.0) if labels.dim() == 2 else loss
 
 
 def kd_terms(

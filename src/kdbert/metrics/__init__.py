@@ -3,15 +3,21 @@
 Each takes `predictions` and `labels` (class numbers, or scores for regression) of shape [..., N] and gives the
 metric over the last axis: a float for [N], an array for more. So a thousand resamples are scored in one call. A
 mean of two metrics has a name that says so; "f1" is never anything but F1. The values are those of scikit-learn and
-scipy (tested); where these are undefined, 0.
+scipy (tested); where these are undefined, 0. Metrics of documents, entities and words are in `grouped`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
+from kdbert.metrics.grouped import GROUPED
+from kdbert.metrics.grouped import f1 as _f1
+from kdbert.metrics.grouped import precision as _precision
+from kdbert.metrics.grouped import ratio as _ratio
+from kdbert.metrics.grouped import recall as _recall
 
 CLINC150_OUT_OF_SCOPE = 150  # class number of "oos": the last of the 151
 
@@ -35,6 +41,31 @@ def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> Any:
         value, occurs = _f1_of(predictions == number, labels == number)
         total, classes = total + value, classes + occurs
     return _plain(total / classes)
+
+
+def weighted_f1(predictions: np.ndarray, labels: np.ndarray) -> Any:
+    """Mean of the F1 of every class, weighted with its share of the labels."""
+    predictions, labels = np.asarray(predictions), np.asarray(labels)
+    total: Any = 0.0
+    for number in np.unique(labels):
+        there = labels == number
+        total = total + _f1_of(predictions == number, there)[0] * there.mean(axis=-1)
+    return _plain(total)
+
+
+def relation_f1(predictions: np.ndarray, labels: np.ndarray) -> Any:
+    """F1 over all classes but class 0, "no relation": BLURB's figure for ChemProt, DDI and GAD (METHODS.md 5.1)."""
+    return _plain(_f1(_relations(predictions, labels)))
+
+
+def relation_precision(predictions: np.ndarray, labels: np.ndarray) -> Any:
+    """Share of the predicted relations (classes but 0) that are right."""
+    return _plain(_precision(_relations(predictions, labels)))
+
+
+def relation_recall(predictions: np.ndarray, labels: np.ndarray) -> Any:
+    """Share of the relations (classes but 0) that are found."""
+    return _plain(_recall(_relations(predictions, labels)))
 
 
 def accuracy_and_f1(predictions: np.ndarray, labels: np.ndarray) -> Any:
@@ -93,25 +124,63 @@ def out_of_scope_recall(predictions: np.ndarray, labels: np.ndarray) -> Any:
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {
     function.__name__: function
     for function in (
-        accuracy, f1, macro_f1, accuracy_and_f1, matthews_correlation,
+        accuracy, f1, macro_f1, weighted_f1, accuracy_and_f1, matthews_correlation,
+        relation_f1, relation_precision, relation_recall,
         pearson, spearman, pearson_and_spearman, in_scope_accuracy, out_of_scope_recall,
     )
 }  # fmt: skip
 
 
-def score(names: tuple[str, ...], predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The named metrics of one split, in the order given."""
-    return {name: METRICS[name](predictions, labels) for name in names}
+def score(
+    names: Sequence[str],
+    predictions: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray | None = None,
+    classes: Sequence[str] = (),
+) -> dict[str, float]:
+    """The named metrics of one split, in the order given.
+
+    Args:
+        predictions, labels: class numbers or scores [N], bool [N, C], or tags of words [W].
+        groups: the document or sentence of each row, where a metric is one of `GROUPED`.
+        classes: names of the classes, for these.
+    """
+    found = {}
+    for name in names:
+        if name in GROUPED:
+            assert groups is not None
+            counts = GROUPED[name].counts(predictions, labels, groups, classes)
+            found[name] = float(GROUPED[name].value(counts.sum(0)))
+        else:
+            found[name] = METRICS[name](predictions, labels)
+    return found
 
 
-def majority_score(names: tuple[str, ...], train_labels: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """What predicting the commonest training class (regression: the mean score) for every example gives."""
+def majority_score(
+    names: Sequence[str],
+    train_labels: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray | None = None,
+    classes: Sequence[str] = (),
+) -> dict[str, float]:
+    """What the same answer for every example gives: the commonest training class, each class that most have, the
+    commonest tag, or the mean score.
+    """
     train_labels = np.asarray(train_labels)
-    if train_labels.dtype.kind == "f":
+    if train_labels.dtype == bool:
+        constant: Any = train_labels.mean(axis=0) > 0.5
+    elif train_labels.dtype.kind == "f":
         constant = train_labels.mean()
     else:
         constant = np.bincount(train_labels).argmax()
-    return score(names, np.full(len(labels), constant), labels)
+    return score(names, np.broadcast_to(constant, np.shape(labels)), labels, groups, classes)
+
+
+def _relations(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Counts of relations found rightly, predicted, and there: [..., 3]."""
+    predictions, labels = np.asarray(predictions), np.asarray(labels)
+    found, there = predictions != 0, labels != 0
+    return np.stack([(found & (predictions == labels)).sum(-1), found.sum(-1), there.sum(-1)], -1)
 
 
 def _accuracy_where(counted: np.ndarray, predictions: np.ndarray, labels: np.ndarray) -> Any:
@@ -124,12 +193,6 @@ def _f1_of(predicted: np.ndarray, present: np.ndarray) -> tuple[Any, Any]:
     both = (predicted & present).sum(axis=-1)
     either = predicted.sum(axis=-1) + present.sum(axis=-1)
     return _ratio(2.0 * both, either), either > 0
-
-
-def _ratio(above: Any, below: Any) -> Any:
-    """above / below, 0 where below is 0."""
-    below = np.asarray(below, dtype=np.float64)
-    return np.divide(above, below, out=np.zeros(np.broadcast(above, below).shape), where=below != 0)
 
 
 def _plain(value: Any) -> Any:

@@ -320,8 +320,12 @@ def _embeddings_forward(self: Any, *args: Any, **options: Any) -> torch.Tensor:
 
 
 def use_first_token(model: Any) -> None:
-    """Prepare a classifier's last layer for `first_token_only`; models built otherwise than BERT are left alone."""
-    if model.config.model_type in _LIKE_BERT and not model.config.is_decoder:
+    """Prepare a classifier's last layer for `first_token_only`.
+
+    Models built otherwise than BERT are left alone, and so are those whose head reads every token.
+    """
+    tokens = type(model).__name__.endswith("ForTokenClassification")
+    if model.config.model_type in _LIKE_BERT and not model.config.is_decoder and not tokens:
         layer = model.base_model.encoder.layer[-1]
         layer.first_token_only = False
         layer.forward = types.MethodType(_layer_forward, layer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from kdbert.errors import UserError
 from kdbert.models.kernels import register_attention
 from kdbert.models.labels import is_generic, label_permutation
 from kdbert.models.locate import ModelPlace
-from kdbert.tasks import TaskSpec
+from kdbert.tasks import Kind, TaskSpec
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 _CONFIGS: dict[tuple[str, str, int], Any] = {}
@@ -60,8 +60,11 @@ def check_weights(place: ModelPlace) -> None:
                     pass
 
 
-def load_tokenizer(place: ModelPlace) -> Any:
+def load_tokenizer(place: ModelPlace, *, words: bool = False) -> Any:
     """The model's fast tokenizer.
+
+    Args:
+        words: for texts that are split into words already.
 
     Raises:
         UserError: there is none.
@@ -75,6 +78,8 @@ def load_tokenizer(place: ModelPlace) -> Any:
         )
     with _explained(place):
         tokenizer = AutoTokenizer.from_pretrained(place.source)
+        if words and getattr(tokenizer, "add_prefix_space", None) is False:  # RoBERTa's: a word begins with a space
+            tokenizer = AutoTokenizer.from_pretrained(place.source, add_prefix_space=True)
     if not tokenizer.is_fast:
         raise UserError(f"model {place.given!r} has no fast tokenizer (tokenizer.json); kdbert needs one")
     return tokenizer
@@ -91,16 +96,43 @@ def same_tokenizer(first: Any, second: Any) -> bool:
     )
 
 
-def check_trained_head(config: Any, name: str, task: str) -> None:
-    """Refuse a model that was never fine-tuned as a classifier: its head would be random.
+HEADS: Mapping[Kind, str] = {"token": "ForTokenClassification"}  # of what a model class of another kind is called
+SEQUENCE = "ForSequenceClassification"
+PROBLEMS: Mapping[Kind, str] = {  # as the library calls them
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+
+
+def auto_class_name(kind: Kind) -> str:
+    """Name of the library's class that loads a model with the head of a task of this kind."""
+    return f"AutoModel{HEADS.get(kind, SEQUENCE)}"
+
+
+def auto_class(kind: Kind) -> Any:
+    """The library's class that loads a model with the head of a task of this kind."""
+    import transformers
+
+    return getattr(transformers, auto_class_name(kind))
+
+
+def has_head(config: Any, kind: Kind) -> bool:
+    """Whether a model was saved with a head of this kind."""
+    return any(HEADS.get(kind, SEQUENCE) in name for name in config.architectures or ())
+
+
+def check_trained_head(config: Any, name: str, task: TaskSpec) -> None:
+    """Refuse a model that was never fine-tuned as such a classifier: its head would be random.
 
     Raises:
         UserError: with the command that makes one.
     """
-    if not any("ForSequenceClassification" in architecture for architecture in config.architectures or ()):
+    if not has_head(config, task.kind):
+        of = " of tokens" if task.kind == "token" else ""
         raise UserError(
-            f"model {name!r} has no trained classification head; fine-tune it first with "
-            f"`kdbert finetune-teacher --task {task} --model {name}`"
+            f"model {name!r} has no trained classification head{of}; fine-tune it first with "
+            f"`kdbert finetune-teacher --task {task.name} --model {name}`"
         )
 
 
@@ -110,7 +142,7 @@ def label_names(config: Any) -> list[str]:
 
 
 def load_classifier(place: ModelPlace, spec: TaskSpec, *, attention: str, keep_head: bool) -> tuple[Any, bool]:
-    """A sequence classifier for the task, in float32.
+    """A classifier for the task, of whole examples or of tokens, in float32.
 
     A head is kept if its labels are the task's (its rows are put into the task's order); any other is
     replaced by a fresh one.
@@ -123,24 +155,21 @@ def load_classifier(place: ModelPlace, spec: TaskSpec, *, attention: str, keep_h
     Returns:
         The model in eval mode, and whether it kept a trained head.
     """
-    from transformers import AutoModelForSequenceClassification
-
     config = load_config(place)
     permutation = None
     if not keep_head:
         names = label_names(config)
-        trained = any("ForSequenceClassification" in name for name in config.architectures or ())
-        if trained and len(names) == spec.num_outputs and not is_generic(names):
+        if has_head(config, spec.kind) and len(names) == spec.num_outputs and not is_generic(names):
             with contextlib.suppress(ValueError):
                 permutation = label_permutation(spec.labels, spec.aliases, names) if spec.labels else [0]
         config.num_labels = spec.num_outputs
         if spec.labels:
             config.id2label = dict(enumerate(spec.labels))
             config.label2id = {label: i for i, label in enumerate(spec.labels)}
-        config.problem_type = "regression" if spec.kind == "regression" else "single_label_classification"
+        config.problem_type = PROBLEMS.get(spec.kind)
     register_attention()
     with _explained(place):
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model = auto_class(spec.kind).from_pretrained(
             place.source,
             config=config,
             dtype=torch.float32,

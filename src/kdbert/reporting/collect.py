@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from kdbert.data.examples import Examples
 from kdbert.errors import UserError
 from kdbert.keys import ADDED_LATER, FILES_BY_CONTENT, MODELS_BY_CONTENT, OUTSIDE_IDENTITY, flatten
-from kdbert.tasks import get_task, task_names
+from kdbert.tasks import TaskSpec, get_task, task_names
 
 UNFINISHED = ("running", "interrupted", "failed")
 _TRACES = ("recipe.yaml", "metrics.jsonl", "checkpoints")  # what a run writes besides run.json
@@ -67,11 +68,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Predictions:
-    """A run's answers on one split: class numbers or scores, sorted by the example's id."""
+    """A run's answers on one split, sorted by the example's id, in the forms of `kdbert.metrics.score`."""
 
     ids: list[str]
     predictions: np.ndarray
     labels: np.ndarray
+    groups: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
 
 
 def collect(paths: Iterable[str | Path]) -> tuple[list[Run], dict[Path, str]]:
@@ -193,17 +196,32 @@ def read_predictions(run: Run, split: str) -> Predictions:
         predictions, labels = [row["prediction"] for row in rows], [row["label"] for row in rows]
         if not rows or len(set(ids)) < len(ids):
             raise ValueError("no row, or an id twice")
+        if isinstance(predictions[0], list):
+            return _of_lists(get_task(run.task), ids, predictions, labels)
         if any(isinstance(value, str) for value in predictions):
             names = _label_names(run, {*predictions, *labels})
             number = {name: index for index, name in enumerate(names)}
             kind = np.int16 if len(names) < 2**15 else np.int64
-            coded = ([number[word] for word in words] for words in (predictions, labels))
-            return Predictions(ids, *(np.array(one, dtype=kind) for one in coded))
+            found, gold = (np.array([number[word] for word in words], dtype=kind) for words in (predictions, labels))
+            return Predictions(ids, found, gold)
         return Predictions(ids, np.array(predictions, dtype=np.float64), np.array(labels, dtype=np.float64))
     except FileNotFoundError as error:
         raise ValueError(f"there is no {Path(error.filename).relative_to(run.path)}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"predictions/{split}.jsonl is damaged ({type(error).__name__}: {error})") from None
+
+
+def _of_lists(spec: TaskSpec, ids: list[str], predictions: list[list[str]], labels: list[list[str]]) -> Predictions:
+    """Answers that are lists of classes, or of tags."""
+    number = {name: index for index, name in enumerate(spec.labels)}
+    if spec.kind == "token":
+        counts = [len(tags) for tags in labels]
+        if counts != [len(tags) for tags in predictions]:
+            raise ValueError("another number of tags predicted than there are")
+        found, gold = (np.array([number[tag] for tags in rows for tag in tags]) for rows in (predictions, labels))
+        return Predictions(ids, found, gold, np.repeat(np.arange(len(ids)), counts), spec.labels)
+    found, gold = (np.array([[name in row for name in spec.labels] for row in rows]) for rows in (predictions, labels))
+    return Predictions(ids, found, gold, spec.label_groups(Examples("", ids, [], None, None)), spec.labels)
 
 
 def _row(line: str) -> Any:

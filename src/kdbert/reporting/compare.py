@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from kdbert.errors import UserError, near_miss
-from kdbert.metrics import METRICS
+from kdbert.metrics import METRICS, score
+from kdbert.metrics.grouped import GROUPED
 from kdbert.reporting.cells import Cell, Difference, Row
 from kdbert.reporting.collect import Predictions, read_predictions
 from kdbert.reporting.statistics import bootstrap_interval, paired_p_value, summarise
@@ -99,12 +101,18 @@ def _interval(
     if any(one.ids != first.ids or not np.array_equal(one.labels, first.labels) for one in found):
         predictions.fault(next(iter(cell.runs.values())).path, "its examples are not those of the baseline's runs")
         return None
-    return bootstrap_interval(
-        METRICS[cell.metric],
-        first.labels,
-        [one.predictions for one in found[: len(ours)]],
-        [one.predictions for one in found[len(ours) :]],
-    )
+    metric: Callable[[np.ndarray, np.ndarray], Any]
+    if cell.metric in GROUPED:  # documents or sentences are drawn anew, and their counts added up
+        grouped, groups = GROUPED[cell.metric], first.groups
+        assert groups is not None
+        rows = [grouped.counts(one.predictions, one.labels, groups, one.classes) for one in found]
+        units = np.zeros(len(rows[0]))
+
+        def metric(counts: np.ndarray, drawn: np.ndarray) -> Any:
+            return grouped.value(counts.sum(drawn.ndim - 1))
+    else:
+        metric, units, rows = METRICS[cell.metric], first.labels, [one.predictions for one in found]
+    return bootstrap_interval(metric, units, rows[: len(ours)], rows[len(ours) :])
 
 
 class _Predictions:
@@ -122,10 +130,10 @@ class _Predictions:
             self.known[key] = None
             try:
                 found = read_predictions(run, cell.split)
-                score = float(METRICS[cell.metric](found.predictions, found.labels))
-                if abs(score - cell.scores[seed]) > 1e-6:
+                value = score((cell.metric,), found.predictions, found.labels, found.groups, found.classes)[cell.metric]
+                if abs(value - cell.scores[seed]) > 1e-6:
                     raise ValueError(
-                        f"predictions/{cell.split}.jsonl gives {score:.6f}, run.json says {cell.scores[seed]:.6f}"
+                        f"predictions/{cell.split}.jsonl gives {value:.6f}, run.json says {cell.scores[seed]:.6f}"
                     )
                 self.known[key] = found
             except ValueError as error:

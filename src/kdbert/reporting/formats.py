@@ -12,7 +12,7 @@ from decimal import Decimal
 from kdbert.reporting.cells import Cell, Difference, Row
 from kdbert.reporting.published import PublishedCell
 from kdbert.reporting.statistics import CONFIDENCE, RESAMPLES, Summary
-from kdbert.reporting.table import AVERAGE, Table
+from kdbert.reporting.table import AVERAGE, BLURB, Table
 
 NOT_AVAILABLE = "not available"
 # Shrinks what is wider than the line, and only that.
@@ -196,7 +196,7 @@ def _body(table: Table, style: Style) -> list[list[str]]:
     for index, row in enumerate(table.rows):
         line = [style.escape(label) for label in row.labels]
         for column in table.columns:
-            place = column != AVERAGE and not table.headings[column]
+            place = column not in (AVERAGE, BLURB) and not table.headings[column]
             line.append(style.cell(row.cells.get(column), (index, column) in table.best, place))
         lines.append(line)
     for published in table.published:

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCardData
 
 from kdbert import __version__
 from kdbert.methods import get_method
+from kdbert.models.load import auto_class_name
 from kdbert.recipe import Recipe
 from kdbert.tasks import TaskSpec
 
@@ -28,7 +29,7 @@ def model_card(
     data = ModelCardData(
         language="en" if recipe.task.name != "custom" else None,
         library_name="transformers",
-        pipeline_tag="text-classification",
+        pipeline_tag="token-classification" if spec.kind == "token" else "text-classification",
         tags=["kdbert", f"kdbert:{method.name}", *(["knowledge-distillation"] if distilled else [])],
     )
     constant = facts["majority"]
@@ -45,7 +46,13 @@ def model_card(
     ]
     init = recipe.student.init
     kept = "numbers " + ", ".join(map(str, init)) if isinstance(init, list) else f"the {init} ones"
-    what = "text classifier" if spec.kind == "single_label" else "model that scores texts"
+    what = {
+        "single_label": "text classifier",
+        "multi_label": "text classifier (any number of classes)",
+        "token": "tagger of words",
+        "regression": "model that scores texts",
+    }[spec.kind]
+    auto = auto_class_name(spec.kind)
     layers = f"{facts['layers']} layers" + (
         f" ({kept} of {start})" if recipe.student.layers else f", started from {start}"
     )
@@ -70,7 +77,8 @@ def model_card(
         "",
         "## Results",
         "",
-        f"One run, seed {recipe.seed}. {selected} The constant answer is the commonest class, or the mean score.",
+        f"One run, seed {recipe.seed}. {selected} The constant answer is the commonest class "
+        "or tag, or the mean score.",
         "",
         "| split | metric | this model | teacher | constant answer |",
         "|---|---|---|---|---|",
@@ -79,10 +87,10 @@ def model_card(
         "## Use",
         "",
         "```python",
-        "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
+        f"from transformers import {auto}, AutoTokenizer",
         "",
         'tokenizer = AutoTokenizer.from_pretrained("PATH")',
-        'model = AutoModelForSequenceClassification.from_pretrained("PATH")',
+        f'model = {auto}.from_pretrained("PATH")',
         "```",
         "",
         f"It was trained on at most {recipe.task.max_length} tokens per example.",

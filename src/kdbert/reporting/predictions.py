@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,25 +14,41 @@ from kdbert.tasks import TaskSpec
 
 
 def predicted(spec: TaskSpec, logits: np.ndarray) -> np.ndarray:
-    """Class numbers [N], or scores [N] for regression."""
-    return logits[:, 0] if spec.kind == "regression" else logits.argmax(axis=1)
+    """Class numbers [N], of words [W]; which classes, bool [N, C] (probability above a half); or scores [N]."""
+    if spec.kind == "regression":
+        return logits[:, 0]
+    return logits > 0 if spec.kind == "multi_label" else logits.argmax(axis=1)
 
 
 def write_predictions(path: Path, spec: TaskSpec, examples: Examples, logits: np.ndarray) -> None:
-    """JSON lines with id, label, prediction and scores (logits in the order of the task's labels)."""
-    classes = predicted(spec, logits)
+    """JSON lines with id, label, prediction and scores (logits in the order of the task's labels).
+
+    Label and prediction are a class, a list of classes, a list of tags (with a list of scores each), or a score.
+    """
+    answers = predicted(spec, logits)
+    ends = np.arange(1, len(examples) + 1) if examples.words is None else examples.word_offsets[1:]
     lines = []
-    for number, identity in enumerate(examples.ids):
-        value = float(classes[number]) if spec.kind == "regression" else spec.labels[classes[number]]
-        label = None
-        if examples.labels is not None:
-            gold = examples.labels[number]
-            label = float(gold) if spec.kind == "regression" else spec.labels[gold]
-        scores = [round(float(score), 6) for score in logits[number]]
-        lines.append(
-            json.dumps({"id": identity, "label": label, "prediction": value, "scores": scores}, ensure_ascii=False)
-        )
+    start = 0
+    for identity, end in zip(examples.ids, ends.tolist(), strict=True):
+        row = slice(start, end) if spec.kind == "token" else start
+        record = {
+            "id": identity,
+            "label": None if examples.labels is None else _words(spec, examples.labels[row]),
+            "prediction": _words(spec, answers[row]),
+            "scores": np.round(logits[row].astype(np.float64), 6).tolist(),
+        }
+        lines.append(json.dumps(record, ensure_ascii=False))
+        start = end
     write_text(path, "\n".join(lines) + "\n")
+
+
+def _words(spec: TaskSpec, answer: Any) -> Any:
+    """An answer as it stands in a file: the names of classes, or a score."""
+    if spec.kind == "regression":
+        return float(answer)
+    if spec.kind == "single_label":
+        return spec.labels[answer]
+    return [spec.labels[number] for number in (answer if spec.kind == "token" else np.flatnonzero(answer))]
 
 
 def write_submission(path: Path, spec: TaskSpec, logits: np.ndarray) -> None:

@@ -64,7 +64,7 @@ def bootstrap_interval(
     Args:
         metric: of arrays [..., N], see `kdbert.metrics`.
         labels: [N].
-        predictions, baseline: one [N] per shared seed, in the same order.
+        predictions, baseline: one [N] (or [N, ...], what the metric takes) per shared seed, in the same order.
     """
     from scipy.stats import bootstrap
 

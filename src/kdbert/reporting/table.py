@@ -17,11 +17,13 @@ from kdbert.reporting.cells import Cell, Row
 from kdbert.reporting.collect import Run, collect
 from kdbert.reporting.compare import with_differences
 from kdbert.reporting.published import SOURCES, PublishedRow, published_rows
+from kdbert.tasks.blurb import GROUPS
 
 log = logging.getLogger("kdbert")
 ALIASES = {"method": "method.name", "task": "task.name"}
 FACTS = ("student", "teacher", "layers", "precision")  # keys that are no recipe keys
 AVERAGE = "average"
+BLURB = "BLURB"  # the mean over BLURB's groups of tasks
 TOLD = 5  # lines of one kind on stderr
 
 
@@ -40,7 +42,7 @@ class Table:
 
     Attributes:
         keys: headings of the leading columns.
-        columns: labels in order; the last may be `AVERAGE`.
+        columns: labels in order; the last may be `AVERAGE`, `BLURB`.
         headings: column label -> "split metric" where all its cells share it, else "".
         best: (row number, column label) of the best means among rows that can be compared.
         constants: rows that do not beat a constant answer.
@@ -132,11 +134,20 @@ def make_table(
     constants = _constants(made)
     notes += _remarks(made, ordered, metric, split)
     if by_task and len(ordered) > 1:
-        made = [replace(row, cells={**row.cells, AVERAGE: _average(row, ordered)}) for row in made]
-        ordered.append(AVERAGE)
+        tasks = list(ordered)
+        means = {AVERAGE: [[task] for task in tasks]}
+        groups_there = [group for group in ([t for t in tasks if t in names] for names in GROUPS.values()) if group]
+        if len(groups_there) > 1 and all(any(task in names for names in GROUPS.values()) for task in tasks):
+            means[BLURB] = groups_there
+            notes.append(_blurb_note(tasks))
+        for name, parts in means.items():
+            made = [replace(row, cells={**row.cells, name: _average(row, parts)}) for row in made]
+            ordered.append(name)
     headings = {column: _heading(made, column) for column in ordered}
     if AVERAGE in headings:
-        headings[AVERAGE] = f"mean of {len(ordered) - 1} figures"
+        headings[AVERAGE] = f"mean of {len(tasks)} figures"
+    if BLURB in headings:
+        headings[BLURB] = f"mean of {len(groups_there)} groups"
     if baseline is not None:
         made, more = with_differences(made, (*rows, *extra), lambda label: _is_one_of(label, baseline), baseline)
         notes += more
@@ -348,14 +359,29 @@ def _split_of(run: Run, asked: str | None) -> str | None:
     return next((name for name in run.metrics if name.startswith(f"{asked}_")), None)
 
 
-def _average(row: Row, columns: Sequence[str]) -> Cell:
-    """The mean over all columns, seed by seed; no score where a column has none of the seed."""
-    cells = [row.cells.get(column, Cell()) for column in columns]
+def _average(row: Row, groups: Sequence[Sequence[str]]) -> Cell:
+    """The mean over groups of the mean over their columns, seed by seed; no score where a column lacks the seed."""
+    parts = [[row.cells.get(column, Cell()) for column in group] for group in groups]
+    cells = [cell for part in parts for cell in part]
     seeds = sorted(set.intersection(*(set(cell.scores) for cell in cells)))
     return Cell(
         split=" and ".join(sorted({cell.split for cell in cells})) if seeds else "",
         metric="mean",
-        scores={seed: float(np.mean([cell.scores[seed] for cell in cells])) for seed in seeds},
+        scores={
+            seed: float(np.mean([np.mean([cell.scores[seed] for cell in part]) for part in parts])) for seed in seeds
+        },
+    )
+
+
+def _blurb_note(tasks: Sequence[str]) -> str:
+    """What the BLURB score is made of, and what it lacks."""
+    missing = [task for names in GROUPS.values() for task in names if task not in tasks]
+    lacks = f"; without {', '.join(missing)}, of which there are no runs," if missing else "; without"
+    groups = "; ".join(f"{name}: {', '.join(t for t in names if t in tasks)}" for name, names in GROUPS.items()
+                       if any(t in tasks for t in names))  # fmt: skip
+    return (
+        f"BLURB: the mean over groups of tasks ({groups}), seed by seed{lacks} {'and without ' if missing else ''}"
+        "sentence similarity (BIOSSES), which is no task of kdbert's"
     )
 
 

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+from kdbert.data.examples import Kind
 from kdbert.errors import UserError, near_miss
-from kdbert.tasks import glue, intent, quickstart
-from kdbert.tasks.spec import Kind, Split, TaskSpec
+from kdbert.tasks import blurb, glue, hate_speech, intent, quickstart, sentiment
+from kdbert.tasks.spec import Split, TaskSpec
 
 __all__ = ["CUSTOM", "Kind", "Split", "TaskSpec", "get_task", "task_names"]
 
 CUSTOM = "custom"
-_FAMILIES = (quickstart, glue, intent)
-_TASKS: dict[str, TaskSpec] = {spec.name: spec for family in _FAMILIES for spec in family.TASKS}
+_FAMILIES = (quickstart, glue, intent, sentiment, hate_speech, blurb)
+_LISTED: dict[str, TaskSpec] = {spec.name: spec for family in _FAMILIES for spec in family.TASKS}
+_TASKS = _LISTED | {spec.name: spec for spec in intent.MORE}
 _ALIASES: dict[str, str] = {alias: name for family in _FAMILIES for alias, name in family.ALIASES.items()}
 
 
 def task_names() -> list[str]:
-    """Registered names, in the order in which they are listed."""
-    return list(_TASKS)
+    """Registered names, in the order in which they are listed (but for MASSIVE's further locales)."""
+    return list(_LISTED)
 
 
 def task_name(name: str) -> str:
-    """The registered name that `name` (any case, or an alias such as `STS-B`) stands for.
+    """The registered name that `name` (any case, or an alias such as `STS-B` or `clinc150/small`) stands for.
 
     Raises:
         UserError: unknown task, with the nearest known one.
     """
-    key = name.lower()
+    key = name.lower().replace("/", "-")  # clinc150/small, as a data set and its configuration are often written
     key = _ALIASES.get(key, key)
     if key not in _TASKS and key != CUSTOM:
-        known = [*_TASKS, CUSTOM]
-        raise UserError(f"unknown task {name!r}{near_miss(key, known)} (known: {', '.join(known)})")
+        known = ", ".join([*_LISTED, CUSTOM])
+        raise UserError(f"unknown task {name!r}{near_miss(key, [*_TASKS, CUSTOM])} (known: {known})")
     return key
 
 

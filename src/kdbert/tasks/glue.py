@@ -6,69 +6,15 @@ published distillation codes use (golden case `glue_processors`).
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from kdbert.data.examples import Row
-from kdbert.data.files import read_lines
-from kdbert.errors import UserError
+from kdbert.tasks.readers import Columns, read_tsv
 from kdbert.tasks.spec import Split, TaskSpec
 
-log = logging.getLogger("kdbert")
 ENTAILMENT = ("entailment", "not_entailment")
 ZERO_ONE = ("0", "1")
 NLI = ("contradiction", "entailment", "neutral")
-
-
-@dataclass(frozen=True)
-class Columns:
-    """0-based columns of a TSV file. `label` -1 is the last one; `id` None counts rows."""
-
-    a: int
-    b: int | None = None
-    label: int | None = None
-    id: int | None = None
-    header: bool = True
-    skip_malformed: bool = False
-
-
-def read_tsv(path: Path, columns: Columns) -> Iterator[Row]:
-    """Rows of a GLUE file: tab-separated, no quoting (a quote is a character like any other).
-
-    A row with fewer columns than its header is skipped where the originals skip it (QQP), and
-    refused with its line otherwise.
-    """
-    width = 1 + max(columns.a, columns.b or 0, columns.label or 0, columns.id or 0)
-    skipped = 0
-    for number, line in read_lines(path):
-        if number == 1 and columns.header:
-            width = max(width, line.count("\t") + 1)
-            continue
-        if not line.strip():
-            continue
-        cells = line.split("\t")
-        if len(cells) < width:
-            if columns.skip_malformed:
-                skipped += 1
-                continue
-            raise UserError(
-                f"{path}, line {number}: {len(cells)} columns where {width} were expected (is the file truncated?)"
-            )
-        # The originals name MRPC's and SST-2's first example 1 (the header is 0) and CoLA's 0.
-        identity = cells[columns.id] if columns.id is not None else str(number - 1)
-        yield Row(
-            id=identity,
-            text_a=cells[columns.a],
-            text_b=None if columns.b is None else cells[columns.b],
-            label=None if columns.label is None else cells[columns.label],
-            place=f"line {number}",
-        )
-    if skipped:
-        log.warning("%s: skipped %d malformed rows, as the original readers do", path, skipped)
 
 
 def _split(file: str, columns: Columns) -> Split:
@@ -178,14 +124,15 @@ WNLI = _glue(
 )  # fmt: skip
 
 AX = _glue(
-    "ax", "AX", train=_PAIR_TEST, test=_PAIR_TEST,
+    "ax", "diagnostic", train=_PAIR_TEST, test=_PAIR_TEST,
     title="GLUE diagnostics (predicted with an MNLI model)", kind="single_label",
     labels=NLI, metrics=("matthews_correlation",), rows={"test": 1104},
     splits={
         "test": Split(
-            ("diagnostic.tsv", "diagnostic/diagnostic.tsv"), partial(read_tsv, columns=_PAIR_TEST), labelled=False
+            ("diagnostic.tsv", "AX/diagnostic.tsv"), partial(read_tsv, columns=_PAIR_TEST), labelled=False
         )
     },
+    submission={"test": "AX.tsv"},
 )  # fmt: skip
 
 TASKS = (COLA, SST2, MRPC, STSB, QQP, MNLI, QNLI, RTE, WNLI, AX)

@@ -1,16 +1,21 @@
-"""Intent classification: CLINC150 (Larson et al., EMNLP 2019, https://github.com/clinc/oos-eval)."""
+"""Intent classification.
+
+CLINC150: Larson et al., EMNLP 2019, https://github.com/clinc/oos-eval. MASSIVE: FitzGerald et al., ACL 2023,
+https://github.com/alexa/massive.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from functools import partial
-from importlib import resources
 from pathlib import Path
 
 from kdbert.data.examples import Row
 from kdbert.data.files import read_text
+from kdbert.data.tables import read_table
 from kdbert.errors import UserError
+from kdbert.tasks.readers import label_file, read_columns
 from kdbert.tasks.spec import Split, TaskSpec
 
 OUT_OF_SCOPE = "oos"
@@ -31,33 +36,87 @@ def read_clinc(path: Path, parts: tuple[str, ...]) -> Iterator[Row]:
             yield Row(f"{part}-{number}", entry[0], None, entry[1], f"{part}[{number}]")
 
 
-def _clinc_labels() -> tuple[str, ...]:
-    text = resources.files("kdbert.tasks").joinpath("clinc150_labels.txt").read_text(encoding="utf-8")
-    return tuple(text.split())
+# Of each configuration: training examples, and what it is.
+CONFIGURATIONS = {
+    "oos_plus": (15250, "plus: 250 training queries out of scope"),
+    "full": (15100, "full: 100 training queries out of scope"),
+    "small": (7600, "small: 50 training queries an intent"),
+    "imbalanced": (10625, "imbalanced: 25 to 100 training queries an intent"),
+}
 
 
-def _clinc(file: str, *parts: str) -> Split:
-    return Split((file, f"clinc150/{file}"), partial(read_clinc, parts=parts))
+def _clinc(name: str, configuration: str) -> TaskSpec:
+    """CLINC150; out of scope is a class of its own, the last."""
+    file = f"data_{configuration}.json"
+    rows, title = CONFIGURATIONS[configuration]
+    parts = {"train": ("train", "oos_train"), "dev": ("val", "oos_val"), "test": ("test", "oos_test")}
+    return TaskSpec(
+        name=name,
+        title=f"CLINC150 intents with out-of-scope queries ({title})",
+        kind="single_label",
+        labels=label_file("clinc150_labels.txt"),
+        metrics=("accuracy", "in_scope_accuracy", "out_of_scope_recall"),
+        splits={split: Split((file,), partial(read_clinc, parts=lists)) for split, lists in parts.items()},
+        folder="clinc150",
+        rows={"train": rows, "dev": 3100, "test": 5500},
+        max_length=64,
+        licence="CC BY 3.0",
+        source=f"https://github.com/clinc/oos-eval/blob/master/data/{file}",
+    )
 
 
-# The configuration "plus" has 250 out-of-scope training queries; out of scope is a class of its own.
-CLINC150 = TaskSpec(
-    name="clinc150",
-    title="CLINC150 intents with out-of-scope queries (configuration plus)",
-    kind="single_label",
-    labels=_clinc_labels(),
-    metrics=("accuracy", "in_scope_accuracy", "out_of_scope_recall"),
-    splits={
-        "train": _clinc("data_oos_plus.json", "train", "oos_train"),
-        "dev": _clinc("data_oos_plus.json", "val", "oos_val"),
-        "test": _clinc("data_oos_plus.json", "test", "oos_test"),
-    },
-    folder="clinc150",
-    rows={"train": 15250, "dev": 3100, "test": 5500},
-    max_length=64,
-    licence="CC BY 3.0",
-    source="https://github.com/clinc/oos-eval/blob/master/data/data_oos_plus.json",
+def read_massive(path: Path, partition: str) -> Iterator[Row]:
+    """Rows of MASSIVE: a file of one split with `text` and `label_text`, or the authors' with all partitions."""
+    table = read_table(path)
+    if "partition" not in table.columns:
+        yield from read_columns(path, ("text",), label="label_text")
+        return
+    for place, record in table.rows:
+        if record.get("partition") == partition:
+            if not isinstance(record.get("utt"), str):
+                raise UserError(f"{path}, {place}: column 'utt' holds no text")
+            yield Row(str(record.get("id", place)), record["utt"], None, record.get("intent"), place)
+
+
+# Of the data set's version 1.1 (1.0 has all but ca-ES).
+LOCALES = (
+    "af-ZA am-ET ar-SA az-AZ bn-BD ca-ES cy-GB da-DK de-DE el-GR en-US es-ES fa-IR fi-FI fr-FR he-IL hi-IN hu-HU "
+    "hy-AM id-ID is-IS it-IT ja-JP jv-ID ka-GE km-KH kn-IN ko-KR lv-LV ml-IN mn-MN ms-MY my-MM nb-NO nl-NL pl-PL "
+    "pt-PT ro-RO ru-RU sl-SL sq-AL sv-SE sw-KE ta-IN te-IN th-TH tl-PH tr-TR ur-PK vi-VN zh-CN zh-TW"
+).split()
+
+
+def _massive(name: str, locale: str) -> TaskSpec:
+    """MASSIVE of one locale: the same utterances in every one."""
+    parts = {"train": ("train.jsonl", "train"), "dev": ("validation.jsonl", "dev"), "test": ("test.jsonl", "test")}
+    return TaskSpec(
+        name=name,
+        title=f"MASSIVE intents, {locale}",
+        kind="single_label",
+        labels=label_file("massive_labels.txt"),
+        metrics=("accuracy", "macro_f1", "weighted_f1"),
+        splits={
+            split: Split((file, f"{locale}.jsonl"), partial(read_massive, partition=partition))
+            for split, (file, partition) in parts.items()
+        },
+        folder=f"massive_{locale}",
+        rows={"train": 11514, "dev": 2033, "test": 2974},
+        max_length=64,
+        licence="CC BY 4.0",
+        source="https://github.com/alexa/massive",
+    )
+
+
+TASKS = (
+    _clinc("clinc150", "oos_plus"),
+    *(_clinc(f"clinc150-{name}", name) for name in ("full", "small", "imbalanced")),
+    _massive("massive", "en-US"),
 )
-
-TASKS = (CLINC150,)
-ALIASES = {"clinc": "clinc150", "clinc_oos": "clinc150"}
+# They can be named, but do not stand in lists.
+MORE = tuple(_massive(f"massive-{locale.lower()}", locale) for locale in LOCALES if locale != "en-US")
+ALIASES = {
+    "clinc": "clinc150",
+    "clinc_oos": "clinc150",
+    "clinc150-plus": "clinc150",
+    "massive-en-us": "massive",
+}

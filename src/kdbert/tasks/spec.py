@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from kdbert.data.examples import Examples, Row, examples_of
+import numpy as np
+
+from kdbert.data.examples import Examples, Kind, Row, examples_of
 from kdbert.data.files import find_file
 from kdbert.errors import UserError
-
-Kind = Literal["single_label", "regression"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,10 @@ class TaskSpec:
     """A registered task.
 
     Attributes:
-        kind: `single_label` (cross-entropy over `labels`) or `regression` (one score).
+        kind: `single_label` (one of `labels`), `multi_label` (any of them), `token` (one for each word) or
+            `regression` (one score).
         splits: split name -> where and how to read it.
-        labels: class names in order; empty for regression.
+        labels: class names in order; empty for regression. Tags of words are `O`, `B`, `I`, or `B-DISEASE` and such.
         aliases: other names a model may use for a class (`{"1": ("positive",)}`), so that a
             published teacher's labels are matched by name.
         metrics: names of `kdbert.metrics` functions; the first is the one used for selection.
@@ -44,6 +45,8 @@ class TaskSpec:
         defaults: recipe keys that this task sets unless the person does.
         submission: split -> file name of the benchmark's upload format.
         rows: published number of examples of each split.
+        document: id of an example -> name of the document that it is a part of, where metrics are of documents.
+        warning: what a person should know before examples are shown.
     """
 
     name: str
@@ -63,11 +66,13 @@ class TaskSpec:
     rows: Mapping[str, int] = field(default_factory=dict)
     licence: str = ""
     source: str = ""
+    document: Callable[[str], str] | None = None
+    warning: str = ""
 
     @property
     def num_outputs(self) -> int:
         """Width of the classification head: number of classes, or 1 for regression."""
-        return len(self.labels) if self.kind == "single_label" else 1
+        return len(self.labels) or 1
 
     def split_names(self, group: str) -> tuple[str, ...]:
         """The splits that `dev`, `test` or a split's own name stands for."""
@@ -110,6 +115,19 @@ class TaskSpec:
             source.read(path),
             path=path,
             split=split,
-            label_names=self.labels if self.kind == "single_label" else None,
+            kind=self.kind,
+            label_names=self.labels,
             labelled=source.labelled,
         )
+
+    def label_groups(self, examples: Examples) -> np.ndarray | None:
+        """What a metric counts together: int64, for each label row the number of its document or sentence.
+
+        None where each example counts for itself.
+        """
+        if examples.words is not None:
+            return np.repeat(np.arange(len(examples)), np.diff(examples.word_offsets))
+        if self.document is None:
+            return None
+        numbers: dict[str, int] = {}
+        return np.array([numbers.setdefault(self.document(name), len(numbers)) for name in examples.ids])

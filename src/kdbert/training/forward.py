@@ -105,12 +105,12 @@ class StudentWithMethod(nn.Module):
 def predict(
     model: Any, data: Encoded, *, batch_size: int, precision: Precision, accelerator: Accelerator
 ) -> np.ndarray:
-    """Logits of every example, float32 [N, C], in the order of the split, the same on every process."""
+    """Logits in the order of the split, the same on every process: float32 [N, C], or [tokens, C] (`Encoded`)."""
     found = pass_over(
         model,
         data,
         lambda outputs: {"logits": outputs.logits},
-        {"logits": "example"},
+        {"logits": data.logits_of},
         batch_size=batch_size,
         precision=precision,
         accelerator=accelerator,

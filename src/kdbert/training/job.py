@@ -226,7 +226,9 @@ class Job:
                 "metrics": metrics,
                 "selection": plan.spec.metrics[0],
                 "majority": {
-                    name: majority_score(plan.spec.metrics, train_labels, part.labels)
+                    name: majority_score(
+                        plan.spec.metrics, train_labels, part.labels, plan.spec.label_groups(part), plan.spec.labels
+                    )
                     for name, part in plan.eval_examples.items()
                     if part.labels is not None
                 },
@@ -234,6 +236,7 @@ class Job:
                 "parameters": sum(p.numel() for p in self.student.parameters()),
                 "teachers": teacher_facts,
                 "best": result.best,
+                "steps_done": result.steps,
                 "timings": {
                     "teacher_seconds": round(scoring_seconds + teacher_seconds, 3),
                     "train_seconds": round(result.train_seconds, 3),
@@ -344,10 +347,9 @@ class Job:
     def _teacher_facts(self) -> tuple[list[dict[str, Any]], float]:
         """How each teacher scores and how large it is, and the seconds that this took."""
         plan, started, facts = self.plan, time.perf_counter(), []
-        for number, (given, columns) in enumerate(zip(plan.recipe.teachers, plan.teacher_permutations, strict=True)):
+        for number, given in enumerate(plan.recipe.teachers):
             metrics = self._recorded_scores(number) or {
-                name: self._score(name, self.teachers.values(number, name, LOGITS)["logits"][:, columns])
-                for name in plan.eval_examples
+                name: self._score(name, self._teacher_logits(number, name)) for name in plan.eval_examples
             }
             parameters = plan.parameters()[1][number]
             facts.append({
@@ -395,7 +397,8 @@ class Job:
         labels, dev = self.plan.train_examples.labels, self.plan.eval_examples[split].labels
         assert labels is not None
         assert dev is not None
-        chance = majority_score((metric,), labels, dev)[metric]
+        groups = self.plan.spec.label_groups(self.plan.eval_examples[split])
+        chance = majority_score((metric,), labels, dev, groups, self.plan.spec.labels)[metric]
         reached = metrics[split][metric]
         if reached <= chance + 0.02:
             log.warning(
@@ -419,12 +422,18 @@ class Job:
             precision=self.precision,
             accelerator=self.accelerator,
         )
-        return finite(logits, f"the model's outputs on {split}", "; try a lower train.learning_rate")
+        finite(logits, f"the model's outputs on {split}", "; try a lower train.learning_rate")
+        return self.encoded[split].label_logits(logits, self.plan.spec.labels)
+
+    def _teacher_logits(self, number: int, split: str) -> np.ndarray:
+        """A teacher's logits of all that has a label, in the task's order of classes."""
+        logits = self.teachers.values(number, split, LOGITS)["logits"][:, self.plan.teacher_permutations[number]]
+        return self.teachers.encoded[number][split].label_logits(logits, self.plan.spec.labels)
 
     def _score(self, split: str, logits: np.ndarray) -> dict[str, float]:
-        labels = self.encoded[split].labels
-        assert labels is not None
-        return score(self.plan.spec.metrics, predicted(self.plan.spec, logits), labels)
+        spec, examples = self.plan.spec, self.plan.eval_examples[split]
+        assert examples.labels is not None
+        return score(spec.metrics, predicted(spec, logits), examples.labels, spec.label_groups(examples), spec.labels)
 
     def _write_results(self, facts: dict[str, Any], logits: Mapping[str, np.ndarray]) -> None:
         plan, recipe, folder = self.plan, self.plan.recipe, self.plan.folder

@@ -6,7 +6,7 @@
             clip, step, schedule
             log, save, stop if asked or diverged
         evaluate on dev
-        save
+        save; stop if dev is not better for `patience` epochs
 
 The position in the data and every random draw are functions of (seed, step), so weights, optimiser,
 schedule and two counters are the whole state: a run that is killed and continued ends with the same
@@ -51,7 +51,7 @@ STATE_VERSION = 3
 
 @dataclass
 class TrainResult:
-    """What the loop reports: steps and examples done by this process group, and where time went (s)."""
+    """What the loop reports: all steps, the examples of this session, and where its time went (s)."""
 
     steps: int
     examples: int
@@ -159,7 +159,8 @@ def train(
         stack.callback(record.close)
         stack.callback(bar.close)
         request = stack.enter_context(stop_request())
-        while step < total_steps:
+        # Two numbers of the state decide, so that a run continued after its last epoch stops there, too.
+        while step < total_steps and not out_of_patience(options, epoch, best):
             module.train()
             order = epoch_order(options, data, seed, epoch)
             for rows in order[done_in_epoch:]:
@@ -231,9 +232,11 @@ def train(
             save()
             if stop_agreed(request, accelerator, True):
                 raise stopped(request, step, total_steps, folder)
+    if step < total_steps:
+        log.info("stopped after epoch %d: %s was best after epoch %d", epoch, selection, best["epoch"])
     if best_weights:
         module.load_state_dict(best_weights)
-    return TrainResult(step - resumed_from, examples, train_seconds, eval_seconds, resumed_from, best)
+    return TrainResult(step, examples, train_seconds, eval_seconds, resumed_from, best)
 
 
 def trained_rows(options: TrainSection, data: Encoded, module: StudentWithMethod) -> AbstractContextManager[None]:
@@ -296,6 +299,16 @@ def logged_terms(terms: LossTerms, accelerator: Accelerator) -> dict[str, float]
     }
 
 
+def out_of_patience(options: TrainSection, epochs: int, best: Mapping[str, Any]) -> bool:
+    """Whether so many epochs have passed since the best one that training ends (`options.patience`)."""
+    return options.patience is not None and bool(best) and epochs - best["epoch"] >= options.patience
+
+
+def warmup_steps(warmup: float, total: int) -> int:
+    """Steps of warm-up: `warmup` itself, or that share of all steps where it is below 1."""
+    return round(warmup if warmup >= 1 else warmup * total)
+
+
 def epoch_order(options: TrainSection, data: Encoded, seed: int, epoch: int) -> list[np.ndarray]:
     """The global batches of an epoch, as the options ask for them."""
     classes = None
@@ -336,7 +349,7 @@ def _schedule(options: TrainSection, optimizer: torch.optim.Optimizer, total_ste
     from transformers import get_scheduler
 
     name = "constant_with_warmup" if options.schedule == "constant" else options.schedule
-    return get_scheduler(name, optimizer, round(options.warmup * total_steps), total_steps)
+    return get_scheduler(name, optimizer, warmup_steps(options.warmup, total_steps), total_steps)
 
 
 def stop_agreed(request: StopRequest, accelerator: Accelerator, ask: bool) -> bool:

@@ -21,9 +21,9 @@ def layers_read(needs: Needs) -> tuple[int, ...]:
     return tuple(sorted({*needs.teacher_hidden, *(quantity.layer for quantity in needs.reduced)}))
 
 
-def kinds_of(needs: Needs) -> dict[str, Kind]:
-    """What is kept of a teacher, by name, and what each quantity has one row of."""
-    kinds: dict[str, Kind] = {"logits": "example"} if needs.teacher_logits else {}
+def kinds_of(needs: Needs, logits_of: Kind) -> dict[str, Kind]:
+    """What is kept of a teacher, by name, and what each quantity has one row of (`logits_of`: the logits)."""
+    kinds: dict[str, Kind] = {"logits": logits_of} if needs.teacher_logits else {}
     kinds.update({f"hidden.{layer}": "token" for layer in needs.teacher_hidden})
     kinds.update({quantity.name: quantity.of for quantity in needs.reduced})
     return kinds
@@ -100,7 +100,7 @@ class LiveTeacher:
             batch = collate(self.own, rows, length).to(device)
         with torch.no_grad():
             seen = run_model(self.model, batch, self.precision, layers_read(self.needs))
-            seen.logits = seen.logits[:, self.permutation]
+            seen.logits = seen.logits[..., self.permutation]
             with torch.autocast(device.type, enabled=False):
                 return outputs_for(self.method, self.needs, seen)
 
@@ -128,7 +128,7 @@ class StoredTeacher:
         self.device = device
         self.needs = needs
         self.own = own
-        self.kinds = kinds_of(needs)
+        self.kinds = kinds_of(needs, data.logits_of)
         # Rows of examples are few numbers and lie on the device; tokens stay on the host.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a map cannot be written to, and nobody does

@@ -194,7 +194,7 @@ class Teachers:
         shares = [(needs, method, files)]
         if split == "train" and recipe.train.teacher_cache:
             shares += [(other, its, self._files(other, its)) for other, its in self._others(number)]
-        kinds = {file: kinds_of(one)[name] for one, _, kept in shares for name, file in kept.items()}
+        kinds = {file: kinds_of(one, data.logits_of)[name] for one, _, kept in shares for name, file in kept.items()}
 
         def compute(wanted: list[str], allocate: Allocate) -> dict[str, np.ndarray | None]:
             log.info("teacher: one pass over %s for its %s", split, ", ".join(wanted))
@@ -259,14 +259,14 @@ class Teachers:
 
     def _files(self, needs: Needs, method: Method | None, *, exact: bool = False) -> dict[str, str]:
         """What is read of a teacher -> the name that it is kept under: that of what it was reduced with, or rounded."""
-        files = {name: name for name in kinds_of(needs)}
+        files = {name: name for name in kinds_of(needs, "example")}
         for quantity in needs.reduced:
             assert method is not None
             made_with = [self._memory_fingerprint] if quantity.by_memory else []
             made_with += [source] if (source := source_of(type(method))) else []
             files[quantity.name] = ".".join([quantity.name, *made_with])
         if self.plan.recipe.train.cache_precision == "bf16" and not exact:
-            files.update({name: files[name] + HALF for name, kind in kinds_of(needs).items() if kind == "token"})
+            files.update({f"hidden.{layer}": f"hidden.{layer}{HALF}" for layer in needs.teacher_hidden})
         return files
 
     def _others(self, number: int) -> list[tuple[Needs, Method]]:

@@ -1,0 +1,190 @@
+"""Files from the network: resumed, checked by sha256 before anybody sees them, unpacked into their own folder only."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import shutil
+import sys
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator, Mapping
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from kdbert.errors import UserError
+
+log = logging.getLogger("kdbert")
+BLOCK = 1 << 18
+TRIES = 3  # a broken connection is taken up again so often before a person is asked to
+TIMEOUT = 60  # seconds without a byte
+
+
+def download(url: str, target: Path, sha256: str | None) -> None:
+    """Fetch a file to `target`, which never holds anything but the whole, checked file.
+
+    What has come of it lies in `<target>.part`; a later call goes on there.
+
+    Args:
+        sha256: of the file; None where it is not known.
+
+    Raises:
+        UserError: no such file, no connection, another checksum, no room.
+    """
+    part = target.with_name(target.name + ".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for attempt in range(TRIES):
+            try:
+                _receive(url, part)
+                break
+            except (ConnectionError, TimeoutError, urllib.error.URLError, HTTPException, _Interrupted) as error:
+                if isinstance(error, urllib.error.HTTPError):
+                    raise UserError(f"cannot fetch {url}: the server says {error.code} {error.reason}") from None
+                if attempt == TRIES - 1:
+                    size = part.stat().st_size if part.exists() else 0
+                    reason = getattr(error, "reason", None) or error
+                    raise UserError(
+                        f"cannot fetch {url}: {reason} ({size:,} bytes have come; the same command goes on from there)"
+                    ) from None
+                time.sleep(attempt)
+        found = file_sha256(part)
+        if sha256 is not None and found != sha256:
+            part.unlink()
+            raise UserError(
+                f"{url} is not the file that was expected (sha256 {found[:16]}…, expected {sha256[:16]}…); nothing of "
+                "it was kept: try again, or get the file from elsewhere"
+            )
+        os.replace(part, target)
+    except OSError as error:
+        raise _told(error, target) from None
+
+
+class _Interrupted(Exception):
+    """The server said how much it would send, and sent less."""
+
+
+def _receive(url: str, part: Path) -> None:
+    """Append what is missing of a file to `part`, or begin it anew where the server cannot continue."""
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "kdbert", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    try:
+        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not have:
+            raise
+        total = (error.headers.get("Content-Range") or "").rpartition("/")[2]
+        if total == str(have):  # it is all there
+            return
+        part.unlink()
+        raise _Interrupted("what had come was longer than the file, so it is fetched anew") from None
+    with answer, open(part, "ab" if answer.status == 206 else "wb") as file:
+        begun = file.tell()
+        length = answer.headers.get("Content-Length")
+        expected = None if length is None else begun + int(length)
+        with _bar(url, begun, expected) as bar:
+            while block := answer.read(BLOCK):
+                file.write(block)
+                bar.update(len(block))
+        if expected is not None and file.tell() < expected:
+            raise _Interrupted(f"the connection broke off after {file.tell():,} of {expected:,} bytes")
+
+
+def _bar(url: str, begun: int, expected: int | None) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(
+        desc=PurePosixPath(url).name, total=expected, initial=begun, unit="B", unit_scale=True, leave=False,
+        disable=not log.isEnabledFor(logging.INFO), mininterval=0.5 if sys.stderr.isatty() else 30.0,
+    )  # fmt: skip
+
+
+def unpack(archive: Path, members: Mapping[str, Path], checksums: Mapping[str, str]) -> None:
+    """Take some members out of a zip or tar archive, each checked before it gets its name.
+
+    Args:
+        members: name inside the archive -> file to write.
+        checksums: name inside the archive -> sha256, where it is known.
+
+    Raises:
+        UserError: no archive; a member leads outside, is a link, is missing, or is another file than expected.
+    """
+    try:
+        with _opened(archive) as (names, read):
+            for name, link in names.items():
+                path = PurePosixPath(name.replace("\\", "/"))
+                if path.is_absolute() or ".." in path.parts or any(":" in part for part in path.parts[:1]):
+                    raise UserError(f"{archive.name}: member {name!r} leads outside the folder; nothing was unpacked")
+                if link and name in members:
+                    raise UserError(f"{archive.name}: member {name!r} is a link; nothing was unpacked")
+            missing = [name for name in members if name not in names]
+            if missing:
+                raise UserError(f"{archive.name} has no member {missing[0]!r}; nothing was unpacked")
+            for name, target in members.items():
+                with read(name) as source:
+                    write_checked(source, target, checksums.get(name))
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise UserError(f"{archive} is no archive, or a damaged one ({error})") from None
+    except OSError as error:
+        raise _told(error, archive) from None
+
+
+@contextlib.contextmanager
+def _opened(archive: Path) -> Iterator[tuple[dict[str, bool], Any]]:
+    """Members of an archive -> whether each is a link (or no file at all); and how one is opened."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as zipped:
+            links = {i.filename: (i.external_attr >> 16) & 0o170000 == 0o120000 for i in zipped.infolist()}
+            yield links, zipped.open
+    else:
+        with tarfile.open(archive) as tarred:
+            kinds = {info.name: not info.isfile() for info in tarred.getmembers() if not info.isdir()}
+            yield kinds, tarred.extractfile
+
+
+def write_checked(source: IO[bytes], target: Path, sha256: str | None) -> None:
+    """Write a file under a temporary name, check it, and give it its own.
+
+    Raises:
+        UserError: another checksum, no room.
+    """
+    part = target.with_name(target.name + ".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            shutil.copyfileobj(source, file, BLOCK)
+        found = file_sha256(part)
+        if sha256 is not None and found != sha256:
+            raise UserError(
+                f"{target.name} is not the file that was expected (sha256 {found[:16]}…, expected {sha256[:16]}…); "
+                "it was not kept"
+            )
+        os.replace(part, target)
+    except OSError as error:
+        raise _told(error, target) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _told(error: OSError, target: Path) -> UserError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(f"no room for {target.name} in {target.parent}: make some, and run the same command again")
+    return UserError(f"cannot write {target}: {error.strerror or error}")

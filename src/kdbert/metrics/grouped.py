@@ -1,0 +1,137 @@
+"""Metrics of groups: of documents made of sentences, and of the entities and words of sentences.
+
+Each is made of counts that add up over groups, so that a resample of documents or sentences needs no second look at
+the predictions. The counts are [..., 3]: what was found rightly, what was predicted, what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+OUTSIDE = "O"  # the tag of a word that belongs to no entity
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """A metric of groups.
+
+    Attributes:
+        counts: (predictions, labels, group of each row, class names) -> [groups, ..., 3].
+        value: counts summed over groups, [..., 3] -> the metric.
+        __doc__ says what it is.
+    """
+
+    counts: Callable[[np.ndarray, np.ndarray, np.ndarray, Sequence[str]], np.ndarray]
+    value: Callable[[np.ndarray], Any]
+
+
+def document_counts(
+    predictions: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: Sequence[str]
+) -> np.ndarray:
+    """Classes of each document, which has those of all its sentences (LinkBERT's `eval_hoc`).
+
+    Args:
+        predictions, labels: bool [N, C]. groups: [N], number of each sentence's document.
+    """
+    both = []
+    for values in (predictions, labels):
+        found = np.zeros((int(groups.max()) + 1, values.shape[1]), dtype=bool)
+        np.logical_or.at(found, groups, values.astype(bool))
+        both.append(found)
+    found, there = both
+    return np.stack([(found & there).sum(1), found.sum(1), there.sum(1)], -1)
+
+
+def entity_counts(
+    predictions: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: Sequence[str]
+) -> np.ndarray:
+    """Entities of each sentence: right where first word, last word and kind are (seqeval, default mode).
+
+    An entity begins at a B, and at an I that follows an O, another kind or nothing.
+
+    Args:
+        predictions, labels: tag numbers of all words, [W]. groups: [W], number of each word's sentence, ascending.
+        classes: the tags: O, B, I or B-KIND, I-KIND.
+    """
+    size = int(groups.max()) + 1
+    found, there = (_entities(tags, groups, classes) for tags in (predictions, labels))
+    right = np.intersect1d(found, there)
+    first_word = len(groups) * len(classes)
+    return np.stack([np.bincount(groups[some // first_word], minlength=size) for some in (right, found, there)], -1)
+
+
+def _entities(tags: np.ndarray, groups: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """One number for each entity: (first word * W + last word) * number of classes + kind."""
+    kinds = sorted({name.partition("-")[2] for name in classes})
+    letter = np.array(["OBI".index(name[0]) for name in classes])[tags]
+    kind = np.array([kinds.index(name.partition("-")[2]) for name in classes])[tags]
+    first = np.ones(len(tags), dtype=bool)
+    first[1:] = groups[1:] != groups[:-1]
+    before, kind_before = np.roll(letter, 1), np.roll(kind, 1)
+    before[first] = 0
+    starts = (letter == 1) | ((letter == 2) & ((before == 0) | (kind_before != kind)))
+    inside = (letter == 2) & ~starts
+    begin = np.flatnonzero(starts)
+    # The last word of an entity is the one before the next that is not inside one.
+    ends = np.flatnonzero(np.append(~inside, True))
+    last = ends[np.searchsorted(ends, begin, side="right")] - 1
+    return (begin * len(tags) + last) * len(classes) + kind[begin]
+
+
+def token_counts(predictions: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """Words of each tag but O, [sentences, tags, 3]. Arguments as in `entity_counts`."""
+    size = int(groups.max()) + 1
+    found = [
+        np.stack([np.bincount(groups[rows], minlength=size) for rows in (p & t, p, t)], -1)
+        for p, t in (
+            (predictions == number, labels == number) for number, name in enumerate(classes) if name != OUTSIDE
+        )
+    ]
+    return np.stack(found, 1)
+
+
+def f1(counts: np.ndarray) -> Any:
+    """Harmonic mean of precision and recall; 0 where nothing is predicted and nothing is there."""
+    return ratio(2 * counts[..., 0], counts[..., 1] + counts[..., 2])
+
+
+def precision(counts: np.ndarray) -> Any:
+    """Share of what is predicted that is right; 0 where nothing is predicted."""
+    return ratio(counts[..., 0], counts[..., 1])
+
+
+def recall(counts: np.ndarray) -> Any:
+    """Share of what is there that is found; 0 where nothing is there."""
+    return ratio(counts[..., 0], counts[..., 2])
+
+
+def mean_of(value: Callable[[np.ndarray], Any]) -> Callable[[np.ndarray], Any]:
+    """The unweighted mean over kinds that are predicted or there."""
+
+    def mean(counts: np.ndarray) -> Any:
+        occurs = counts[..., 1:].sum(-1) > 0
+        return ratio((value(counts) * occurs).sum(-1), occurs.sum(-1))
+
+    return mean
+
+
+def ratio(above: Any, below: Any) -> Any:
+    """above / below, 0 where below is 0."""
+    below = np.asarray(below, dtype=np.float64)
+    return np.divide(above, below, out=np.zeros(np.broadcast(above, below).shape), where=below != 0)
+
+
+# BLURB's: HoC by abstract (LinkBERT's utils_hoc), named entities (seqeval), EBM PICO by word (macro).
+GROUPED: dict[str, Grouped] = {
+    f"{name}_{part}": Grouped(counts, wrap(value))
+    for name, counts, wrap in (
+        ("document", document_counts, lambda value: value),
+        ("entity", entity_counts, lambda value: value),
+        ("macro_token", token_counts, mean_of),
+    )
+    for part, value in (("f1", f1), ("precision", precision), ("recall", recall))
+}

@@ -1,0 +1,168 @@
+"""Readers that several families of tasks share: a file -> rows."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from kdbert.data.examples import Row
+from kdbert.data.files import find_file, read_lines
+from kdbert.data.tables import read_table
+from kdbert.errors import UserError
+
+log = logging.getLogger("kdbert")
+Reader = Callable[[Path], Iterator[Row]]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """0-based columns of a TSV file. `label` -1 is the last one; `id` None counts rows."""
+
+    a: int
+    b: int | None = None
+    label: int | None = None
+    id: int | None = None
+    header: bool = True
+    skip_malformed: bool = False
+
+
+def read_tsv(path: Path, columns: Columns) -> Iterator[Row]:
+    """Rows of a tab-separated file without quoting (a quote is a character like any other).
+
+    A row with fewer columns than its header is skipped where the originals skip it (QQP), and
+    refused with its line otherwise.
+    """
+    width = 1 + max(columns.a, columns.b or 0, columns.label or 0, columns.id or 0)
+    skipped = 0
+    for number, line in read_lines(path):
+        if number == 1 and columns.header:
+            width = max(width, line.count("\t") + 1)
+            continue
+        if not line.strip():
+            continue
+        cells = line.split("\t")
+        if len(cells) < width:
+            if columns.skip_malformed:
+                skipped += 1
+                continue
+            raise UserError(
+                f"{path}, line {number}: {len(cells)} columns where {width} were expected (is the file truncated?)"
+            )
+        # The originals name MRPC's and SST-2's first example 1 (the header is 0) and CoLA's 0.
+        identity = cells[columns.id] if columns.id is not None else str(number - 1)
+        yield Row(
+            id=identity,
+            text_a=cells[columns.a],
+            text_b=None if columns.b is None else cells[columns.b],
+            label=None if columns.label is None else cells[columns.label],
+            place=f"line {number}",
+        )
+    if skipped:
+        log.warning("%s: skipped %d malformed rows, as the original readers do", path, skipped)
+
+
+def read_columns(
+    path: Path, text: tuple[str, ...], label: str = "label", names: Mapping[str, str] | None = None, id: str = "id"
+) -> Iterator[Row]:
+    """Rows of a csv, json lines or parquet file by the names of their columns.
+
+    Args:
+        text: one or two columns.
+        names: the class that a label in the file means, where that is another word.
+        id: column of the examples' names; they are counted from 0 where there is none.
+    """
+    table = read_table(path)
+    for name in (*text, label):
+        if name not in table.columns:
+            raise UserError(f"{path} has no column {name!r} (it has: {', '.join(table.columns)})")
+    for number, (place, record) in enumerate(table.rows):
+        cells = [record.get(name) for name in text]
+        for name, cell in zip(text, cells, strict=True):
+            if not isinstance(cell, str):
+                raise UserError(f"{path}, {place}: column {name!r} holds no text")
+        word = record.get(label)
+        word = None if word is None else str(word)
+        yield Row(
+            id=str(record.get(id, number)),
+            text_a=str(cells[0]),
+            text_b=str(cells[1]) if len(cells) > 1 else None,
+            label=word if names is None or word is None else names.get(word, word),
+            place=place,
+        )
+
+
+def read_multi_label(path: Path, text: str, labels: tuple[str, ...]) -> Iterator[Row]:
+    """Rows of a json lines file whose `label` is a list of 0 and 1, one for each class."""
+    for number, (place, record) in enumerate(read_table(path).rows):
+        marks = record.get("label")
+        if not isinstance(record.get(text), str):
+            raise UserError(f"{path}, {place}: column {text!r} holds no text")
+        if not isinstance(marks, list) or len(marks) != len(labels) or any(mark not in (0, 1) for mark in marks):
+            raise UserError(f"{path}, {place}: the label must be a list of {len(labels)} numbers 0 or 1")
+        chosen = tuple(name for name, mark in zip(labels, marks, strict=True) if mark)
+        yield Row(str(record.get("id", number)), record[text], None, chosen, place)
+
+
+def read_tagged(path: Path) -> Iterator[Row]:
+    """Rows of a json lines file with `tokens` and `ner_tags`."""
+    for number, (place, record) in enumerate(read_table(path).rows):
+        words, tags = _strings(record.get("tokens")), _strings(record.get("ner_tags"))
+        if words is None or tags is None:
+            raise UserError(f'{path}, {place}: expected {{"tokens": ["…"], "ner_tags": ["…"]}}')
+        if not words:
+            raise UserError(f"{path}, {place}: there are no tokens")
+        yield Row(str(record.get("id", number)), " ".join(words), None, tags, place, words)
+
+
+def _strings(value: Any) -> tuple[str, ...] | None:
+    return tuple(value) if isinstance(value, list) and all(isinstance(one, str) for one in value) else None
+
+
+def read_beside(path: Path, labels: tuple[str, ...], text_name: str, label_name: str) -> Iterator[Row]:
+    """Rows of a file of texts, one a line, beside a file of class numbers, one a line (TweetEval).
+
+    Args:
+        path: the file of texts. labels: the classes in the order of their numbers.
+        text_name, label_name: parts of the two files' names, such as `_text` and `_labels`.
+    """
+    other = find_file(path.parent, (path.name.removesuffix(".gz").replace(text_name, label_name),))
+    if other is None:
+        raise UserError(f"{path} has no file of labels beside it ({label_name.strip('_')})")
+    texts, numbers = list(read_lines(path)), list(read_lines(other))
+    if len(texts) != len(numbers):
+        raise UserError(f"{path} has {len(texts)} lines, {other} has {len(numbers)}: is one of them truncated?")
+    known = {str(number): name for number, name in enumerate(labels)}
+    for (line, text), (_, number) in zip(texts, numbers, strict=True):
+        word = number.strip()
+        if word and word not in known:
+            raise UserError(f"{other}, line {line}: {word!r} is no class number (0 to {len(labels) - 1})")
+        yield Row(str(line - 1), text, None, known.get(word), f"line {line}")
+
+
+def keep(read: Reader, wanted: Callable[[Row], bool]) -> Reader:
+    """A reader of some of another reader's rows."""
+    return partial(_keep, read=read, wanted=wanted)
+
+
+def _keep(path: Path, read: Reader, wanted: Callable[[Row], bool]) -> Iterator[Row]:
+    return (row for row in read(path) if wanted(row))
+
+
+def held_out(read: Reader, tenths: Iterable[int]) -> Reader:
+    """A reader of some tenths of a file that has no split of its own.
+
+    The tenth of a row is a hash of its id, so that it does not depend on the order of rows.
+    """
+    chosen = frozenset(tenths)
+    return keep(read, lambda row: int(hashlib.sha256(row.id.encode()).hexdigest()[:8], 16) % 10 in chosen)
+
+
+def label_file(name: str) -> tuple[str, ...]:
+    """Class names from a file of this package, one a line."""
+    return tuple(resources.files("kdbert.tasks").joinpath(name).read_text(encoding="utf-8").split())

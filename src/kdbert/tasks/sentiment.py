@@ -1,0 +1,86 @@
+"""Sentiment and emotion (SST-2 is in `glue`).
+
+Emotion: Saravia et al., EMNLP 2018, https://github.com/dair-ai/emotion_dataset. TweetEval: Barbieri et al., Findings of
+EMNLP 2020, https://github.com/cardiffnlp/tweeteval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kdbert.data.examples import Row
+from kdbert.data.files import read_lines
+from kdbert.errors import UserError
+from kdbert.tasks.readers import read_beside
+from kdbert.tasks.spec import Split, TaskSpec
+
+SLURS = "it holds slurs and abuse"
+
+
+def read_emotion(path: Path) -> Iterator[Row]:
+    """Rows of `text;label` lines."""
+    for number, line in read_lines(path):
+        text, found, label = line.rpartition(";")
+        if not found:
+            raise UserError(f"{path}, line {number}: expected text;label (is the file truncated?)")
+        yield Row(str(number - 1), text, None, label, f"line {number}")
+
+
+EMOTION = TaskSpec(
+    name="emotion",
+    title="Emotion: six basic emotions of English tweets",
+    kind="single_label",
+    labels=("sadness", "joy", "love", "anger", "fear", "surprise"),
+    metrics=("accuracy", "macro_f1", "weighted_f1"),
+    splits={
+        name: Split((f"{file}.txt",), read_emotion)
+        for name, file in (("train", "train"), ("dev", "val"), ("test", "test"))
+    },
+    folder="emotion",
+    rows={"train": 16000, "dev": 2000, "test": 2000},
+    licence="educational and research use",
+    source="https://github.com/dair-ai/emotion_dataset",
+)
+
+
+def _tweet_eval(name: str, labels: tuple[str, ...], rows: tuple[int, int, int], **spec: Any) -> TaskSpec:
+    splits = ("train", "dev", "test")
+    read = partial(read_beside, labels=labels, text_name="_text", label_name="_labels")
+    return TaskSpec(
+        name=f"tweeteval-{name}",
+        title=f"TweetEval: {name}",
+        kind="single_label",
+        labels=labels,
+        splits={split: Split((f"{'val' if split == 'dev' else split}_text.txt",), read) for split in splits},
+        folder=f"tweeteval/{name}",
+        rows=dict(zip(splits, rows, strict=True)),
+        licence="as TweetEval: each task keeps its own terms and Twitter's",
+        source=f"https://github.com/cardiffnlp/tweeteval/tree/main/datasets/{name}",
+        **spec,
+    )
+
+
+# The metrics are the benchmark's: F1 of the positive class or the mean over classes.
+TWEET_HATE = _tweet_eval(
+    "hate", ("not-hate", "hate"), (9000, 1000, 2970), metrics=("macro_f1", "f1", "accuracy"), warning=SLURS
+)
+TWEET_OFFENSIVE = _tweet_eval(
+    "offensive",
+    ("not-offensive", "offensive"),
+    (11916, 1324, 860),
+    metrics=("macro_f1", "f1", "accuracy"),
+    warning=SLURS,
+)
+TWEET_EMOTION = _tweet_eval(
+    "emotion",
+    ("anger", "joy", "optimism", "sadness"),
+    (3257, 374, 1421),
+    metrics=("macro_f1", "accuracy"),
+    warning=SLURS,
+)
+
+TASKS = (EMOTION, TWEET_EMOTION, TWEET_HATE, TWEET_OFFENSIVE)
+ALIASES: dict[str, str] = {}

@@ -1,0 +1,149 @@
+"""What a task's files are and where they come from, on the real files and against a server on this machine."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from kdbert.data.files import read_lines, unpacked_sha256
+from kdbert.errors import UserError
+from kdbert.tasks import get_task, task_names
+from kdbert.tasks.origins import ARCHIVES, checksum, fetch, known_files, make_mrpc, wanted_files
+
+
+def test_what_is_known_of_files_is_well_formed() -> None:
+    for file in known_files().values():
+        assert re.fullmatch(r"[0-9a-f]{64}|", file.sha256), file
+        assert file.sha256 or file.url.partition("#")[0] in ARCHIVES, file
+        assert not file.url or file.url.startswith("https://"), file
+        if "raw.githubusercontent.com" in file.url:
+            assert re.search(r"/[0-9a-f]{40}/", file.url), file
+    for name in task_names():
+        spec = get_task(name)
+        if spec.folder:
+            assert wanted_files(spec), name
+
+
+@pytest.mark.real_data
+def test_real_files_have_the_checksums(data_dir: Path) -> None:
+    found = 0
+    for name in task_names():
+        spec = get_task(name)
+        for split in spec.splits:
+            path = spec.path(split, str(data_dir)) or spec.path(split, str(data_dir / "glue"))
+            if path is None or not spec.folder or name == "mnli":
+                continue
+            expected = checksum(spec, path)
+            assert expected, (name, split)
+            assert unpacked_sha256(path) == expected, (name, split)
+            found += 1
+    assert found > 90
+
+
+@pytest.mark.real_data
+def test_mrpc_is_made_of_the_msr_files_as_glue_makes_it(data_dir: Path, tmp_path: Path) -> None:
+    source = data_dir / "glue" / "MRPC"
+    for name in ("msr_paraphrase_train.txt.gz", "dev_ids.tsv"):
+        shutil.copy(source / name, tmp_path / name)
+    # The MSR test file has a label where GLUE's has a number.
+    rows = [line.split("\t")[1:] for _, line in read_lines(source / "test.tsv.gz")]
+    msr = ["\t".join(["Quality" if number == 0 else "1", *cells]) for number, cells in enumerate(rows)]
+    (tmp_path / "msr_paraphrase_test.txt").write_text("\n".join(msr) + "\n", encoding="utf-8-sig")
+    sums = {name: known_files()[f"MRPC/{name}"].sha256 for name in ("train.tsv", "dev.tsv", "test.tsv")}
+    written = make_mrpc(tmp_path, sums)  # they are checked by sha256
+    assert sorted(path.name for path in written) == ["dev.tsv", "test.tsv", "train.tsv"]
+    with pytest.raises(UserError, match=r"train\.tsv is not the file that was expected"):
+        make_mrpc(tmp_path, {"train.tsv": "0" * 64})
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Serves `files` by path."""
+
+    files: dict[str, bytes]
+
+    def log_message(self, *words: object) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        """Answer."""
+        content = self.files.get(self.path)
+        if content is None:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
+    """A Hub on this machine; what it serves is put into the mapping."""
+    Hub.files = {}
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+        yield Hub.files
+        server.shutdown()
+
+
+def parquet(rows: list[tuple[str, int]]) -> bytes:
+    """A parquet file in the form of the Hub's emotion data."""
+    buffer = io.BytesIO()
+    table = pyarrow.table({"text": [text for text, _ in rows], "label": pyarrow.array([n for _, n in rows], "int64")})
+    pyarrow.parquet.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.real_data
+def test_emotion_comes_from_the_hub_and_is_the_published_file(
+    hub: dict[str, bytes], data_dir: Path, kdbert: Any, tmp_path: Path
+) -> None:
+    labels = get_task("emotion").labels
+    for name, split in (("train", "train"), ("val", "validation"), ("test", "test")):
+        lines = gzip.decompress((data_dir / "emotion" / f"{name}.txt.gz").read_bytes()).decode().splitlines()
+        rows = [(text, labels.index(label)) for text, _, label in (line.rpartition(";") for line in lines)]
+        hub[f"/datasets/dair-ai/emotion/resolve/main/split/{split}-00000-of-00001.parquet"] = parquet(rows)
+    done = kdbert("data", "fetch", "emotion", "--data-dir", tmp_path)
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in (tmp_path / "emotion").iterdir()) == ["test.txt", "train.txt", "val.txt"]
+    done = kdbert("data", "verify", "emotion", "--data-dir", tmp_path)
+    assert (done.code, done.out.count("as published; same checksum")) == (0, 3)
+    hub.clear()  # nothing is fetched again
+    done = kdbert("data", "fetch", "emotion", "--data-dir", tmp_path)
+    assert (done.code, "everything is there" in done.out) == (0, True)
+    (tmp_path / "emotion" / "val.txt").write_text("mine;joy\n", encoding="utf-8")
+    done = kdbert("data", "fetch", "emotion", "--data-dir", tmp_path)
+    assert done.code == 2
+    assert "it is another file than the published one" in done.err
+    assert (tmp_path / "emotion" / "val.txt").read_text(encoding="utf-8") == "mine;joy\n"
+    done = kdbert("data", "verify", "emotion", "--data-dir", tmp_path)
+    assert done.code == 2
+    assert "dev: 1 rows, published: 2000; ANOTHER CHECKSUM" in done.out
+
+
+def test_other_emotion_data_are_refused(hub: dict[str, bytes], kdbert: Any, tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        hub[f"/datasets/dair-ai/emotion/resolve/main/split/{split}-00000-of-00001.parquet"] = parquet([("a", 1)])
+    done = kdbert("data", "fetch", "emotion", "--data-dir", tmp_path)
+    assert done.code == 2
+    assert "is not the file that was expected" in done.err
+    assert list((tmp_path / "emotion").iterdir()) == []
+
+
+def test_files_that_nobody_serves_are_told_with_the_cure(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"hateval2019_en_train.csv.* cannot be fetched: .*tweeteval-hate"):
+        fetch(get_task("hateval"), tmp_path)
+    with pytest.raises(UserError, match="no files to fetch"):
+        fetch(get_task("quickstart"), tmp_path)

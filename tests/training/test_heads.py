@@ -1,0 +1,239 @@
+"""Runs of other heads: tags of words, any number of classes. What must not change a loss does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+from kdbert.data.batches import collate
+from kdbert.data.encode import NO_LABEL, encode
+from kdbert.data.examples import Examples
+from kdbert.training.loop import forward_backward
+from small_heads import HeadSetting, make_setting
+from small_run import Parts, assert_same_gradients, build, gradients, logged
+
+KINDS = ("token", "multi_label")
+EXACT = {"dropout": 0.0, "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, HeadSetting]:
+    """A small task of each kind."""
+    return {kind: make_setting(kind, tmp_path_factory.mktemp(kind), tiny_bert) for kind in KINDS}
+
+
+def make(settings: dict[str, HeadSetting], kind: str, folder: Path, **changes: Any) -> Parts:
+    """The student without dropout, in float32."""
+    return build(settings[kind].recipe(folder, **{**EXACT, **changes}))
+
+
+def step(
+    parts: Parts, teacher: Any, rows: np.ndarray, accumulation: int = 1
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Terms and gradients of one global batch."""
+    parts.module.train()
+    terms = forward_backward(
+        parts.module, parts.data, rows, [teacher], parts.accelerator, accumulation=accumulation, seed=1, step=0
+    )
+    return {**{k: v.item() for k, v in terms.terms.items()}, "total": terms.total.item()}, gradients(parts.module)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_packing_micro_batches_and_the_cache_change_no_loss_and_no_gradient(
+    settings: dict[str, HeadSetting], kind: str, tmp_path: Path
+) -> None:
+    parts = make(settings, kind, tmp_path / "run")
+    rows = np.arange(11)
+    expected, grads = step(parts, parts.stored_teacher(), rows)
+    assert expected["soft"] > 0.01
+    for teacher, accumulation in ((parts.live_teacher(), 1), (parts.stored_teacher(), 4), (parts.live_teacher(), 3)):
+        found, own = step(parts, teacher, rows, accumulation)
+        assert found == pytest.approx(expected, rel=1e-5)
+        assert_same_gradients(own, grads, rtol=1e-5)
+    plain = make(settings, kind, tmp_path / "plain", packing=False, first_token=False, attention="eager")
+    plain.module.load_state_dict(parts.module.state_dict())
+    found, own = step(plain, plain.live_teacher(), rows)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert_same_gradients(own, grads, rtol=1e-4)
+    batch = collate(parts.data, rows, 24)
+    assert batch.input_ids.shape[1] > parts.data.lengths[rows].max() or kind == "token"
+    terms = parts.module(batch, [parts.live_teacher().outputs(batch)])
+    assert terms.total.item() == pytest.approx(expected["total"], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["cka-l", "cka-i", "cka-g"])
+def test_structure_methods_distil_taggers_too(settings: dict[str, HeadSetting], method: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"method.name": method, "student.layers": 3}
+    if method == "cka-g":
+        options["memory.centroids"] = 6
+    parts = make(settings, "token", tmp_path / "run", **options)
+    terms, grads = step(parts, parts.stored_teacher(), np.arange(16))
+    assert len(terms) > 3
+    assert all(np.isfinite(value) for value in terms.values())
+    live, own = step(parts, parts.live_teacher(), np.arange(16))
+    assert live == pytest.approx(terms, rel=1e-5)
+    assert_same_gradients(own, grads, rtol=1e-4)
+
+
+def test_the_first_token_of_a_word_has_its_tag(tiny_bert: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    words = [("the", "qz7", "dog"), ("\u200b", "cat"), ("red",) * 9]
+    tags = np.array([2, 0, 1, 1, 0, *range(9)])
+    data = encode(Examples("train", list("abc"), [""] * 3, None, tags, words), tokenizer, 8)
+    pieces = [
+        tokenizer.convert_ids_to_tokens(data.input_ids[a:b])
+        for a, b in zip(data.offsets, data.offsets[1:], strict=False)
+    ]
+    assert pieces[0] == ["[CLS]", "the", "q", "##z", "##7", "dog", "[SEP]"]
+    assert pieces[1] == ["[CLS]", "cat", "[SEP]"]  # a word of no token
+    assert data.word_tokens is not None
+    assert data.word_tokens.tolist() == [1, 2, 5, -1, 8, *range(11, 17), -1, -1, -1]  # cut to 8 tokens
+    assert data.token_labels[:7].tolist() == [NO_LABEL, 2, 0, NO_LABEL, NO_LABEL, 1, NO_LABEL]
+    assert data.label_counts.tolist() == [3, 1, 6]
+    assert data.truncated == 1
+    logits = np.arange(len(data.input_ids) * 3, dtype=np.float32).reshape(-1, 3)
+    rows = data.label_logits(logits, ("B", "I", "O"))
+    assert rows[0].tolist() == logits[1].tolist()
+    assert rows[3].tolist() == rows[-1].tolist() == [0, 0, 1]  # lost words count as outside
+
+
+@pytest.fixture(scope="module")
+def finished(
+    settings: dict[str, HeadSetting], kdbert: Any, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """A run of each kind by the command line."""
+    runs = {}
+    for kind in KINDS:
+        root = tmp_path_factory.mktemp("runs")
+        result = kdbert(*settings[kind].words(root, epochs=8, learning_rate=3e-3, **{"method.alpha": 0.98}), "-q")
+        assert result.code == 0, result.err
+        runs[kind] = Path(result.out.strip())
+    return runs
+
+
+def scores(run: Path) -> dict[str, Any]:
+    """Metrics of run.json."""
+    return json.loads((run / "run.json").read_text(encoding="utf-8"))["metrics"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_learns_and_its_files_tell_what_it_answered(finished: dict[str, Path], kind: str, kdbert: Any) -> None:
+    run = finished[kind]
+    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    metric = {"token": "entity_f1", "multi_label": "document_f1"}[kind]
+    assert facts["selection"] == metric
+    assert facts["majority"]["dev"][metric] == 0.0
+    loss = logged(run, "loss/hard")
+    assert loss[max(loss)]["loss/hard"] < 0.8 * loss[1]["loss/hard"]
+    rows = [json.loads(line) for line in (run / "predictions" / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 31
+    right = found = there = 0
+    if kind == "token":
+        for row in rows:
+            assert len(row["label"]) == len(row["prediction"]) == len(row["scores"])
+        right = sum(a == b for row in rows for a, b in zip(row["label"], row["prediction"], strict=True))
+        assert right > 0
+    else:
+        documents: dict[str, tuple[set[str], set[str]]] = {}
+        for row in rows:
+            pair = documents.setdefault(row["id"].split("_")[0], (set(), set()))
+            pair[0].update(row["prediction"])
+            pair[1].update(row["label"])
+        for predicted, gold in documents.values():
+            right, found, there = right + len(predicted & gold), found + len(predicted), there + len(gold)
+        assert scores(run)["test"]["document_f1"] == pytest.approx(2 * right / max(1, found + there))
+    again = kdbert("evaluate", run, "--split", "test")
+    assert again.code == 0, again.err
+    assert f"{scores(run)['test'][metric]:.4f}" in again.out
+
+
+def test_a_tagger_is_an_ordinary_model_of_the_library(finished: dict[str, Path]) -> None:
+    folder = finished["token"] / "model"
+    model = AutoModelForTokenClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert list(model.config.id2label.values()) == ["B", "I", "O"]
+    rows = [json.loads(x) for x in (finished["token"] / "predictions" / "dev.jsonl").read_text().splitlines()]
+    words = json.loads((Path(json.loads((finished["token"] / "run.json").read_text())["recipe"]["task"]["data_dir"])
+                        / "dev.json").read_text().splitlines()[0])["tokens"]  # fmt: skip
+    coded = tokenizer(words, is_split_into_words=True, return_tensors="pt", truncation=True, max_length=24)
+    with torch.no_grad():
+        logits = model(**coded).logits[0]
+    first = [coded.word_ids().index(number) for number in range(len(words)) if number in coded.word_ids()]
+    torch.testing.assert_close(
+        logits[first], torch.tensor(rows[0]["scores"])[: len(first)], rtol=0.1, atol=0.1
+    )  # the run was in bf16
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "AutoModelForTokenClassification" in card
+    assert "token-classification" in card
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "told"),
+    [
+        ("token", ["--method", "ics"], "method 'ics' is not made for task 'ncbi-disease', which tags words"),
+        ("token", ["--variant", "original"], "there is no variant original of it"),
+        ("multi_label", ["--method", "ics", "--variant", "original"], "there is no variant original of it"),
+        ("token", ["--batch-sampler", "class-balanced"], "its examples are of no class"),
+    ],
+)
+def test_what_has_no_meaning_for_a_head_is_refused(
+    settings: dict[str, HeadSetting], kind: str, words: list[str], told: str, kdbert: Any, tmp_path: Path
+) -> None:
+    given = settings[kind].words(tmp_path)
+    if "--method" in words:
+        place = given.index('method.name="kd"')
+        given = given[: place - 1] + given[place + 1 :]
+    result = kdbert(*given, *words)
+    assert result.code == 2
+    assert told in result.err
+    assert not list(tmp_path.rglob("run.json"))
+
+
+def test_a_teacher_of_whole_examples_is_no_teacher_of_tags(
+    settings: dict[str, HeadSetting], kdbert: Any, tmp_path: Path
+) -> None:
+    words = settings["token"].words(tmp_path)
+    words[words.index("--teacher") + 1] = str(settings["multi_label"].teacher)
+    result = kdbert(*words)
+    assert result.code == 2
+    assert "no trained classification head of tokens" in result.err
+
+
+def test_ics_compares_examples_with_equal_sets_of_classes(settings: dict[str, HeadSetting], tmp_path: Path) -> None:
+    parts = make(settings, "multi_label", tmp_path / "run", **{"method.name": "ics"})
+    terms, _ = step(parts, parts.stored_teacher(), np.arange(16))
+    assert terms["feature"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_give_what_one_gives(
+    settings: dict[str, HeadSetting], kind: str, kdbert: Any, tmp_path: Path
+) -> None:
+    words = settings[kind].words(tmp_path / "one", **EXACT, **{"train.learning_rate": 1e-4})
+    assert kdbert(*words).code == 0
+    words[words.index("--runs-dir") + 1] = str(tmp_path / "two")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "kdbert"]
+    ended = subprocess.run(
+        [sys.executable, *launch, *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    one, two = (next((tmp_path / name).rglob("run.json")).parent for name in ("one", "two"))
+    first, second = logged(one), logged(two)
+    assert sorted(first) == sorted(second) == list(range(1, 8))
+    for number in first:
+        for key in ("loss", "loss/hard", "loss/soft", "grad_norm"):
+            assert second[number][key] == pytest.approx(first[number][key], rel=1e-4), (number, key)
+    for split in ("dev", "test"):
+        assert scores(two)[split] == pytest.approx(scores(one)[split], abs=1e-9)
