@@ -61,3 +61,12 @@ def test_flags_of_the_right_column_exist() -> None:
     for row in re.findall(r"^\| .*? \| (.*?) \|", PAGE, re.MULTILINE):
         for flag in re.findall(r"`(--[a-z-]+)", row):
             assert flag in known, (flag, row)
+
+
+def test_every_flag_of_an_original_is_spoken_of_in_its_system_or_at_the_head() -> None:
+    head, *systems = re.split(r"^## ", PAGE, flags=re.MULTILINE)
+    for system in systems:
+        said = head + re.sub(r"```.*?```", "", system, flags=re.DOTALL)
+        for block in re.findall(r"```text\n(.*?)```", system, re.DOTALL):
+            for flag in re.findall(r"--[a-z_]+", block):
+                assert flag in said, (system.splitlines()[0], flag)

@@ -19,7 +19,7 @@ from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import auto_class, check_trained_head, label_names, load_config, load_tokenizer, same_tokenizer
 from kdbert.models.locate import ModelPlace, locate
 from kdbert.models.student import cut_layers, kept_layers
-from kdbert.recipe import MemorySection, Recipe
+from kdbert.recipe import MemorySection, Recipe, warmup_steps
 from kdbert.resolve import base_model, missing_teachers, resolve_distill, task_of
 from kdbert.runs import RunFolder, content_digest, run_path, short_name
 from kdbert.tasks import CUSTOM, TaskSpec
@@ -101,11 +101,11 @@ class Plan:
         if self.recipe.task.name == CUSTOM:
             return {}
         found = {
-            name: self.spec.path(name, self.recipe.task.data_dir)
+            name: self.spec.files(name, self.recipe.task.data_dir)
             for name, split in self.spec.splits.items()
             if split.labelled
         }
-        return {name: text_digest(path) for name, path in found.items() if path is not None}
+        return {name: "+".join(map(text_digest, paths)) for name, paths in found.items() if paths}
 
     def check_data(self, manifest: Mapping[str, Any]) -> None:
         """Refuse to take a run for this one if it was made from other files of the same task.
@@ -221,6 +221,9 @@ class Plan:
         known = [place.fingerprint() for place in self.teacher_places]
         if len(set(known)) < len(known):
             log.warning("the same teacher is named twice")
+        warm = warmup_steps(recipe.train.warmup, self.steps)
+        if warm and warm >= self.steps:
+            log.warning("train.warmup is %d steps of %d: the rate never gets to its peak", warm, self.steps)
         if recipe.output.diagnose and not self.models.teachers:
             raise UserError(
                 f"--diagnose compares the student with its teacher; method {recipe.method.name!r} reads none"
@@ -241,7 +244,7 @@ class Plan:
                 f"method {method.name!r} is not made for task {self.spec.name!r}, which {words.get(kind, kind)}; "
                 f"methods that are: {fitting}"
             )
-        if kind in ("token", "multi_label") and self.recipe.method.variant == "original" and self.recipe.teachers:
+        if kind in ("token", "multi_label") and self.recipe.method.variant == "original" and self.models.teachers:
             raise UserError(
                 f"task {self.spec.name!r} {words[kind]}; no published code distils that, so there is no variant "
                 "original of it: use --variant corrected"

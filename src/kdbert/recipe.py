@@ -213,6 +213,13 @@ class TrainSection(Section):
     logging_steps: int = Field(20, ge=1, description="write losses every so many steps")
     checkpoint_steps: int = Field(500, ge=1, description="save a checkpoint this often, and after every epoch")
 
+    @field_validator("warmup")
+    @classmethod
+    def _share_or_steps(cls, value: float) -> float:
+        if value >= 1 and value != int(value):
+            raise ValueError(f"expected a share below 1 or a whole number of steps (got {value:g})")
+        return value
+
     @model_validator(mode="after")
     def _micro(self) -> TrainSection:
         if self.patience is not None and self.selection != "best":
@@ -231,6 +238,11 @@ class TrainSection(Section):
                 + (f" in each of {self.accumulation} micro-batches" if self.accumulation > 1 else "")
             )
         return self
+
+
+def warmup_steps(warmup: float, total: int) -> int:
+    """Steps of warm-up: `warmup` itself, or that share of all steps where it is below 1."""
+    return round(warmup if warmup >= 1 else warmup * total)
 
 
 class OutputSection(Section):

@@ -155,6 +155,38 @@ def test_a_missing_file_and_a_missing_server_are_told(server: Server, tmp_path: 
     assert only(tmp_path) == []
 
 
+def test_two_at_once_wait_for_each_other(server: Server, tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def one() -> None:
+        try:
+            download(server.url + "/file", tmp_path / "a.bin", sha256(CONTENT))
+        except UserError as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=one) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert told == []
+    assert len(server.asked) == 1
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    assert only(tmp_path) == ["a.bin"]
+
+
+def test_without_a_checksum_nothing_is_continued(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "a.bin.part").write_bytes(b"of another file")
+    download(server.url + "/file", tmp_path / "a.bin", None)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    assert server.asked == [("/file", None)]
+
+
+def test_what_is_no_address_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no http or https address"):
+        download("foo/bar", tmp_path / "a.bin", None)
+
+
 def _limited(url: str, target: Path, told: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
     try:

@@ -19,7 +19,7 @@ import pytest
 from kdbert.data.files import read_lines, unpacked_sha256
 from kdbert.errors import UserError
 from kdbert.tasks import get_task, task_names
-from kdbert.tasks.origins import ARCHIVES, checksum, fetch, known_files, make_mrpc, wanted_files
+from kdbert.tasks.origins import ARCHIVES, fetch, known, known_files, make_mrpc, missing_files
 
 
 def test_what_is_known_of_files_is_well_formed() -> None:
@@ -32,7 +32,21 @@ def test_what_is_known_of_files_is_well_formed() -> None:
     for name in task_names():
         spec = get_task(name)
         if spec.folder:
-            assert wanted_files(spec), name
+            wanted = missing_files(spec, "/nowhere")
+            assert len({one.target for one in wanted}) == len(wanted) > 0, name
+            assert all(one.file.url or one.how for one in wanted), name
+
+
+def test_copies_that_were_made_here_are_marked() -> None:
+    made = {file.path: file.made_here for file in known_files().values() if file.made_here}
+    assert made == {
+        "blurb/seqcls/DDI_hf/train.json": "rebuilt",
+        "blurb/seqcls/chemprot_hf/train.json": "rebuilt",
+        "blurb/seqcls/chemprot_hf/test.json": "rebuilt",
+        "blurb/tokcls/BC2GM_hf/train.json": "converted",
+        "abuseval/abuseval_train_joined.tsv": "joined",
+        "abuseval/abuseval_test_joined.tsv": "joined",
+    }
 
 
 @pytest.mark.real_data
@@ -41,14 +55,56 @@ def test_real_files_have_the_checksums(data_dir: Path) -> None:
     for name in task_names():
         spec = get_task(name)
         for split in spec.splits:
-            path = spec.path(split, str(data_dir)) or spec.path(split, str(data_dir / "glue"))
-            if path is None or not spec.folder or name == "mnli":
+            if not spec.folder or name == "mnli":
                 continue
-            expected = checksum(spec, path)
-            assert expected, (name, split)
-            assert unpacked_sha256(path) == expected, (name, split)
-            found += 1
-    assert found > 90
+            for path in spec.files(split, str(data_dir)) or spec.files(split, str(data_dir / "glue")):
+                expected = known(spec, path.name).sha256
+                assert expected, (name, split)
+                assert unpacked_sha256(path) == expected, (name, split)
+                found += 1
+    assert found > 100
+
+
+@pytest.mark.real_data
+def test_labels_beside_texts_are_verified_and_a_part_of_a_runs_data(
+    data_dir: Path, kdbert: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tweeteval" / "hate"
+    shutil.copytree(data_dir / "tweeteval" / "hate", folder)
+    assert kdbert("data", "verify", "tweeteval-hate", "--data-dir", tmp_path).code == 0
+    spec = get_task("tweeteval-hate")
+    assert [path.name for path in spec.files("test", str(tmp_path))] == ["test_text.txt.gz", "test_labels.txt"]
+    labels = (folder / "test_labels.txt").read_text(encoding="utf-8")
+    (folder / "test_labels.txt").write_text(labels.translate(str.maketrans("01", "10")), encoding="utf-8")
+    done = kdbert("data", "verify", "tweeteval-hate", "--data-dir", tmp_path)
+    assert done.code == 2
+    assert "ANOTHER CHECKSUM" in done.out
+
+
+@pytest.mark.real_data
+def test_other_copies_of_a_rebuilt_file_are_no_fault(data_dir: Path, kdbert: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "blurb" / "seqcls" / "chemprot_hf"
+    shutil.copytree(data_dir / "blurb" / "seqcls" / "chemprot_hf", folder)
+    content = gzip.decompress((folder / "train.json.gz").read_bytes()).replace(b"@CHEMICAL$ ", b"@CHEMICAL$  ", 1)
+    (folder / "train.json.gz").write_bytes(gzip.compress(content))
+    done = kdbert("data", "verify", "chemprot", "--data-dir", tmp_path)
+    assert done.code == 0, done.err
+    assert "no official checksum is known, not the rebuilt file" in done.out
+    assert "everything is there" in kdbert("data", "fetch", "chemprot", "--data-dir", tmp_path).out
+
+
+def test_what_is_got_by_hand_is_said_wherever_one_looks(kdbert: Any, tmp_path: Path) -> None:
+    for words in (("fetch", "jnlpba", "--dry-run"), ("describe", "jnlpba")):
+        done = kdbert("data", *words, "--data-dir", tmp_path)
+        assert done.code == 0, done.err
+        assert "LinkBERT/data.zip" in done.out
+
+
+@pytest.mark.real_data
+def test_the_tasks_own_folder_may_be_named(data_dir: Path, kdbert: Any) -> None:
+    for task, folder in (("emotion", "emotion"), ("massive", "massive_en-US"), ("rte", "glue/RTE")):
+        done = kdbert("data", "fetch", task, "--data-dir", data_dir / folder, "--dry-run")
+        assert (done.code, "everything is there" in done.out) == (0, True), done.out
 
 
 @pytest.mark.real_data
@@ -144,6 +200,24 @@ def test_other_emotion_data_are_refused(hub: dict[str, bytes], kdbert: Any, tmp_
 
 def test_files_that_nobody_serves_are_told_with_the_cure(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"hateval2019_en_train.csv.* cannot be fetched: .*tweeteval-hate"):
-        fetch(get_task("hateval"), tmp_path)
+        fetch(get_task("hateval"), str(tmp_path))
     with pytest.raises(UserError, match="no files to fetch"):
-        fetch(get_task("quickstart"), tmp_path)
+        fetch(get_task("quickstart"), str(tmp_path))
+
+
+def test_a_persons_own_files_beside_are_left_alone(hub: dict[str, bytes], kdbert: Any, tmp_path: Path) -> None:
+    (tmp_path / "emotion").mkdir()
+    own = tmp_path / "emotion" / "train.parquet"
+    own.write_text("mine", encoding="utf-8")
+    assert kdbert("data", "fetch", "emotion", "--data-dir", tmp_path).code == 2  # the Hub has nothing
+    assert own.read_text(encoding="utf-8") == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["emotion"]
+
+
+@pytest.mark.parametrize("address", ["", "foo", "ftp://x"])
+def test_an_odd_hub_address_is_told(address: str, kdbert: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    done = kdbert("data", "fetch", "emotion", "--data-dir", tmp_path)
+    assert done.code == 2
+    assert "cannot fetch" in done.err

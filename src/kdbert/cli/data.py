@@ -53,6 +53,7 @@ def describe(
 ) -> None:
     """Origin, licence, splits, rows, labels and lengths of a task."""
     from kdbert.tasks import CUSTOM, get_task
+    from kdbert.tasks.origins import missing_files
 
     if task.lower() == CUSTOM:
         print(
@@ -71,9 +72,12 @@ def describe(
     print(f"kind: {spec.kind}, {kinds[spec.kind]}")
     print(f"metrics: {', '.join(spec.metrics)} (selection by {spec.metrics[0]})")
     print(f"length: {spec.max_length} tokens\nsource: {spec.source}\nlicence: {spec.licence}")
+    for wanted in missing_files(spec, data_dir) if spec.folder else []:
+        if wanted.by_hand:
+            print(f"not fetched: {wanted}")
     if spec.warning:
         print(f"mind: {spec.warning}")
-    counter = _Lengths(model, max_length or spec.max_length)
+    counter = _Lengths(model, max_length or spec.max_length, spec.kind == "token")
     for split, where in spec.splits.items():
         path = spec.path(split, data_dir)
         if path is None:
@@ -109,7 +113,7 @@ def _labels(spec: TaskSpec, part: Examples) -> str:
 class _Lengths:
     """Counts tokens; words where no tokenizer is at hand and none was asked for."""
 
-    def __init__(self, model: str | None, limit: int) -> None:
+    def __init__(self, model: str | None, limit: int, words: bool) -> None:
         from kdbert.errors import UserError
         from kdbert.models.load import load_tokenizer
         from kdbert.models.locate import QUICKSTART_MODEL, locate
@@ -117,7 +121,7 @@ class _Lengths:
         self.limit, self.tokenizer = limit, None
         try:
             place = locate(model or QUICKSTART_MODEL)
-            self.tokenizer = load_tokenizer(place, words=False)
+            self.tokenizer = load_tokenizer(place, words=words)
         except UserError:
             if model is not None:
                 raise
@@ -165,34 +169,62 @@ def _example(spec: TaskSpec, part: Examples, number: int) -> str:
 
 @app.command("verify")
 def verify(
-    task: Annotated[str, typer.Argument(help="Task.")],
+    task: Annotated[str, typer.Argument(help="Task, or glue for all of its tasks.")],
     data_dir: o.DataDir = None,
+    debug: o.Debug = False,
 ) -> None:
     """Read every file of a task, check each row, and compare row counts and checksums with the published ones."""
-    from kdbert.data.files import unpacked_sha256
     from kdbert.errors import UserError
-    from kdbert.tasks import get_task
-    from kdbert.tasks.origins import checksum
 
-    spec = get_task(task)
-    problems = 0
-    for split in spec.splits:
-        path = spec.path(split, data_dir)
-        if path is None:
-            print(f"{split}: missing")
-            problems += 1
-            continue
-        rows = len(spec.load(split, data_dir))
-        expected, sha256 = spec.rows.get(split), checksum(spec, path)
-        same = sha256 is None or unpacked_sha256(path) == sha256
-        verdict = "as published" if rows == expected else f"published: {expected}" if expected else "no published count"
-        known = "no checksum is known" if sha256 is None else "same checksum" if same else "ANOTHER CHECKSUM"
-        problems += (expected is not None and rows != expected) or not same
-        print(f"{split}: {rows} rows, {verdict}; {known} ({path})")
-    if problems:
-        raise UserError(
-            f"{problems} of {len(spec.splits)} splits of {spec.name!r} are missing or not those that were published"
-        )
+    faulty = []
+    specs = _specs(task)
+    for spec in specs:
+        told = f"{spec.name} " if len(specs) > 1 else ""
+        wrong = 0
+        for split in spec.splits:
+            fine, verdict = _verdict(spec, split, data_dir)
+            print(f"{told}{split}: {verdict}")
+            wrong += not fine
+        if wrong:
+            faulty.append(f"{wrong} of {len(spec.splits)} splits of {spec.name!r}")
+    if faulty:
+        raise UserError(f"{', '.join(faulty)} are missing or not those that were published")
+
+
+def _specs(task: str) -> list[TaskSpec]:
+    """The task of that name, or all of GLUE's."""
+    from kdbert.tasks import get_task, glue
+
+    return list(glue.TASKS) if task.lower() == "glue" else [get_task(task)]
+
+
+def _verdict(spec: TaskSpec, split: str, data_dir: str | None) -> tuple[bool, str]:
+    """Whether a split is as published as far as can be told, and what was found."""
+    from kdbert.data.files import unpacked_sha256
+    from kdbert.tasks.origins import known
+
+    paths = spec.files(split, data_dir)
+    if not paths:
+        return False, "missing"
+    rows, expected = len(spec.load(split, data_dir)), spec.rows.get(split)
+    fine = expected is None or rows == expected
+    verdict = "as published" if rows == expected else f"published: {expected}" if expected else "no published count"
+    marks = []
+    for path in paths:
+        file = known(spec, path.name)
+        same = not file.sha256 or unpacked_sha256(path) == file.sha256
+        if not file.sha256:
+            marks.append("no checksum is known")
+        elif file.made_here:  # no official copy was at hand to compare with
+            marks.append(
+                f"the {file.made_here} file"
+                if same
+                else f"no official checksum is known, not the {file.made_here} file"
+            )
+        else:
+            marks.append("same checksum" if same else "ANOTHER CHECKSUM")
+            fine &= same
+    return fine, f"{rows} rows, {verdict}; {', '.join(dict.fromkeys(marks))} ({', '.join(map(str, paths))})"
 
 
 @app.command("fetch")
@@ -207,22 +239,12 @@ def fetch(
 
     Files that are there are kept; a transfer that broke off goes on where it was.
     """
-    from pathlib import Path
-
-    from kdbert.tasks import get_task, glue
-    from kdbert.tasks.origins import fetch as fetch_files
-    from kdbert.tasks.origins import missing_files
+    from kdbert.tasks import origins
 
     o.start(quiet)
-    specs = list(glue.TASKS) if task.lower() == "glue" else [get_task(task)]
-    for spec in specs:
-        folder = Path(data_dir or spec.data_dir)
-        if dry_run:
-            for file in missing_files(spec, folder):
-                print(f"{folder / file.path} from {file.url or 'what is made here, see kdbert data describe'}")
-            continue
-        written = fetch_files(spec, folder)
-        for path in written:
-            print(path)
-        if not written and not quiet:
-            print(f"{spec.name}: everything is there ({folder / spec.folder})")
+    for spec in _specs(task):
+        found = origins.missing_files(spec, data_dir) if dry_run else origins.fetch(spec, data_dir)
+        for one in found:
+            print(one)
+        if not found and not quiet:
+            print(f"{spec.name}: everything is there ({origins.base_folder(spec, data_dir)})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import logging
 import os
@@ -30,7 +31,8 @@ TIMEOUT = 60  # seconds without a byte
 def download(url: str, target: Path, sha256: str | None) -> None:
     """Fetch a file to `target`, which never holds anything but the whole, checked file.
 
-    What has come of it lies in `<target>.part`; a later call goes on there.
+    What has come of it lies in `<target>.part`; a later call goes on there, if the checksum can tell that both parts
+    are of one file. Of two calls at once the second waits for the first, and then finds the file.
 
     Args:
         sha256: of the file; None where it is not known.
@@ -39,32 +41,62 @@ def download(url: str, target: Path, sha256: str | None) -> None:
         UserError: no such file, no connection, another checksum, no room.
     """
     part = target.with_name(target.name + ".part")
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"cannot fetch {url!r}: it is no http or https address")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for attempt in range(TRIES):
-            try:
-                _receive(url, part)
-                break
-            except (ConnectionError, TimeoutError, urllib.error.URLError, HTTPException, _Interrupted) as error:
-                if isinstance(error, urllib.error.HTTPError):
-                    raise UserError(f"cannot fetch {url}: the server says {error.code} {error.reason}") from None
-                if attempt == TRIES - 1:
-                    size = part.stat().st_size if part.exists() else 0
-                    reason = getattr(error, "reason", None) or error
-                    raise UserError(
-                        f"cannot fetch {url}: {reason} ({size:,} bytes have come; the same command goes on from there)"
-                    ) from None
-                time.sleep(attempt)
-        found = file_sha256(part)
-        if sha256 is not None and found != sha256:
-            part.unlink()
-            raise UserError(
-                f"{url} is not the file that was expected (sha256 {found[:16]}…, expected {sha256[:16]}…); nothing of "
-                "it was kept: try again, or get the file from elsewhere"
-            )
-        os.replace(part, target)
+        with alone(part):
+            if sha256 is not None and target.exists() and file_sha256(target) == sha256:
+                return
+            _fetch(url, part, target, sha256)
     except OSError as error:
         raise _told(error, target) from None
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Within it, no other process of this machine that asks for the same is at it; they wait."""
+    lock = path.with_name(path.name + ".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        held = open(lock, "w")
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(held, fcntl.LOCK_EX)
+        if lock.exists() and os.fstat(held.fileno()).st_ino == lock.stat().st_ino:
+            break
+        held.close()  # the one who had it has taken it away
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        held.close()
+
+
+def _fetch(url: str, part: Path, target: Path, sha256: str | None) -> None:
+    """`download`, alone."""
+    if sha256 is None:
+        part.unlink(missing_ok=True)
+    for attempt in range(TRIES):
+        try:
+            _receive(url, part)
+            break
+        except (ConnectionError, TimeoutError, urllib.error.URLError, HTTPException, _Interrupted) as error:
+            if isinstance(error, urllib.error.HTTPError):
+                raise UserError(f"cannot fetch {url}: the server says {error.code} {error.reason}") from None
+            if attempt == TRIES - 1:
+                size = part.stat().st_size if part.exists() else 0
+                reason = getattr(error, "reason", None) or error
+                raise UserError(
+                    f"cannot fetch {url}: {reason} ({size:,} bytes have come; the same command goes on from there)"
+                ) from None
+            time.sleep(attempt)
+    found = file_sha256(part)
+    if sha256 is not None and found != sha256:
+        part.unlink()
+        raise UserError(
+            f"{url} is not the file that was expected (sha256 {found[:16]}…, expected {sha256[:16]}…); nothing of "
+            "it was kept: try again, or get the file from elsewhere"
+        )
+    os.replace(part, target)
 
 
 class _Interrupted(Exception):

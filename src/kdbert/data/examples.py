@@ -109,6 +109,9 @@ def examples_of(
     index = {name: number for number, name in enumerate(label_names)}
     pair = False
     for row in rows:
+        for text in (row.text_a, row.text_b, *(row.words or ())):
+            if text is not None and _half_a_character(text):
+                raise UserError(f"{path}, {row.place}: the text holds half a character")
         ids.append(row.id)
         text_a.append(row.text_a)
         if row.text_b is not None:
@@ -137,6 +140,15 @@ def examples_of(
     return Examples(
         split, ids, text_a, text_b if pair else None, np.array(labels, dtype=form) if labelled else None, words or None
     )
+
+
+def _half_a_character(text: str) -> bool:
+    """Whether there is half of a surrogate pair, which JSON can write."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _number(name: str, index: dict[str, int], where: str) -> int:

@@ -23,17 +23,25 @@ def centered_gram(features: torch.Tensor, mask: torch.Tensor | None = None) -> t
     """
     if mask is None:
         centered = features - features.mean(-2, keepdim=True)
-        return centered @ centered.transpose(-1, -2)
+        return _inner_products(centered)
     weight = mask.to(features.dtype)
     count = weight.sum(-1)
     mean = weight.unsqueeze(-2) @ features / count.clamp(min=1)[..., None, None]
     centered = features - mean
-    gram = centered @ centered.transpose(-1, -2) * (weight.unsqueeze(-1) * weight.unsqueeze(-2))
+    gram = _inner_products(centered) * (weight.unsqueeze(-1) * weight.unsqueeze(-2))
     with torch.no_grad():
         limit = (100 * torch.finfo(features.dtype).eps) ** 2
         spread = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
         varies = spread > limit * (spread + count * mean.square().sum((-1, -2)))
     return torch.where(varies[..., None, None], gram, 0.0)
+
+
+def _inner_products(rows: torch.Tensor) -> torch.Tensor:
+    """X X^T. Of a few long rows, its gradient (G + G^T) X is one matrix product here; of a plain `X @ X.T`, two."""
+    if rows.ndim > 2:  # the tokens of each sample: the products are small, and another addition costs more
+        return rows @ rows.transpose(-1, -2)
+    products = rows @ rows.detach().transpose(-1, -2)
+    return products.transpose(-1, -2) + (products - products.detach())  # the second part is 0, with a gradient
 
 
 def hsic(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

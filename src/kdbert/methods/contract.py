@@ -251,7 +251,10 @@ class Method(nn.Module):
         raise KeyError(name)
 
     def remark(self, batches: Sequence[np.ndarray]) -> str | None:
-        """What a person should be told before training, given the labels of the first epoch's micro-batches."""
+        """What a person should be told before training, given the labels of the first epoch's micro-batches.
+
+        It is not asked where words have tags.
+        """
         return None
 
     def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:

@@ -78,11 +78,30 @@ def load_tokenizer(place: ModelPlace, *, words: bool = False) -> Any:
         )
     with _explained(place):
         tokenizer = AutoTokenizer.from_pretrained(place.source)
-        if words and getattr(tokenizer, "add_prefix_space", None) is False:  # RoBERTa's: a word begins with a space
+        if words and not _reads_words(tokenizer):  # RoBERTa's: a word begins with a space
             tokenizer = AutoTokenizer.from_pretrained(place.source, add_prefix_space=True)
     if not tokenizer.is_fast:
         raise UserError(f"model {place.given!r} has no fast tokenizer (tokenizer.json); kdbert needs one")
+    if words and not _reads_words(tokenizer):
+        raise UserError(
+            f"the tokenizer of model {place.given!r} reads words one by one otherwise than in a text, so it cannot tag "
+            "them; take a model with a WordPiece or RoBERTa tokenizer"
+        )
     return tokenizer
+
+
+def _reads_words(tokenizer: Any) -> bool:
+    """Whether words inside a sentence give the same tokens one by one as in a text."""
+    words = ["an", "unaffable", "disease", "gene"]
+    try:
+        apart = tokenizer(words, is_split_into_words=True)["input_ids"]
+    except (AssertionError, ValueError):  # a tokenizer that knows it cannot
+        return False
+    whole = tokenizer(" ".join(words))["input_ids"]
+    after_first = len(whole) - len(
+        tokenizer(words[0])["input_ids"]
+    )  # the first word of a text may stand without a space
+    return bool(apart[-after_first:] == whole[-after_first:])
 
 
 def same_tokenizer(first: Any, second: Any) -> bool:
@@ -129,11 +148,15 @@ def check_trained_head(config: Any, name: str, task: TaskSpec) -> None:
         UserError: with the command that makes one.
     """
     if not has_head(config, task.kind):
-        of = " of tokens" if task.kind == "token" else ""
-        raise UserError(
-            f"model {name!r} has no trained classification head{of}; fine-tune it first with "
-            f"`kdbert finetune-teacher --task {task.name} --model {name}`"
+        other = has_head(config, "single_label" if task.kind == "token" else "token")
+        of = {True: "tags words", False: "is of whole examples"}
+        told = (
+            f"model {name!r} has a head that {of[task.kind != 'token']}, the one of task {task.name!r} "
+            f"{of[task.kind == 'token']}"
+            if other
+            else f"model {name!r} has no trained classification head"
         )
+        raise UserError(f"{told}; fine-tune one with `kdbert finetune-teacher --task {task.name} --model {name}`")
 
 
 def label_names(config: Any) -> list[str]:

@@ -196,7 +196,7 @@ def _body(table: Table, style: Style) -> list[list[str]]:
     for index, row in enumerate(table.rows):
         line = [style.escape(label) for label in row.labels]
         for column in table.columns:
-            place = column not in (AVERAGE, BLURB) and not table.headings[column]
+            place = not column.startswith((AVERAGE, BLURB)) and not table.headings[column]
             line.append(style.cell(row.cells.get(column), (index, column) in table.best, place))
         lines.append(line)
     for published in table.published:

@@ -137,8 +137,10 @@ def make_table(
         tasks = list(ordered)
         means = {AVERAGE: [[task] for task in tasks]}
         groups_there = [group for group in ([t for t in tasks if t in names] for names in GROUPS.values()) if group]
-        if len(groups_there) > 1 and all(any(task in names for names in GROUPS.values()) for task in tasks):
-            means[BLURB] = groups_there
+        all_of_blurb = all(any(task in names for names in GROUPS.values()) for task in tasks)
+        if metric is None and all_of_blurb and len(groups_there) > 1:
+            blurb = BLURB if len(groups_there) == len(GROUPS) else f"{BLURB} (partial)"
+            means[blurb] = groups_there
             notes.append(_blurb_note(tasks))
         for name, parts in means.items():
             made = [replace(row, cells={**row.cells, name: _average(row, parts)}) for row in made]
@@ -146,8 +148,9 @@ def make_table(
     headings = {column: _heading(made, column) for column in ordered}
     if AVERAGE in headings:
         headings[AVERAGE] = f"mean of {len(tasks)} figures"
-    if BLURB in headings:
-        headings[BLURB] = f"mean of {len(groups_there)} groups"
+    for name in headings:
+        if name.startswith(BLURB):
+            headings[name] = f"mean of {len(groups_there)} groups"
     if baseline is not None:
         made, more = with_differences(made, (*rows, *extra), lambda label: _is_one_of(label, baseline), baseline)
         notes += more

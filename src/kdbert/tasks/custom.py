@@ -80,10 +80,6 @@ def _rows(table: Table, text: tuple[str, ...], label: str, labelled: bool) -> It
             value = record.get(column)
             if not isinstance(value, str):
                 raise UserError(f"{table.path}, {place}: column {column!r} holds no text")
-            try:
-                value.encode("utf-8")
-            except UnicodeEncodeError:  # JSON can write half of a surrogate pair
-                raise UserError(f"{table.path}, {place}: column {column!r} holds half a character") from None
             cells.append(value)
         value = record.get(label) if labelled else None
         yield Row(

@@ -83,7 +83,7 @@ def _olid(
         splits={
             "train": Split(("olid-training-v1.0.tsv",), held_out(read, {*TRAIN, *TEST})),
             "dev": Split(("olid-training-v1.0.tsv",), held_out(read, DEV)),
-            "test": Split((f"testset-level{level}.tsv",), read),
+            "test": Split((f"testset-level{level}.tsv",), read, beside=(f"labels-level{level}.csv",)),
         },
         folder="olid",
         rows=dict(zip(("train", "dev", "test"), rows, strict=True)),

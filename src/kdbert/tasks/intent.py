@@ -73,9 +73,10 @@ def read_massive(path: Path, partition: str) -> Iterator[Row]:
         return
     for place, record in table.rows:
         if record.get("partition") == partition:
-            if not isinstance(record.get("utt"), str):
+            text, label = record.get("utt"), record.get("intent")
+            if not isinstance(text, str):
                 raise UserError(f"{path}, {place}: column 'utt' holds no text")
-            yield Row(str(record.get("id", place)), record["utt"], None, record.get("intent"), place)
+            yield Row(str(record.get("id", place)), text, None, None if label is None else str(label), place)
 
 
 # Of the data set's version 1.1 (1.0 has all but ca-ES).

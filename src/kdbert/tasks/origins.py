@@ -1,8 +1,9 @@
 """Where the files of registered tasks come from, and what they must be.
 
-`files.tsv` has, for each file, its place below the data folder, the sha256 of its content, and its address: a file, or
-`archive#member`. Addresses on raw.githubusercontent.com name a commit. Checksums are of copies that were compared with
-the published row counts; those of GLUE's archives are the ones that `datasets` 1.x recorded for them.
+`files.tsv` has, for each file, its place below the data folder, the sha256 of its content, its address (a file, or
+`archive#member`), and `made_here` for the copies that the project's tests read and that are not the official bytes.
+Addresses on raw.githubusercontent.com name a commit. Checksums are of copies that were compared with the published row
+counts; those of GLUE's archives are the ones that `datasets` 1.x recorded for them.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import contextlib
 import io
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from kdbert.data.download import download, unpack, write_checked
+from kdbert.data.download import alone, download, unpack, write_checked
 from kdbert.data.files import find_file, read_lines, unpacked_sha256
 from kdbert.errors import UserError
 from kdbert.tasks.spec import TaskSpec
@@ -55,114 +56,185 @@ BY_HAND = {
         "tokcls into {folder}; no checksum of it is known"
     ),
 }
+BY_HAND_MARK = "by hand: "
+EMOTIONS = ("sadness", "joy", "love", "anger", "fear", "surprise")  # the order of their numbers on the Hub
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of a data set: its place below the data folder, its sha256 ("" if not known), its address ("" if none)."""
+    """A file of a data set.
+
+    Attributes:
+        path: its place below the data folder.
+        sha256: of its content; "" if that is not known.
+        url: its address; "" if it has none.
+        made_here: how the copy with this checksum was made, where it is not the official file ("rebuilt"); else "".
+    """
 
     path: str
     sha256: str
-    url: str
+    url: str = ""
+    made_here: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name without the folder."""
+        return self.path.rpartition("/")[2]
 
 
 @cache
 def known_files() -> dict[str, File]:
     """Place below the data folder -> what is known of the file."""
     lines = resources.files("kdbert.tasks").joinpath("files.tsv").read_text(encoding="utf-8").splitlines()[1:]
-    found = {path: File(path, sha256, url) for path, sha256, url in (line.split("\t") for line in lines)}
+    found = {file.path: file for file in (File(*line.split("\t")) for line in lines)}
     return found | {path: File(path, "", url) for path, url in IN_ARCHIVES.items()}
 
 
-def checksum(spec: TaskSpec, path: Path) -> str | None:
-    """What the sha256 of a task's local file must be; None if that is not known."""
-    file = known_files().get(f"{spec.folder}/{path.name.removesuffix('.gz')}")
-    return file.sha256 or None if file is not None else None
+def known(spec: TaskSpec, name: str) -> File:
+    """What is known of a task's file of this name, plain or gzip."""
+    name = name.removesuffix(".gz")
+    path = f"{spec.folder}/{name}"
+    if spec.folder.startswith("massive_") and name == f"{spec.folder.removeprefix('massive_')}.jsonl":
+        return File(path, "", f"{MASSIVE}#1.1/data/{name}")
+    return known_files().get(path, File(path, ""))
 
 
-def wanted_files(spec: TaskSpec) -> list[File]:
-    """The files of a task: those of its splits, and those that are read beside them."""
-    if spec.folder.startswith("massive_"):
-        locale = spec.folder.removeprefix("massive_")
-        return [File(f"{spec.folder}/{locale}.jsonl", "", f"{MASSIVE}#1.1/data/{locale}.jsonl")]
-    files = [file for file in known_files().values() if file.path.rpartition("/")[0] == spec.folder]
-    if spec.folder == "clinc150":
-        names = {name for split in spec.splits.values() for name in split.files}
-        files = [file for file in files if file.path.rpartition("/")[2] in names]
-    if spec.folder == "abuseval":  # the authors' labels, and the tweets that they belong to
-        files = [file for file in files if file.url]
-        files += [known_files()[f"olid/{name}"] for name in ("olid-training-v1.0.tsv", "testset-levela.tsv")]
-    return files
+@dataclass(frozen=True)
+class Wanted:
+    """A file that is to be got, and where it goes. `how` says what it is made of, or how it is got by hand."""
+
+    file: File
+    target: Path
+    how: str = ""
+    by_hand: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.target}: {self.file.url or self.how}"
 
 
-def missing_files(spec: TaskSpec, data_dir: Path) -> list[File]:
-    """The files of a task that are not there yet.
+def base_folder(spec: TaskSpec, data_dir: str | None) -> Path:
+    """Where a task's files lie or will lie; `data_dir` may be the task's folder or its parent, as everywhere."""
+    root = Path(data_dir or spec.data_dir)
+    found = [path.parent for split in spec.splits if (path := spec.path(split, data_dir)) is not None]
+    return found[0] if found else root / spec.folder
+
+
+def missing_files(spec: TaskSpec, data_dir: str | None) -> list[Wanted]:
+    """What is to be got so that every split of a task can be read.
 
     Raises:
-        UserError: nothing is known of its files; another file stands in one's place.
+        UserError: the task has no files; another file than the published one stands in one's place.
     """
-    wanted = wanted_files(spec) if spec.folder else []
-    if not wanted:
-        raise UserError(f"task {spec.name!r} has no files to fetch; `kdbert data describe {spec.name}` says more")
-    missing = []
-    for file in wanted:
-        there = find_file((data_dir / file.path).parent, (Path(file.path).name,))
-        if there is None:
-            missing.append(file)
-        elif file.sha256 and unpacked_sha256(there) != file.sha256:
-            raise UserError(f"{there} is there, but it is another file than the published one; move it away first")
-    return missing
+    if not spec.folder:
+        raise UserError(f"task {spec.name!r} has no files to fetch: they are part of kdbert")
+    base = base_folder(spec, data_dir)
+    wanted: dict[Path, Wanted] = {}
+
+    def want(file: File, folder: Path = base) -> None:
+        if find_file(folder, (file.name,)) is None:
+            wanted[folder / file.name] = _wanted(spec, file, folder)
+
+    for name, split in spec.splits.items():
+        files = spec.files(name, data_dir)
+        for path in files:
+            file = known(spec, path.name)
+            if file.sha256 and not file.made_here and unpacked_sha256(path) != file.sha256:
+                raise UserError(f"{path} is there, but it is another file than the published one; move it away first")
+        candidates = [known(spec, one) for one in split.files if "/" not in one]
+        if not files:
+            want(next((file for file in candidates if file.url), candidates[0]))
+        for one in split.beside:
+            want(known(spec, one))
+    if spec.folder == "MRPC" and wanted:
+        for one in ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "dev_ids.tsv"):
+            want(known(spec, one))
+    if spec.folder == "abuseval" and wanted:  # the authors' labels; their tweets are OLID's
+        for one in ("olid-training-v1.0.tsv", "testset-levela.tsv"):
+            want(known_files()[f"olid/{one}"], base.parent / "olid")
+    return list(wanted.values())
 
 
-def fetch(spec: TaskSpec, data_dir: Path) -> list[Path]:
+def _wanted(spec: TaskSpec, file: File, folder: Path) -> Wanted:
+    target = folder / file.name
+    if file.url:
+        return Wanted(file, target)
+    if spec.folder == "MRPC":
+        return Wanted(file, target, "made of the MSR corpus and GLUE's dev ids")
+    if spec.folder == "emotion":
+        return Wanted(file, target, f"made of {_emotion_address(file.name)}")
+    root = target.parents[len(Path(spec.folder).parts) - 1] / spec.folder.partition("/")[0]
+    cure = BY_HAND.get(spec.folder.partition("/")[0], f"get it from {spec.source}").format(folder=root)
+    return Wanted(file, target, f"{BY_HAND_MARK}{cure}", by_hand=True)
+
+
+def fetch(spec: TaskSpec, data_dir: str | None) -> list[Path]:
     """Fetch a task's files that are not there yet, each checked before it gets its name.
 
     Returns:
         The files that were written.
 
     Raises:
-        UserError: nothing is known of where they come from; another file stands in a file's place; whatever
-            `kdbert.data.download` raises.
+        UserError: a file cannot be fetched (the others are then there); whatever `missing_files` and
+            `kdbert.data.download` raise.
     """
+    if not spec.folder:
+        missing_files(spec, data_dir)
+    try:
+        with alone(base_folder(spec, data_dir).parent / ".fetch"):
+            return _fetch(spec, data_dir)
+    except OSError as error:
+        raise UserError(f"cannot write to {base_folder(spec, data_dir)}: {error.strerror or error}") from None
+
+
+def _fetch(spec: TaskSpec, data_dir: str | None) -> list[Path]:
+    """`fetch`, alone."""
     missing = missing_files(spec, data_dir)
     written: list[Path] = []
-    archives: dict[str, list[File]] = {}
-    made = [file for file in missing if not file.url]
-    for file in missing:
-        if file.url and (spec.folder != "MRPC" or made):
-            archives.setdefault(file.url.partition("#")[0], []).append(file)
-    for url, files in archives.items():
-        written += _fetch_address(url, files, data_dir)
+    addresses: dict[str, list[Wanted]] = {}
+    for one in missing:
+        if one.file.url:
+            addresses.setdefault(one.file.url.partition("#")[0], []).append(one)
+    for url, several in addresses.items():
+        written += _fetch_address(url, several)
+    made = {one.file.name: one.file.sha256 for one in missing if not one.file.url and not one.by_hand}
     if made:
-        maker = _MAKERS.get(spec.folder)
-        if maker is None:
-            cure = BY_HAND.get(spec.folder.partition("/")[0], "get them from " + spec.source)
-            raise UserError(
-                f"{spec.name}: {', '.join(Path(file.path).name for file in made)} cannot be fetched: "
-                + cure.format(folder=data_dir / spec.folder.partition("/")[0])
-            )
-        written += maker(data_dir / spec.folder, {Path(file.path).name: file.sha256 for file in made})
+        folder = base_folder(spec, data_dir)
+        written += (make_mrpc if spec.folder == "MRPC" else make_emotion)(folder, made)
+    lost = [one for one in missing if one.by_hand]
+    if lost:
+        names = ", ".join(one.file.name for one in lost)
+        raise UserError(f"{spec.name}: {names} cannot be fetched: {lost[0].how.removeprefix(BY_HAND_MARK)}")
     return written
 
 
-def _fetch_address(url: str, files: list[File], data_dir: Path) -> list[Path]:
+def _fetch_address(url: str, wanted: list[Wanted]) -> list[Path]:
     """One file, or some members of one archive."""
-    targets = [data_dir / file.path for file in files]
-    if "#" not in files[0].url:
-        download(url, targets[0], files[0].sha256 or None)
+    targets = [one.target for one in wanted]
+    if "#" not in wanted[0].file.url:
+        download(url, targets[0], wanted[0].file.sha256 or None)
         return targets
-    archive = data_dir / ".fetched" / url.rpartition("/")[2]
-    download(url, archive, ARCHIVES[url])
-    names = [file.url.partition("#")[2] for file in files]
-    unpack(
-        archive,
-        dict(zip(names, targets, strict=True)),
-        {name: file.sha256 for name, file in zip(names, files, strict=True) if file.sha256},
-    )
-    archive.unlink()
-    with contextlib.suppress(OSError):  # it holds what another command is fetching
-        archive.parent.rmdir()
+    members = {one.file.url.partition("#")[2]: one for one in wanted}
+    with temporary_folder(targets[0].parent.parent) as folder:
+        archive = folder / url.rpartition("/")[2]
+        download(url, archive, ARCHIVES[url])
+        unpack(
+            archive,
+            {name: one.target for name, one in members.items()},
+            {name: one.file.sha256 for name, one in members.items() if one.file.sha256},
+        )
+        archive.unlink()
     return targets
+
+
+@contextlib.contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A folder for what is no data set yet: archives, other forms. What broke off stays there and is continued."""
+    folder = parent / ".fetched"
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):  # it is not there, or not empty
+            folder.rmdir()
 
 
 def make_mrpc(folder: Path, checksums: Mapping[str, str]) -> list[Path]:
@@ -181,28 +253,30 @@ def make_mrpc(folder: Path, checksums: Mapping[str, str]) -> list[Path]:
     return _write({name: rows[name] for name in checksums}, folder, checksums)
 
 
+def _emotion_address(name: str) -> str:
+    hub = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    split = {"val": "validation"}.get(name.removesuffix(".txt"), name.removesuffix(".txt"))
+    return f"{hub}/datasets/dair-ai/emotion/resolve/main/split/{split}-00000-of-00001.parquet"
+
+
 def make_emotion(folder: Path, checksums: Mapping[str, str]) -> list[Path]:
     """The emotion data's `text;label` files of the Hub's data set dair-ai/emotion."""
     import pyarrow.parquet
 
-    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    labels = ("sadness", "joy", "love", "anger", "fear", "surprise")  # the numbers' order on the Hub
     rows = {}
-    for name in checksums:
-        split = {"val": "validation"}.get(name.removesuffix(".txt"), name.removesuffix(".txt"))
-        source = folder / f"{split}.parquet"
-        download(f"{hub}/datasets/dair-ai/emotion/resolve/main/split/{split}-00000-of-00001.parquet", source, None)
-        try:
-            table = pyarrow.parquet.read_table(source, columns=["text", "label"]).to_pylist()
-            rows[name] = [f"{row['text']};{labels[row['label']]}" for row in table]
-        except (pyarrow.ArrowInvalid, OSError, KeyError, IndexError, TypeError) as error:
-            raise UserError(f"the Hub's emotion data have another form than expected ({error})") from None
-        finally:
-            source.unlink()
+    with temporary_folder(folder.parent) as place:
+        for name in checksums:
+            source = place / f"emotion-{name}.parquet"
+            download(_emotion_address(name), source, None)
+            try:
+                table = pyarrow.parquet.read_table(source, columns=["text", "label"]).to_pylist()
+                rows[name] = [f"{row['text']};{EMOTIONS[row['label']]}" for row in table]
+            except (pyarrow.ArrowInvalid, OSError, KeyError, IndexError, TypeError) as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(f"{_emotion_address(name)} has another form than expected ({reason})") from None
+            finally:
+                source.unlink()
     return _write(rows, folder, checksums)
-
-
-_MAKERS: dict[str, Callable[[Path, Mapping[str, str]], list[Path]]] = {"MRPC": make_mrpc, "emotion": make_emotion}
 
 
 def _part(folder: Path, name: str) -> Path:

@@ -47,16 +47,18 @@ EMOTION = TaskSpec(
 
 
 def _tweet_eval(name: str, labels: tuple[str, ...], rows: tuple[int, int, int], **spec: Any) -> TaskSpec:
-    splits = ("train", "dev", "test")
     read = partial(read_beside, labels=labels, text_name="_text", label_name="_labels")
+    files = {"train": "train", "dev": "val", "test": "test"}
     return TaskSpec(
         name=f"tweeteval-{name}",
         title=f"TweetEval: {name}",
         kind="single_label",
         labels=labels,
-        splits={split: Split((f"{'val' if split == 'dev' else split}_text.txt",), read) for split in splits},
+        splits={
+            split: Split((f"{name}_text.txt",), read, beside=(f"{name}_labels.txt",)) for split, name in files.items()
+        },
         folder=f"tweeteval/{name}",
-        rows=dict(zip(splits, rows, strict=True)),
+        rows=dict(zip(files, rows, strict=True)),
         licence="as TweetEval: each task keeps its own terms and Twitter's",
         source=f"https://github.com/cardiffnlp/tweeteval/tree/main/datasets/{name}",
         **spec,

@@ -18,13 +18,15 @@ from kdbert.errors import UserError
 class Split:
     """One split: the file names it may have inside the task's folder, and how to read one of them.
 
-    `place` is the file or folder itself where a person has named it; it is not searched for then.
+    `place` is the file or folder itself where a person has named it; it is not searched for then. `beside` are names of
+    further files in the same folder that are read with it.
     """
 
     files: tuple[str, ...]
     read: Callable[[Path], Iterator[Row]]
     labelled: bool = True
     place: Path | None = None
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,14 @@ class TaskSpec:
             if found is not None:
                 return found
         return None
+
+    def files(self, split: str, data_dir: str | None) -> list[Path]:
+        """The local files of a split that are there: its own, and those that are read beside it."""
+        path = self.path(split, data_dir)
+        if path is None:
+            return []
+        others = [find_file(path.parent, (name,)) for name in self.splits[split].beside]
+        return [path, *(other for other in others if other is not None)]
 
     def load(self, split: str, data_dir: str | None) -> Examples:
         """Read one split from local files.

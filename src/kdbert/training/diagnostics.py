@@ -60,7 +60,8 @@ class Diagnostics:
         self.precision = precision
         self.same_tokens = own is None
         assert data.labels is not None
-        classes = classes_of(torch.from_numpy(data.labels))
+        self.tags = data.logits_of == "token"  # then an example is of no class, and any examples will do
+        classes = torch.zeros(len(data)) if self.tags else classes_of(torch.from_numpy(data.labels))
         batches = epoch_batches(
             data.lengths, PROBE, seed=0, epoch=0, bucketing=False, classes=classes.numpy(), per_class=PER_CLASS
         )
@@ -98,9 +99,10 @@ class Diagnostics:
                 found.update({f"{kind}_{name}/{part}": values[i] for i, part in enumerate(COMPARED)})
         if self.same_tokens and self.layerwise and self.models.teachers[0].width == self.models.student.width:
             found["patience"] = patience([(_flat(self.teacher, a), _flat(seen, b)) for a, b in self.layerwise])
-        found["intra_class_cosine/student"] = intra_class_cosine(_flat(seen, depth), self.same_class)
-        last = self.models.teachers[0].layers
-        found["intra_class_cosine/teacher"] = intra_class_cosine(_flat(self.teacher, last), self.same_class)
+        if not self.tags:
+            found["intra_class_cosine/student"] = intra_class_cosine(_flat(seen, depth), self.same_class)
+            last = self.models.teachers[0].layers
+            found["intra_class_cosine/teacher"] = intra_class_cosine(_flat(self.teacher, last), self.same_class)
         return {f"diagnostics/{name}": float(f"{float(value):.6g}") for name, value in found.items()}
 
     def _pooled(self, model: Any, data: Encoded, depth: int) -> list[torch.Tensor]:

@@ -292,7 +292,7 @@ class Job:
             log.info("%s compares %d examples, not %d", recipe.method.name, plan.micro_batch, recipe.train.batch_size)
         for sentence in recipe.method.nonsense():
             log.warning("variant original, as published: %s", sentence)
-        if data.labels is not None:
+        if data.labels is not None and data.logits_of == "example":
             first = epoch_order(recipe.train, data, recipe.seed, 0)
             parts = [part for rows in first for part in np.array_split(rows, recipe.train.accumulation) if len(part)]
             remark = self.module.method.remark([data.labels[part] for part in parts])

@@ -37,7 +37,7 @@ from kdbert.data.encode import Encoded
 from kdbert.errors import Diverged, Interrupted, UserError
 from kdbert.methods import LossTerms
 from kdbert.models.kernels import training_used_rows
-from kdbert.recipe import TrainSection
+from kdbert.recipe import TrainSection, warmup_steps
 from kdbert.training.checkpoint import load_optimizer, newest_checkpoint, optimizer_tensors, save_checkpoint
 from kdbert.training.forward import StudentWithMethod
 from kdbert.training.loggers import MetricsLog
@@ -302,11 +302,6 @@ def logged_terms(terms: LossTerms, accelerator: Accelerator) -> dict[str, float]
 def out_of_patience(options: TrainSection, epochs: int, best: Mapping[str, Any]) -> bool:
     """Whether so many epochs have passed since the best one that training ends (`options.patience`)."""
     return options.patience is not None and bool(best) and epochs - best["epoch"] >= options.patience
-
-
-def warmup_steps(warmup: float, total: int) -> int:
-    """Steps of warm-up: `warmup` itself, or that share of all steps where it is below 1."""
-    return round(warmup if warmup >= 1 else warmup * total)
 
 
 def epoch_order(options: TrainSection, data: Encoded, seed: int, epoch: int) -> list[np.ndarray]:
