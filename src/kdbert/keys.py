@@ -47,5 +47,10 @@ def put(tree: dict[str, Any], key: str, value: Any, problems: list[str], keep: b
             problems.append(f"key {key!r}: {part!r} is not a section")
             return
         node[part] = node = child
-    if not (keep and parts[-1] in node):
-        node[parts[-1]] = value
+    last = parts[-1]
+    if keep and last in node:
+        return
+    if key in ("method", "task") and isinstance(value, str) and isinstance(node.get(last), dict):
+        node[last]["name"] = value  # the section's other keys stay
+    else:
+        node[last] = value

@@ -182,6 +182,15 @@ def test_a_wrong_axis_is_told_in_one_sentence(text: str, told: str) -> None:
     assert message.count(told) == 1
 
 
+def test_a_method_for_all_cells_leaves_its_options_in_the_grid() -> None:
+    cells = expand(
+        grid=["method.temperature=1,2", "method.alpha=0.1,0.5"], flags={"task.name": "rte"}, sets=["method=kd"]
+    )
+    assert {(c.recipe.method.name, c.recipe.method.temperature, c.recipe.method.alpha) for c in cells} == {
+        ("kd", 1.0, 0.1), ("kd", 1.0, 0.5), ("kd", 2.0, 0.1), ("kd", 2.0, 0.5),
+    }  # fmt: skip
+
+
 def test_the_problems_of_all_cells_are_told_at_once_and_each_once() -> None:
     message = refused("train.epochs=0,1", "train.warmup=0,-1", seeds="3")
     assert message.count("train.epochs: ") == 2  # alone, and in the cell where the warm-up is wrong too
