@@ -284,6 +284,19 @@ def test_a_damaged_file_is_named_and_made_again(
     assert_same(tmp_path / "run", made / "first")
 
 
+def test_what_cannot_take_its_place_in_the_store_is_used_all_the_same(
+    run: Any, made: Path, root: Path, tmp_path: Path
+) -> None:
+    file = store_files(root)["train"]
+    file.unlink()
+    file.mkdir()
+    (file / "somebodys").write_text("own", encoding="utf-8")
+    ended = run(tmp_path / "run", root)
+    assert "used for this run" in ended.err
+    assert (file / "somebodys").read_text(encoding="utf-8") == "own"
+    assert_same(tmp_path / "run", made / "first")
+
+
 @pytest.fixture
 def keep(tmp_path: Path) -> Callable[..., np.ndarray]:
     """Store an array, or read it back."""

@@ -24,7 +24,7 @@ def table(
         str | None, typer.Option(help="Value of the first row key; adds differences, paired test and interval.")
     ] = None,
     paper: Annotated[
-        list[str] | None, typer.Option(help="Published numbers below ours: ics, bert-and-friends, clinc.")
+        list[str] | None, typer.Option(help="Published numbers below ours: ics, bert-and-friends, clinc, linkbert.")
     ] = None,
     percent: Annotated[bool, typer.Option("--percent", help="Scores times 100, two decimals.")] = False,
     debug: o.Debug = False,

@@ -61,8 +61,9 @@ def alone(path: Path) -> Iterator[None]:
         held = open(lock, "w")
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(held, fcntl.LOCK_EX)
-        if lock.exists() and os.fstat(held.fileno()).st_ino == lock.stat().st_ino:
-            break
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(held.fileno()).st_ino == lock.stat().st_ino:
+                break
         held.close()  # the one who had it has taken it away
     try:
         yield

@@ -23,6 +23,10 @@ SOURCES = {
         "CLINC report: NJIT report on CLINC-OOS plus and the same group's public model cards; one run each; with "
         "alpha = 1 the reported student is in effect fine-tuned without its teacher"
     ),
+    "linkbert": (
+        "LinkBERT: the authors' README, BLURB test; (?): the number of runs is not stated; VE-KD's own scores could "
+        "not be obtained"
+    ),
 }
 # A mean that our tables use, of two figures that papers report one beside the other.
 MEANS = {"accuracy_and_f1": ("f1", "accuracy"), "pearson_and_spearman": ("pearson", "spearman")}

@@ -153,8 +153,15 @@ def stored(
             computed = compute([name for name in paths if name not in values], allocate)
             values.update({name: array for name in missing if (array := computed[name]) is not None})
             for name, file in files.items():
-                values[name] = file.seal()
-                log.info("%s %s: kept in %s", whose, name, paths[name])
+                try:
+                    values[name] = file.seal()
+                except OSError as error:
+                    if accelerator.num_processes > 1:  # the others would look for it there
+                        raise
+                    log.warning("%s %s: cannot be kept in %s (%s); used for this run", whose, name, paths[name], error)
+                    values[name] = file.values
+                else:
+                    log.info("%s %s: kept in %s", whose, name, paths[name])
             _share(values, paths, rows, types, accelerator)
         return {name: values[name] for name in rows}
     finally:
