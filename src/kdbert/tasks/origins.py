@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from kdbert.data.files import find_file, read_lines, unpacked_sha256
 from kdbert.errors import UserError
 from kdbert.tasks.spec import TaskSpec
 
-log = logging.getLogger("kdbert")
 GLUE = "https://dl.fbaipublicfiles.com/glue/data/"
 MASSIVE = "https://amazon-massive-nlu-dataset.s3.amazonaws.com/amazon-massive-dataset-1.1.tar.gz"
 ARCHIVES = {
@@ -56,7 +54,6 @@ BY_HAND = {
         "tokcls into {folder}; no checksum of it is known"
     ),
 }
-BY_HAND_MARK = "by hand: "
 EMOTIONS = ("sadness", "joy", "love", "anger", "fear", "surprise")  # the order of their numbers on the Hub
 
 
@@ -109,7 +106,7 @@ class Wanted:
     by_hand: bool = False
 
     def __str__(self) -> str:
-        return f"{self.target}: {self.file.url or self.how}"
+        return f"{self.target}: {'by hand: ' if self.by_hand else ''}{self.file.url or self.how}"
 
 
 def base_folder(spec: TaskSpec, data_dir: str | None) -> Path:
@@ -164,7 +161,7 @@ def _wanted(spec: TaskSpec, file: File, folder: Path) -> Wanted:
         return Wanted(file, target, f"made of {_emotion_address(file.name)}")
     root = target.parents[len(Path(spec.folder).parts) - 1] / spec.folder.partition("/")[0]
     cure = BY_HAND.get(spec.folder.partition("/")[0], f"get it from {spec.source}").format(folder=root)
-    return Wanted(file, target, f"{BY_HAND_MARK}{cure}", by_hand=True)
+    return Wanted(file, target, cure, by_hand=True)
 
 
 def fetch(spec: TaskSpec, data_dir: str | None) -> list[Path]:
@@ -203,7 +200,7 @@ def _fetch(spec: TaskSpec, data_dir: str | None) -> list[Path]:
     lost = [one for one in missing if one.by_hand]
     if lost:
         names = ", ".join(one.file.name for one in lost)
-        raise UserError(f"{spec.name}: {names} cannot be fetched: {lost[0].how.removeprefix(BY_HAND_MARK)}")
+        raise UserError(f"{spec.name}: {names} cannot be fetched: {lost[0].how}")
     return written
 
 

@@ -145,22 +145,16 @@ def read_beside(path: Path, labels: tuple[str, ...], text_name: str, label_name:
         yield Row(str(line - 1), text, None, known.get(word), f"line {line}")
 
 
-def keep(read: Reader, wanted: Callable[[Row], bool]) -> Reader:
-    """A reader of some of another reader's rows."""
-    return partial(_keep, read=read, wanted=wanted)
-
-
-def _keep(path: Path, read: Reader, wanted: Callable[[Row], bool]) -> Iterator[Row]:
-    return (row for row in read(path) if wanted(row))
-
-
 def held_out(read: Reader, tenths: Iterable[int]) -> Reader:
     """A reader of some tenths of a file that has no split of its own.
 
     The tenth of a row is a hash of its id, so that it does not depend on the order of rows.
     """
-    chosen = frozenset(tenths)
-    return keep(read, lambda row: int(hashlib.sha256(row.id.encode()).hexdigest()[:8], 16) % 10 in chosen)
+    return partial(_read_tenths, read=read, tenths=frozenset(tenths))
+
+
+def _read_tenths(path: Path, read: Reader, tenths: frozenset[int]) -> Iterator[Row]:
+    return (row for row in read(path) if int(hashlib.sha256(row.id.encode()).hexdigest()[:8], 16) % 10 in tenths)
 
 
 def label_file(name: str) -> tuple[str, ...]:
