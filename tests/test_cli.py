@@ -133,6 +133,8 @@ def test_real_files_are_described_and_verified(kdbert: Callable[..., Any], glue_
     done = kdbert("data", "verify", "rte", "--data-dir", glue_dir)
     assert (done.code, done.out.count("as published")) == (0, 3)
     assert kdbert("data", "verify", "CLINC150", "--data-dir", data_dir).code == 0
+    done = kdbert("data", "verify", "olid-a", "--data-dir", data_dir)
+    assert (done.code, done.out.count("as published"), done.out.count("as kdbert divides the file")) == (0, 1, 2)
     done = kdbert("data", "describe", "rte", "--data-dir", glue_dir)
     assert "entailment 1249, not_entailment 1241" in done.out
     assert "3000 rows" in done.out

@@ -7,6 +7,7 @@ tenth of the training file, chosen by a hash of each example's id, is kept for i
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from typing import Any
 from kdbert.data.examples import Row
 from kdbert.data.files import find_file, read_lines
 from kdbert.errors import UserError
-from kdbert.tasks.readers import Columns, held_out, read_columns, read_tsv
+from kdbert.tasks.readers import Columns, read_columns, read_tsv
 from kdbert.tasks.sentiment import SLURS
 from kdbert.tasks.spec import Split, TaskSpec
 
 BINARY = ("macro_f1", "f1", "accuracy")
 SEVERAL = ("macro_f1", "weighted_f1", "accuracy")
-TRAIN, DEV, TEST = range(2, 10), (0,), (1,)  # tenths of a file
+DEV, TEST = frozenset({0}), frozenset({1})  # tenths of a file that has no such split
+TRAIN = frozenset(range(10)) - DEV - TEST
 
 
 def _hate(name: str, **spec: Any) -> TaskSpec:
@@ -81,8 +83,8 @@ def _olid(
         labels=labels,
         metrics=metrics,
         splits={
-            "train": Split(("olid-training-v1.0.tsv",), held_out(read, {*TRAIN, *TEST})),
-            "dev": Split(("olid-training-v1.0.tsv",), held_out(read, DEV)),
+            "train": Split(("olid-training-v1.0.tsv",), read, tenths=TRAIN | TEST),
+            "dev": Split(("olid-training-v1.0.tsv",), read, tenths=DEV),
             "test": Split((f"testset-level{level}.tsv",), read, beside=(f"labels-level{level}.csv",)),
         },
         folder="olid",
@@ -118,16 +120,15 @@ def _abuseval(name: str, title: str, labels: tuple[str, ...], metrics: tuple[str
         files = (f"abuseval_{which}_joined.tsv", f"abuseval_offenseval_{which}.tsv")
         return Split(files, partial(read_abuseval, split=which, binary="ABU" in labels))
 
-    train, test = split("train"), split("test")
     return _hate(
         name,
         title=f"AbuseEval 1.0: {title}",
         labels=labels,
         metrics=metrics,
         splits={
-            "train": Split(train.files, held_out(train.read, {*TRAIN, *TEST})),
-            "dev": Split(train.files, held_out(train.read, DEV)),
-            "test": test,
+            "train": replace(split("train"), tenths=TRAIN | TEST),
+            "dev": replace(split("train"), tenths=DEV),
+            "test": split("test"),
         },
         folder="abuseval",
         rows={"train": 11958, "dev": 1282, "test": 860},
@@ -149,7 +150,7 @@ DAVIDSON = _hate(
     labels=_DAVIDSON,
     metrics=SEVERAL,
     splits={
-        split: Split(("labeled_data.csv",), held_out(_davidson, tenths))
+        split: Split(("labeled_data.csv",), _davidson, tenths=tenths)
         for split, tenths in (("train", TRAIN), ("dev", DEV), ("test", TEST))
     },
     folder="davidson",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -142,8 +142,8 @@ def missing_files(spec: TaskSpec, data_dir: str | None) -> list[Wanted]:
             want(next((file for file in candidates if file.url), candidates[0]))
         for one in split.beside:
             want(known(spec, one))
-    if spec.folder == "MRPC" and wanted:
-        for one in ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "dev_ids.tsv"):
+    if spec.folder in MADE and wanted:
+        for one in MADE[spec.folder].parts:
             want(known(spec, one))
     if spec.folder == "abuseval" and wanted:  # the authors' labels; their tweets are OLID's
         for one in ("olid-training-v1.0.tsv", "testset-levela.tsv"):
@@ -155,10 +155,8 @@ def _wanted(spec: TaskSpec, file: File, folder: Path) -> Wanted:
     target = folder / file.name
     if file.url:
         return Wanted(file, target)
-    if spec.folder == "MRPC":
-        return Wanted(file, target, "made of the MSR corpus and GLUE's dev ids")
-    if spec.folder == "emotion":
-        return Wanted(file, target, f"made of {_emotion_address(file.name)}")
+    if spec.folder in MADE:
+        return Wanted(file, target, f"made of {MADE[spec.folder].source(file.name)}")
     root = target.parents[len(Path(spec.folder).parts) - 1] / spec.folder.partition("/")[0]
     cure = BY_HAND.get(spec.folder.partition("/")[0], f"get it from {spec.source}").format(folder=root)
     return Wanted(file, target, cure, by_hand=True)
@@ -195,8 +193,7 @@ def _fetch(spec: TaskSpec, data_dir: str | None) -> list[Path]:
         written += _fetch_address(url, several)
     made = {one.file.name: one.file.sha256 for one in missing if not one.file.url and not one.by_hand}
     if made:
-        folder = base_folder(spec, data_dir)
-        written += (make_mrpc if spec.folder == "MRPC" else make_emotion)(folder, made)
+        written += MADE[spec.folder].make(base_folder(spec, data_dir), made)
     lost = [one for one in missing if one.by_hand]
     if lost:
         names = ", ".join(one.file.name for one in lost)
@@ -286,3 +283,28 @@ def _write(rows: Mapping[str, list[str]], folder: Path, checksums: Mapping[str, 
         write_checked(io.BytesIO(("\n".join(lines) + "\n").encode()), folder / name, checksums[name])
         targets.append(folder / name)
     return targets
+
+
+@dataclass(frozen=True)
+class Made:
+    """How the files of a folder are made of others, because nobody distributes them as they are.
+
+    Attributes:
+        source: name of a file -> what it is made of, for a person.
+        make: writes the named files (name -> sha256) into a folder and returns them.
+        parts: files that are fetched into the folder first.
+    """
+
+    source: Callable[[str], str]
+    make: Callable[[Path, Mapping[str, str]], list[Path]]
+    parts: tuple[str, ...] = ()
+
+
+MADE = {
+    "MRPC": Made(
+        lambda name: "the MSR corpus and GLUE's dev ids",
+        make_mrpc,
+        ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "dev_ids.tsv"),
+    ),
+    "emotion": Made(_emotion_address, make_emotion),
+}

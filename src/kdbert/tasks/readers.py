@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -143,18 +141,6 @@ def read_beside(path: Path, labels: tuple[str, ...], text_name: str, label_name:
         if word and word not in known:
             raise UserError(f"{other}, line {line}: {word!r} is no class number (0 to {len(labels) - 1})")
         yield Row(str(line - 1), text, None, known.get(word), f"line {line}")
-
-
-def held_out(read: Reader, tenths: Iterable[int]) -> Reader:
-    """A reader of some tenths of a file that has no split of its own.
-
-    The tenth of a row is a hash of its id, so that it does not depend on the order of rows.
-    """
-    return partial(_read_tenths, read=read, tenths=frozenset(tenths))
-
-
-def _read_tenths(path: Path, read: Reader, tenths: frozenset[int]) -> Iterator[Row]:
-    return (row for row in read(path) if int(hashlib.sha256(row.id.encode()).hexdigest()[:8], 16) % 10 in tenths)
 
 
 def label_file(name: str) -> tuple[str, ...]:

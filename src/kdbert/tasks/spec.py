@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,8 @@ class Split:
     """One split: the file names it may have inside the task's folder, and how to read one of them.
 
     `place` is the file or folder itself where a person has named it; it is not searched for then. `beside` are names of
-    further files in the same folder that are read with it.
+    further files in the same folder that are read with it. `tenths`: the split is those tenths (0 to 9) of a file, for
+    a data set that comes without it; the tenth of a row is a hash of its id, whatever the order of rows.
     """
 
     files: tuple[str, ...]
@@ -27,6 +29,15 @@ class Split:
     labelled: bool = True
     place: Path | None = None
     beside: tuple[str, ...] = ()
+    tenths: frozenset[int] = frozenset()
+
+    def rows(self, path: Path) -> Iterator[Row]:
+        """The rows of this split in its file `path`."""
+        return (row for row in self.read(path) if not self.tenths or _tenth(row.id) in self.tenths)
+
+
+def _tenth(identity: str) -> int:
+    return int(hashlib.sha256(identity.encode()).hexdigest()[:8], 16) % 10
 
 
 @dataclass(frozen=True)
@@ -122,7 +133,7 @@ class TaskSpec:
             )
         source = self.splits[split]
         return examples_of(
-            source.read(path),
+            source.rows(path),
             path=path,
             split=split,
             kind=self.kind,
