@@ -5,20 +5,30 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kdbert.data.corpus import DEV_SEQUENCES, tokenised
 from kdbert.data.encode import encode
+from kdbert.data.masking import masking_of
 from kdbert.errors import RunBusy, UserError
 from kdbert.methods import get_method
-from kdbert.metrics import score
-from kdbert.models.kernels import use_first_token, use_packing
+from kdbert.metrics import masked_lm_scores, score
+from kdbert.models.kernels import use_first_token, use_late_head, use_packing
 from kdbert.models.labels import teacher_permutation
-from kdbert.models.load import check_trained_head, label_names, load_classifier, load_config, load_tokenizer
-from kdbert.models.locate import locate
+from kdbert.models.load import (
+    check_trained_head,
+    label_names,
+    load_classifier,
+    load_config,
+    load_masked_lm,
+    load_tokenizer,
+)
+from kdbert.models.locate import ModelPlace, locate
 from kdbert.plan import Plan, check_length, student_before_teacher
 from kdbert.recipe import MemorySection, Recipe
-from kdbert.reporting.predictions import predicted, write_predictions, write_submission
+from kdbert.reporting.predictions import predicted, write_hidden, write_predictions, write_submission
 from kdbert.resolve import (
     baseline_recipe,
     missing_teachers,
@@ -33,10 +43,12 @@ from kdbert.sweep.grid import Cell
 from kdbert.sweep.jobs import Job, plan_jobs
 from kdbert.sweep.local import run_jobs, threads_per_job
 from kdbert.sweep.progress import Progress, counted, summary
-from kdbert.tasks import CUSTOM, get_task, task_name
+from kdbert.tasks import CORPUS, CUSTOM, get_task, task_name
+from kdbert.tasks.corpus import corpus_task
 from kdbert.training.forward import predict
 from kdbert.training.job import Job as TrainingJob
 from kdbert.training.job import run_recipe
+from kdbert.training.masked_lm import masked_lm_sums
 from kdbert.training.precision import choose_attention, choose_precision, make_accelerator
 
 log = logging.getLogger("kdbert")
@@ -236,6 +248,7 @@ def evaluate(
     model: str,
     task: str | None = None,
     *,
+    corpus: str | None = None,
     split: str = "dev",
     data_dir: str | None = None,
     output_dir: str | None = None,
@@ -249,6 +262,7 @@ def evaluate(
     Args:
         model: run folder, model folder or Hub id.
         task: registered task; by default the run's own.
+        corpus: plain text to score a masked-LM on, all of it (task `corpus`).
         split: `dev`, `test`, or one split's name (`dev_matched`).
         output_dir: where predictions go; by default the run's `predictions/`; `predictions/<task>` for another
             model, task, length or precision.
@@ -264,6 +278,13 @@ def evaluate(
     if place.run is not None:
         # Its method may come from a plug-in that is not at hand, and makes no difference here.
         trained = Recipe.of({"task": RunFolder(place.run).manifest()["recipe"]["task"], "method": "finetune"})
+    if corpus is not None or CORPUS in (task, trained.task.name if trained is not None and task is None else None):
+        if task not in (None, CORPUS):
+            raise UserError(f"--corpus is plain text, which is task corpus, not {task}")
+        return _evaluate_text(
+            place, trained, corpus, split=split, output_dir=output_dir, max_length=max_length, batch_size=batch_size,
+            precision=precision,
+        )  # fmt: skip
     if task is None and trained is None:
         raise UserError(f"{model!r} is no run folder, so its task is not known; name it with --task")
     if trained is not None and (task is None or task_name(task) == trained.task.name):
@@ -303,12 +324,7 @@ def evaluate(
         own = (trained.task.name, trained.task.max_length, RunFolder(place.run).manifest().get("precision"))
         if own == (spec.name, length, chosen):
             folder = place.run / "predictions"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write predictions to {folder}: {error.strerror}; choose another --output-dir"
-        ) from None
+    _make(folder)
     metrics: dict[str, dict[str, float]] = {}
     files = []
     for name, part in examples.items():
@@ -325,3 +341,69 @@ def evaluate(
                 write_submission(folder / spec.submission[name], spec, logits)
                 files.append(folder / spec.submission[name])
     return Evaluation(spec.name, metrics, files)
+
+
+def _evaluate_text(
+    place: ModelPlace,
+    trained: Recipe | None,
+    corpus: str | None,
+    *,
+    split: str,
+    output_dir: str | None,
+    max_length: int | None,
+    batch_size: int,
+    precision: str,
+) -> Evaluation:
+    """`evaluate` of a masked-LM, on a corpus or on what its own run has kept for it."""
+    own = trained.task if trained is not None and trained.task.name == CORPUS else None
+    if split != "dev":
+        raise UserError(f"plain text has no {split} split; name a file with --corpus")
+    source = corpus
+    if source is None and own is not None:
+        source = own.dev_file or own.train_file
+    if source is None:
+        raise UserError(f"{place.given!r} was not trained on plain text; name some with --corpus")
+    spec = corpus_task(source)
+    config = load_config(place)
+    check_trained_head(config, place.given, spec)
+    length = max_length or (own.max_length if own else None) or min(spec.max_length, config.max_position_embeddings)
+    check_length(length, config, place.given)
+    tokenizer = load_tokenizer(place)
+    folder = Path(output_dir) if output_dir is not None else Path("predictions") / CORPUS
+    if output_dir is None and corpus is None and place.run is not None and own is not None and length == own.max_length:
+        folder = place.run / "predictions"
+    _make(folder)
+    accelerator = make_accelerator()
+    model, _ = load_masked_lm(place, tokenizer, attention=choose_attention("auto", accelerator.device))
+    use_late_head(model)
+    use_packing(model)
+    model.to(accelerator.device)
+    with tempfile.TemporaryDirectory() as temporary:
+        part = "dev" if corpus is None and own is not None and own.dev_file is None else None
+        texts = tokenised(source, tokenizer, length, folder=Path(temporary), packed=True, part=part)
+        texts = texts if corpus is not None else texts.head(DEV_SEQUENCES)
+        probability = own.mask_probability if own else 0.15
+        sums = masked_lm_sums(
+            model,
+            texts.masked(masking_of(tokenizer, probability=probability, words=bool(own and own.mask_words))).encoded,
+            batch_size=batch_size,
+            precision=choose_precision(precision, accelerator.device),
+            accelerator=accelerator,
+        )
+    if accelerator.is_main_process:
+        write_hidden(folder / "dev.jsonl", sums)
+    return Evaluation(CORPUS, {"dev": masked_lm_scores(spec.metrics, sums)}, [folder / "dev.jsonl"])
+
+
+def _make(folder: Path) -> None:
+    """Make a folder for predictions.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write predictions to {folder}: {error.strerror}; choose another --output-dir"
+        ) from None

@@ -15,11 +15,12 @@ OUTSIDE_IDENTITY = (
 ADDED_LATER = {
     "memory": None, "train.batch_sampler": "random", "train.examples_per_class": 4, "train.attention": "auto",
     "train.fast_dropout": True, "train.used_rows": True, "train.first_token": True, "train.packing": True,
-    "train.cache_precision": "fp32", "train.patience": None,
+    "train.cache_precision": "fp32", "train.patience": None, "student.tokenizer": None, "task.mask_probability": 0.15,
+    "task.mask_words": False,
 }  # fmt: skip
 # Keys whose value is a path, which counts by what is in it, wherever it lies.
 FILES_BY_CONTENT = ("task.train_file", "task.dev_file", "task.test_file")
-MODELS_BY_CONTENT = ("teachers", "student.model", "memory.file")
+MODELS_BY_CONTENT = ("teachers", "student.model", "student.tokenizer", "memory.file")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,19 +10,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from kdbert.data.corpus import DEV_SEQUENCES, TextSplit, corpus_digest, tokenised
 from kdbert.data.examples import Examples
 from kdbert.data.files import text_digest
+from kdbert.data.masking import base_size, masking_of, tokenizer_digest, vocabulary_size
 from kdbert.errors import UserError, near_miss
 from kdbert.memory import Memory
 from kdbert.methods import Models, Needs, Shape, all_methods, get_method, source_of
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import auto_class, check_trained_head, label_names, load_config, load_tokenizer, same_tokenizer
-from kdbert.models.locate import ModelPlace, locate
+from kdbert.models.locate import ModelPlace, locate, locate_tokenizer
 from kdbert.models.student import cut_layers, kept_layers
+from kdbert.models.vocabulary import check_expansion
 from kdbert.recipe import MemorySection, Recipe, warmup_steps
 from kdbert.resolve import base_model, missing_teachers, resolve_distill, task_of
 from kdbert.runs import RunFolder, content_digest, run_path, short_name
-from kdbert.tasks import CUSTOM, TaskSpec
+from kdbert.tasks import CORPUS, CUSTOM, TaskSpec
 
 log = logging.getLogger("kdbert")
 
@@ -50,7 +53,9 @@ class Plan:
         memory = self.recipe.memory.file if self.recipe.memory is not None else None
         for file in (task.train_file, task.dev_file, task.test_file, memory):
             if file is not None and Path(file).exists():
-                known[file] = content_digest(Path(file))
+                known[file] = corpus_digest(file) if task.name == CORPUS else content_digest(Path(file))
+        if self.recipe.student.tokenizer is not None:
+            known[self.recipe.student.tokenizer] = tokenizer_digest(self.tokenizer)
         return known
 
     @cached_property
@@ -75,8 +80,10 @@ class Plan:
         return task_of(self.recipe)
 
     @cached_property
-    def train_examples(self) -> Examples:
+    def train_examples(self) -> Examples | TextSplit:
         """The training split, cut to `max_train_examples`."""
+        if self.spec.kind == "masked_lm":
+            return self._text("train").head(self.recipe.task.max_train_examples)
         if "train" not in self.spec.splits:
             raise UserError(
                 f"task {self.spec.name!r} has no training split; train on another task (ax: mnli) and use "
@@ -85,12 +92,48 @@ class Plan:
         return self.spec.load("train", self.recipe.task.data_dir).head(self.recipe.task.max_train_examples)
 
     @cached_property
-    def eval_examples(self) -> dict[str, Examples]:
-        """Every labelled dev and test split."""
+    def eval_examples(self) -> Mapping[str, Examples | TextSplit]:
+        """Every labelled dev and test split; of plain text, the dev split."""
+        if self.spec.kind == "masked_lm":
+            return {"dev": self._text("dev").head(DEV_SEQUENCES)}
         names = [*self.spec.split_names("dev")]
         if "test" in self.spec.splits and self.spec.splits["test"].labelled:
             names.append("test")
         return {name: self.spec.load(name, self.recipe.task.data_dir) for name in names}
+
+    def _text(self, split: str) -> TextSplit:
+        """A split of plain text, tokenised, with the way in which its tokens are hidden."""
+        task, original = self.recipe.task, self.recipe.method.variant == "original"
+        assert task.train_file is not None
+        assert task.max_length is not None
+        own = task.dev_file is not None
+        found = tokenised(
+            task.dev_file if split == "dev" and task.dev_file is not None else task.train_file,
+            self.tokenizer,
+            task.max_length,
+            folder=Path(self.recipe.output.runs_dir) / CORPUS / "text",
+            packed=not original,
+            part=None if own else split,
+        )
+        # A teacher never reads a new piece; without one a model must learn to read them, too.
+        taught = bool(self.models.teachers)
+        try:
+            masking = masking_of(
+                self.tokenizer,
+                known=self.known_pieces,
+                probability=task.mask_probability,
+                words=task.mask_words,
+                new_always=taught or split == "dev",
+            )
+        except ValueError as error:
+            raise UserError(f"the tokenizer of {self.tokenizer_name!r} cannot hide tokens: {error}") from None
+        return found.masked(masking)
+
+    @cached_property
+    def known_pieces(self) -> int:
+        """Pieces of the teacher's vocabulary; without a teacher, those before the tokenizer was expanded."""
+        places = [*self.teacher_places, *self.teachers_to_come]
+        return vocabulary_size(load_tokenizer(places[0])) if places else base_size(self.tokenizer)
 
     @cached_property
     def data_files(self) -> dict[str, str]:
@@ -98,7 +141,7 @@ class Plan:
 
         A custom task's files stand in the recipe itself (see `fingerprints`).
         """
-        if self.recipe.task.name == CUSTOM:
+        if self.recipe.task.name in (CUSTOM, CORPUS):
             return {}
         found = {
             name: self.spec.files(name, self.recipe.task.data_dir)
@@ -133,10 +176,26 @@ class Plan:
         depth = self.student_config.num_hidden_layers
         return kept_layers(depth, student.layers, student.init if student.layers is not None else "first")
 
+    @property
+    def tokenizer_name(self) -> str:
+        """Whose tokenizer the student reads by: the one that is named, its own, or the teacher's."""
+        named = self.recipe.student.tokenizer
+        if named is not None:
+            return named
+        if self.student_place.fresh and self.recipe.teachers:
+            return self.recipe.teachers[0].model
+        return self.student_place.given
+
     @cached_property
     def tokenizer(self) -> Any:
         """The student's tokenizer."""
-        return load_tokenizer(self.student_place, words=self.spec.kind == "token")
+        words = self.spec.kind == "token"
+        if self.recipe.student.tokenizer is not None:
+            return load_tokenizer(locate_tokenizer(self.recipe.student.tokenizer), words=words)
+        return load_tokenizer(
+            self.student_place if self.tokenizer_name == self.student_place.given else self.teacher_places[0],
+            words=words,
+        )
 
     @cached_property
     def teacher_labels(self) -> list[list[str]]:
@@ -148,7 +207,7 @@ class Plan:
 
     @cached_property
     def teacher_permutations(self) -> list[list[int]]:
-        """For each teacher, the column of its logits that means each task label."""
+        """For each teacher, the column of its logits that means each task label; none for plain text."""
         for told, place in zip(self.recipe.teachers, self.teacher_places, strict=True):
             trained = place.task()
             if trained not in (None, self.spec.name) and told.labels is None:
@@ -157,6 +216,8 @@ class Plan:
                     "if it should teach all the same, name its labels with --teacher-labels"
                 )
             check_trained_head(load_config(place), place.given, self.spec)
+        if self.spec.kind == "masked_lm":
+            return [[] for _ in self.teacher_places]
         return [
             teacher_permutation(
                 told.model,
@@ -215,8 +276,8 @@ class Plan:
         for name in recipe.train.cache_for:
             if source_of(get_method(name)):
                 raise UserError(f"train.cache_for names {name!r}, which is no method of kdbert's own; leave it out")
-        _ = self.train_examples, self.eval_examples, self.kept_layers, self.teacher_permutations, self.needs
         self._check_head()
+        _ = self.teacher_permutations, self.train_examples, self.eval_examples, self.kept_layers, self.needs
         check_length(recipe.task.max_length, self.student_config, self.student_place.given)
         known = [place.fingerprint() for place in self.teacher_places]
         if len(set(known)) < len(known):
@@ -237,7 +298,10 @@ class Plan:
     def _check_head(self) -> None:
         """Refuse what has no meaning for the task's kind of head."""
         method, kind = get_method(self.recipe.method.name), self.spec.kind
-        words = {"token": "tags words", "multi_label": "takes any number of classes", "regression": "takes a score"}
+        words = {
+            "token": "tags words", "multi_label": "takes any number of classes", "regression": "takes a score",
+            "masked_lm": "is plain text", "single_label": "takes one of several classes",
+        }  # fmt: skip
         if kind not in method.heads:
             fitting = ", ".join(name for name, other in all_methods().items() if kind in other.heads)
             raise UserError(
@@ -249,10 +313,13 @@ class Plan:
                 f"task {self.spec.name!r} {words[kind]}; no published code distils that, so there is no variant "
                 "original of it: use --variant corrected"
             )
-        if kind == "token" and self.recipe.train.batch_sampler == "class-balanced":
+        if kind in ("token", "masked_lm") and self.recipe.train.batch_sampler == "class-balanced":
             raise UserError(
-                f"task {self.spec.name!r} tags words, so its examples are of no class: leave train.batch_sampler=random"
+                f"task {self.spec.name!r} {words[kind]}, so its examples are of no class: leave "
+                "train.batch_sampler=random"
             )
+        if kind == "masked_lm" and self.recipe.output.diagnose:
+            raise UserError("--diagnose compares models on examples with labels; it does not go with task 'corpus'")
 
     def _check_memory(self) -> None:
         memory, layer = self.recipe.memory, self.needs.memory_layer
@@ -320,6 +387,9 @@ class Plan:
         Raises:
             UserError: the tokenizers differ.
         """
+        if self.spec.kind == "masked_lm":
+            check_expansion(load_tokenizer(teacher), self.tokenizer, teacher.given, self.tokenizer_name)
+            return
         if not same_tokenizer(self.tokenizer, load_tokenizer(teacher, words=self.spec.kind == "token")):
             raise UserError(
                 f"teacher {teacher.given!r} and student {self.student_place.given!r} have different tokenizers, and "
@@ -334,7 +404,9 @@ class Plan:
     @cached_property
     def teacher_tokenizers(self) -> list[Any]:
         """Each teacher's own tokenizer; None where it reads exactly what the student reads."""
-        own = []
+        own: list[Any] = []
+        if self.spec.kind == "masked_lm":  # what it does not know is hidden from it
+            return [None for _ in self.teacher_places]
         for place in self.teacher_places:
             tokenizer = load_tokenizer(place, words=self.spec.kind == "token")
             same = same_tokenizer(self.tokenizer, tokenizer)
@@ -351,7 +423,7 @@ class Plan:
 
     def parameters(self) -> tuple[int, list[int]]:
         """Numbers of parameters of the student and of each teacher, from their configurations."""
-        whole = count_parameters(self.student_config, self.spec, self.kept_layers)
+        whole = count_parameters(self.student_config, self.spec, self.kept_layers, vocabulary_size(self.tokenizer))
         return whole, [count_parameters(load_config(place), self.spec) for place in self.teacher_places]
 
     def memory_estimate(self) -> float:
@@ -392,14 +464,18 @@ def shape_of(config: Any) -> Shape:
     return Shape(config.num_hidden_layers, config.hidden_size)
 
 
-def count_parameters(config: Any, spec: TaskSpec, layers: list[int] | None = None) -> int:
-    """Parameters of a classifier for the task with this configuration; no memory is taken for them."""
+def count_parameters(config: Any, spec: TaskSpec, layers: list[int] | None = None, pieces: int = 0) -> int:
+    """Parameters of a model for the task with this configuration, and a vocabulary of so many pieces if that is larger;
+    no memory is taken for them.
+    """
     import copy
 
     import torch
 
     config = copy.deepcopy(config)
-    config.num_labels = spec.num_outputs
+    if spec.kind != "masked_lm":
+        config.num_labels = spec.num_outputs
+    config.vocab_size = max(config.vocab_size, pieces)
     with torch.device("meta"):
         model = auto_class(spec.kind).from_config(config)
     if layers is not None:

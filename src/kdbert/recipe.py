@@ -29,7 +29,7 @@ from pydantic import (
 from kdbert.errors import UserError, near_miss
 from kdbert.keys import ADDED_LATER, FILES_BY_CONTENT, OUTSIDE_IDENTITY, put
 from kdbert.methods import MethodOptions, all_methods, get_method, source_of
-from kdbert.tasks import CUSTOM, get_task, task_name
+from kdbert.tasks import CORPUS, CUSTOM, get_task, task_name
 
 
 class Section(BaseModel):
@@ -45,11 +45,15 @@ class TaskSection(Section):
     data_dir: str | None = Field(None, description="folder of the task's files")
     max_length: int | None = Field(None, ge=4, description="tokens per example, longer ones are cut (task's default)")
     max_train_examples: int | None = Field(None, ge=1, description="use the first N training examples only")
-    train_file: str | None = Field(None, description="custom: training file")
-    dev_file: str | None = Field(None, description="custom: dev file")
+    train_file: str | None = Field(
+        None, description="custom: training file; corpus: a text file, or a folder of such (flag --corpus)"
+    )
+    dev_file: str | None = Field(None, description="custom: dev file; corpus: text of its own (one in 20 of corpus)")
     test_file: str | None = Field(None, description="custom: test file")
     text_columns: list[str] | None = Field(None, description="custom: one or two columns")
     label_column: str | None = Field(None, description="custom: the label's column")
+    mask_probability: float = Field(0.15, gt=0, lt=1, description="corpus: share of the tokens that are hidden")
+    mask_words: bool = Field(False, description="corpus: hide whole words instead of single tokens")
 
     @field_validator("text_columns", mode="before")
     @classmethod
@@ -67,7 +71,13 @@ class TaskSection(Section):
     @model_validator(mode="after")
     def _files(self) -> TaskSection:
         files = {"train_file": self.train_file, "dev_file": self.dev_file}
-        if self.name == CUSTOM:
+        if self.name == CORPUS:
+            if self.train_file is None:
+                raise ValueError("task 'corpus' is plain text of yours: name a file or folder with --corpus")
+            tables = [k for k in ("test_file", "text_columns", "label_column") if getattr(self, k) is not None]
+            if tables:
+                raise ValueError(f"--{tables[0].replace('_', '-')} says nothing of plain text (task 'corpus')")
+        elif self.name == CUSTOM:
             missing = [key.replace("_", "-") for key, value in files.items() if value is None]
             if missing:
                 raise ValueError(f"task 'custom' needs {' and '.join('--' + key for key in missing)}")
@@ -133,7 +143,13 @@ class MemorySection(Section):
 class StudentSection(Section):
     """The model that is trained."""
 
-    model: str | None = Field(None, description="model folder, run folder or Hub id it starts from")
+    model: str | None = Field(
+        None,
+        description="model folder, run folder or Hub id it starts from; or a configuration (.json), drawn at random",
+    )
+    tokenizer: str | None = Field(
+        None, description="tokenizer folder or Hub id, such as `kdbert expand-vocab` makes (the model's own)"
+    )
     layers: int | None = Field(None, ge=1, description="keep this many encoder layers")
     init: Literal["first", "last", "even"] | list[int] = Field(
         "first", description="which layers are kept: first, last, even, or their numbers from 1"
@@ -414,6 +430,8 @@ class Recipe(Section):
                 tree["task"][name] = fingerprints.get(tree["task"][name], tree["task"][name])
         for part in (*tree["teachers"], tree["student"]):  # MODELS_BY_CONTENT
             part["model"] = fingerprints.get(part["model"], part["model"])
+        if self.student.tokenizer is not None:
+            tree["student"]["tokenizer"] = fingerprints.get(self.student.tokenizer, self.student.tokenizer)
         return tree
 
     def digest(self, fingerprints: Mapping[str, str]) -> str:

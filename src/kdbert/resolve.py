@@ -12,7 +12,8 @@ from kdbert.methods import get_method
 from kdbert.models.load import load_config
 from kdbert.models.locate import QUICKSTART_MODEL, locate
 from kdbert.recipe import MemorySection, Recipe, StudentSection, TeacherSection, TeacherTraining, TrainSection
-from kdbert.tasks import CUSTOM, TaskSpec, get_task
+from kdbert.tasks import CORPUS, CUSTOM, TaskSpec, get_task
+from kdbert.tasks.corpus import corpus_task
 from kdbert.tasks.custom import custom_task
 
 log = logging.getLogger("kdbert")
@@ -27,6 +28,9 @@ PAPER_MODEL = "bert-base-uncased"  # what the published systems start from
 def task_of(recipe: Recipe) -> TaskSpec:
     """The recipe's task, made from the person's files for `custom`."""
     task = recipe.task
+    if task.name == CORPUS:
+        assert task.train_file is not None
+        return corpus_task(task.train_file)
     if task.name != CUSTOM:
         return get_task(task.name)
     assert task.train_file is not None

@@ -14,7 +14,18 @@ from typing import Annotated
 import typer
 
 from kdbert import __version__
-from kdbert.cli import data, distill, doctor, evaluate, finetune_teacher, methods, sweep, table, train_memory
+from kdbert.cli import (
+    data,
+    distill,
+    doctor,
+    evaluate,
+    expand_vocab,
+    finetune_teacher,
+    methods,
+    sweep,
+    table,
+    train_memory,
+)
 from kdbert.errors import Interrupted, KdbertError
 
 app = typer.Typer(
@@ -29,6 +40,7 @@ app = typer.Typer(
 )
 app.command("finetune-teacher")(finetune_teacher.finetune_teacher)
 app.command("train-memory")(train_memory.train_memory)
+app.command("expand-vocab")(expand_vocab.expand_vocab)
 app.command("distill")(distill.distill)
 app.command("sweep")(sweep.sweep)
 app.command("table")(table.table)

@@ -23,6 +23,9 @@ def distill(
     student: Annotated[
         str | None, typer.Option(help="Model folder or Hub id. [the teacher's pretrained model, cut]")
     ] = None,
+    student_config: Annotated[
+        str | None, typer.Option(help="A config.json: the student is drawn at random by it.")
+    ] = None,
     student_layers: Annotated[
         int | None, typer.Option(help="Encoder layers that the student keeps. [half; with --student all]")
     ] = None,
@@ -42,6 +45,8 @@ def distill(
     ] = None,
     data_dir: o.DataDir = None,
     max_length: o.MaxLength = None,
+    corpus: o.Corpus = None,
+    tokenizer: o.Tokenizer = None,
     train_file: o.TrainFile = None,
     dev_file: o.DevFile = None,
     test_file: o.TestFile = None,
@@ -90,7 +95,7 @@ def distill(
             "task.name": task,
             "teachers": o.teachers(teacher, teacher_labels, teacher_model),
             "teacher_training.model": teacher_model,
-            "student.model": student,
+            "student.model": o.student_model(student, student_config),
             "student.layers": student_layers,
             "student.init": student_init,
             "method.layer_map": layer_map,

@@ -13,6 +13,7 @@ from kdbert.cli import options as o
 def evaluate(
     model: Annotated[str, typer.Argument(help="Run folder, model folder or Hub id.")],
     task: Annotated[str | None, typer.Option(help="Task. [the run's own]")] = None,
+    corpus: o.Corpus = None,
     split: Annotated[str, typer.Option(help="dev, test, or one split's name such as dev_matched.")] = "dev",
     data_dir: o.DataDir = None,
     output_dir: Annotated[str | None, typer.Option(help="Where predictions go. [the run's predictions/]")] = None,
@@ -31,7 +32,7 @@ def evaluate(
     from kdbert import api
 
     found = api.evaluate(
-        model, task, split=split, data_dir=data_dir, output_dir=output_dir, labels=o.split_list(labels),
+        model, task, corpus=corpus, split=split, data_dir=data_dir, output_dir=output_dir, labels=o.split_list(labels),
         max_length=max_length, batch_size=batch_size, precision=precision,
     )  # fmt: skip
     if not o.main_process():

@@ -16,6 +16,8 @@ def finetune_teacher(
     ] = None,
     data_dir: o.DataDir = None,
     max_length: o.MaxLength = None,
+    corpus: o.Corpus = None,
+    tokenizer: o.Tokenizer = None,
     train_file: o.TrainFile = None,
     dev_file: o.DevFile = None,
     test_file: o.TestFile = None,

@@ -20,6 +20,12 @@ MaxLength = Annotated[int | None, typer.Option(help="Tokens per example; longer 
 TrainFile = Annotated[str | None, typer.Option(help="--task custom: csv, tsv, jsonl, parquet, or a saved dataset.")]
 DevFile = Annotated[str | None, typer.Option(help="--task custom: dev file of the same form.")]
 TestFile = Annotated[str | None, typer.Option(help="--task custom: test file of the same form.")]
+Corpus = Annotated[
+    str | None, typer.Option(help="Plain text, one text per line: a file or a folder of .txt files (task corpus).")
+]
+Tokenizer = Annotated[
+    str | None, typer.Option(help="Tokenizer of the model, such as one of `kdbert expand-vocab`. [the model's own]")
+]
 TextColumns = Annotated[str | None, typer.Option(help="--task custom: one or two columns, a,b. [by name]")]
 LabelColumn = Annotated[str | None, typer.Option(help="--task custom: the label's column. [by name]")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training data. [3; quickstart 8]")]
@@ -84,6 +90,17 @@ def teachers(paths: list[str] | None, labels: str | None, model: str | None) -> 
     return [{"model": path, "labels": split_list(labels)} for path in paths] if paths else None
 
 
+def student_model(model: str | None, configuration: str | None) -> str | None:
+    """The recipe key for --student or --student-config.
+
+    Raises:
+        typer.BadParameter: both are given.
+    """
+    if model is not None and configuration is not None:
+        raise typer.BadParameter("and --student both say what the student starts from", param_hint="--student-config")
+    return model if configuration is None else configuration
+
+
 def load_plugins(paths: list[str] | None) -> None:
     """Register the methods of the files that the person names."""
     if paths:
@@ -141,9 +158,25 @@ def run_flags(given: Mapping[str, Any]) -> dict[str, Any]:
         if name in given
     }
     flags["task.text_columns"] = split_list(given["text_columns"])
+    if given["corpus"] is not None:
+        flags["task.name"], flags["task.train_file"] = _of_corpus(given)
+    flags["student.tokenizer"] = given["tokenizer"]
     flags["output.dir"] = given["output_dir"]
     flags["seed"] = given["seed"]
     return flags
+
+
+def _of_corpus(given: Mapping[str, Any]) -> tuple[str, str]:
+    """Task and training file where plain text is named.
+
+    Raises:
+        typer.BadParameter: another task is named, too.
+    """
+    if given["task"] not in (None, "corpus"):
+        raise typer.BadParameter(f"is plain text, which is task corpus, not {given['task']}", param_hint="--corpus")
+    if given["train_file"] is not None:
+        raise typer.BadParameter("and --train-file both name the training text", param_hint="--corpus")
+    return "corpus", given["corpus"]
 
 
 def row_of(name: str, result: RunResult) -> Any:

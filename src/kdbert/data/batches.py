@@ -18,6 +18,7 @@ from kdbert.data.encode import NO_LABEL, Encoded
 # A bucket pool holds this many batches, or half of a small data set. Sorting by length happens inside a
 # randomly drawn pool only, so a batch's companions change every epoch.
 POOL_BATCHES = 50
+EVALUATION = (0x6576616C,)  # the draw of hidden tokens in evaluations: of no seed and epoch, so always the same
 
 
 def epoch_batches(
@@ -110,6 +111,9 @@ class Batch:
         rows: `example` on the host.
         everyone: the examples of all processes' parts of this micro-batch, on the host.
         start: where this process's part begins in `everyone`.
+        world: number of processes.
+        known: of plain text, bool [B, L], real tokens (hidden or not) that the teacher's vocabulary has.
+        known_count: how many there are in this micro-batch, over all processes. known_scale: as `scale`, for them.
     """
 
     input_ids: torch.Tensor
@@ -125,6 +129,10 @@ class Batch:
     everyone: np.ndarray | None = None
     start: int = 0
     label_scale: float = 0.0
+    known: torch.Tensor | None = None
+    known_count: int = 0
+    known_scale: float = 0.0
+    world: int = 1
 
     @property
     def count(self) -> int:
@@ -156,6 +164,13 @@ class Batch:
             return (per_example.sum(1) * self.valid.to(per_example.dtype)).sum() * self.label_scale
         return (per_example * self.valid.to(per_example.dtype)).sum() * self.scale
 
+    def total(self, value: torch.Tensor) -> torch.Tensor:
+        """Sum over the processes of a value of this micro-batch, without gradient."""
+        value = value.detach().clone()
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            torch.distributed.all_reduce(value)
+        return value
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         if device.type == self.input_ids.device.type == "cpu":
@@ -173,6 +188,7 @@ class Batch:
             labels=None if self.labels is None else move(self.labels),
             example=move(self.example),
             valid=move(self.valid),
+            known=None if self.known is None else move(self.known),
         )
 
 
@@ -200,31 +216,76 @@ def micro_batches(
     rank: int = 0,
     world: int = 1,
     length: int | None = None,
+    draw: tuple[int, ...] = EVALUATION,
 ) -> Iterator[Batch]:
     """Cut one global batch into micro-batches and take this process's share of each.
 
     Rank r takes a contiguous slice. All ranks get the same number of rows and the same padded length (that of the
     longest example, unless `length` is given); missing rows are filled with the first example and marked invalid.
+
+    Args:
+        draw: of plain text, what decides which tokens are hidden: (seed, epoch).
     """
     parts = [part for part in np.array_split(rows, accumulation) if len(part)]
+    hidden = hide(data, rows, draw)
     for part in parts:
         share = -(-len(part) // world)
         mine = part[rank * share : (rank + 1) * share]
         valid = np.zeros(share, dtype=np.float32)
         valid[: len(mine)] = 1.0
         filled = np.concatenate([mine, np.repeat(part[:1], share - len(mine))])
-        batch = collate(data, filled, length=length or int(data.lengths[part].max()))
+        batch = collate(data, filled, length=length or int(data.lengths[part].max()), hidden=hidden)
         batch.valid = torch.from_numpy(valid)
         batch.scale = world / len(rows)
         if data.logits_of == "token" and data.labels is not None:
             batch.label_scale = world / max(1, int(data.label_counts[rows].sum()))
-        batch.share = len(part) / len(rows)
+        if hidden is not None:
+            batch.label_scale = world / max(1, sum(hidden[row].label_count for row in rows.tolist()))
+            batch.known_scale = world / max(1, sum(hidden[row].known_count for row in rows.tolist()))
+            batch.known_count = sum(hidden[row].known_count for row in part.tolist())
+        batch.share, batch.world = len(part) / len(rows), world
         batch.everyone, batch.start = part, rank * share
         yield batch
 
 
-def collate(data: Encoded, rows: np.ndarray, length: int | None = None) -> Batch:
-    """Pad the given examples to a common length (that of the longest, unless `length` is given)."""
+@dataclass(frozen=True)
+class Hidden:
+    """A text with some tokens hidden, as `Masking.hide` gives it: int [n], int [n], bool [n]."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    known: np.ndarray
+
+    @property
+    def label_count(self) -> int:
+        """Tokens that are hidden."""
+        return int((self.labels != NO_LABEL).sum())
+
+    @property
+    def known_count(self) -> int:
+        """Tokens that the teacher's vocabulary has."""
+        return int(self.known.sum())
+
+
+def hide(data: Encoded, rows: np.ndarray, draw: tuple[int, ...]) -> dict[int, Hidden] | None:
+    """Texts with the tokens hidden that `draw` and the text's number decide on; None where nothing is to be hidden."""
+    if data.masking is None:
+        return None
+    found = {}
+    for row in np.unique(rows).tolist():
+        ids = np.asarray(data.input_ids[data.offsets[row] : data.offsets[row + 1]])
+        found[row] = Hidden(*data.masking.hide(ids, data.masking.chosen(ids, (*draw, row))))
+    return found
+
+
+def collate(
+    data: Encoded, rows: np.ndarray, length: int | None = None, hidden: dict[int, Hidden] | None = None
+) -> Batch:
+    """Pad the given examples to a common length (that of the longest, unless `length` is given).
+
+    Args:
+        hidden: of plain text, from `hide`; by default as in an evaluation.
+    """
     length = int(data.lengths[rows].max()) if length is None else length
     source, real = data.tokens(rows, length)
     ids = np.where(real, data.input_ids[source], data.pad_id).astype(np.int64)
@@ -237,6 +298,16 @@ def collate(data: Encoded, rows: np.ndarray, length: int | None = None) -> Batch
         label_scale = 1.0 / max(1, int(data.label_counts[rows].sum()))
     elif data.labels is not None:
         labels = torch.from_numpy(data.labels[rows])
+    known = None
+    if data.masking is not None:
+        hidden = hide(data, rows, EVALUATION) if hidden is None else hidden
+        assert hidden is not None
+        targets, there = np.full(real.shape, NO_LABEL, dtype=np.int64), np.zeros(real.shape, dtype=bool)
+        for place, row in enumerate(rows.tolist()):
+            one = hidden[row]
+            place_of = (place, slice(len(one.ids)))
+            ids[place_of], targets[place_of], there[place_of] = one.ids, one.labels, one.known
+        labels, known = torch.from_numpy(targets), torch.from_numpy(there)
     return Batch(
         input_ids=torch.from_numpy(ids),
         attention_mask=torch.from_numpy(real.astype(np.int64)),
@@ -248,4 +319,5 @@ def collate(data: Encoded, rows: np.ndarray, length: int | None = None) -> Batch
         padded=not bool(real.all()),
         rows=rows,
         label_scale=label_scale,
+        known=known,
     )

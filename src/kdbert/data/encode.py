@@ -6,11 +6,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from kdbert.data.examples import Examples
+
+if TYPE_CHECKING:
+    from kdbert.data.masking import Masking
 
 NO_LABEL = -100  # of a token that no loss looks at
 _CHUNK = 4096  # examples per tokenizer call: bounds memory, large enough to keep every core busy
@@ -29,6 +32,7 @@ class Encoded:
         pad_id: the id that fills a batch.
         word_tokens: where each word has a tag, int64 [words]: the token that stands for it, its first; -1 for a word
             that was cut off or has no token.
+        masking: of plain text, which tokens are hidden and predicted.
     """
 
     input_ids: np.ndarray
@@ -38,6 +42,7 @@ class Encoded:
     truncated: int
     pad_id: int
     word_tokens: np.ndarray | None = None
+    masking: Masking | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -106,9 +111,9 @@ class Encoded:
 
     def fingerprint(self) -> str:
         """16 hex digits that change when any token or label does."""
-        digest = hashlib.sha256(self.input_ids.tobytes())
-        for part in (self.token_types, self.offsets, self.labels, self.word_tokens):
-            digest.update(b"" if part is None else part.tobytes())
+        digest = hashlib.sha256()
+        for part in (self.input_ids, self.token_types, self.offsets, self.labels, self.word_tokens):
+            digest.update(b"" if part is None else np.ascontiguousarray(part).data)  # no copy: it may be a map
         return digest.hexdigest()[:16]
 
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from kdbert.errors import UserError, near_miss
 
-# What a task's head says of an example: one of several classes, any number of them, a score, or a tag of each word.
-Kind = Literal["single_label", "multi_label", "regression", "token"]
+# What a task's head says of an example: one of several classes, any number of them, a score, a tag of each word, or the
+# hidden pieces of plain text.
+Kind = Literal["single_label", "multi_label", "regression", "token", "masked_lm"]
 
 
 class Row(NamedTuple):

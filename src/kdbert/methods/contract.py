@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -166,21 +166,34 @@ class Context:
     memory: Memory | None = None
 
 
+class Head(Protocol):
+    """The last matrix of a masked-LM head, which is applied where its output is read, and nowhere else."""
+
+    def __call__(self, positions: torch.Tensor, columns: int | None = None) -> torch.Tensor:
+        """Logits [n, columns] of the first `columns` pieces (None: all).
+
+        Args:
+            positions: int64 [n], numbers of tokens in the flattened batch [B * L].
+        """
+
+
 @dataclass
 class Outputs:
     """What a model said about a batch; loss functions see float32 (float64 passes through).
 
     Attributes:
-        logits: [B, C].
+        logits: [B, C]; empty of a masked-LM, which has a `head` instead.
         hidden: layer -> [B, L, H]. Positions of padding hold anything.
         mask: [B, L], 1 for real positions.
         reduced: name -> what `Method.reduce` made of the hidden states.
+        head: of a masked-LM.
     """
 
     logits: torch.Tensor
     hidden: Mapping[int, torch.Tensor] = field(default_factory=dict)
     mask: torch.Tensor | None = None
     reduced: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    head: Head | None = None
 
     def real(self, layer: int) -> torch.Tensor:
         """Hidden states of a layer with zero at padding, [B, L, H]."""

@@ -8,10 +8,11 @@ from typing import Literal
 from kdbert.data.batches import Batch
 from kdbert.losses.hard import hard_loss
 from kdbert.methods.contract import LossTerms, Method, MethodOptions, Outputs, Paper
+from kdbert.methods.terms import masked_lm_loss
 
 
 class Finetune(Method):
-    """Cross-entropy against the labels; squared error where the label is a score."""
+    """Cross-entropy against the labels or the hidden pieces of plain text; squared error for scores."""
 
     name = "finetune"
     aliases = ("fine-tune", "ft", "baseline")
@@ -26,6 +27,8 @@ class Finetune(Method):
         ),
     )
 
+    heads = (*Method.heads, "masked_lm")
+
     class Options(MethodOptions):
         """No options beyond the variant, which changes nothing here."""
 
@@ -34,4 +37,6 @@ class Finetune(Method):
     def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:
         """One term, `hard`."""
         assert batch.labels is not None
+        if student.head is not None:
+            return LossTerms({"hard": masked_lm_loss(student, batch)}, {"hard": 1.0})
         return LossTerms({"hard": batch.mean(hard_loss(student.logits, batch.labels))}, {"hard": 1.0})

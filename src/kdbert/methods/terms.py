@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from kdbert.data.batches import Batch
 from kdbert.data.encode import NO_LABEL
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from kdbert.memory import Memory
 
 INITIALIZER_RANGE = 0.02  # BERT's
+VOCABULARY_CHUNK = 1024  # tokens whose logits over a vocabulary are held at a time
 Variant = Literal["corrected", "original"]
+T = TypeVar("T")
 FSD = Paper(
     "Feature Structure Distillation with Centered Kernel Alignment in BERT Transferring",
     "Jung, H.-J., Kim, D., Na, S.-H. & Kim, K.",
@@ -127,6 +130,32 @@ def kd_terms(
         found.terms["soft"] = batch.mean(soft_loss(student.logits, teacher.logits, batch.labels, options))
         found.weights["soft"] = soft
     return found
+
+
+def in_parts(compute: Callable[[torch.Tensor], T], positions: torch.Tensor) -> list[T]:
+    """What `compute` makes of some tokens [n] whose logits over a vocabulary it forms, part by part.
+
+    Logits of thousands of tokens and tens of thousands of pieces are many GiB, so those of a part are made, left, and
+    made again for the gradient.
+    """
+    return [
+        checkpoint(compute, part, use_reentrant=False, preserve_rng_state=False)
+        for part in positions.split(VOCABULARY_CHUNK)
+    ]
+
+
+def masked_lm_loss(student: Outputs, batch: Batch) -> torch.Tensor:
+    """Mean cross-entropy of the hidden tokens of the step over the student's whole vocabulary; 0 where there are none.
+
+    Logits are made at hidden tokens only.
+    """
+    head, labels = student.head, batch.labels
+    assert head is not None
+    assert labels is not None
+    labels = labels.masked_fill((batch.valid == 0)[:, None], NO_LABEL).reshape(-1)
+    positions = (labels != NO_LABEL).nonzero()[:, 0]
+    sums = in_parts(lambda part: hard_loss(head(part), labels[part]).sum(), positions)
+    return torch.stack(sums).sum() * batch.label_scale
 
 
 def token_gram(hidden: torch.Tensor, mask: torch.Tensor, variant: Variant) -> torch.Tensor:

@@ -156,6 +156,18 @@ def score(
     return found
 
 
+def masked_lm_scores(names: Sequence[str], sums: np.ndarray) -> dict[str, float]:
+    """The named metrics of hidden pieces; those of new pieces only where there are some.
+
+    Args:
+        sums: [N, 6], see `grouped.hidden_counts`.
+    """
+    total = np.asarray(sums, dtype=np.float64).sum(0)
+    names = [name for name in names if total[5] or not name.startswith("new_")]
+    nothing = np.zeros(len(sums))
+    return score(names, np.asarray(sums, dtype=np.float64), nothing, nothing)
+
+
 def majority_score(
     names: Sequence[str],
     train_labels: np.ndarray,

@@ -125,6 +125,28 @@ def ratio(above: Any, below: Any) -> Any:
     return np.divide(above, below, out=np.zeros(np.broadcast(above, below).shape), where=below != 0)
 
 
+def hidden_counts(
+    predictions: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: Sequence[str]
+) -> np.ndarray:
+    """Of each text its hidden pieces that the teacher's vocabulary has: loss (nats), right answers, their number.
+
+    Args:
+        predictions: [N, 6]: these three, and the same of new pieces.
+    """
+    return predictions[:, :3]
+
+
+def new_hidden_counts(
+    predictions: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: Sequence[str]
+) -> np.ndarray:
+    """As `hidden_counts`, of pieces that the teacher's vocabulary lacks."""
+    return predictions[:, 3:]
+
+
+def _mean_loss(counts: np.ndarray) -> Any:
+    return ratio(counts[..., 0], counts[..., 2])
+
+
 # BLURB's: HoC by abstract (LinkBERT's utils_hoc), named entities (seqeval), EBM PICO by word (macro).
 GROUPED: dict[str, Grouped] = {
     f"{name}_{part}": Grouped(counts, wrap(value))
@@ -134,4 +156,14 @@ GROUPED: dict[str, Grouped] = {
         ("macro_token", token_counts, mean_of),
     )
     for part, value in (("f1", f1), ("precision", precision), ("recall", recall))
+}
+# Of plain text: shares of the hidden pieces that are answered rightly, their mean loss (nats), and exp of that.
+GROUPED |= {
+    f"{prefix}{name}": Grouped(counts, value)
+    for prefix, counts in (("", hidden_counts), ("new_", new_hidden_counts))
+    for name, value in (
+        ("masked_accuracy", lambda counts: ratio(counts[..., 1], counts[..., 2])),
+        ("mlm_loss", _mean_loss),
+        ("pseudo_perplexity", lambda counts: np.exp(_mean_loss(counts))),
+    )
 }

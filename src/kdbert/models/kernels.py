@@ -319,12 +319,25 @@ def _embeddings_forward(self: Any, *args: Any, **options: Any) -> torch.Tensor:
     return found if packing is None else packing.pack(found)
 
 
+def use_late_head(model: Any, pieces: int | None = None) -> None:
+    """Let a masked-LM's `logits` be what its last matrix, `get_output_embeddings()`, is applied to: [B, L, H].
+
+    Whoever reads logits applies it where they are read, to the columns that are read.
+
+    Args:
+        pieces: logits that mean something (a vocabulary may be filled up with rows that no piece has); None: all.
+    """
+    decoder = model.get_output_embeddings()
+    decoder.forward = types.MethodType(lambda self, features: features, decoder)
+    model.late_pieces = decoder.out_features if pieces is None else min(pieces, decoder.out_features)
+
+
 def use_first_token(model: Any) -> None:
     """Prepare a classifier's last layer for `first_token_only`.
 
     Models built otherwise than BERT are left alone, and so are those whose head reads every token.
     """
-    tokens = type(model).__name__.endswith("ForTokenClassification")
+    tokens = type(model).__name__.endswith(("ForTokenClassification", "ForMaskedLM"))
     if model.config.model_type in _LIKE_BERT and not model.config.is_decoder and not tokens:
         layer = model.base_model.encoder.layer[-1]
         layer.first_token_only = False

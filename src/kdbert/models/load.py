@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from kdbert.data.masking import vocabulary_size
 from kdbert.errors import UserError
 from kdbert.models.kernels import register_attention
 from kdbert.models.labels import is_generic, label_permutation
@@ -71,6 +72,8 @@ def load_tokenizer(place: ModelPlace, *, words: bool = False) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if place.fresh:
+        raise UserError(f"configuration {place.given!r} comes without a tokenizer; name one with --tokenizer")
     if place.local and not any((Path(place.source) / name).exists() for name in _VOCABULARIES):
         raise UserError(
             f"model folder {place.given!r} has no tokenizer (none of {', '.join(_VOCABULARIES[:3])}, …); "
@@ -115,7 +118,8 @@ def same_tokenizer(first: Any, second: Any) -> bool:
     )
 
 
-HEADS: Mapping[Kind, str] = {"token": "ForTokenClassification"}  # of what a model class of another kind is called
+# Of what a model class of another kind is called.
+HEADS: Mapping[Kind, str] = {"token": "ForTokenClassification", "masked_lm": "ForMaskedLM"}
 SEQUENCE = "ForSequenceClassification"
 PROBLEMS: Mapping[Kind, str] = {  # as the library calls them
     "single_label": "single_label_classification",
@@ -138,7 +142,8 @@ def auto_class(kind: Kind) -> Any:
 
 def has_head(config: Any, kind: Kind) -> bool:
     """Whether a model was saved with a head of this kind."""
-    return any(HEADS.get(kind, SEQUENCE) in name for name in config.architectures or ())
+    names = [HEADS.get(kind, SEQUENCE), *(["ForPreTraining"] if kind == "masked_lm" else [])]
+    return any(name in architecture for name in names for architecture in config.architectures or ())
 
 
 def check_trained_head(config: Any, name: str, task: TaskSpec) -> None:
@@ -147,6 +152,13 @@ def check_trained_head(config: Any, name: str, task: TaskSpec) -> None:
     Raises:
         UserError: with the command that makes one.
     """
+    if task.kind == "masked_lm":
+        if not has_head(config, task.kind):
+            raise UserError(
+                f"model {name!r} has no masked-LM head; train one with `kdbert finetune-teacher --model {name} "
+                "--corpus FILE`, or take a pretrained model that was saved with it, such as bert-base-uncased"
+            )
+        return
     if not has_head(config, task.kind):
         other = has_head(config, "single_label" if task.kind == "token" else "token")
         of = {True: "tags words", False: "is of whole examples"}
@@ -190,20 +202,43 @@ def load_classifier(place: ModelPlace, spec: TaskSpec, *, attention: str, keep_h
             config.id2label = dict(enumerate(spec.labels))
             config.label2id = {label: i for i, label in enumerate(spec.labels)}
         config.problem_type = PROBLEMS.get(spec.kind)
-    register_attention()
-    with _explained(place):
-        model = auto_class(spec.kind).from_pretrained(
-            place.source,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation=attention,
-            ignore_mismatched_sizes=not keep_head,
-        )
+    options = {} if place.fresh else {"ignore_mismatched_sizes": not keep_head}
+    model = _open(place, auto_class(spec.kind), config, attention, **options)
     if not keep_head and permutation is None:
         _fresh_head(model)
     elif permutation is not None and permutation != sorted(permutation):
         _permute_head(model, permutation)
     return model.eval(), keep_head or permutation is not None
+
+
+def load_masked_lm(place: ModelPlace, tokenizer: Any, *, attention: str) -> tuple[Any, bool]:
+    """A masked-LM in float32.
+
+    Args:
+        tokenizer: what it reads by; a model that is drawn at random has a vocabulary of this size.
+
+    Returns:
+        The model in eval mode, and whether its head was trained.
+    """
+    import transformers
+
+    config = load_config(place)
+    if place.fresh:
+        config.vocab_size = vocabulary_size(tokenizer)
+        config.pad_token_id = tokenizer.pad_token_id
+    model = _open(place, transformers.AutoModelForMaskedLM, config, attention)
+    return model.eval(), not place.fresh and has_head(config, "masked_lm")
+
+
+def _open(place: ModelPlace, kind: Any, config: Any, attention: str, **options: Any) -> Any:
+    """A model of a class of the library's: its weights, or for a configuration alone, some drawn at random."""
+    register_attention()
+    with _explained(place):
+        if place.fresh:
+            return kind.from_config(config, dtype=torch.float32, attn_implementation=attention)
+        return kind.from_pretrained(
+            place.source, config=config, dtype=torch.float32, attn_implementation=attention, **options
+        )
 
 
 def _output_layer(model: Any) -> torch.nn.Linear:

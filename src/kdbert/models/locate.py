@@ -27,18 +27,20 @@ class ModelPlace:
 
     Attributes:
         given: what the person wrote.
-        source: what `from_pretrained` takes: a folder or a Hub id.
+        source: what `from_pretrained` takes: a folder, a Hub id, or a configuration file.
         run: the run folder it belongs to, if it is a run's model.
+        fresh: whether there is a configuration only, whose weights are drawn at random.
     """
 
     given: str
     source: str
     run: Path | None = None
+    fresh: bool = False
 
     @property
     def local(self) -> bool:
         """Whether it lies on this machine's disk."""
-        return Path(self.source).is_dir()
+        return self.fresh or Path(self.source).is_dir()
 
     def fingerprint(self) -> str:
         """16 hex digits of configuration and weights, also where a run's model was deleted; a Hub id is its own."""
@@ -46,6 +48,8 @@ class ModelPlace:
             if self.run is not None:  # its model was deleted; what it was stands in run.json
                 return str(RunFolder(self.run).manifest().get("model_fingerprint"))
             return self.source
+        if self.fresh:
+            return sha256(Path(self.source))[:16]
         digest = hashlib.sha256()
         folder = Path(self.source)
         digest.update((folder / "config.json").read_bytes())
@@ -69,7 +73,7 @@ class ModelPlace:
 
 
 def locate(given: str) -> ModelPlace:
-    """Find a model: the quickstart model, a run folder, a model folder, or a Hub id.
+    """Find a model: the quickstart model, a run folder, a model folder, a Hub id, or a configuration (.json).
 
     Raises:
         UserError: no such folder, a run that is not finished, a folder without a model.
@@ -96,11 +100,46 @@ def locate(given: str) -> ModelPlace:
             raise UserError(f"{path / 'config.json'} is not readable JSON: the model folder is damaged") from None
         run = path.parent if path.name == "model" and (path.parent / "run.json").exists() else None
         return ModelPlace(given, str(path), run=run)
+    if path.is_file() and path.suffix == ".json":
+        _check_configuration(path)
+        return ModelPlace(given, str(path), fresh=True)
     if path.exists():
-        raise UserError(f"{given!r} is a file; expected a model folder, a run folder or a Hub id")
+        raise UserError(
+            f"{given!r} is a file; expected a model folder, a run folder, a Hub id or a configuration (.json)"
+        )
     if given.count("/") > 1 or given.startswith((".", "/", "~")) or given.endswith("/"):
         raise UserError(f"no model folder {given!r}: check the path")
     return ModelPlace(given, given)
+
+
+def _check_configuration(path: Path) -> None:
+    """Refuse a file that describes no model.
+
+    Raises:
+        UserError: it is no JSON, or names no `model_type`.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"configuration {str(path)!r} is not readable JSON ({error})") from None
+    if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
+        raise UserError(
+            f'configuration {str(path)!r} names no "model_type", such as "bert" or "distilbert"; is it a config.json?'
+        )
+
+
+def locate_tokenizer(given: str) -> ModelPlace:
+    """Find a tokenizer: a folder with its files (a model's, too), or a Hub id.
+
+    Raises:
+        UserError: no such folder.
+    """
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return ModelPlace(given, str(path / "model" if (path / "run.json").exists() else path))
+    if path.exists() or given.count("/") > 1 or given.startswith((".", "/", "~")) or given.endswith("/"):
+        raise UserError(f"no tokenizer folder {given!r}: check the path")
+    return locate(given) if given == QUICKSTART_MODEL else ModelPlace(given, given)
 
 
 def quickstart_installed() -> bool:

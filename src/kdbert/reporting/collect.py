@@ -19,6 +19,7 @@ import numpy as np
 from kdbert.data.examples import Examples
 from kdbert.errors import UserError
 from kdbert.keys import ADDED_LATER, FILES_BY_CONTENT, MODELS_BY_CONTENT, OUTSIDE_IDENTITY, flatten
+from kdbert.reporting.predictions import HIDDEN
 from kdbert.tasks import TaskSpec, get_task, task_names
 
 UNFINISHED = ("running", "interrupted", "failed")
@@ -196,6 +197,9 @@ def read_predictions(run: Run, split: str) -> Predictions:
         predictions, labels = [row["prediction"] for row in rows], [row["label"] for row in rows]
         if not rows or len(set(ids)) < len(ids):
             raise ValueError("no row, or an id twice")
+        if isinstance(predictions[0], dict):  # plain text
+            sums = np.array([[row[name] for name in HIDDEN] for row in predictions], dtype=np.float64)
+            return Predictions(ids, sums, np.zeros(len(ids)), np.arange(len(ids)))
         if isinstance(predictions[0], list):
             return _of_lists(get_task(run.task), ids, predictions, labels)
         if any(isinstance(value, str) for value in predictions):

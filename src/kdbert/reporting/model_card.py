@@ -29,7 +29,7 @@ def model_card(
     data = ModelCardData(
         language="en" if recipe.task.name != "custom" else None,
         library_name="transformers",
-        pipeline_tag="token-classification" if spec.kind == "token" else "text-classification",
+        pipeline_tag={"token": "token-classification", "masked_lm": "fill-mask"}.get(spec.kind, "text-classification"),
         tags=["kdbert", f"kdbert:{method.name}", *(["knowledge-distillation"] if distilled else [])],
     )
     constant = facts["majority"]
@@ -40,7 +40,8 @@ def model_card(
                 before = taught.setdefault(split, {}).get(name)
                 taught[split][name] = f"{before} / {value:.4f}" if before else f"{value:.4f}"
     rows = [
-        f"| {split} | {name} | {value:.4f} | {taught.get(split, {}).get(name, '-')} | {constant[split][name]:.4f} |"
+        f"| {split} | {name} | {value:.4f} | {taught.get(split, {}).get(name, '-')} | "
+        + (f"{constant[split][name]:.4f} |" if split in constant else "- |")
         for split, values in metrics.items()
         for name, value in values.items()
     ]
@@ -51,6 +52,7 @@ def model_card(
         "multi_label": "text classifier (any number of classes)",
         "token": "tagger of words",
         "regression": "model that scores texts",
+        "masked_lm": "masked language model",
     }[spec.kind]
     auto = auto_class_name(spec.kind)
     layers = f"{facts['layers']} layers" + (
@@ -77,8 +79,13 @@ def model_card(
         "",
         "## Results",
         "",
-        f"One run, seed {recipe.seed}. {selected} The constant answer is the commonest class "
-        "or tag, or the mean score.",
+        f"One run, seed {recipe.seed}. {selected} "
+        + (
+            "Of pieces hidden at once (15 % unless the recipe says otherwise, and every new one); `new_` is of pieces "
+            "that the vocabulary had not before it was expanded."
+            if spec.kind == "masked_lm"
+            else "The constant answer is the commonest class or tag, or the mean score."
+        ),
         "",
         "| split | metric | this model | teacher | constant answer |",
         "|---|---|---|---|---|",

@@ -12,6 +12,9 @@ from kdbert.data.examples import Examples
 from kdbert.runs import write_text
 from kdbert.tasks import TaskSpec
 
+# Of a text: loss (nats, summed), right answers and number of hidden pieces that the teacher knows; then of new ones.
+HIDDEN = ("loss", "right", "hidden", "new_loss", "new_right", "new_hidden")
+
 
 def predicted(spec: TaskSpec, logits: np.ndarray) -> np.ndarray:
     """Class numbers [N], of words [W]; which classes, bool [N, C] (probability above a half); or scores [N]."""
@@ -39,6 +42,16 @@ def write_predictions(path: Path, spec: TaskSpec, examples: Examples, logits: np
         }
         lines.append(json.dumps(record, ensure_ascii=False))
         start = end
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def write_hidden(path: Path, sums: np.ndarray) -> None:
+    """JSON lines of plain text: its number, and how its hidden pieces were answered (`HIDDEN`)."""
+    rows = np.round(np.asarray(sums, dtype=np.float64), 6).tolist()
+    lines = [
+        json.dumps({"id": str(number), "label": None, "prediction": dict(zip(HIDDEN, row, strict=True))})
+        for number, row in enumerate(rows)
+    ]
     write_text(path, "\n".join(lines) + "\n")
 
 

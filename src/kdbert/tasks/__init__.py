@@ -5,9 +5,10 @@ from __future__ import annotations
 from kdbert.data.examples import Kind
 from kdbert.errors import UserError, near_miss
 from kdbert.tasks import blurb, glue, hate_speech, intent, quickstart, sentiment
+from kdbert.tasks.corpus import CORPUS, corpus_task
 from kdbert.tasks.spec import Split, TaskSpec
 
-__all__ = ["CUSTOM", "Kind", "Split", "TaskSpec", "get_task", "task_names"]
+__all__ = ["CORPUS", "CUSTOM", "Kind", "Split", "TaskSpec", "get_task", "task_names"]
 
 CUSTOM = "custom"
 _FAMILIES = (quickstart, glue, intent, sentiment, hate_speech, blurb)
@@ -29,9 +30,9 @@ def task_name(name: str) -> str:
     """
     key = name.lower().replace("/", "-")  # clinc150/small, as a data set and its configuration are often written
     key = _ALIASES.get(key, key)
-    if key not in _TASKS and key != CUSTOM:
-        known = ", ".join([*_LISTED, CUSTOM])
-        raise UserError(f"unknown task {name!r}{near_miss(key, [*_TASKS, CUSTOM])} (known: {known})")
+    if key not in (*_TASKS, CUSTOM, CORPUS):
+        known = ", ".join([*_LISTED, CUSTOM, CORPUS])
+        raise UserError(f"unknown task {name!r}{near_miss(key, [*_TASKS, CUSTOM, CORPUS])} (known: {known})")
     return key
 
 
@@ -44,4 +45,4 @@ def get_task(name: str) -> TaskSpec:
     key = task_name(name)
     if key == CUSTOM:
         raise UserError("task 'custom' is your own files; it exists only with --train-file and --dev-file")
-    return _TASKS[key]
+    return corpus_task("a person's own") if key == CORPUS else _TASKS[key]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from kdbert.data.batches import classes_of, collate, epoch_batches
+from kdbert.data.batches import Batch, classes_of, collate, epoch_batches
 from kdbert.data.encode import Encoded
 from kdbert.layers import layerwise_pairs, told
 from kdbert.losses.cka import centered_gram, defined_cka
@@ -109,7 +109,7 @@ class Diagnostics:
         """Mean over real tokens of every layer's hidden states, [N, H] each, of at most `MOST` examples."""
         names = {layer: str(layer) for layer in range(depth + 1)}
 
-        def compute(seen: Outputs) -> dict[str, torch.Tensor]:
+        def compute(seen: Outputs, batch: Batch) -> dict[str, torch.Tensor]:
             assert seen.mask is not None
             weight = (seen.mask / seen.mask.sum(1, keepdim=True)).unsqueeze(-1)
             return {name: (seen.hidden[layer] * weight).sum(1) for layer, name in names.items()}

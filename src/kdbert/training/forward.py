@@ -6,10 +6,12 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
@@ -55,11 +57,43 @@ def run_model(model: Any, batch: Batch, precision: Precision, layers: Collection
     if packing is not None:
         last = model.config.num_hidden_layers
         hidden = {layer: states if layer == last else packing.unpack(states) for layer, states in hidden.items()}
+    pieces = getattr(model, "late_pieces", None)
+    head = None
+    if pieces is not None:
+        last = model.get_output_embeddings()
+        bias = None if last.bias is None else last.bias[:pieces]
+        head = LateHead(out.logits.flatten(0, 1), last.weight[:pieces], bias, precision)
     return Outputs(
-        logits=_at_least_float32(out.logits),
+        logits=_at_least_float32(out.logits) if head is None else torch.empty(0),
         hidden=hidden,
         mask=batch.attention_mask,
+        head=head,
     )
+
+
+@dataclass(frozen=True)
+class LateHead:
+    """A masked-LM's last matrix, and what it is applied to: a `kdbert.methods.Head`.
+
+    Attributes:
+        features: [B * L, H]. weight: [V, H]. bias: [V].
+    """
+
+    features: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    precision: Precision
+
+    @property
+    def pieces(self) -> int:
+        """Size of the vocabulary."""
+        return len(self.weight)
+
+    def __call__(self, positions: torch.Tensor, columns: int | None = None) -> torch.Tensor:
+        """Logits [n, columns], in float32."""
+        with encoder_autocast(self.features.device, self.precision):
+            bias = None if self.bias is None else self.bias[:columns]
+            return _at_least_float32(F.linear(self.features[positions], self.weight[:columns], bias))
 
 
 def _attention_mask(model: Any, batch: Batch, precision: Precision) -> torch.Tensor | None:
@@ -95,6 +129,27 @@ class StudentWithMethod(nn.Module):
         self.precision = precision
         self.layers = layers
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """All parameters and buffers, each once: one that two layers share has the first name that it has."""
+        found: dict[str, torch.Tensor] = {}
+        places = set()
+        for name, value in self.state_dict().items():
+            place = value.data_ptr(), value.shape
+            if value.numel() == 0 or place not in places:
+                found[name] = value
+                places.add(place)
+        return found
+
+    def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `weights` gave.
+
+        Raises:
+            RuntimeError: some are missing, or there are others.
+        """
+        if weights.keys() != self.weights().keys():
+            raise RuntimeError(f"other weights: {', '.join(sorted(weights.keys() ^ self.weights().keys()))}")
+        self.load_state_dict(weights, strict=False)
+
     def forward(self, batch: Batch, teachers: Sequence[Outputs]) -> LossTerms:
         """The loss terms of this process's micro-batch; losses run with autocast off."""
         student = run_model(self.student, batch, self.precision, self.layers)
@@ -109,7 +164,7 @@ def predict(
     found = pass_over(
         model,
         data,
-        lambda outputs: {"logits": outputs.logits},
+        lambda outputs, batch: {"logits": outputs.logits},
         {"logits": data.logits_of},
         batch_size=batch_size,
         precision=precision,
@@ -123,7 +178,7 @@ def predict(
 def pass_over(
     model: Any,
     data: Encoded,
-    compute: Callable[[Outputs], Mapping[str, torch.Tensor]],
+    compute: Callable[[Outputs, Batch], Mapping[str, torch.Tensor]],
     kinds: Mapping[str, Kind],
     *,
     layers: Sequence[int] = (),
@@ -174,7 +229,7 @@ def pass_over(
             (batch,) = micro_batches(data, rows, rank=accelerator.process_index, world=accelerator.num_processes)
             batch = batch.to(accelerator.device)
             with torch.autocast(batch.input_ids.device.type, enabled=False):
-                values = dict(compute(run_model(model, batch, precision, layers)))
+                values = dict(compute(run_model(model, batch, precision, layers), batch))
             if accelerator.num_processes > 1:
                 values = {name: accelerator.gather(value.contiguous()) for name, value in values.items()}
             for name, value in values.items():

@@ -18,22 +18,26 @@ import numpy as np
 import torch
 from torch import nn
 
+from kdbert.data.examples import Examples
+from kdbert.data.masking import vocabulary_size
 from kdbert.errors import Diverged, Interrupted, UserError
 from kdbert.layers import told
 from kdbert.methods import Context, get_method
-from kdbert.metrics import majority_score, score
-from kdbert.models.kernels import use_fast_dropout, use_first_token, use_packing
-from kdbert.models.load import check_weights, load_classifier, load_config
+from kdbert.metrics import majority_score, masked_lm_scores, score
+from kdbert.models.kernels import use_fast_dropout, use_first_token, use_late_head, use_packing
+from kdbert.models.load import check_weights, load_classifier, load_config, load_masked_lm, load_tokenizer
 from kdbert.models.locate import locate
 from kdbert.models.student import cut_layers, set_dropout
+from kdbert.models.vocabulary import check_expansion, grow_embeddings
 from kdbert.plan import Plan
 from kdbert.recipe import Recipe
 from kdbert.reporting.model_card import model_card
-from kdbert.reporting.predictions import predicted, write_predictions
+from kdbert.reporting.predictions import predicted, write_hidden, write_predictions
 from kdbert.runs import RunFolder, RunResult, atomic_write, environment, identity_of, replace_folder, write_text
 from kdbert.training.diagnostics import Diagnostics
 from kdbert.training.forward import StudentWithMethod, predict
 from kdbert.training.loop import epoch_order, train, trained_rows
+from kdbert.training.masked_lm import masked_lm_sums
 from kdbert.training.precision import Precision, choose_attention, choose_precision, make_accelerator
 from kdbert.training.teacher import LOGITS, StoredTeacher, Teacher
 from kdbert.training.teachers import Teachers, encode_splits
@@ -111,6 +115,28 @@ def finite(values: np.ndarray, what: str, cure: str = "") -> np.ndarray:
     return values
 
 
+def load_student(plan: Plan, attention: str) -> tuple[Any, bool]:
+    """The whole model that the student starts from, with an embedding for each piece of its tokenizer.
+
+    Returns:
+        The model, and whether it kept a trained head.
+    """
+    place, named = plan.student_place, plan.recipe.student.tokenizer
+    if plan.spec.kind == "masked_lm":
+        student, kept_head = load_masked_lm(place, plan.tokenizer, attention=attention)
+    else:
+        student, kept_head = load_classifier(place, plan.spec, attention=attention, keep_head=False)
+    if named is not None and not place.fresh:
+        own = load_tokenizer(place)
+        check_expansion(own, plan.tokenizer, place.given, named)
+        grow_embeddings(student, own, plan.tokenizer, from_pieces=plan.recipe.method.variant == "corrected")
+    elif vocabulary_size(plan.tokenizer) > student.config.vocab_size:  # its configuration says less than there are
+        student.resize_token_embeddings(vocabulary_size(plan.tokenizer), mean_resizing=False)
+    if plan.spec.kind == "masked_lm":
+        use_late_head(student)
+    return student, kept_head
+
+
 class Job:
     """The models of a plan, loaded, and the run itself."""
 
@@ -122,7 +148,7 @@ class Job:
         self.precision: Precision = choose_precision(recipe.train.precision, device)
         attention = choose_attention(recipe.train.attention, device)
         torch.manual_seed(recipe.seed)  # a fresh head is drawn here
-        student, kept_head = load_classifier(plan.student_place, plan.spec, attention=attention, keep_head=False)
+        student, kept_head = load_student(plan, attention)
         if recipe.student.layers is not None:
             student = cut_layers(student, plan.kept_layers)
         if recipe.train.dropout is not None:
@@ -221,7 +247,6 @@ class Job:
             accelerator.end_training()
         if main:
             train_labels = plan.train_examples.labels
-            assert train_labels is not None
             facts = {
                 "metrics": metrics,
                 "selection": plan.spec.metrics[0],
@@ -230,7 +255,7 @@ class Job:
                         plan.spec.metrics, train_labels, part.labels, plan.spec.label_groups(part), plan.spec.labels
                     )
                     for name, part in plan.eval_examples.items()
-                    if part.labels is not None
+                    if isinstance(part, Examples) and part.labels is not None and train_labels is not None
                 },
                 "layers": self.student.config.num_hidden_layers,
                 "parameters": sum(p.numel() for p in self.student.parameters()),
@@ -365,6 +390,8 @@ class Job:
     def _recorded_scores(self, number: int) -> dict[str, dict[str, float]] | None:
         """The scores that a teacher's own run has found on these very examples, read and computed the same way."""
         plan, place = self.plan, self.plan.teacher_places[number]
+        if plan.spec.kind == "masked_lm":  # other tokens may be hidden there
+            return None
         columns = plan.teacher_permutations[number]
         if place.run is None or columns != sorted(columns):
             return None
@@ -394,10 +421,13 @@ class Job:
     def _warn_if_untrained(self, name: str, metrics: Mapping[str, Mapping[str, float]]) -> None:
         split = self.plan.spec.split_names("dev")[0]
         metric = self.plan.spec.metrics[0]
-        labels, dev = self.plan.train_examples.labels, self.plan.eval_examples[split].labels
+        train, dev_examples = self.plan.train_examples, self.plan.eval_examples[split]
+        if not isinstance(train, Examples) or not isinstance(dev_examples, Examples):
+            return
+        labels, dev = train.labels, dev_examples.labels
         assert labels is not None
         assert dev is not None
-        groups = self.plan.spec.label_groups(self.plan.eval_examples[split])
+        groups = self.plan.spec.label_groups(dev_examples)
         chance = majority_score((metric,), labels, dev, groups, self.plan.spec.labels)[metric]
         reached = metrics[split][metric]
         if reached <= chance + 0.02:
@@ -415,6 +445,8 @@ class Job:
         return {name: self._score(name, logits) for name, logits in outputs.items()}, outputs
 
     def _predict(self, model: nn.Module, split: str) -> np.ndarray:
+        if self.plan.spec.kind == "masked_lm":
+            return self._hidden_sums(model, split)
         logits = predict(
             model,
             self.encoded[split],
@@ -425,22 +457,39 @@ class Job:
         finite(logits, f"the model's outputs on {split}", "; try a lower train.learning_rate")
         return self.encoded[split].label_logits(logits, self.plan.spec.labels)
 
+    def _hidden_sums(self, model: nn.Module, split: str) -> np.ndarray:
+        """In place of logits: how a masked-LM answers the hidden pieces of a split, text by text."""
+        sums = masked_lm_sums(
+            model,
+            self.encoded[split],
+            batch_size=self.plan.recipe.train.eval_batch_size,
+            precision=self.precision,
+            accelerator=self.accelerator,
+        )
+        return finite(sums, f"the model's losses on {split}", "; try a lower train.learning_rate")
+
     def _teacher_logits(self, number: int, split: str) -> np.ndarray:
         """A teacher's logits of all that has a label, in the task's order of classes."""
+        if self.plan.spec.kind == "masked_lm":
+            return self._hidden_sums(self.teachers.models[number], split)
         logits = self.teachers.values(number, split, LOGITS)["logits"][:, self.plan.teacher_permutations[number]]
         return self.teachers.encoded[number][split].label_logits(logits, self.plan.spec.labels)
 
     def _score(self, split: str, logits: np.ndarray) -> dict[str, float]:
         spec, examples = self.plan.spec, self.plan.eval_examples[split]
+        if not isinstance(examples, Examples):
+            return masked_lm_scores(spec.metrics, logits)
         assert examples.labels is not None
         return score(spec.metrics, predicted(spec, logits), examples.labels, spec.label_groups(examples), spec.labels)
 
     def _write_results(self, facts: dict[str, Any], logits: Mapping[str, np.ndarray]) -> None:
         plan, recipe, folder = self.plan, self.plan.recipe, self.plan.folder
         for name, values in logits.items():
-            write_predictions(
-                folder.path / "predictions" / f"{name}.jsonl", plan.spec, plan.eval_examples[name], values
-            )
+            path, examples = folder.path / "predictions" / f"{name}.jsonl", plan.eval_examples[name]
+            if isinstance(examples, Examples):
+                write_predictions(path, plan.spec, examples, values)
+            else:
+                write_hidden(path, values)
 
         def fill(target: Path) -> None:
             self.student.save_pretrained(target)

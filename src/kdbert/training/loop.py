@@ -112,7 +112,7 @@ def train(
             )
         step, epoch, done_in_epoch = state["step"], state["epoch"], state["done_in_epoch"]
         metrics_length, best = state["metrics_length"], state["best"]
-        module.load_state_dict(resumed.tensors["weights"])
+        module.load_weights(resumed.tensors["weights"])
         load_optimizer(module, optimizer, resumed.tensors["optimizer"], resumed.path)
         scheduler.load_state_dict(state["scheduler"])
         for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
@@ -128,7 +128,7 @@ def train(
     def save() -> None:
         watch.check(checkpoints)
         if accelerator.is_main_process:
-            tensors = {"weights": module.state_dict(), "optimizer": optimizer_tensors(module, optimizer)}
+            tensors = {"weights": module.weights(), "optimizer": optimizer_tensors(module, optimizer)}
             if best_weights:
                 tensors["best"] = best_weights
             save_checkpoint(
@@ -173,6 +173,7 @@ def train(
                     accelerator,
                     accumulation=options.accumulation,
                     seed=seed,
+                    epoch=epoch,
                     step=step,
                     length=length,
                 )
@@ -228,14 +229,14 @@ def train(
                     "step": step,
                     "epoch": finished_epoch + 1,
                 }
-                best_weights = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+                best_weights = {name: value.detach().cpu().clone() for name, value in module.weights().items()}
             save()
             if stop_agreed(request, accelerator, True):
                 raise stopped(request, step, total_steps, folder)
     if step < total_steps:
         log.info("stopped after epoch %d: %s was best after epoch %d", epoch, selection, best["epoch"])
     if best_weights:
-        module.load_state_dict(best_weights)
+        module.load_weights(best_weights)
     return TrainResult(step, examples, train_seconds, eval_seconds, resumed_from, best)
 
 
@@ -255,6 +256,7 @@ def forward_backward(
     *,
     accumulation: int,
     seed: int,
+    epoch: int = 0,
     step: int,
     length: int | None = None,
 ) -> LossTerms:
@@ -270,7 +272,9 @@ def forward_backward(
     monitors: dict[str, torch.Tensor] = {}
     weights: dict[str, float] = {}
     world, rank = accelerator.num_processes, accelerator.process_index
-    parts = list(micro_batches(data, rows, accumulation=accumulation, rank=rank, world=world, length=length))
+    parts = list(
+        micro_batches(data, rows, accumulation=accumulation, rank=rank, world=world, length=length, draw=(seed, epoch))
+    )
     for number, batch in enumerate(parts):
         batch = batch.to(accelerator.device)
         # Dropout is a function of (seed, step, micro-batch, process): nothing else has to be restored.

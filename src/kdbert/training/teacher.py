@@ -57,6 +57,7 @@ def outputs_for(method: Method | None, needs: Needs, seen: Outputs) -> Outputs:
         hidden={layer: values[f"hidden.{layer}"] for layer in needs.teacher_hidden},
         mask=seen.mask,
         reduced={quantity.name: values[quantity.name] for quantity in needs.reduced},
+        head=seen.head,
     )
 
 
@@ -100,7 +101,8 @@ class LiveTeacher:
             batch = collate(self.own, rows, length).to(device)
         with torch.no_grad():
             seen = run_model(self.model, batch, self.precision, layers_read(self.needs))
-            seen.logits = seen.logits[..., self.permutation]
+            if seen.head is None:
+                seen.logits = seen.logits[..., self.permutation]
             with torch.autocast(device.type, enabled=False):
                 return outputs_for(self.method, self.needs, seen)
 

@@ -16,12 +16,15 @@ import psutil
 import torch
 from accelerate import Accelerator
 
+from kdbert.data.batches import Batch
+from kdbert.data.corpus import TextSplit
 from kdbert.data.encode import Encoded, encode
+from kdbert.data.masking import vocabulary_size
 from kdbert.errors import UserError
 from kdbert.memory import Memory
 from kdbert.methods import Method, Needs, Outputs, get_method, source_of
-from kdbert.models.kernels import use_first_token, use_packing
-from kdbert.models.load import load_classifier, load_config
+from kdbert.models.kernels import use_first_token, use_late_head, use_packing
+from kdbert.models.load import load_classifier, load_config, load_masked_lm, load_tokenizer
 from kdbert.plan import Plan
 from kdbert.training.forward import pass_over
 from kdbert.training.memory import about_memory, make_memory, memory_path
@@ -38,7 +41,7 @@ def encode_splits(plan: Plan, tokenizer: Any) -> dict[str, Encoded]:
     """Every split of the run's task as a tokenizer reads it."""
     assert plan.recipe.task.max_length is not None
     return {
-        name: encode(part, tokenizer, plan.recipe.task.max_length)
+        name: part.encoded if isinstance(part, TextSplit) else encode(part, tokenizer, plan.recipe.task.max_length)
         for name, part in {"train": plan.train_examples, **plan.eval_examples}.items()
     }
 
@@ -79,7 +82,12 @@ class Teachers:
         """The networks; not loaded at all where everything that is read of them is stored."""
         found = []
         for place in self.plan.teacher_places:
-            model, _ = load_classifier(place, self.plan.spec, attention=self.attention, keep_head=True)
+            if self.plan.spec.kind == "masked_lm":
+                tokenizer = load_tokenizer(place)
+                model, _ = load_masked_lm(place, tokenizer, attention=self.attention)
+                use_late_head(model, vocabulary_size(tokenizer))
+            else:
+                model, _ = load_classifier(place, self.plan.spec, attention=self.attention, keep_head=True)
             if self.plan.recipe.train.first_token:
                 use_first_token(model)
             if self.plan.recipe.train.packing and not self.plan.needs.reads_padding:
@@ -167,7 +175,9 @@ class Teachers:
         needs, data = self.plan.needs, self.encoded[number]["train"]
         columns = self.plan.teacher_permutations[number]
         own = data is not self.student_encoded["train"]
-        if needs.reads_padding and self.plan.recipe.train.teacher_cache:
+        if data.masking is not None:
+            log.info("teacher: runs at every step, since other tokens are hidden each time")
+        elif needs.reads_padding and self.plan.recipe.train.teacher_cache:
             log.info("teacher: runs at every step, since positions of padding are read")
         elif self.plan.recipe.train.teacher_cache:
             try:
@@ -199,7 +209,7 @@ class Teachers:
         def compute(wanted: list[str], allocate: Allocate) -> dict[str, np.ndarray | None]:
             log.info("teacher: one pass over %s for its %s", split, ", ".join(wanted))
 
-            def computed(seen: Outputs) -> dict[str, torch.Tensor]:
+            def computed(seen: Outputs, batch: Batch) -> dict[str, torch.Tensor]:
                 found: dict[str, torch.Tensor] = {}
                 for one, its, kept in shares:
                     read = only(one, [name for name, file in kept.items() if file in wanted and file not in found])

@@ -1,0 +1,57 @@
+"""`kdbert expand-vocab`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kdbert.cli import options as o
+
+
+def expand_vocab(
+    tokenizer: Annotated[str, typer.Option(help="The WordPiece tokenizer to expand: folder, model or Hub id.")],
+    out: Annotated[str, typer.Option(help="Folder for the expanded tokenizer.")],
+    corpus: Annotated[
+        str | None, typer.Option(help="Text to learn pieces of: a file, one text per line, or a folder of .txt files.")
+    ] = None,
+    pieces: Annotated[str | None, typer.Option(help="A list of pieces, one a line, instead of learning them.")] = None,
+    add: Annotated[int, typer.Option(min=1, help="New pieces at most.")] = 30000,
+    min_count: Annotated[int, typer.Option(min=1, help="A new piece must be read so often in the corpus.")] = 5,
+    min_gain: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Stop where another tenth of --add raises the corpus's log-likelihood by less: 0.01. [never]"
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the folder.")] = False,
+    debug: o.Debug = False,
+) -> None:
+    """Expand a WordPiece vocabulary with the pieces of a domain's text; the old pieces keep their ids.
+
+    kdbert expand-vocab --tokenizer bert-base-uncased --corpus pubmed.txt --add 30000 --out vocab
+    """
+    o.start(quiet)
+    from kdbert.expansion import HELD
+    from kdbert.expansion import expand_vocab as expand
+
+    report = expand(tokenizer, out, corpus=corpus, pieces=pieces, add=add, min_count=min_count, min_gain=min_gain)
+    if not quiet:
+        before, new = report["base_pieces"], report["new_pieces"]
+        print(f"pieces: {before} + {new} = {before + new} ({report['continuing']} of the new ones continue a word)")
+        for reason, count in report["dropped"].items():
+            print(f"left out: {count} ({reason})")
+        words = report["words"]
+        if words is not None:
+            part = f"of held-out text ({HELD})" if words["held_out"] else "of the same text (none was held out)"
+            print(f"{words['words']} words {part}: before -> after")
+            for key, told in (
+                ("pieces_per_word", "pieces per word"), ("words_of_one_piece", "words of one piece"),
+                ("unknown", "unknown words"),
+            ):  # fmt: skip
+                print(f"  {told}: {words['before'][key]:.4f} -> {words['after'][key]:.4f}")
+            became = words["became_one_piece"]
+            listed = ", ".join(f"{word} ({often})" for word, often in became["commonest"].items())
+            print(f"  words that became one piece: {became['words']}, the commonest: {listed}")
+        print("tokenizer: ", end="")
+    print(out)

@@ -1,0 +1,249 @@
+"""Plain text: read line by line, tokenised once, kept on the disk and mapped into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdbert.data.download import alone
+from kdbert.data.encode import Encoded
+from kdbert.data.files import read_lines, text_digest
+from kdbert.data.masking import Masking, tokenizer_digest
+from kdbert.errors import UserError
+
+log = logging.getLogger("kdbert")
+SUFFIXES = (".txt", ".text", ".raw")
+DEV_SHARE = 20  # one text in so many is the dev split, where no file is named
+DEV_SEQUENCES = 2000  # of a dev split so many are scored
+_TEXTS_AT_A_TIME = 1000
+_FORM = 1  # raised whenever what is kept changes
+
+
+@dataclass(frozen=True)
+class TextSplit:
+    """A split of a corpus; what is to be predicted are its own tokens, so it has no labels."""
+
+    encoded: Encoded
+    labels: None = None
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def head(self, count: int | None) -> TextSplit:
+        """The first `count` sequences."""
+        if count is None or count >= len(self):
+            return self
+        offsets = self.encoded.offsets[: count + 1]
+        ids = self.encoded.input_ids[: int(offsets[-1])]
+        return TextSplit(replace(self.encoded, input_ids=ids, offsets=offsets))
+
+    def masked(self, masking: Masking) -> TextSplit:
+        """The same split, with the way in which its tokens are hidden."""
+        return TextSplit(replace(self.encoded, masking=masking))
+
+
+def corpus_files(place: str) -> list[Path]:
+    """The files of a corpus: the file that is named, or all text files below a folder, plain or gzip, by name.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(place).expanduser()
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"no corpus {place!r}: check the path (a text file, or a folder of text files)")
+    every = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    found = [
+        file for file in every if file.with_suffix("").suffix + file.suffix in _SUFFIXES or file.suffix in _SUFFIXES
+    ]
+    if not found:
+        raise UserError(f"folder {place!r} holds no text files ({', '.join(SUFFIXES)}, plain or .gz)")
+    if len(found) < len(every):
+        _tell(f"corpus {place}: {len(found)} of {len(every)} files are text ({', '.join(SUFFIXES)})")
+    return found
+
+
+@cache
+def _tell(sentence: str) -> None:
+    """Log something once in a process."""
+    log.info("%s", sentence)
+
+
+_SUFFIXES = {*SUFFIXES, *(f"{suffix}.gz" for suffix in SUFFIXES)}
+
+
+def corpus_digest(place: str) -> str:
+    """16 hex digits of the content of a corpus's files, in their order.
+
+    Raises:
+        UserError: there are no files, or one cannot be read.
+    """
+    return hashlib.sha256("".join(map(text_digest, corpus_files(place))).encode()).hexdigest()[:16]
+
+
+def read_texts(place: str) -> Iterator[str]:
+    """The texts of a corpus: a line each; blank ones are left out.
+
+    Raises:
+        UserError: no text at all, or a fault in a file, with its line.
+    """
+    found = False
+    for file in corpus_files(place):
+        for _, line in read_lines(file):
+            text = line.strip()
+            if text:
+                found = True
+                yield text
+    if not found:
+        raise UserError(f"corpus {place!r} holds no text: all of its lines are blank")
+
+
+def is_dev(text: str) -> bool:
+    """Whether a text is of the dev split: one in `DEV_SHARE`, by a hash of the text, whatever the order of lines."""
+    return int(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8], 16) % DEV_SHARE == 0
+
+
+def tokenised(
+    place: str, tokenizer: Any, max_length: int, *, folder: Path, packed: bool, part: str | None = None
+) -> TextSplit:
+    """A corpus as sequences of at most `max_length` tokens, each `[CLS] … [SEP]`; made once and mapped from the disk.
+
+    Args:
+        folder: where it is kept, under a name made of the files' content, the tokenizer and the settings.
+        packed: join texts, with `[SEP]` between them, and cut the whole into full sequences; else a text is a
+            sequence, and what is too long is cut off (as VE-KD reads its corpus).
+        part: `train` or `dev`: those texts (see `is_dev`); None: all.
+
+    Raises:
+        UserError: no text, a fault in a file, no text of that part, no room on the disk.
+    """
+    about = {
+        "form": _FORM,
+        "corpus": corpus_digest(place),
+        "tokenizer": tokenizer_digest(tokenizer),
+        "max_length": max_length,
+        "packed": packed,
+        "part": part,
+    }
+    name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    kept = folder / name
+    try:
+        with alone(kept):
+            found = _mapped(kept, tokenizer, about)
+            if found is None:
+                shutil.rmtree(kept, ignore_errors=True)
+                _write(kept, place, tokenizer, about)
+                found = _mapped(kept, tokenizer, about)
+    except OSError as error:
+        raise UserError(f"cannot keep the tokenised corpus in {folder}: {error.strerror or error}") from None
+    assert found is not None
+    return TextSplit(found)
+
+
+def _mapped(kept: Path, tokenizer: Any, about: dict[str, Any]) -> Encoded | None:
+    """What is kept of a corpus, if it is whole."""
+    try:
+        told = json.loads((kept / "about.json").read_text(encoding="utf-8"))
+        files = kept / "ids.bin", kept / "offsets.bin"
+        sizes = [file.stat().st_size for file in files]
+    except (OSError, ValueError):
+        return None
+    if told.get("about") != about or told.get("sizes") != sizes:
+        return None
+    if told.get("sha256") != [text_digest(file) for file in files]:
+        log.warning("the tokenised corpus in %s is damaged; it is made again", kept)
+        return None
+    ids, offsets = (np.memmap(file, dtype, "r") for file, dtype in zip(files, (np.int32, np.int64), strict=True))
+    return Encoded(ids, None, np.asarray(offsets), None, told["truncated"], tokenizer.pad_token_id or 0)
+
+
+def _write(kept: Path, place: str, tokenizer: Any, about: dict[str, Any]) -> None:
+    """Tokenise a corpus into `kept`, which gets its name when it is whole."""
+    log.info("corpus %s: tokenising", place)
+    started = time.perf_counter()
+    part = about["part"]
+    wanted = (text for text in read_texts(place) if part is None or is_dev(text) == (part == "dev"))
+    texts = _Counted(wanted)
+    temporary = kept.with_name(f".{kept.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    truncated = tokens = 0
+    limit = about["max_length"] - 2
+    start, end = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+    try:
+        with open(temporary / "ids.bin", "wb") as ids_file, open(temporary / "offsets.bin", "wb") as offsets_file:
+            offsets_file.write(np.zeros(1, np.int64).tobytes())
+
+            def put(sequence: list[int]) -> None:
+                nonlocal tokens
+                whole = start + sequence + end
+                tokens += len(whole)
+                ids_file.write(np.array(whole, np.int32).tobytes())
+                offsets_file.write(np.array([tokens], np.int64).tobytes())
+
+            rest: list[int] = []  # of what was packed: less than a sequence
+            for ids in _ids(texts, tokenizer):
+                if not about["packed"]:
+                    truncated += len(ids) > limit
+                    put(ids[:limit])
+                    continue
+                joined = rest + (end if rest else []) + ids
+                whole = len(joined) - len(joined) % limit
+                for first in range(0, whole, limit):
+                    put(joined[first : first + limit])
+                rest = joined[whole:]
+            if rest:
+                put(rest)
+        if not tokens:
+            raise UserError(
+                f"corpus {place!r} has {'no' if part == 'dev' else 'only'} texts for dev (one in {DEV_SHARE}, by a "
+                "hash of the text); name a dev corpus with --dev-file"
+            )
+        files = temporary / "ids.bin", temporary / "offsets.bin"
+        told = {
+            "about": about,
+            "truncated": truncated,
+            "texts": texts.count,
+            "sizes": [file.stat().st_size for file in files],
+            "sha256": [text_digest(file) for file in files],
+        }
+        (temporary / "about.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+        temporary.rename(kept)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    log.info("corpus %s: %d texts, %d tokens, %.0f s", place, texts.count, tokens, time.perf_counter() - started)
+
+
+class _Counted:
+    """Texts, and how many have come by."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.texts = texts
+        self.count = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self.texts:
+            self.count += 1
+            yield text
+
+
+def _ids(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
+    """Token ids of each text, without special tokens."""
+    running = iter(texts)
+    while some := list(islice(running, _TEXTS_AT_A_TIME)):
+        coded = tokenizer(
+            some, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        )
+        yield from coded["input_ids"]

@@ -1,0 +1,159 @@
+"""`kdbert expand-vocab`: a tokenizer that knows the words of a domain."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdbert.data.corpus import DEV_SHARE, corpus_digest, is_dev, read_texts
+from kdbert.data.files import read_lines, text_digest
+from kdbert.data.masking import tokenizer_digest, vocabulary_size
+from kdbert.errors import UserError
+from kdbert.models.load import load_tokenizer
+from kdbert.models.locate import locate_tokenizer
+from kdbert.models.vocabulary import check_wordpiece, choose, count_words, given_pieces, read_with, save_expanded
+from kdbert.runs import replace_folder, write_json
+
+log = logging.getLogger("kdbert")
+ABOUT = "expansion.json"
+SHOWN = 15  # words that became one piece
+
+
+def expand_vocab(
+    tokenizer: str,
+    out: str,
+    *,
+    corpus: str | None = None,
+    pieces: str | None = None,
+    add: int = 30000,
+    min_count: int = 5,
+    min_gain: float | None = None,
+) -> dict[str, Any]:
+    """Append pieces that a corpus asks for to a WordPiece vocabulary, and write the tokenizer into a folder.
+
+    Args:
+        tokenizer: folder, model or Hub id of the one that is expanded; its pieces keep their ids.
+        out: folder to write.
+        corpus: text file or folder of such; one text in `DEV_SHARE` is kept for the report.
+        pieces: a file with pieces, one a line, in place of learning them.
+        add, min_count, min_gain: see `kdbert.models.vocabulary.choose`.
+
+    Returns:
+        The report, which stands in `expansion.json` of the folder, too.
+
+    Raises:
+        UserError: neither corpus nor pieces, no WordPiece tokenizer, nothing to add, `out` holds something else, a
+            fault in a file.
+    """
+    if corpus is None and pieces is None:
+        raise UserError("where do new pieces come from? name text with --corpus, or a list of pieces with --pieces")
+    base = load_tokenizer(locate_tokenizer(tokenizer))
+    check_wordpiece(base, tokenizer)
+    about = {
+        "tokenizer": tokenizer,
+        "tokenizer_digest": tokenizer_digest(base),
+        "corpus_digest": None if corpus is None else corpus_digest(corpus),
+        "pieces_digest": None if pieces is None else text_digest(_file(pieces)),
+        **({"add": add, "min_count": min_count, "min_gain": min_gain} if pieces is None else {}),
+    }
+    folder = Path(out)
+    before = _there(folder, about)
+    if before is not None:
+        log.info("%s was made so before", folder)
+        return before
+    train, held = Counter[str](), Counter[str]()
+    if corpus is not None:
+        train, held = _words(corpus, base)
+    if pieces is None:
+        new, dropped = choose(train, base, add=add, min_count=min_count, min_gain=min_gain)
+    else:
+        new, dropped = given_pieces((line for _, line in read_lines(_file(pieces))), base)
+    if not new:
+        why = f"no new piece is read {min_count} times in {corpus}"
+        if pieces is not None:
+            why = f"of the {len(dropped)} pieces in {pieces}, " + "; ".join(sorted(set(dropped.values())))
+        raise UserError(f"there is nothing to add to {tokenizer!r}: {why}")
+    report: dict[str, Any] = {}
+
+    def fill(target: Path) -> None:
+        grown = save_expanded(base, new, target)
+        report.update({
+            "about": about,
+            "base_pieces": vocabulary_size(base),
+            "new_pieces": len(new),
+            "continuing": sum(piece.startswith("##") for piece in new),
+            "dropped": dict(Counter(dropped.values())),
+            "words": None if corpus is None else _words_report(train, held, base, grown),
+        })  # fmt: skip
+        write_json(target / ABOUT, report)
+
+    try:
+        replace_folder(folder, fill)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from None
+    return report
+
+
+def _file(name: str) -> Path:
+    return Path(name).expanduser()
+
+
+def _there(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The report of an expansion that was made in this way before.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    try:
+        report = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        known = report["about"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"--out {str(folder)!r} holds something else; choose another folder") from None
+    if known != dict(about):
+        differ = ", ".join(key for key in {**known, **about} if known.get(key) != about.get(key))
+        raise UserError(f"--out {str(folder)!r} holds another expansion ({differ} differ); choose another folder")
+    return dict(report)
+
+
+def _words(corpus: str, tokenizer: Any) -> tuple[Counter[str], Counter[str]]:
+    """How often each word occurs in the texts that pieces are learned from, and in those kept for the report."""
+    held_texts: list[str] = []
+
+    def learned() -> Any:
+        for text in read_texts(corpus):
+            if is_dev(text):
+                held_texts.append(text)
+            else:
+                yield text
+
+    train = count_words(learned(), tokenizer)
+    return train, count_words(held_texts, tokenizer)
+
+
+def _words_report(train: Counter[str], held: Counter[str], base: Any, grown: Any) -> dict[str, Any]:
+    """How the words of the held-out texts are read before and after."""
+    longest = base.backend_tokenizer.model.max_input_chars_per_word
+    source = held or train
+    total = max(1, source.total())
+    found: dict[str, Any] = {"held_out": bool(held), "words": source.total()}
+    for name, tokenizer in (("before", base), ("after", grown)):
+        vocabulary = tokenizer.get_vocab()
+        read = read_with(source, vocabulary, longest)
+        found[name] = {
+            "pieces_per_word": round(read.total() / total, 4),
+            "words_of_one_piece": round(sum(n for word, n in source.items() if word in vocabulary) / total, 4),
+            "unknown": round(read[base.unk_token] / total, 6),
+        }
+    known, after = base.get_vocab(), grown.get_vocab()
+    became = [(word, often) for word, often in train.most_common() if word in after and word not in known]
+    found["became_one_piece"] = {"words": len(became), "commonest": dict(became[:SHOWN])}
+    return found
+
+
+HELD = f"one text in {DEV_SHARE}"

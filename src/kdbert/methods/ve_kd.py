@@ -1,0 +1,166 @@
+"""Vocabulary-expansion distillation: a student that learns a domain's words and a teacher's language at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, cast
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from kdbert.data.batches import Batch
+from kdbert.losses.hinton import soft_label_loss
+from kdbert.losses.masked_lm import beyond, cosine_loss, logits_loss
+from kdbert.methods.contract import (
+    Context,
+    LossTerms,
+    Method,
+    MethodOptions,
+    Models,
+    Needs,
+    Outputs,
+    Paper,
+    Weight,
+)
+from kdbert.methods.terms import in_parts, masked_lm_loss
+
+
+class VEKD(Method):
+    """Masked-LM distillation of a student whose vocabulary has more pieces than the teacher's.
+
+    New pieces are always hidden, so the teacher reads text of its own vocabulary; where one is to be predicted, only
+    the student's masked-LM loss says anything. Everywhere else the student's logits of the teacher's pieces are drawn
+    to the teacher's (a softmax over these alone), and its last hidden states to the teacher's.
+    """
+
+    name = "ve-kd"
+    aliases = ("vekd", "vocabulary-expansion")
+    summary = "masked-LM distillation on plain text, with a vocabulary that was expanded for its domain"
+    formula = (
+        "alpha_mlm * MLM + sum over x in (ce, mse, cos) of max(alpha_x * L_x - tolerance, 0), where ce = tau^2 * "
+        "KL(softmax(teacher/tau) || softmax(student/tau)) over the teacher's pieces, mse = sum of squared "
+        "differences of these logits, cos = 1 - cosine of the last hidden states; means over the tokens that the "
+        "teacher knows"
+    )
+    papers = (
+        Paper(
+            "VE-KD: Vocabulary-Expansion Knowledge-Distillation for Training Smaller Domain-Specific Language Models",
+            "Gao, P., Yamasaki, T. & Imoto, K.",
+            2024,
+            "https://aclanthology.org/2024.findings-emnlp.884/",
+        ),
+    )
+    differences = (
+        "corrected trains the projection between different widths and defaults to the weights of the released model; "
+        "original leaves the projection as it was drawn and defaults to those of the command line"
+    )
+    heads = ("masked_lm",)
+
+    class Options(MethodOptions):
+        """Weights of the four terms, and the tolerance of three of them."""
+
+        original_defaults = {"alpha_ce": 0.5, "alpha_cos": 0.0, "alpha_mlm": 0.0, "tolerance": 0.1}  # noqa: RUF012
+
+        name: Literal["ve-kd"] = "ve-kd"
+        alpha_ce: Weight = Field(2.0, description="weight of the teacher's soft labels")
+        alpha_mse: Weight = Field(0.0, description="weight of the squared difference of logits (README of VE-KD: 1)")
+        alpha_cos: Weight = Field(5.0, description="weight of the cosine distance of the last hidden states")
+        alpha_mlm: Weight = Field(1.0, description="weight of the masked-LM loss")
+        tolerance: Weight = Field(0.5, description="what is taken off each weighted term but mlm, down to 0")
+        temperature: float = Field(2.0, gt=0, description="tau, softens both distributions")
+
+        @property
+        def of_teacher(self) -> dict[str, float]:
+            """The terms that read the teacher and have a weight."""
+            weights = {"ce": self.alpha_ce, "mse": self.alpha_mse, "cos": self.alpha_cos}
+            return {name: weight for name, weight in weights.items() if weight}
+
+    def __init__(self, options: MethodOptions) -> None:
+        super().__init__(options)
+        self.projection: nn.Linear | None = None
+        self.layers = (0, 0)
+
+    @classmethod
+    def teachers(cls, options: MethodOptions) -> tuple[int, int | None]:
+        """One, unless only the masked-LM loss has a weight."""
+        return (1, 1) if cast(VEKD.Options, options).of_teacher else (0, 0)
+
+    @classmethod
+    def needs(cls, options: MethodOptions, models: Models) -> Needs:
+        """The masked-LM heads of both, and the last hidden states where the cosine has a weight."""
+        terms = cast(VEKD.Options, options).of_teacher
+        if not models.teachers or not terms:
+            return Needs()
+        teacher, student = models.teachers[0].layers, models.student.layers
+        if "cos" not in terms:
+            return Needs(compares_tokens=True)
+        return Needs(
+            teacher_hidden=(teacher,),
+            student_hidden=(student,),
+            pairs={"cos": ((teacher, student),)},
+            compares_tokens=True,
+        )
+
+    def prepare(self, context: Context) -> None:
+        """A projection where the student has another width than the teacher."""
+        models = context.models
+        if not models.teachers:
+            return
+        self.layers = models.teachers[0].layers, models.student.layers
+        if "cos" in cast(VEKD.Options, self.options).of_teacher and models.teachers[0].width != models.student.width:
+            self.projection = nn.Linear(models.student.width, models.teachers[0].width)
+            if self.options.variant == "original":
+                self.projection.requires_grad_(False)
+
+    def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:
+        """Terms `ce`, `mse`, `cos` above their tolerance, and `mlm`; monitors `ve-kd/…`: the former without it."""
+        options = cast(VEKD.Options, self.options)
+        weights = options.of_teacher
+        found = LossTerms({}, {})
+        if weights:
+            for name, summed in self._sums(student, teachers[0], batch, weights).items():
+                over_all = batch.total(summed) / max(1, batch.known_count)
+                share = batch.known_count * batch.known_scale / batch.world
+                value = summed * batch.known_scale
+                found.terms[name] = beyond(value, over_all, options.tolerance / weights[name], share)
+                found.weights[name] = weights[name]
+                found.monitors[f"ve-kd/{name}"] = value.detach()
+        if options.alpha_mlm:
+            found.terms["mlm"] = masked_lm_loss(student, batch)
+            found.weights["mlm"] = options.alpha_mlm
+        return found
+
+    def _sums(
+        self, student: Outputs, teacher: Outputs, batch: Batch, weights: dict[str, float]
+    ) -> dict[str, torch.Tensor]:
+        """Each loss of the teacher, summed over this process's tokens that the teacher knows."""
+        assert batch.known is not None
+        positions = (batch.known & (batch.valid > 0)[:, None]).reshape(-1).nonzero()[:, 0]
+        sums: dict[str, torch.Tensor] = {}
+        if "ce" in weights or "mse" in weights:
+            parts = in_parts(lambda part: self._of_logits(student, teacher, part, list(weights)), positions)
+            sums.update({name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]})
+        if "cos" in weights:
+            own = student.hidden[self.layers[1]].flatten(0, 1)[positions]
+            if self.projection is not None:
+                own = self.projection(own)
+            sums["cos"] = cosine_loss(own, teacher.hidden[self.layers[0]].flatten(0, 1)[positions]).sum()
+        return sums
+
+    def _of_logits(
+        self, student: Outputs, teacher: Outputs, positions: torch.Tensor, names: list[str]
+    ) -> dict[str, torch.Tensor]:
+        """The losses of some tokens' logits, over the teacher's pieces."""
+        options = cast(VEKD.Options, self.options)
+        assert student.head is not None
+        assert teacher.head is not None
+        with torch.no_grad():
+            targets = teacher.head(positions)
+        logits = student.head(positions, targets.shape[-1])
+        found = {}
+        if "ce" in names:
+            found["ce"] = soft_label_loss(logits, targets, options.temperature).sum()
+        if "mse" in names:
+            found["mse"] = logits_loss(logits, targets).sum()
+        return found

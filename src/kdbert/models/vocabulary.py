@@ -1,0 +1,300 @@
+"""Growing a WordPiece vocabulary: learning pieces of a corpus, adding them to a tokenizer, giving them embeddings.
+
+The pieces of a base tokenizer keep their ids; new ones come after them (METHODS.md section 5, "Vocabulary").
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdbert.data.masking import BASE_SIZE, base_size, vocabulary_size
+from kdbert.errors import UserError
+
+log = logging.getLogger("kdbert")
+CONTINUES = "##"
+NEW_ROW_STD = 0.02  # METHODS.md section 5: what the original draws new embeddings with
+
+
+def check_wordpiece(tokenizer: Any, name: str) -> None:
+    """Refuse a tokenizer that is no WordPiece one.
+
+    Raises:
+        UserError: with the kind that it is.
+    """
+    kind = type(tokenizer.backend_tokenizer.model).__name__
+    if kind != "WordPiece" or getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", "") != CONTINUES:
+        what = {"BPE": "a byte-pair", "Unigram": "a unigram (SentencePiece)"}.get(kind, f"a {kind}")
+        raise UserError(
+            f"tokenizer {name!r} is {what} tokenizer, and only WordPiece vocabularies (BERT's) are expanded; take a "
+            "model such as bert-base-uncased"
+        )
+
+
+def _json(tokenizer: Any) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    return content
+
+
+def check_expansion(base: Any, grown: Any, base_name: str, name: str) -> None:
+    """Refuse a tokenizer that is no expansion of another one: the same ids for its pieces, and words split the same.
+
+    Raises:
+        UserError: with the first piece that moved, or what differs.
+    """
+    before, after = base.get_vocab(), grown.get_vocab()
+    moved = next((piece for piece, number in before.items() if after.get(piece) != number), None)
+    if moved is not None:
+        there = f"has {moved!r} as piece {after[moved]}" if moved in after else f"lacks {moved!r}"
+        raise UserError(
+            f"tokenizer {name!r} is no expansion of {base_name!r}: it {there}, which is piece {before[moved]} there; "
+            "make one with `kdbert expand-vocab`"
+        )
+    ours, theirs = _json(base), _json(grown)
+    for part in ("normalizer", "pre_tokenizer"):
+        if ours[part] != theirs[part]:
+            raise UserError(f"tokenizers {name!r} and {base_name!r} split texts differently ({part})")
+
+
+def count_words(texts: Iterable[str], tokenizer: Any) -> Counter[str]:
+    """How often each word occurs, as the tokenizer normalises texts and splits them into words."""
+    normalizer, splitter = tokenizer.backend_tokenizer.normalizer, tokenizer.backend_tokenizer.pre_tokenizer
+    found: Counter[str] = Counter()
+    for text in texts:
+        normal = text if normalizer is None else normalizer.normalize_str(text)
+        found.update(word for word, _ in splitter.pre_tokenize_str(normal))
+    return found
+
+
+def pieces_of(word: str, vocabulary: Mapping[str, int], longest: int) -> list[str] | None:
+    """A word's WordPiece pieces, longest match first; None where it cannot be made of the vocabulary.
+
+    Args:
+        word: `word`, or `##part` for one that goes on another.
+        longest: characters beyond which a word is unknown as a whole.
+    """
+    inside = word.startswith(CONTINUES) and len(word) > len(CONTINUES)
+    rest = word.removeprefix(CONTINUES) if inside else word
+    if len(rest) > longest:
+        return None
+    pieces: list[str] = []
+    start = 0
+    while start < len(rest):
+        prefix = CONTINUES if inside or start else ""
+        stop = next((end for end in range(len(rest), start, -1) if prefix + rest[start:end] in vocabulary), None)
+        if stop is None:
+            return None
+        pieces.append(prefix + rest[start:stop])
+        start = stop
+    return pieces
+
+
+def learn_pieces(words: Mapping[str, int], count: int, min_count: int) -> list[str]:
+    """Pieces of a WordPiece vocabulary of these words, in the order in which merging finds them.
+
+    Characters come first, the commonest first; then, merge after merge, what is made of the two neighbouring pieces
+    that occur together most often (Sennrich et al. 2016, arXiv:1508.07909, section 3.2; the library's WordPiece trainer
+    is this). Every character has its number before training begins, so that pairs of equal counts come in an order that
+    knows nothing of the order of lines or of a process's hashes.
+
+    Args:
+        words: word -> how often it occurs. count: pieces at most. min_count: what occurs less often is no piece.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    characters: Counter[str] = Counter()
+    for word, often in words.items():
+        for place, character in enumerate(word):
+            characters[CONTINUES + character if place else character] += often
+    kept = sorted(characters)
+    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106: no password
+    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=len(kept) + 1 + count,
+        min_frequency=min_count,
+        show_progress=False,
+        special_tokens=["[UNK]", *kept],
+    )
+    learner.train_from_iterator(_repeated(words), trainer)
+    numbers = learner.get_vocab()
+    merged = sorted(
+        (piece for piece in numbers if piece not in characters and piece != "[UNK]"), key=numbers.__getitem__
+    )
+    often_enough = [piece for piece, often in characters.items() if often >= min_count]
+    return [*sorted(often_enough, key=lambda piece: (-characters[piece], piece)), *merged]
+
+
+def _repeated(words: Mapping[str, int]) -> Iterator[str]:
+    """Each word as often as it occurs: texts of at most a thousand times the same word, in alphabetical order."""
+    for word in sorted(words):
+        left = words[word]
+        while left:
+            times = min(left, 1000)
+            yield " ".join([word] * times)
+            left -= times
+
+
+def read_with(words: Mapping[str, int], vocabulary: Mapping[str, int], longest: int) -> Counter[str]:
+    """How often each piece of a vocabulary is read in these words, longest match first; `[UNK]` where none fits."""
+    from tokenizers import models
+
+    model = models.WordPiece(dict(vocabulary), unk_token="[UNK]", max_input_chars_per_word=longest)
+    found: Counter[str] = Counter()
+    for word, often in words.items():
+        for token in model.tokenize(word):
+            found[token.value] += often
+    return found
+
+
+def log_likelihood(counts: Mapping[str, int]) -> float:
+    """Log-likelihood (nats) of a text under the unigram model of its own pieces (AdaLM, see `choose`, equation 2)."""
+    values = np.array(list(counts.values()), dtype=np.float64)
+    return float((values * np.log(values / values.sum())).sum())
+
+
+def choose(
+    words: Mapping[str, int], tokenizer: Any, *, add: int, min_count: int, min_gain: float | None
+) -> tuple[list[str], dict[str, str]]:
+    """The pieces that a tokenizer's vocabulary is expanded with.
+
+    Candidates are `learn_pieces` that it lacks, in their order. What is then never read in the corpus, because a longer
+    piece always comes first, is left out, and others take its place.
+
+    Args:
+        words: word -> how often it occurs in the corpus.
+        add: pieces at most.
+        min_count: a piece must be read so often.
+        min_gain: stop where another tenth of `add` raises the log-likelihood of the corpus by less than this share
+            (AdaLM, Yao et al. 2021, arXiv:2106.13474, section 3.2, stops at 0.01). None: never.
+
+    Returns:
+        The pieces, and those left out with the reason.
+    """
+    base, first = tokenizer.get_vocab(), vocabulary_size(tokenizer)
+    longest = tokenizer.backend_tokenizer.model.max_input_chars_per_word
+    candidates = [piece for piece in learn_pieces(words, len(base) + 2 * add, min_count) if piece not in base]
+
+    def grown(pieces: Sequence[str]) -> dict[str, int]:
+        return {**base, **{piece: first + number for number, piece in enumerate(pieces)}}
+
+    limit = add
+    if min_gain is not None:
+        step, before = max(1, add // 10), log_likelihood(read_with(words, base, longest))
+        for size in range(step, add + step, step):
+            after = log_likelihood(read_with(words, grown(candidates[:size]), longest))
+            if (after - before) / abs(before) < min_gain:
+                limit = size - step
+                break
+            before = after
+        candidates = candidates[: limit * 2]
+    size = limit
+    while True:
+        read = read_with(words, grown(candidates[:size]), longest)
+        used = [piece for piece in candidates[:size] if read[piece] >= min_count]
+        missing = limit - len(used)
+        if missing <= 0 or size >= len(candidates):
+            break
+        size = min(len(candidates), size + max(missing, 10))
+    used = used[:limit]
+    while True:  # without the others' competition, or theirs that are left out now, some are read less often
+        read = read_with(words, grown(used), longest)
+        kept = [piece for piece in used if read[piece] >= min_count]
+        if len(kept) == len(used):
+            break
+        used = kept
+    chosen = set(used)
+    rare = f"read less than {min_count} times in the corpus, for longer pieces come first"
+    return used, {piece: rare for piece in candidates[:size] if piece not in chosen}
+
+
+def given_pieces(lines: Iterable[str], tokenizer: Any) -> tuple[list[str], dict[str, str]]:
+    """The pieces of a list that a tokenizer can be expanded with, in their order.
+
+    Returns:
+        The pieces, and those left out with the reason: the tokenizer has them, they stand twice, or it never reads them
+        because it normalises texts (lower case, accents).
+    """
+    base, seen = tokenizer.get_vocab(), set()
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    splitter = tokenizer.backend_tokenizer.pre_tokenizer
+    kept: list[str] = []
+    dropped: dict[str, str] = {}
+    for line in lines:
+        piece = line.strip()
+        if not piece:
+            continue
+        bare = piece.removeprefix(CONTINUES) or piece
+        normal = bare if normalizer is None else normalizer.normalize_str(bare)
+        if piece in base:
+            dropped[piece] = "it is there already"
+        elif piece in seen:
+            dropped[piece] = "it stands twice"
+        elif normal != bare:
+            dropped[piece] = "the tokenizer normalises it away (lower case, accents)"
+        elif [word for word, _ in splitter.pre_tokenize_str(bare)] != [bare]:
+            dropped[piece] = "the tokenizer splits it into words"
+        else:
+            kept.append(piece)
+        seen.add(piece)
+    return kept, dropped
+
+
+def save_expanded(tokenizer: Any, pieces: Sequence[str], folder: Path) -> Any:
+    """Write a tokenizer with further pieces behind its own into a folder, and read it back.
+
+    Raises:
+        UserError: what was written does not read as it should.
+    """
+    from transformers import AutoTokenizer
+
+    before = vocabulary_size(tokenizer)
+    tokenizer.save_pretrained(folder)
+    place = folder / "tokenizer.json"
+    content = json.loads(place.read_text(encoding="utf-8"))
+    content["model"]["vocab"].update({piece: before + number for number, piece in enumerate(pieces)})
+    place.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    listed = folder / "vocab.txt"
+    ordered = sorted(content["model"]["vocab"].items(), key=lambda item: item[1])
+    listed.write_text("".join(f"{piece}\n" for piece, _ in ordered), encoding="utf-8")
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings[BASE_SIZE] = base_size(tokenizer)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    grown = AutoTokenizer.from_pretrained(folder)
+    check_expansion(tokenizer, grown, "the base", str(folder))
+    if vocabulary_size(grown) != before + len(pieces):
+        found = vocabulary_size(grown)
+        raise UserError(f"{folder}: the expanded tokenizer has {found} pieces, not {before + len(pieces)}")
+    return grown
+
+
+def grow_embeddings(model: Any, base: Any, grown: Any, *, from_pieces: bool) -> None:
+    """Give a model a row for each new piece of an expanded tokenizer, in place.
+
+    Args:
+        base: the tokenizer that the model was made for. grown: its expansion.
+        from_pieces: each new row is the mean of those of the base pieces that its piece was read as before (AVocaDo,
+            Hong et al. 2021, and most others begin like this); else it is drawn from N(0, 0.02^2), as VE-KD does.
+    """
+    before, size = vocabulary_size(base), vocabulary_size(grown)
+    if size > model.config.vocab_size:  # it may have rows to spare
+        model.resize_token_embeddings(size, mean_resizing=False)
+    vocabulary = base.get_vocab()
+    weight = model.get_input_embeddings().weight
+    names = grown.convert_ids_to_tokens(list(range(before, size)))
+    with torch.no_grad():
+        weight[before:size].normal_(std=NEW_ROW_STD)
+        if from_pieces:
+            for row, name in enumerate(names, before):
+                pieces = pieces_of(name, vocabulary, longest=10**6)
+                if pieces:
+                    weight[row] = weight[[vocabulary[piece] for piece in pieces]].mean(0)
+        output = model.get_output_embeddings()
+        if output is not None and getattr(output, "bias", None) is not None:
+            output.bias[before:size] = 0.0

@@ -1,0 +1,42 @@
+"""Plain text: hidden pieces are to be predicted (masked language modelling)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from kdbert.data.examples import Row
+from kdbert.tasks.spec import Split, TaskSpec
+
+CORPUS = "corpus"
+METRICS = ("masked_accuracy", "mlm_loss", "pseudo_perplexity")
+NEW = ("new_masked_accuracy", "new_mlm_loss", "new_pseudo_perplexity")
+# VE-KD's (METHODS.md section 6)
+DEFAULTS = {
+    "train.learning_rate": 5e-4, "train.warmup": 0.05, "train.adam_beta2": 0.98, "train.adam_epsilon": 1e-6,
+    "train.max_grad_norm": 5.0,
+}  # fmt: skip
+
+
+def corpus_task(train: str) -> TaskSpec:
+    """A task of a person's own text.
+
+    Its rows are not read by the task: `kdbert.data.corpus` keeps a corpus, which may be larger than memory, tokenised.
+
+    Args:
+        train: a text file or a folder of such.
+    """
+    return TaskSpec(
+        name=CORPUS,
+        title=f"plain text ({Path(train).name})",
+        kind="masked_lm",
+        splits={"train": Split((), _never, labelled=False), "dev": Split((), _never, labelled=False)},
+        metrics=(*METRICS, *NEW),
+        max_length=512,
+        defaults=DEFAULTS,
+        source=train,
+    )
+
+
+def _never(path: Path) -> Iterator[Row]:
+    raise TypeError("a corpus is read by kdbert.data.corpus")
