@@ -73,14 +73,15 @@ def make_bert(
     positions: int = 64,
     seed: int = 0,
     base: bool = True,
+    masked_lm: bool = False,
 ) -> Path:
     """A random BERT with a real WordPiece tokenizer, saved as a Hugging Face folder.
 
-    `base` saves an encoder without a head; else a classifier with `labels` (None: one score).
+    `base` saves an encoder without a head, or with that of a masked-LM; else a classifier with `labels` (or one score).
     """
     import torch
     from tokenizers import BertWordPieceTokenizer
-    from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel, BertTokenizerFast
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
@@ -92,7 +93,7 @@ def make_bert(
     )  # fmt: skip
     torch.manual_seed(seed)
     if base:
-        model = BertModel(config)
+        model = (BertForMaskedLM if masked_lm else BertModel)(config)
     else:
         config.num_labels = len(labels) if labels else 1
         if labels:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,7 @@ class Parts:
         values = pass_over(
             self.job.teachers.models[0],
             self.data,
-            lambda seen: quantities(needs, method, seen),
+            lambda seen, batch: quantities(needs, method, seen),
             kinds_of(needs, self.data.logits_of),
             layers=layers_read(needs),
             batch_size=64,
@@ -214,3 +215,14 @@ def run_command(words: list[str], output: Path, file_limit: int | None = None) -
 
     sys.argv = ["kdbert", *words]
     main()
+
+
+def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
+    """Start words in two processes on this machine."""
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )

@@ -54,7 +54,6 @@ def expand_vocab(
     base = load_tokenizer(locate_tokenizer(tokenizer))
     check_wordpiece(base, tokenizer)
     about = {
-        "tokenizer": tokenizer,
         "tokenizer_digest": tokenizer_digest(base),
         "corpus_digest": None if corpus is None else corpus_digest(corpus),
         "pieces_digest": None if pieces is None else text_digest(_file(pieces)),

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from conftest import VOCABULARY, WORDS, make_bert
+from in_processes import saved_steps, start, wait_until
 from kdbert.data.batches import collate, micro_batches
 from kdbert.data.masking import base_size, masking_of, vocabulary_size
 from kdbert.models.vocabulary import grow_embeddings
@@ -24,7 +25,7 @@ from kdbert.plan import Plan
 from kdbert.recipe import Recipe
 from kdbert.resolve import resolve_distill
 from kdbert.training.loop import forward_backward
-from small_run import assert_same_gradients, build, gradients
+from small_run import assert_same_gradients, build, gradients, torchrun
 
 COMMON = ("--max-length", "32", "--batch-size", "8", "--precision", "fp32")
 TERMS = ["cataract", "glaucoma", "retinopathy", "keratitis"]
@@ -276,6 +277,68 @@ def test_where_nothing_is_hidden_the_masked_lm_loss_is_zero_and_no_nan(teacher: 
     assert terms["mlm"] == 0
     assert all(np.isfinite(value) for value in terms.values())
     assert all(torch.isfinite(value).all() for value in grads.values())
+
+
+def run_words(teacher: Path, vocabulary: Path, text: Path, output: Path, *more: object) -> list[str]:
+    """A ve-kd run, of which each text is a sequence, so that batches are ragged."""
+    return [
+        str(word)
+        for word in (
+            "distill", "-m", "ve-kd", "--variant", "original", "--corpus", text, "--teacher", teacher, "--tokenizer",
+            vocabulary, "--student-layers", "2", *COMMON, "--epochs", "2", "--output-dir", output, "--runs-dir",
+            output.parent / "runs", "method.alpha_ce=2", "method.alpha_mse=0.01", "method.alpha_cos=5",
+            "method.alpha_mlm=1", "method.tolerance=0.2", "train.accumulation=2", "train.logging_steps=1",
+            "train.checkpoint_steps=5", *more,
+        )
+    ]  # fmt: skip
+
+
+def test_a_killed_run_ends_with_the_same_weights(
+    teacher: Path, vocabulary: Path, text: Path, kdbert: Callable[..., Any], tmp_path: Path
+) -> None:
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    done = kdbert(*run_words(teacher, vocabulary, text, tmp_path / "whole" / "run"))
+    assert done.code == 0, done.err
+    killed = tmp_path / "killed" / "run"
+    words = run_words(teacher, vocabulary, text, killed)
+    process = start(words, tmp_path / "output")
+    try:
+        wait_until(lambda: max(saved_steps(killed), default=0) >= 40, process.is_alive, "step 40")
+    finally:
+        process.kill()
+        process.join()
+    assert manifest(killed)["status"] == "running"
+    done = kdbert(*words)
+    assert done.code == 0, done.err
+    assert "continuing from step" in done.err
+    for name in ("metrics.jsonl", "model/model.safetensors", "predictions/dev.jsonl"):
+        assert (killed / name).read_bytes() == (tmp_path / "whole" / "run" / name).read_bytes(), name
+
+
+def test_two_processes_give_what_one_gives(
+    teacher: Path, vocabulary: Path, text: Path, kdbert: Callable[..., Any], tmp_path: Path
+) -> None:
+    found = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        words = run_words(
+            teacher, vocabulary, text, tmp_path / name / "run", "train.dropout=0", "train.max_steps=20",
+            "train.learning_rate=1e-3",
+        )  # fmt: skip
+        if name == "one":
+            done = kdbert(*words)
+            assert done.code == 0, done.err
+        else:
+            ended = torchrun("-m", "kdbert", *words)
+            assert ended.returncode == 0, ended.stderr
+        found.append(tmp_path / name / "run")
+    for first, second in zip(*map(logged, found), strict=True):
+        assert first.keys() == second.keys()
+        assert second == pytest.approx(first, rel=1e-4, abs=1e-5)
+    scores = [manifest(path)["metrics"]["dev"] for path in found]
+    assert scores[1] == pytest.approx(scores[0], rel=1e-3)
+    assert len(list(tmp_path.rglob("about.json"))) == 4  # each corpus tokenised once: train and dev
 
 
 def test_a_student_of_another_kind_and_width_is_drawn_from_a_configuration(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import torch
 from ragged_gradients import all_gradients
 from safetensors.torch import load_file
 
-from small_run import FEATURES, Setting, assert_same_gradients, logged, make_teacher, predictions
+from small_run import FEATURES, Setting, assert_same_gradients, logged, make_teacher, predictions, torchrun
 
 pytestmark = pytest.mark.slow
 EXACT = {"dropout": 0.0, "precision": "fp32"}
@@ -24,17 +22,6 @@ EXACT = {"dropout": 0.0, "precision": "fp32"}
 def setting(tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Setting:
     """Task, teacher and student."""
     return Setting(*custom_files, make_teacher(tmp_path_factory.mktemp("teacher")), tiny_bert)
-
-
-def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
-    """Start words in two processes on this machine."""
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def words(setting: Setting, root: Path) -> list[str]:

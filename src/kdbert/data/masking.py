@@ -20,7 +20,7 @@ class Masking:
     """How tokens are hidden; all that are become `[MASK]` (METHODS.md section 5, quirk V4).
 
     BERT leaves a tenth of them as they are and turns another tenth into random tokens; Wettig et al. (2023, "Should you
-    mask 15 % in masked language modeling?", section 6) find that this does not help.
+    mask 15 % in masked language modeling?", arXiv:2202.08005) find that this does not help.
 
     Attributes:
         mask_id: id of `[MASK]`.

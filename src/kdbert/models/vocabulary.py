@@ -114,7 +114,7 @@ def learn_pieces(words: Mapping[str, int], count: int, min_count: int) -> list[s
         for place, character in enumerate(word):
             characters[CONTINUES + character if place else character] += often
     kept = sorted(characters)
-    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106: no password
+    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordPieceTrainer(
         vocab_size=len(kept) + 1 + count,
@@ -154,7 +154,7 @@ def read_with(words: Mapping[str, int], vocabulary: Mapping[str, int], longest: 
 
 
 def log_likelihood(counts: Mapping[str, int]) -> float:
-    """Log-likelihood (nats) of a text under the unigram model of its own pieces (AdaLM, see `choose`, equation 2)."""
+    """Log-likelihood (nats) of a text under the unigram model of its own pieces."""
     values = np.array(list(counts.values()), dtype=np.float64)
     return float((values * np.log(values / values.sum())).sum())
 
@@ -171,8 +171,8 @@ def choose(
         words: word -> how often it occurs in the corpus.
         add: pieces at most.
         min_count: a piece must be read so often.
-        min_gain: stop where another tenth of `add` raises the log-likelihood of the corpus by less than this share
-            (AdaLM, Yao et al. 2021, arXiv:2106.13474, section 3.2, stops at 0.01). None: never.
+        min_gain: stop where another tenth of `add` raises the log-likelihood of the corpus by less than this share (AdaLM,
+            Yao et al. 2021, arXiv:2106.13474, chooses the size by the corpus's probability, too). None: never.
 
     Returns:
         The pieces, and those left out with the reason.
@@ -279,8 +279,8 @@ def grow_embeddings(model: Any, base: Any, grown: Any, *, from_pieces: bool) -> 
 
     Args:
         base: the tokenizer that the model was made for. grown: its expansion.
-        from_pieces: each new row is the mean of those of the base pieces that its piece was read as before (AVocaDo,
-            Hong et al. 2021, and most others begin like this); else it is drawn from N(0, 0.02^2), as VE-KD does.
+        from_pieces: each new row is the mean of those of the base pieces that its piece was read as before; else it is
+            drawn from N(0, 0.02^2), as VE-KD does (METHODS.md section 5).
     """
     before, size = vocabulary_size(base), vocabulary_size(grown)
     if size > model.config.vocab_size:  # it may have rows to spare
