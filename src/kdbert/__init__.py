@@ -22,6 +22,7 @@ _ORIGIN = {
     "finetune": "kdbert.api",
     "train_memory": "kdbert.api",
     "evaluate": "kdbert.api",
+    "expand_vocab": "kdbert.expansion",
     "KdbertError": "kdbert.errors",
     "UserError": "kdbert.errors",
 }
@@ -33,6 +34,7 @@ __all__ = [
     "__version__",
     "distill",
     "evaluate",
+    "expand_vocab",
     "finetune",
     "train_memory",
 ]
@@ -40,6 +42,7 @@ __all__ = [
 if TYPE_CHECKING:
     from kdbert.api import distill, evaluate, finetune, train_memory
     from kdbert.errors import KdbertError, UserError
+    from kdbert.expansion import expand_vocab
     from kdbert.recipe import Recipe
     from kdbert.runs import RunResult
 

@@ -277,8 +277,12 @@ class Plan:
             if source_of(get_method(name)):
                 raise UserError(f"train.cache_for names {name!r}, which is no method of kdbert's own; leave it out")
         self._check_head()
-        _ = self.teacher_permutations, self.train_examples, self.eval_examples, self.kept_layers, self.needs
         check_length(recipe.task.max_length, self.student_config, self.student_place.given)
+        _ = self.teacher_permutations, self.kept_layers, self.needs
+        if self.spec.kind == "masked_lm":  # before a large corpus is read
+            for place in (*self.teacher_places, *self.teachers_to_come):
+                self.check_tokenizer(place)
+        _ = self.train_examples, self.eval_examples
         known = [place.fingerprint() for place in self.teacher_places]
         if len(set(known)) < len(known):
             log.warning("the same teacher is named twice")

@@ -149,14 +149,16 @@ def resolve_distill(recipe: Recipe) -> Recipe:
     """Fill what a distillation recipe leaves open: the student's start, its depth, the length.
 
     Without `student.model` the student is cut from the pretrained model that the teacher started
-    from, as the published systems do, and keeps half of its layers.
+    from, as the published systems do (on plain text from the teacher itself), and keeps half of its layers.
     """
     student = recipe.student
     if student.model is None:
         model = base_model(recipe)
         if recipe.teachers:
             place = locate(recipe.teachers[0].model)
-            model = place.base() or recipe.teachers[0].model
+            model = recipe.teachers[0].model
+            if recipe.task.name != CORPUS:  # a masked-LM hands on its head, too
+                model = place.base() or model
         layers = student.layers
         if layers is None and isinstance(student.init, str):
             depth = load_config(locate(model)).num_hidden_layers

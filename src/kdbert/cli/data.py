@@ -52,14 +52,17 @@ def describe(
     debug: o.Debug = False,
 ) -> None:
     """Origin, licence, splits, rows, labels and lengths of a task."""
-    from kdbert.tasks import CUSTOM, get_task
+    from kdbert.tasks import CORPUS, CUSTOM, get_task
     from kdbert.tasks.origins import missing_files
 
-    if task.lower() == CUSTOM:
-        print(
-            "custom: your own files; to see what is made of them: "
-            "kdbert distill --task custom --train-file a.csv --dev-file b.csv --dry-run"
-        )
+    own = {
+        CUSTOM: "your own files; to see what is made of them: "
+        "kdbert distill --task custom --train-file a.csv --dev-file b.csv --dry-run",
+        CORPUS: "your own plain text; to see what is made of it: "
+        "kdbert finetune-teacher --corpus FILE --model MODEL --dry-run",
+    }
+    if task.lower() in own:
+        print(f"{task.lower()}: {own[task.lower()]}")
         return
     spec = get_task(task)
     kinds = {
@@ -193,8 +196,11 @@ def verify(
 
 def _specs(task: str) -> list[TaskSpec]:
     """The task of that name, or all of GLUE's."""
-    from kdbert.tasks import get_task, glue
+    from kdbert.errors import UserError
+    from kdbert.tasks import CORPUS, get_task, glue
 
+    if task.lower() == CORPUS:
+        raise UserError("task 'corpus' is plain text of your own; there is nothing to fetch or to compare it with")
     return list(glue.TASKS) if task.lower() == "glue" else [get_task(task)]
 
 

@@ -171,8 +171,8 @@ def choose(
         words: word -> how often it occurs in the corpus.
         add: pieces at most.
         min_count: a piece must be read so often.
-        min_gain: stop where another tenth of `add` raises the log-likelihood of the corpus by less than this share (AdaLM,
-            Yao et al. 2021, arXiv:2106.13474, chooses the size by the corpus's probability, too). None: never.
+        min_gain: stop where another tenth of `add` raises the log-likelihood of the corpus by less than this share
+            (AdaLM, Yao et al. 2021, arXiv:2106.13474, chooses the size by the corpus's probability, too). None: never.
 
     Returns:
         The pieces, and those left out with the reason.
