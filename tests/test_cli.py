@@ -352,6 +352,7 @@ def test_dry_run_tells_everything_and_makes_nothing(
     printed = yaml.safe_load(done.out.split("\nrun folder:")[0])
     assert printed["student"] == {
         "model": str(manifest(teacher)["recipe"]["student"]["model"]),
+        "tokenizer": None,
         "layers": 2,
         "init": [2, 4],
     }

@@ -43,7 +43,8 @@ def test_names_are_exact() -> None:
         "pearson", "spearman", "pearson_and_spearman", "in_scope_accuracy", "out_of_scope_recall",
     }  # fmt: skip
     assert set(GROUPED) == {
-        f"{what}_{part}" for what in ("document", "entity", "macro_token") for part in ("f1", "precision", "recall")
+        *(f"{what}_{part}" for what in ("document", "entity", "macro_token") for part in ("f1", "precision", "recall")),
+        *(f"{new}{name}" for new in ("", "new_") for name in ("masked_accuracy", "mlm_loss", "pseudo_perplexity")),
     }
     assert all(METRICS[name].__name__ == name for name in METRICS)
 

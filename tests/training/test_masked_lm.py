@@ -132,8 +132,8 @@ def test_a_student_with_a_larger_vocabulary_learns_its_new_words(
     assert done.code == 0, done.err
     path = Path(done.out.splitlines()[-1].removeprefix("run: "))
     lines = logged(path)
-    for name in ("ce", "mse", "cos", "mlm"):
-        assert lines[-1][f"loss/{name}"] < lines[0][f"loss/{name}"]
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
+    assert lines[-1]["loss/mlm"] < lines[0]["loss/mlm"] - 0.5
     weights = {"ce": 2, "mse": 0.01, "cos": 5, "mlm": 1}
     for line in lines:
         assert line["loss"] == pytest.approx(sum(w * line[f"loss/{name}"] for name, w in weights.items()), rel=1e-4)
