@@ -295,8 +295,6 @@ def evaluate(
         if task_name(task) == CUSTOM:
             raise UserError("evaluate --task custom needs a run that was trained on the custom task")
         spec = get_task(task)
-        if trained is not None and trained.task.name != CUSTOM and (spec.name, trained.task.name) != ("ax", "mnli"):
-            log.warning("%s was trained on %s and is scored on %s", model, trained.task.name, spec.name)
         if data_dir is None and trained is not None and task_of(trained).data_dir == spec.data_dir:
             data_dir = trained.task.data_dir  # GLUE's tasks lie side by side
     length = max_length
@@ -311,6 +309,9 @@ def evaluate(
         model, spec.name, spec.labels, spec.aliases, label_names(config), labels, role="model", flag="--labels"
     )
     check_length(length, config, model)
+    other = trained is not None and trained.task.name not in (CUSTOM, spec.name)
+    if trained is not None and other and (spec.name, trained.task.name) != ("ax", "mnli"):
+        log.warning("%s was trained on %s and is scored on %s", model, trained.task.name, spec.name)
     accelerator = make_accelerator()
     chosen = choose_precision(precision, accelerator.device)
     tokenizer = load_tokenizer(place, words=spec.kind == "token")

@@ -221,3 +221,48 @@ def test_an_odd_hub_address_is_told(address: str, kdbert: Any, monkeypatch: pyte
     done = kdbert("data", "fetch", "emotion", "--data-dir", tmp_path)
     assert done.code == 2
     assert "cannot fetch" in done.err
+
+
+def test_what_is_got_by_hand_goes_where_it_is_looked_for(kdbert: Any, tmp_path: Path) -> None:
+    done = kdbert("data", "fetch", "jnlpba", "--dry-run", "--data-dir", tmp_path)
+    assert done.code == 0, done.err
+    assert f"put its folders seqcls and tokcls into {tmp_path / 'blurb'};" in done.out
+    (by_hand,) = [line for line in done.out.splitlines() if "by hand" in line]
+    assert by_hand.startswith(str(tmp_path / "blurb" / "tokcls" / "JNLPBA_hf" / "train.json"))
+
+
+@pytest.mark.real_data
+def test_files_of_ones_own_are_described_and_verified_split_by_split(
+    kdbert: Any, data_dir: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "RTE"
+    folder.mkdir()
+    for name, keep in (("train", 50), ("dev", 30), ("test", 20)):
+        (source,) = (data_dir / "glue" / "RTE").glob(f"{name}.tsv*")
+        text = gzip.decompress(source.read_bytes()) if source.suffix == ".gz" else source.read_bytes()
+        (folder / f"{name}.tsv").write_bytes(b"\n".join(text.split(b"\n")[:keep]) + b"\n")
+    done = kdbert("data", "describe", "rte", "--data-dir", tmp_path)
+    assert done.code == 0, done.err
+    assert "train: 49 rows" in done.out
+    assert "tokens of all-MiniLM-L6-v2: median" in done.out
+    lines = (folder / "dev.tsv").read_bytes().split(b"\n")
+    (folder / "dev.tsv").write_bytes(b"\n".join([*lines[:5], b"5\ta\tb", *lines[6:]]))
+    done = kdbert("data", "verify", "rte", "--data-dir", tmp_path)
+    assert done.code == 2
+    assert re.search(r"train: 49 rows, published: 2490; ANOTHER CHECKSUM", done.out)
+    assert re.search(r"dev: FAULTY: .*dev.tsv, line 6", done.out)
+    assert "test: 19 rows" in done.out
+    assert "3 of 3 splits of 'rte' are missing, faulty or not those that were published" in done.err
+    (folder / "test.tsv").unlink()
+    done = kdbert("data", "verify", "rte", "--data-dir", tmp_path)
+    assert f"test: missing: no file test.tsv (plain or .gz) in {folder} or {tmp_path}" in done.out
+
+
+def test_an_unknown_locale_is_told_with_the_known_ones(kdbert: Any) -> None:
+    done = kdbert("data", "describe", "massive-xx-YY")
+    assert done.code == 2
+    assert "MASSIVE has no locale 'xx-YY'; it has: af-ZA, am-ET" in done.err
+    for word in ("describe", "verify", "fetch"):
+        done = kdbert("data", word, "corpus")
+        assert "plain text" in done.out + done.err
+        assert (done.code, "Traceback" in done.err) == (0 if word == "describe" else 2, False)

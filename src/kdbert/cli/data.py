@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,6 +38,7 @@ def list_tasks(data_dir: o.DataDir = None) -> None:
         classes = str(len(spec.labels)) if spec.labels else "-"
         print(f"{name:<19} {spec.kind:<12} {classes:>7}  {spec.metrics[0]:<20} {files:<16} {spec.title}")
     print("massive-LOCALE      MASSIVE in another of its 52 locales, such as massive-de-DE")
+    print("corpus              your own plain text, for masked-LMs and ve-kd: --corpus")
     print("custom              your own csv, tsv, jsonl, parquet or saved dataset: --train-file, --dev-file")
 
 
@@ -46,7 +48,7 @@ def describe(
     data_dir: o.DataDir = None,
     max_length: Annotated[int | None, typer.Option(min=4, help="Say how many examples are longer. [task's]")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Whose tokens are counted. [quickstart's, bert-base-uncased]")
+        str | None, typer.Option(help="Whose tokens are counted. [the quickstart's; words where that is not installed]")
     ] = None,
     examples: Annotated[int, typer.Option(min=0, help="Show the first examples of each split.")] = 0,
     debug: o.Debug = False,
@@ -74,6 +76,8 @@ def describe(
     print(f"{spec.name}: {spec.title}")
     print(f"kind: {spec.kind}, {kinds[spec.kind]}")
     print(f"metrics: {', '.join(spec.metrics)} (selection by {spec.metrics[0]})")
+    if "f1" in spec.metrics:
+        print(f"f1: of class {spec.labels[1]}")
     print(f"length: {spec.max_length} tokens\nsource: {spec.source}\nlicence: {spec.licence}")
     for wanted in missing_files(spec, data_dir) if spec.folder else []:
         if wanted.by_hand:
@@ -81,11 +85,10 @@ def describe(
     if spec.warning:
         print(f"mind: {spec.warning}")
     counter = _Lengths(model, max_length or spec.max_length, spec.kind == "token")
-    for split, where in spec.splits.items():
+    for split in spec.splits:
         path = spec.path(split, data_dir)
         if path is None:
-            name = f"{spec.folder}/{where.files[0]}".lstrip("/")
-            print(f"{split}: no file {name} (plain or .gz) below {data_dir or spec.data_dir}")
+            print(f"{split}: {_looked_for(spec, split, data_dir)}")
             continue
         part = spec.load(split, data_dir)
         print(f"{split}: {len(part)} rows in {path}")
@@ -93,6 +96,13 @@ def describe(
         print(f"  {counter.words(spec, part)}")
         for number in range(min(examples, len(part))):
             print(f"  {_example(spec, part, number)}")
+
+
+def _looked_for(spec: TaskSpec, split: str, data_dir: str | None) -> str:
+    """Which file of a split is not there, and where it was looked for."""
+    root = Path(data_dir or spec.data_dir)
+    folders = [str(root / spec.folder), str(root)]
+    return f"no file {spec.splits[split].files[0]} (plain or .gz) in {' or '.join(dict.fromkeys(folders))}"
 
 
 def _labels(spec: TaskSpec, part: Examples) -> str:
@@ -121,9 +131,9 @@ class _Lengths:
         from kdbert.models.load import load_tokenizer
         from kdbert.models.locate import QUICKSTART_MODEL, locate
 
-        self.limit, self.tokenizer = limit, None
+        self.limit, self.tokenizer, self.model = limit, None, model or QUICKSTART_MODEL
         try:
-            place = locate(model or QUICKSTART_MODEL)
+            place = locate(self.model)
             self.tokenizer = load_tokenizer(place, words=words)
         except UserError:
             if model is not None:
@@ -139,10 +149,10 @@ class _Lengths:
             texts = zip(part.text_a, part.text_b or [""] * len(part), strict=True)
             lengths, unit = np.array([len(f"{a} {b}".split()) for a, b in texts]), "words"
         else:
-            lengths, unit = encode(part, self.tokenizer, 1_000_000).lengths, "tokens"
+            lengths, unit = encode(part, self.tokenizer, 1_000_000).lengths, f"tokens of {self.model}"
         middle, most, nearly = np.percentile(lengths, [50, 90, 99])
         told = f"{unit}: median {middle:.0f}, 90 % up to {most:.0f}, 99 % up to {nearly:.0f}, longest {lengths.max()}"
-        if unit == "tokens":
+        if self.tokenizer is not None:
             cut = int((lengths > self.limit).sum())
             told += f"; {cut} ({100 * cut / len(lengths):.1f} %) longer than {self.limit}"
         return told
@@ -185,13 +195,16 @@ def verify(
         told = f"{spec.name} " if len(specs) > 1 else ""
         wrong = 0
         for split in spec.splits:
-            fine, verdict = _verdict(spec, split, data_dir)
+            try:
+                fine, verdict = _verdict(spec, split, data_dir)
+            except UserError as error:  # a faulty row; the other splits are looked at, too
+                fine, verdict = False, f"FAULTY: {error}"
             print(f"{told}{split}: {verdict}")
             wrong += not fine
         if wrong:
             faulty.append(f"{wrong} of {len(spec.splits)} splits of {spec.name!r}")
     if faulty:
-        raise UserError(f"{', '.join(faulty)} are missing or not those that were published")
+        raise UserError(f"{', '.join(faulty)} are missing, faulty or not those that were published")
 
 
 def _specs(task: str) -> list[TaskSpec]:
@@ -211,7 +224,7 @@ def _verdict(spec: TaskSpec, split: str, data_dir: str | None) -> tuple[bool, st
 
     paths = spec.files(split, data_dir)
     if not paths:
-        return False, "missing"
+        return False, f"missing: {_looked_for(spec, split, data_dir)}"
     rows, expected = len(spec.load(split, data_dir)), spec.rows.get(split)
     fine = expected is None or rows == expected
     same_rows = "as kdbert divides the file" if spec.splits[split].tenths else "as published"
@@ -250,6 +263,8 @@ def fetch(
 
     o.start(quiet)
     for spec in _specs(task):
+        if dry_run:
+            origins.check_published(spec, data_dir)
         found = origins.missing_files(spec, data_dir) if dry_run else origins.fetch(spec, data_dir)
         for one in found:
             print(one)

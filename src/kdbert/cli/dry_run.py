@@ -86,6 +86,12 @@ def print_plan(recipe: Recipe, heading: str | None = None, teachers_to_come: Seq
                 print(f"  … and {len(columns) - 20} more, matched by name")
         else:
             print("  one score")
+    selected = plan.spec.metrics[0]
+    if plan.spec.labels:
+        shown = ", ".join(plan.spec.labels[:6]) + (", …" if len(plan.spec.labels) > 6 else "")
+        print(f"labels: {len(plan.spec.labels)} ({shown}); selected by {selected}")
+    else:
+        print(f"labels: {'hidden pieces' if plan.spec.kind == 'masked_lm' else 'a score'}; selected by {selected}")
     role = "student" if recipe.teachers or teachers_to_come else "model"
     print(f"{role} layers: {', '.join(map(str, plan.kept_layers))} of {plan.student_config.num_hidden_layers}")
     for term, pairs in plan.needs.pairs.items():

@@ -52,6 +52,6 @@ def expand_vocab(
                 print(f"  {told}: {words['before'][key]:.4f} -> {words['after'][key]:.4f}")
             became = words["became_one_piece"]
             listed = ", ".join(f"{word} ({often})" for word, often in became["commonest"].items())
-            print(f"  words that became one piece: {became['words']}, the commonest: {listed}")
+            print(f"words of the text learned from that became one piece: {became['words']}, the commonest: {listed}")
         print("tokenizer: ", end="")
     print(out)

@@ -210,7 +210,7 @@ def choose(
             break
         used = kept
     chosen = set(used)
-    rare = f"read less than {min_count} times in the corpus, for longer pieces come first"
+    rare = f"each is read less than {min_count} times, for a longer piece is read in its place"
     return used, {piece: rare for piece in candidates[:size] if piece not in chosen}
 
 

@@ -30,6 +30,8 @@ def task_name(name: str) -> str:
     """
     key = name.lower().replace("/", "-")  # clinc150/small, as a data set and its configuration are often written
     key = _ALIASES.get(key, key)
+    if key.startswith("massive-") and key not in _TASKS:
+        raise UserError(f"MASSIVE has no locale {name[len('massive-') :]!r}; it has: {', '.join(intent.LOCALES)}")
     if key not in (*_TASKS, CUSTOM, CORPUS):
         known = ", ".join([*_LISTED, CUSTOM, CORPUS])
         raise UserError(f"unknown task {name!r}{near_miss(key, [*_TASKS, CUSTOM, CORPUS])} (known: {known})")

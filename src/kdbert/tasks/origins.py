@@ -120,7 +120,7 @@ def missing_files(spec: TaskSpec, data_dir: str | None) -> list[Wanted]:
     """What is to be got so that every split of a task can be read.
 
     Raises:
-        UserError: the task has no files; another file than the published one stands in one's place.
+        UserError: the task has no files.
     """
     if not spec.folder:
         raise UserError(f"task {spec.name!r} has no files to fetch: they are part of kdbert")
@@ -133,10 +133,6 @@ def missing_files(spec: TaskSpec, data_dir: str | None) -> list[Wanted]:
 
     for name, split in spec.splits.items():
         files = spec.files(name, data_dir)
-        for path in files:
-            file = known(spec, path.name)
-            if file.sha256 and not file.made_here and unpacked_sha256(path) != file.sha256:
-                raise UserError(f"{path} is there, but it is another file than the published one; move it away first")
         candidates = [known(spec, one) for one in split.files if "/" not in one]
         if not files:
             want(next((file for file in candidates if file.url), candidates[0]))
@@ -151,13 +147,26 @@ def missing_files(spec: TaskSpec, data_dir: str | None) -> list[Wanted]:
     return list(wanted.values())
 
 
+def check_published(spec: TaskSpec, data_dir: str | None) -> None:
+    """Refuse to fetch beside files that are not the published ones.
+
+    Raises:
+        UserError: with the first such file.
+    """
+    for name in spec.splits:
+        for path in spec.files(name, data_dir):
+            file = known(spec, path.name)
+            if file.sha256 and not file.made_here and unpacked_sha256(path) != file.sha256:
+                raise UserError(f"{path} is there, but it is another file than the published one; move it away first")
+
+
 def _wanted(spec: TaskSpec, file: File, folder: Path) -> Wanted:
     target = folder / file.name
     if file.url:
         return Wanted(file, target)
     if spec.folder in MADE:
         return Wanted(file, target, f"made of {MADE[spec.folder].source(file.name)}")
-    root = target.parents[len(Path(spec.folder).parts) - 1] / spec.folder.partition("/")[0]
+    root = target.parents[len(Path(spec.folder).parts)] / spec.folder.partition("/")[0]
     cure = BY_HAND.get(spec.folder.partition("/")[0], f"get it from {spec.source}").format(folder=root)
     return Wanted(file, target, cure, by_hand=True)
 
@@ -183,6 +192,7 @@ def fetch(spec: TaskSpec, data_dir: str | None) -> list[Path]:
 
 def _fetch(spec: TaskSpec, data_dir: str | None) -> list[Path]:
     """`fetch`, alone."""
+    check_published(spec, data_dir)
     missing = missing_files(spec, data_dir)
     written: list[Path] = []
     addresses: dict[str, list[Wanted]] = {}
