@@ -422,3 +422,8 @@ def test_what_changes_numbers_changes_the_name(key: str) -> None:
 
 def test_looking_inside_does_not_change_the_name() -> None:
     assert digest_of("output.diagnose=true") == digest_of()
+
+
+def test_a_list_may_be_written_without_brackets() -> None:
+    recipe = Recipe.build(sets=["train.cache_for=ics, kd", "student.init=1,3"])
+    assert (recipe.train.cache_for, recipe.student.init) == (["ics", "kd"], [1, 3])

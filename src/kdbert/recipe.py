@@ -229,6 +229,11 @@ class TrainSection(Section):
     logging_steps: int = Field(20, ge=1, description="write losses every so many steps")
     checkpoint_steps: int = Field(500, ge=1, description="save a checkpoint this often, and after every epoch")
 
+    @field_validator("cache_for", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
     @field_validator("warmup")
     @classmethod
     def _share_or_steps(cls, value: float) -> float:

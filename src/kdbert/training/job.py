@@ -24,7 +24,7 @@ from kdbert.errors import Diverged, Interrupted, UserError
 from kdbert.layers import told
 from kdbert.methods import Context, get_method
 from kdbert.metrics import majority_score, masked_lm_scores, score
-from kdbert.models.kernels import use_fast_dropout, use_first_token, use_late_head, use_packing
+from kdbert.models.kernels import ATTENTION, use_fast_dropout, use_first_token, use_late_head, use_packing
 from kdbert.models.load import check_weights, load_classifier, load_config, load_masked_lm, load_tokenizer
 from kdbert.models.locate import locate
 from kdbert.models.student import cut_layers, set_dropout
@@ -311,6 +311,8 @@ class Job:
             "trained" if self.kept_head else "fresh", self.precision, self.accelerator.device,
             self.accelerator.num_processes, "es" if self.accelerator.num_processes > 1 else "", torch.get_num_threads(),
         )  # fmt: skip
+        if recipe.train.packing and recipe.train.attention not in ("auto", ATTENTION):
+            log.info("packing is off: it goes with train.attention=%s", ATTENTION)
         for term, pairs in plan.needs.pairs.items():
             log.info("%s compares layers (teacher:student) %s", term, told(pairs))
         if plan.needs.compares_examples and plan.micro_batch != recipe.train.batch_size:
