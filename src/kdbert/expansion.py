@@ -21,6 +21,7 @@ from kdbert.runs import replace_folder, write_json
 log = logging.getLogger("kdbert")
 ABOUT = "expansion.json"
 SHOWN = 15  # words that became one piece
+HELD = f"one text in {DEV_SHARE}"  # is kept for the report
 
 
 def expand_vocab(
@@ -153,6 +154,3 @@ def _words_report(train: Counter[str], held: Counter[str], base: Any, grown: Any
     became = [(word, often) for word, often in train.most_common() if word in after and word not in known]
     found["became_one_piece"] = {"words": len(became), "commonest": dict(became[:SHOWN])}
     return found
-
-
-HELD = f"one text in {DEV_SHARE}"

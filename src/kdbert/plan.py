@@ -295,7 +295,7 @@ class Plan:
             )
         for place in (*self.teacher_places, *self.teachers_to_come):
             check_length(recipe.task.max_length, load_config(place), place.given)
-            if self.needs.compares_tokens or self.spec.kind == "token":
+            if self.spec.kind != "masked_lm" and (self.needs.compares_tokens or self.spec.kind == "token"):
                 self.check_tokenizer(place)
         self._check_memory()
 
@@ -309,7 +309,7 @@ class Plan:
         if kind not in method.heads:
             fitting = ", ".join(name for name, other in all_methods().items() if kind in other.heads)
             raise UserError(
-                f"method {method.name!r} is not made for task {self.spec.name!r}, which {words.get(kind, kind)}; "
+                f"method {method.name!r} is not made for task {self.spec.name!r}, which {words[kind]}; "
                 f"methods that are: {fitting}"
             )
         if kind in ("token", "multi_label") and self.recipe.method.variant == "original" and self.models.teachers:

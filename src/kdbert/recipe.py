@@ -38,6 +38,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
+def split_names(value: Any) -> Any:
+    """`a, b` as a list; anything else as it is."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
 class TaskSection(Section):
     """Which examples are learned and scored."""
 
@@ -58,7 +63,7 @@ class TaskSection(Section):
     @field_validator("text_columns", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        return split_names(value)
 
     @field_validator("name")
     @classmethod
@@ -232,7 +237,7 @@ class TrainSection(Section):
     @field_validator("cache_for", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        return split_names(value)
 
     @field_validator("warmup")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Literal, cast
 
 import torch
@@ -60,7 +61,7 @@ class VEKD(Method):
     class Options(MethodOptions):
         """Weights of the four terms, and the tolerance of three of them."""
 
-        original_defaults = {"alpha_ce": 0.5, "alpha_cos": 0.0, "alpha_mlm": 0.0, "tolerance": 0.1}  # noqa: RUF012
+        original_defaults = MappingProxyType({"alpha_ce": 0.5, "alpha_cos": 0.0, "alpha_mlm": 0.0, "tolerance": 0.1})
 
         name: Literal["ve-kd"] = "ve-kd"
         alpha_ce: Weight = Field(2.0, description="weight of the teacher's soft labels")

@@ -6,7 +6,6 @@ The pieces of a base tokenizer keep their ids; new ones come after them (METHODS
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ import torch
 from kdbert.data.masking import BASE_SIZE, base_size, vocabulary_size
 from kdbert.errors import UserError
 
-log = logging.getLogger("kdbert")
 CONTINUES = "##"
 NEW_ROW_STD = 0.02  # METHODS.md section 5: what the original draws new embeddings with
 
