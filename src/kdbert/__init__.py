@@ -21,7 +21,7 @@ _ORIGIN = {
     "distill": "kdbert.api",
     "finetune": "kdbert.api",
     "train_memory": "kdbert.api",
-    "evaluate": "kdbert.api",
+    "evaluate": "kdbert.evaluation",
     "expand_vocab": "kdbert.expansion",
     "KdbertError": "kdbert.errors",
     "UserError": "kdbert.errors",
@@ -40,8 +40,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from kdbert.api import distill, evaluate, finetune, train_memory
+    from kdbert.api import distill, finetune, train_memory
     from kdbert.errors import KdbertError, UserError
+    from kdbert.evaluation import evaluate
     from kdbert.expansion import expand_vocab
     from kdbert.recipe import Recipe
     from kdbert.runs import RunResult

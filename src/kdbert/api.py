@@ -1,55 +1,34 @@
-"""What the commands do, as functions: `finetune`, `train_memory`, `distill`, `sweep`, `evaluate`."""
+"""What the training commands do, as functions: `finetune`, `train_memory`, `distill`, `sweep`."""
 
 from __future__ import annotations
 
 import logging
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kdbert.data.corpus import DEV_SEQUENCES, tokenised
-from kdbert.data.encode import encode
-from kdbert.data.masking import masking_of
 from kdbert.errors import RunBusy, UserError
 from kdbert.methods import get_method
-from kdbert.metrics import masked_lm_scores, score
-from kdbert.models.kernels import use_first_token, use_late_head, use_packing
-from kdbert.models.labels import teacher_permutation
-from kdbert.models.load import (
-    check_trained_head,
-    label_names,
-    load_classifier,
-    load_config,
-    load_masked_lm,
-    load_tokenizer,
-)
-from kdbert.models.locate import ModelPlace, locate
-from kdbert.plan import Plan, check_length, student_before_teacher
+from kdbert.models.load import load_config
+from kdbert.models.locate import locate
+from kdbert.plan import Plan, student_before_teacher
 from kdbert.recipe import MemorySection, Recipe
-from kdbert.reporting.predictions import predicted, write_hidden, write_predictions, write_submission
 from kdbert.resolve import (
     baseline_recipe,
     missing_teachers,
     resolve_distill,
     resolve_finetune,
-    task_of,
     teacher_recipes,
     with_teachers,
 )
-from kdbert.runs import RunFolder, RunResult, atomic_write, sha256
+from kdbert.runs import RunResult, atomic_write, sha256
 from kdbert.sweep.grid import Cell
 from kdbert.sweep.jobs import Job, plan_jobs
 from kdbert.sweep.local import run_jobs, threads_per_job
 from kdbert.sweep.progress import Progress, counted, summary
-from kdbert.tasks import CORPUS, CUSTOM, get_task, task_name
-from kdbert.tasks.corpus import corpus_task
-from kdbert.training.forward import predict
 from kdbert.training.job import Job as TrainingJob
 from kdbert.training.job import run_recipe
-from kdbert.training.masked_lm import masked_lm_sums
-from kdbert.training.precision import choose_attention, choose_precision, make_accelerator
 
 log = logging.getLogger("kdbert")
 
@@ -233,178 +212,3 @@ def sweep_size(planned: list[Job]) -> str:
     runs = sum(job.command == "distill" for job in planned)
     teachers = len(planned) - runs
     return counted(runs, "run") + (f" and {counted(teachers, 'teacher')}" if teachers else "")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores and files of one evaluated model: its task; split -> metric -> value; the files written."""
-
-    task: str
-    metrics: dict[str, dict[str, float]]
-    files: list[Path]
-
-
-def evaluate(
-    model: str,
-    task: str | None = None,
-    *,
-    corpus: str | None = None,
-    split: str = "dev",
-    data_dir: str | None = None,
-    output_dir: str | None = None,
-    labels: list[str] | None = None,
-    max_length: int | None = None,
-    batch_size: int = 64,
-    precision: str = "auto",
-) -> Evaluation:
-    """Score a saved model on a split and write its predictions.
-
-    Args:
-        model: run folder, model folder or Hub id.
-        task: registered task; by default the run's own.
-        corpus: plain text to score a masked-LM on, all of it (task `corpus`).
-        split: `dev`, `test`, or one split's name (`dev_matched`).
-        output_dir: where predictions go; by default the run's `predictions/`; `predictions/<task>` for another
-            model, task, length or precision.
-        labels: the model's labels in order, where its configuration does not name them.
-        max_length: tokens per example; by default the run's, or the task's.
-
-    Returns:
-        Metrics of the splits that carry labels, and the files written: `<split>.jsonl`, and the GLUE
-        upload file for a GLUE test split.
-    """
-    place = locate(model)
-    trained: Recipe | None = None
-    if place.run is not None:
-        # Its method may come from a plug-in that is not at hand, and makes no difference here.
-        trained = Recipe.of({"task": RunFolder(place.run).manifest()["recipe"]["task"], "method": "finetune"})
-    if corpus is not None or CORPUS in (task, trained.task.name if trained is not None and task is None else None):
-        if task not in (None, CORPUS):
-            raise UserError(f"--corpus is plain text, which is task corpus, not {task}")
-        return _evaluate_text(
-            place, trained, corpus, split=split, output_dir=output_dir, max_length=max_length, batch_size=batch_size,
-            precision=precision,
-        )  # fmt: skip
-    if task is None and trained is None:
-        raise UserError(f"{model!r} is no run folder, so its task is not known; name it with --task")
-    if trained is not None and (task is None or task_name(task) == trained.task.name):
-        spec = task_of(trained)
-        data_dir = data_dir or trained.task.data_dir
-    else:
-        assert task is not None
-        if task_name(task) == CUSTOM:
-            raise UserError("evaluate --task custom needs a run that was trained on the custom task")
-        spec = get_task(task)
-        if data_dir is None and trained is not None and task_of(trained).data_dir == spec.data_dir:
-            data_dir = trained.task.data_dir  # GLUE's tasks lie side by side
-    length = max_length
-    if length is None:
-        length = (trained.task.max_length if trained else None) or spec.max_length
-    splits = spec.split_names(split)
-    examples = {name: spec.load(name, data_dir) for name in splits}
-
-    config = load_config(place)
-    check_trained_head(config, model, spec)
-    permutation = teacher_permutation(
-        model, spec.name, spec.labels, spec.aliases, label_names(config), labels, role="model", flag="--labels"
-    )
-    check_length(length, config, model)
-    other = trained is not None and trained.task.name not in (CUSTOM, spec.name)
-    if trained is not None and other and (spec.name, trained.task.name) != ("ax", "mnli"):
-        log.warning("%s was trained on %s and is scored on %s", model, trained.task.name, spec.name)
-    accelerator = make_accelerator()
-    chosen = choose_precision(precision, accelerator.device)
-    tokenizer = load_tokenizer(place, words=spec.kind == "token")
-    network, _ = load_classifier(place, spec, attention=choose_attention("auto", accelerator.device), keep_head=True)
-    use_first_token(network)  # as in the run that trained it
-    use_packing(network)
-    network.to(accelerator.device)
-    folder = Path("predictions") / spec.name if output_dir is None else Path(output_dir)
-    if output_dir is None and place.run is not None and trained is not None:
-        # With another length or precision the scores are not those of the run's own results.
-        own = (trained.task.name, trained.task.max_length, RunFolder(place.run).manifest().get("precision"))
-        if own == (spec.name, length, chosen):
-            folder = place.run / "predictions"
-    _make(folder)
-    metrics: dict[str, dict[str, float]] = {}
-    files = []
-    for name, part in examples.items():
-        data = encode(part, tokenizer, length)
-        logits = predict(network, data, batch_size=batch_size, precision=chosen, accelerator=accelerator)
-        logits = data.label_logits(logits[:, permutation], spec.labels)
-        if part.labels is not None:
-            groups = spec.label_groups(part)
-            metrics[name] = score(spec.metrics, predicted(spec, logits), part.labels, groups, spec.labels)
-        if accelerator.is_main_process:
-            write_predictions(folder / f"{name}.jsonl", spec, part, logits)
-            files.append(folder / f"{name}.jsonl")
-            if name in spec.submission:
-                write_submission(folder / spec.submission[name], spec, logits)
-                files.append(folder / spec.submission[name])
-    return Evaluation(spec.name, metrics, files)
-
-
-def _evaluate_text(
-    place: ModelPlace,
-    trained: Recipe | None,
-    corpus: str | None,
-    *,
-    split: str,
-    output_dir: str | None,
-    max_length: int | None,
-    batch_size: int,
-    precision: str,
-) -> Evaluation:
-    """`evaluate` of a masked-LM, on a corpus or on what its own run has kept for it."""
-    own = trained.task if trained is not None and trained.task.name == CORPUS else None
-    if split != "dev":
-        raise UserError(f"plain text has no {split} split; name a file with --corpus")
-    source = corpus
-    if source is None and own is not None:
-        source = own.dev_file or own.train_file
-    if source is None:
-        raise UserError(f"{place.given!r} was not trained on plain text; name some with --corpus")
-    spec = corpus_task(source)
-    config = load_config(place)
-    check_trained_head(config, place.given, spec)
-    length = max_length or (own.max_length if own else None) or min(spec.max_length, config.max_position_embeddings)
-    check_length(length, config, place.given)
-    tokenizer = load_tokenizer(place)
-    folder = Path(output_dir) if output_dir is not None else Path("predictions") / CORPUS
-    if output_dir is None and corpus is None and place.run is not None and own is not None and length == own.max_length:
-        folder = place.run / "predictions"
-    _make(folder)
-    accelerator = make_accelerator()
-    model, _ = load_masked_lm(place, tokenizer, attention=choose_attention("auto", accelerator.device))
-    use_late_head(model)
-    use_packing(model)
-    model.to(accelerator.device)
-    with tempfile.TemporaryDirectory() as temporary:
-        part = "dev" if corpus is None and own is not None and own.dev_file is None else None
-        texts = tokenised(source, tokenizer, length, folder=Path(temporary), packed=True, part=part)
-        texts = texts if corpus is not None else texts.head(DEV_SEQUENCES)
-        probability = own.mask_probability if own else 0.15
-        sums = masked_lm_sums(
-            model,
-            texts.masked(masking_of(tokenizer, probability=probability, words=bool(own and own.mask_words))).encoded,
-            batch_size=batch_size,
-            precision=choose_precision(precision, accelerator.device),
-            accelerator=accelerator,
-        )
-    if accelerator.is_main_process:
-        write_hidden(folder / "dev.jsonl", sums)
-    return Evaluation(CORPUS, {"dev": masked_lm_scores(spec.metrics, sums)}, [folder / "dev.jsonl"])
-
-
-def _make(folder: Path) -> None:
-    """Make a folder for predictions.
-
-    Raises:
-        UserError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write predictions to {folder}: {error.strerror}; choose another --output-dir"
-        ) from None

@@ -155,13 +155,7 @@ class RunFolder:
 
     def move_aside(self) -> Path:
         """Rename the folder to `<name>.old-<time>`; nothing is deleted."""
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        target = self.path.with_name(f"{self.path.name}.old-{stamp}")
-        for number in range(2, 1000):
-            if not target.exists():
-                break
-            target = self.path.with_name(f"{self.path.name}.old-{stamp}-{number}")
-        self.path.rename(target)
+        target = move_aside(self.path)
         (target / "run.lock").unlink(missing_ok=True)
         return target
 
@@ -337,6 +331,18 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def move_aside(path: Path) -> Path:
+    """Rename a folder to `<name>.old-<time>`; nothing is deleted. Returns where it is now."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    target = path.with_name(f"{path.name}.old-{stamp}")
+    for number in range(2, 1000):
+        if not target.exists():
+            break
+        target = path.with_name(f"{path.name}.old-{stamp}-{number}")
+    path.rename(target)
+    return target
+
+
 def fsync(path: Path) -> None:
     """Flush a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -391,6 +397,11 @@ def environment() -> dict[str, Any]:
         "git_revision": _git_revision(),
         "command": [Path(sys.argv[0]).name.replace("__main__.py", "kdbert"), *sys.argv[1:]],
     }
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

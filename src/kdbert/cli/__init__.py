@@ -15,11 +15,13 @@ import typer
 
 from kdbert import __version__
 from kdbert.cli import (
+    benchmark,
     data,
     distill,
     doctor,
     evaluate,
     expand_vocab,
+    export,
     finetune_teacher,
     methods,
     sweep,
@@ -45,6 +47,8 @@ app.command("distill")(distill.distill)
 app.command("sweep")(sweep.sweep)
 app.command("table")(table.table)
 app.command("evaluate")(evaluate.evaluate)
+app.command("benchmark")(benchmark.benchmark)
+app.command("export")(export.export)
 app.add_typer(data.app, name="data")
 app.add_typer(methods.app, name="methods")
 app.command("doctor")(doctor.doctor)

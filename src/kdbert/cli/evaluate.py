@@ -29,9 +29,9 @@ def evaluate(
     kdbert evaluate runs/rte/kd/… --split test --data-dir glue_data
     """
     o.start(quiet)
-    from kdbert import api
+    from kdbert.evaluation import evaluate as evaluate_model
 
-    found = api.evaluate(
+    found = evaluate_model(
         model, task, corpus=corpus, split=split, data_dir=data_dir, output_dir=output_dir, labels=o.split_list(labels),
         max_length=max_length, batch_size=batch_size, precision=precision,
     )  # fmt: skip

@@ -45,3 +45,43 @@ def summary_table(title: str, rows: Sequence[SummaryRow]) -> Any:
             row.name, *("-" if score is None else f"{score:.4f}" for score in scores), *(size if sized else ())
         )
     return table
+
+
+def benchmark_table(content: Mapping[str, Any]) -> Any:
+    """A rich table of benchmark.json: one row an engine."""
+    from rich import box
+    from rich.table import Table
+
+    settings, metric = content["settings"], content["metric"]
+    title = (
+        f"{content['task']}: {content['examples']} texts of {content['split']}, {settings['threads']} threads, "
+        f"{settings['calls']} calls; tokenisation included"
+    )
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("", "backend"):
+        table.add_column(name)
+    for name in ("parameters", "size", "peak\nmemory"):
+        table.add_column(name, justify="right")
+    for size in settings["batch_sizes"]:
+        table.add_column(f"batch {size}\np50 (p95) ms", justify="right")
+        table.add_column("texts\na second", justify="right")
+    table.add_column(metric.replace("_", " "), justify="right")
+    with_teacher = any(engine["agreement"] is not None for engine in content["engines"])
+    if with_teacher:
+        table.add_column("agrees with\nthe teacher", justify="right")
+    for engine in content["engines"]:
+        row = [
+            engine["name"],
+            engine["backend"],
+            f"{engine['parameters'] / 1e6:.2f} M",
+            "-" if engine["size_mib"] is None else f"{engine['size_mib']:.1f} MiB",
+            f"{engine['memory_mib']:.0f} MiB",
+        ]
+        for batch in engine["batches"]:
+            total = batch["total_ms"]
+            row += [f"{total['p50']:.2f} ({total['p95']:.2f})", f"{batch['examples_per_second']:.0f}"]
+        row.append(f"{engine['quality'][metric]:.4f}")
+        if with_teacher:
+            row.append("-" if engine["agreement"] is None else f"{engine['agreement']:.4f}")
+        table.add_row(*row)
+    return table

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdbert.errors import Interrupted, UserError
-from kdbert.runs import FileLock
+from kdbert.runs import FileLock, cores
 from kdbert.sweep.jobs import DONE, Job, now_on
 from kdbert.sweep.progress import Progress
 from kdbert.training.signals import StopRequest, stop_request
@@ -212,8 +212,7 @@ def job_environment(slot: int, slots: int) -> dict[str, str]:
 
 def threads_per_job(slots: int) -> int:
     """The cores that this process may use, shared out; at least one each."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // slots)
+    return max(1, cores() // slots)
 
 
 def _gpus() -> list[str]:

@@ -1,0 +1,184 @@
+"""The process that one engine is timed in: `python -m kdbert.benchmark.worker`, told what to do by lines of JSON.
+
+It imports what its engine needs and nothing else, so that its memory is the engine's, and waits for its turn without
+computing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+# An example as it is asked: a text, a pair of texts, or words.
+Text = str | list[str]
+
+
+class TorchEngine:
+    """The library's model in float32, as `from_pretrained` gives it."""
+
+    def __init__(self, folder: Path, kind: str, max_length: int, threads: int) -> None:
+        import torch
+        import transformers
+
+        torch.set_num_threads(threads)
+        self.torch = torch
+        self.words = kind == "token"
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        head = transformers.AutoModelForTokenClassification if self.words else None
+        self.model = (head or transformers.AutoModelForSequenceClassification).from_pretrained(
+            folder, dtype=torch.float32
+        )
+        self.model.eval()
+        self.max_length = max_length
+        self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
+
+    def encode(self, texts: Sequence[Text], pair: bool) -> Any:
+        """Padded inputs of a batch."""
+        first = [text[0] for text in texts] if pair else list(texts)
+        second = [text[1] for text in texts] if pair else None
+        return self.tokenizer(
+            first, second, padding=True, truncation="longest_first", max_length=self.max_length, return_tensors="pt",
+            is_split_into_words=self.words,
+        )  # fmt: skip
+
+    def answer(self, inputs: Any) -> Any:
+        """Logits of a batch."""
+        with self.torch.inference_mode():
+            return self.model(**inputs).logits
+
+
+class PipelineEngine(TorchEngine):
+    """A transformers pipeline, as people call it: texts in, labels out."""
+
+    def __init__(self, folder: Path, kind: str, max_length: int, threads: int) -> None:
+        super().__init__(folder, kind, max_length, threads)
+        import transformers
+
+        task = "token-classification" if self.words else "text-classification"
+        self.pipeline = transformers.pipeline(task, model=self.model, tokenizer=self.tokenizer, device="cpu")
+
+    def whole(self, texts: Sequence[Text], pair: bool) -> Any:
+        """Texts to answers."""
+        asked: list[Any] = [
+            {"text": text[0], "text_pair": text[1]} if pair else " ".join(text) if self.words else text
+            for text in texts
+        ]
+        if self.words:
+            return self.pipeline(asked, batch_size=len(asked))
+        return self.pipeline(asked, batch_size=len(asked), truncation=True, max_length=self.max_length)
+
+
+class OnnxEngine:
+    """An export of kdbert's, by onnxruntime and tokenizers alone."""
+
+    def __init__(self, folder: Path, kind: str, max_length: int, threads: int) -> None:
+        import numpy
+        import onnxruntime
+        from tokenizers import Tokenizer
+
+        self.numpy = numpy
+        self.words = kind == "token"
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.enable_truncation(max_length)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        self.tokenizer.enable_padding(pad_id=config.get("pad_token_id") or 0)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.session = onnxruntime.InferenceSession(
+            str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+        self.inputs = [one.name for one in self.session.get_inputs()]
+        self.parameters = None
+
+    def encode(self, texts: Sequence[Text], pair: bool) -> Any:
+        """Padded inputs of a batch."""
+        asked = [tuple(text) for text in texts] if pair else list(texts)
+        found = self.tokenizer.encode_batch(asked, is_pretokenized=self.words)
+        known = {
+            "input_ids": lambda one: one.ids,
+            "attention_mask": lambda one: one.attention_mask,
+            "token_type_ids": lambda one: one.type_ids,
+        }
+        return {
+            name: self.numpy.array([known[name](one) for one in found], dtype=self.numpy.int64) for name in self.inputs
+        }
+
+    def answer(self, inputs: Any) -> Any:
+        """Logits of a batch."""
+        return self.session.run(None, inputs)[0]
+
+
+ENGINES: dict[str, Callable[[Path, str, int, int], Any]] = {
+    "torch": TorchEngine,
+    "pipeline": PipelineEngine,
+    "onnx": OnnxEngine,
+    "onnx-int8": OnnxEngine,
+}
+
+
+def memory_mib(peak: bool = False) -> float:
+    """Resident memory of this process, MiB, now or at its highest."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:" if peak else "VmRSS:"):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    import resource
+
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size / 2**20 if sys.platform == "darwin" else size / 1024
+
+
+def time_calls(engine: Any, calls: Sequence[Sequence[Text]], pair: bool) -> dict[str, list[float]]:
+    """Seconds of each call: in all, of them the tokenizer's, and the model's.
+
+    A pipeline does not show where its tokenizer ends: there is the whole only.
+    """
+    seconds: dict[str, list[float]] = {"total": [], "tokenisation": [], "model": []}
+    clock = time.perf_counter
+    for texts in calls:
+        start = clock()
+        if hasattr(engine, "whole"):
+            engine.whole(texts, pair)
+            seconds["total"].append(clock() - start)
+            continue
+        inputs = engine.encode(texts, pair)
+        between = clock()
+        engine.answer(inputs)
+        end = clock()
+        seconds["total"].append(end - start)
+        seconds["tokenisation"].append(between - start)
+        seconds["model"].append(end - between)
+    return seconds
+
+
+def main() -> None:
+    """Read orders from standard input, one JSON object a line, and answer each by one."""
+    replies = sys.stdout
+    sys.stdout = sys.stderr  # what libraries print is no reply
+    engine: Any = None
+    pair = False
+    for line in sys.stdin:
+        order = json.loads(line)
+        reply: dict[str, Any]
+        try:
+            if order["do"] == "load":
+                started = time.perf_counter()
+                pair = order["pair"]
+                make = ENGINES[order["backend"]]
+                engine = make(Path(order["folder"]), order["kind"], order["max_length"], order["threads"])
+                reply = {"parameters": engine.parameters, "load_seconds": time.perf_counter() - started}
+            else:
+                reply = {**time_calls(engine, order["calls"], pair), "peak_mib": memory_mib(peak=True)}
+        except Exception as error:
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()

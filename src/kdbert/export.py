@@ -1,0 +1,380 @@
+"""`kdbert export`: a classifier as ONNX, which runs without kdbert and torch; checked before it is kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdbert import __version__
+from kdbert.data.encode import encode
+from kdbert.data.examples import Kind
+from kdbert.errors import KdbertError, UserError, near_miss
+from kdbert.evaluation import SavedClassifier, saved_classifier
+from kdbert.metrics import pearson
+from kdbert.models.load import load_classifier, load_config
+from kdbert.reporting.predictions import predicted
+from kdbert.runs import move_aside, replace_folder, write_json
+from kdbert.training.forward import predict
+from kdbert.training.precision import make_accelerator
+
+log = logging.getLogger("kdbert")
+FORMATS = ("onnx", "onnx-int8")
+MODEL, ABOUT = "model.onnx", "export.json"
+OPSET = 17
+LARGEST_DIFFERENCE = 1e-3  # of a float32 logit, times the largest logit where that is above 1
+MIN_AGREEMENT, MAX_DROP = 0.95, 0.02
+
+
+class ExportRefused(KdbertError):
+    """The exported model is not the model that was exported."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An export: its folder, and what is known of it (`export.json`)."""
+
+    path: Path
+    about: Mapping[str, Any]
+
+
+class OnnxModel(nn.Module):
+    """An exported model in the form that `predict` runs.
+
+    Raises:
+        UserError: onnxruntime is not installed, or cannot read the file.
+    """
+
+    def __init__(self, folder: Path, threads: int = 0) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(num_hidden_layers=0, _attn_implementation="eager")
+        self.base_model = None
+        self.session = open_session(folder, threads)
+        self.inputs = [one.name for one in self.session.get_inputs()]
+
+    def forward(self, output_hidden_states: bool = False, **given: torch.Tensor) -> SimpleNamespace:
+        """Logits of a padded batch, [B, C] or [B, L, C]."""
+        found = self.session.run(None, {name: given[name].numpy().astype(np.int64) for name in self.inputs})[0]
+        return SimpleNamespace(logits=torch.from_numpy(found))
+
+
+def open_session(folder: Path, threads: int = 0) -> Any:
+    """An onnxruntime session of an export, on the CPU.
+
+    Args:
+        threads: of one operator; 0: as many as there are cores.
+
+    Raises:
+        UserError: onnxruntime is not installed, or cannot read the file.
+    """
+    onnxruntime = _extra("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions share no class of their own
+        raise UserError(f"cannot open {folder / MODEL} ({str(error)[:200]}); export the model again") from None
+
+
+def export_model(
+    model: str,
+    format: str = "onnx",
+    *,
+    task: str | None = None,
+    data_dir: str | None = None,
+    output_dir: str | None = None,
+    labels: list[str] | None = None,
+    max_length: int | None = None,
+    min_agreement: float = MIN_AGREEMENT,
+    max_drop: float = MAX_DROP,
+    overwrite: bool = False,
+) -> Exported:
+    """Write a model as ONNX, and answer the task's dev split by it and by the model itself; keep it if both agree.
+
+    `onnx` is float32: no logit may differ by more than 1e-3 (times the largest logit where that is above 1).
+    `onnx-int8` multiplies in 8 bits, with a scale for each output channel of a matrix, and of the inputs for each
+    batch (`onnxruntime.quantization.quantize_dynamic`): there agreement and quality decide.
+
+    Args:
+        model: run folder, model folder or Hub id of a classifier, tagger or regressor.
+        format: `onnx` or `onnx-int8`.
+        task: by default the run's own.
+        output_dir: by default `export/<format>` in the run folder.
+        min_agreement: of answers on dev (of examples, or words); for scores, their Pearson correlation.
+        max_drop: how much worse the task's first metric on dev may be.
+        overwrite: move an export of something else aside.
+
+    Returns:
+        The folder; at once, if the same was exported there before.
+
+    Raises:
+        UserError: no such model, no head, no dev split with labels, a package is missing, the folder is taken.
+        ExportRefused: the bound was passed; nothing is written.
+    """
+    if format not in FORMATS:
+        raise UserError(f"--format {format!r} is unknown{near_miss(format, FORMATS)}; expected {' or '.join(FORMATS)}")
+    for package in ("onnx", "onnxruntime"):
+        _extra(package)
+    saved = saved_classifier(model, task, data_dir=data_dir, labels=labels, max_length=max_length)
+    saved.check()
+    folder = _folder(saved, format, output_dir)
+    bounds = {"min_agreement": min_agreement, "max_drop": max_drop}
+    identity = {
+        "format": format,
+        "model_fingerprint": saved.place.fingerprint(),
+        "task": saved.spec.name,
+        "max_length": saved.max_length,
+    }
+    there = read_about(folder)
+    if there is not None and {key: there.get(key) for key in identity} == identity and (folder / MODEL).exists():
+        log.info("already exported: %s", folder)
+        _refuse_beyond(there["checks"], format, bounds)
+        return Exported(folder, there)
+    if folder.exists() and any(folder.iterdir()) and not (overwrite and there is not None):
+        what = "holds the export of something else" if there is not None else "is not empty and holds no export"
+        cure = "choose another --output-dir" + (", or pass --overwrite to move it aside" if there is not None else "")
+        raise UserError(f"{folder} {what}; {cure}")
+    found: dict[str, Any] = {}
+
+    def write(temporary: Path) -> None:
+        tokenizer = _write_model(saved, format, temporary)
+        checks = _compare(saved, temporary, tokenizer)
+        _refuse_beyond(checks, format, bounds)
+        found.update(identity, model=model, kdbert=__version__, kind=saved.spec.kind, checks=checks, bounds=bounds)
+        found.update(
+            labels=list(saved.spec.labels), opset=OPSET, size_mib=(temporary / MODEL).stat().st_size / 2**20,
+            packages={name: version(name) for name in ("torch", "transformers", "onnx", "onnxruntime")},
+        )  # fmt: skip
+        write_json(temporary / ABOUT, found)
+        (temporary / "README.md").write_text(_readme(saved, found), encoding="utf-8")
+
+    try:
+        if there is not None:
+            log.info("moved the old export to %s", move_aside(folder))
+        replace_folder(folder, write)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}; choose another --output-dir") from None
+    return Exported(folder, found)
+
+
+def read_about(folder: Path) -> dict[str, Any] | None:
+    """`export.json` of an export; None where there is none, or another's.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / ABOUT} is damaged ({error}); move the folder away") from None
+    if not isinstance(content, dict) or not isinstance(content.get("checks"), dict):
+        raise UserError(f"{folder / ABOUT} is damaged; move the folder away")
+    return content
+
+
+def _extra(package: str) -> Any:
+    """A package of the extra, imported.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return import_module(package)
+    except ImportError:
+        raise UserError(f"ONNX needs the package {package}: pip install 'kdbert[export]'") from None
+
+
+def _folder(saved: SavedClassifier, format: str, output_dir: str | None) -> Path:
+    if output_dir is not None:
+        return Path(output_dir)
+    own = saved.trained is not None and saved.trained.task.name == saved.spec.name
+    if saved.place.run is None or not own:
+        raise UserError(f"{saved.given!r} is no run on {saved.spec.name}; say with --output-dir where the export goes")
+    return saved.place.run / "export" / format
+
+
+class _Logits(nn.Module):
+    """The model's logits from its inputs by position, as the exporter calls it."""
+
+    def __init__(self, model: Any, inputs: list[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = inputs
+
+    def forward(self, *given: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(**dict(zip(self.inputs, given, strict=True))).logits
+        return logits
+
+
+def _write_model(saved: SavedClassifier, format: str, folder: Path) -> Any:
+    """The model's file, its configuration and its tokenizer; returns the tokenizer."""
+    # The plain attention function: all that it does stands in the graph, whatever the first batch looks like.
+    network, _ = load_classifier(saved.place, saved.spec, attention="eager", keep_head=True)
+    tokenizer = saved.tokenizer()
+    inputs = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in tokenizer.model_input_names]
+    example = tokenizer(["a text", "and a longer one"], padding=True, return_tensors="pt")
+    words = {0: "batch", 1: "tokens"}
+    axes = {**dict.fromkeys(inputs, words), "logits": words if saved.spec.kind == "token" else {0: "batch"}}
+    plain = folder / MODEL
+    log.info("export: %s as %s", saved.given, format)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter warns of each shape that it takes for a number
+        # The newer exporter (dynamo=True) needs one more package and gives the same logits.
+        torch.onnx.export(
+            _Logits(network, inputs).eval(), tuple(example[name] for name in inputs), str(plain), dynamo=False,
+            input_names=inputs, output_names=["logits"], dynamic_axes=axes, opset_version=OPSET,
+        )  # fmt: skip
+    if format == "onnx-int8":
+        _quantize(plain)
+    load_config(saved.place).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _quantize(path: Path) -> None:
+    """Turn the matrices of a float32 model into 8 bits, in place."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    whole = path.with_name("float32.onnx")
+    path.rename(whole)
+    root = logging.getLogger()
+    level = root.level
+    try:
+        root.setLevel(logging.ERROR)  # it advises on standard error to do what was done
+        quantize_dynamic(str(whole), str(path), per_channel=True, weight_type=QuantType.QInt8)
+    finally:
+        root.setLevel(level)
+    whole.unlink()
+
+
+def _compare(saved: SavedClassifier, folder: Path, tokenizer: Any) -> dict[str, Any]:
+    """Both models' answers on the task's dev splits: differences of logits, agreement, scores.
+
+    Raises:
+        UserError: dev has no labels.
+    """
+    accelerator = make_accelerator()
+    network, _ = load_classifier(saved.place, saved.spec, attention="sdpa", keep_head=True)
+    checks: dict[str, Any] = {}
+    for split in saved.spec.split_names("dev"):
+        examples = saved.load(split)
+        if examples.labels is None:
+            raise UserError(f"{split} of task {saved.spec.name!r} has no labels to check an export by")
+        data = encode(examples, tokenizer, saved.max_length)
+        # In 8 bits all examples of a batch share a scale, so that batches are the harder test.
+        settings: dict[str, Any] = {"batch_size": 32, "precision": "fp32", "accelerator": accelerator}
+        theirs = predict(network.to(accelerator.device), data, **settings)
+        ours = predict(OnnxModel(folder), data, **settings)
+        theirs, ours = (saved.label_logits(logits, data) for logits in (theirs, ours))
+        difference = np.abs(theirs - ours)
+        checks[split] = {
+            "examples": len(examples),
+            "largest_difference": float(difference.max()),
+            "mean_difference": float(difference.mean()),
+            "largest_logit": float(np.abs(theirs).max()),
+            "agreement": agreement(saved.spec.kind, predicted(saved.spec, theirs), predicted(saved.spec, ours)),
+            "metric": saved.spec.metrics[0],
+            "model": saved.score(theirs, examples),
+            "export": saved.score(ours, examples),
+        }
+    return checks
+
+
+def agreement(kind: Kind, first: np.ndarray, second: np.ndarray) -> float:
+    """Share of examples (or words) that two models answer alike; of scores, their Pearson correlation."""
+    if kind == "regression":
+        return float(pearson(first, second))
+    same = first == second
+    return float((same.all(axis=1) if same.ndim == 2 else same).mean())
+
+
+def _refuse_beyond(checks: Mapping[str, Any], format: str, bounds: Mapping[str, float]) -> None:
+    """Refuse an export that answers otherwise than its model.
+
+    Raises:
+        ExportRefused: what was measured, and the bound.
+    """
+    for split, found in checks.items():
+        allowed = LARGEST_DIFFERENCE * max(1.0, found["largest_logit"])
+        metric = found["metric"]
+        drop = found["model"][metric] - found["export"][metric]
+        faults = []
+        if format == "onnx" and not found["largest_difference"] <= allowed:
+            faults.append(f"a logit differs by {found['largest_difference']:.2g} (at most {allowed:.2g})")
+        if not found["agreement"] >= bounds["min_agreement"]:
+            faults.append(f"agreement is {found['agreement']:.4f} (--min-agreement {bounds['min_agreement']:g})")
+        if not drop <= bounds["max_drop"]:
+            bound = f"--max-drop {bounds['max_drop']:g}"
+            faults.append(f"{metric} falls from {found['model'][metric]:.4f} by {drop:.4f} ({bound})")
+        if faults:
+            cure = "; export it as onnx instead, or allow more" if format != "onnx" else ""
+            raise ExportRefused(f"not exported: on {split} ({found['examples']} examples) {'; '.join(faults)}{cure}")
+
+
+def _readme(saved: SavedClassifier, about: Mapping[str, Any]) -> str:
+    """How the folder is used without kdbert, and how it was checked."""
+    rows = [
+        f"| {split} | {found['examples']} | {found['metric']} | {found['model'][found['metric']]:.4f} | "
+        f"{found['export'][found['metric']]:.4f} | {found['agreement']:.4f} | {found['largest_difference']:.2g} |"
+        for split, found in about["checks"].items()
+    ]
+    tagged = saved.spec.kind == "token"
+    pair = '("a first sentence", "a second one")' if saved.spec.pair else '"a sentence"'
+    if tagged:
+        pair = '["words", "of", "a", "sentence"]'
+    answer = {
+        "regression": "print(logits[0, 0])",
+        "multi_label": "print([labels[str(i)] for i, logit in enumerate(logits[0]) if logit > 0])",
+        "token": "print([(token, labels[str(i)]) for token, i in zip(encoded.tokens, logits[0].argmax(-1))])",
+    }.get(saved.spec.kind, "print(labels[str(logits[0].argmax())])")
+    call = (
+        f"tokenizer.encode({pair}, is_pretokenized=True)"
+        if tagged
+        else (f"tokenizer.encode{pair}" if saved.spec.pair else f"tokenizer.encode({pair})")
+    )
+    lines = [
+        f"# {saved.spec.title}: {about['format']}",
+        "",
+        f"`{MODEL}` is a model for the task `{saved.spec.name}`, exported with kdbert {about['kdbert']} "
+        f"({about['size_mib']:.1f} MiB, opset {OPSET}). It needs neither kdbert nor torch:",
+        "",
+        "```python",
+        "import json",
+        "",
+        "import numpy as np",
+        "import onnxruntime",
+        "from tokenizers import Tokenizer",
+        "",
+        'folder = "."  # where this file lies',
+        'tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")',
+        f"tokenizer.enable_truncation({saved.max_length})",
+        f'session = onnxruntime.InferenceSession(f"{{folder}}/{MODEL}")',
+        *([] if saved.spec.kind == "regression" else ['labels = json.load(open(f"{folder}/config.json"))["id2label"]']),
+        f"encoded = {call}",
+        'known = {"input_ids": encoded.ids, "attention_mask": encoded.attention_mask,',
+        '         "token_type_ids": encoded.type_ids}',
+        "inputs = {one.name: np.array([known[one.name]], dtype=np.int64) for one in session.get_inputs()}",
+        "(logits,) = session.run(None, inputs)",
+        answer,
+        "```",
+        "",
+        "Checked on dev against the model in float32:",
+        "",
+        "| split | examples | metric | model | export | agreement | largest difference of a logit |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
+    ]
+    return "\n".join(lines) + "\n"
