@@ -194,11 +194,16 @@ def _contenders(models: Sequence[str], backends: Sequence[str], asked: Mapping[s
     if len(tasks) > 1:
         told = ", ".join(f"{name} ({given})" for name, given in tasks.items())
         raise UserError(f"these models are of several tasks: {told}; benchmark them apart, or name one with --task")
-    exported = {one.folder for one in found}
+    for backend in set(backends) & set(FORMATS):
+        for given, one in saved.items():
+            if given not in formats and one.place.run is None:
+                raise UserError(
+                    f"{given!r} is no run folder; export it first (`kdbert export {given} --format {backend} --task "
+                    f"{one.spec.name} --output-dir DIR`), and name DIR here"
+                )
     for given, one in saved.items():
-        for backend in backends if given not in exported else ():
-            place = one.place
-            folder = place.source if backend not in FORMATS else str(_exported(one, backend, asked))
+        for backend in backends if given not in formats else ():
+            folder = one.place.source if backend not in FORMATS else str(export_model(given, backend, **asked).path)
             found.append(Contender("", one, backend, folder))
     order = {given: number for number, given in enumerate(saved)}
     found.sort(key=lambda one: order.get(one.folder, order.get(one.saved.given, 0)))
@@ -206,20 +211,6 @@ def _contenders(models: Sequence[str], backends: Sequence[str], asked: Mapping[s
     for contender in found:
         contender.name = names[contender.saved.given]
     return found
-
-
-def _exported(saved: SavedClassifier, format: str, asked: Mapping[str, Any]) -> Path:
-    """The folder of a run's export, made if it is missing.
-
-    Raises:
-        UserError: it is no run's model.
-    """
-    if saved.place.run is None:
-        raise UserError(
-            f"{saved.given!r} is no run folder; export it first (`kdbert export {saved.given} --format {format} --task "
-            f"{saved.spec.name} --output-dir DIR`), and name DIR here"
-        )
-    return export_model(saved.given, format, **asked).path
 
 
 def _names(models: Mapping[str, SavedClassifier]) -> dict[str, str]:
@@ -241,7 +232,7 @@ def _scored_split(spec: TaskSpec) -> str:
     return "test" if test is not None and test.labelled else spec.split_names("dev")[0]
 
 
-def _teacher(named: str | None, contenders: Sequence[Contender], asked: Mapping[str, Any]) -> SavedClassifier | None:
+def _teacher(named: str | None, contenders: Sequence[Contender]) -> SavedClassifier | None:
     """Whose answers the others' are compared with.
 
     Raises:

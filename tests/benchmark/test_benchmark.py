@@ -1,0 +1,145 @@
+"""`kdbert benchmark`: each engine in a process of its own, the same texts for all, numbers that add up."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdbert.benchmark.measure import milliseconds
+from small_run import Setting, make_teacher
+
+KDBERT = Any
+
+
+@pytest.fixture(scope="module")
+def setting(tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    """Task, teacher and student."""
+    return Setting(*custom_files, make_teacher(tmp_path_factory.mktemp("teacher")), tiny_bert)
+
+
+@pytest.fixture(scope="module")
+def run(kdbert: KDBERT, setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished distillation on the small task, in float32."""
+    done = kdbert(*setting.words(tmp_path_factory.mktemp("place") / "run", precision="fp32"), "--quiet")
+    assert done.code == 0, done.err
+    return Path(done.out.strip())
+
+
+@pytest.fixture(scope="module")
+def measured(kdbert: KDBERT, run: Path, setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The student by every engine, and its teacher, which is a model folder and no run."""
+    folder = tmp_path_factory.mktemp("measured") / "new"
+    engines = ["--backend", "torch,pipeline", "--batch-size", "1,7", "--threads", "1", "--output-dir", folder]
+    assert kdbert("export", run).code == 0
+    done = kdbert("benchmark", run, setting.teacher, run / "export" / "onnx", *engines)
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[-1] == f"benchmark: {folder}"
+    return folder
+
+
+def content(folder: Path) -> Any:
+    return json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))
+
+
+def test_every_engine_is_asked_the_same_and_scored_by_its_own_answers(
+    measured: Path, run: Path, setting: Setting
+) -> None:
+    found = content(measured)
+    assert (found["task"], found["split"], found["examples"], found["metric"]) == ("custom", "dev", 61, "accuracy")
+    engines = [(engine["model"], engine["backend"]) for engine in found["engines"]]
+    expected = [(str(run), "torch"), (str(run), "pipeline"), (str(setting.teacher), "torch")]
+    assert engines == [*expected, (str(setting.teacher), "pipeline"), (str(run), "onnx")]
+    ran = json.loads((run / "run.json").read_text())
+    for engine in found["engines"]:
+        if engine["model"] == str(run):
+            assert engine["quality"] == pytest.approx(ran["metrics"]["dev"])
+            assert engine["parameters"] == ran["parameters"]
+            assert engine["name"] == "kd, 2 layers, seed 1"
+        else:
+            assert engine["quality"] == pytest.approx(ran["teachers"][0]["metrics"]["dev"])
+            assert engine["agreement"] == 1.0  # it is the run's teacher
+        assert engine["teacher"] == str(setting.teacher)
+    student = found["engines"][0]
+    lines = [json.loads(line) for line in (run / "predictions" / "dev.jsonl").read_text().splitlines()]
+    assert 0 < student["agreement"] <= 1
+    assert student["quality"]["accuracy"] == np.mean([row["prediction"] == row["label"] for row in lines])
+
+
+def test_times_add_up(measured: Path) -> None:
+    for engine in content(measured)["engines"]:
+        assert [batch["batch_size"] for batch in engine["batches"]] == [1, 7]
+        for batch in engine["batches"]:
+            total = batch["total_ms"]
+            assert batch["calls"] == 100
+            assert 0 < total["p50"] <= total["p95"]
+            assert batch["examples_per_second"] == pytest.approx(1000 * batch["batch_size"] / total["mean"])
+            if engine["backend"] == "pipeline":  # it does not show where its tokenizer ends
+                assert batch["tokenisation_ms"] is batch["model_ms"] is None
+            else:
+                parts = batch["tokenisation_ms"]["mean"] + batch["model_ms"]["mean"]
+                assert parts == pytest.approx(total["mean"])
+
+
+def test_an_engine_has_a_process_and_memory_of_its_own(measured: Path) -> None:
+    memory = {engine["backend"]: engine["memory_mib"] for engine in content(measured)["engines"]}
+    # onnxruntime and tokenizers alone: torch is in nobody's process but its own engines'.
+    assert 20 < memory["onnx"] < memory["torch"] - 100
+    assert memory["pipeline"] < 2000
+
+
+def test_the_csv_has_the_numbers_of_the_json_and_the_picture_is_one(measured: Path) -> None:
+    with open(measured / "benchmark.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    flat = [(engine, batch) for engine in content(measured)["engines"] for batch in engine["batches"]]
+    assert len(rows) == len(flat) == 10
+    for row, (engine, batch) in zip(rows, flat, strict=True):
+        assert (row["name"], row["backend"]) == (engine["name"], engine["backend"])
+        assert float(row["total_ms_p95"]) == batch["total_ms"]["p95"]
+        assert float(row["quality"]) == engine["quality"]["accuracy"]
+        assert float(row["memory_mib"]) == engine["memory_mib"]
+    assert (measured / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_statistics_are_those_of_the_calls() -> None:
+    found = milliseconds([0.001 * value for value in range(1, 102)])
+    assert found == pytest.approx({"mean": 51.0, "sd": 29.3002, "p50": 51.0, "p95": 96.0}, rel=1e-5)
+
+
+def test_wrong_words_end_in_one_sentence_before_anything_is_timed(
+    kdbert: KDBERT, run: Path, setting: Setting, measured: Path, tmp_path: Path
+) -> None:
+    place = ["--runs-dir", tmp_path / "runs"]
+    for words, told in {
+        (run, "--calls", 20): "--calls 20 are too few",
+        (run, "--rounds", 0): "--rounds 0: expected 1 to 100",
+        (run, "--backend", "onx"): "--backend 'onx' is unknown; did you mean 'onnx'?",
+        (run, "--batch-size", "0"): "--batch-size 0: expected 1 or more",
+        (setting.teacher,): "is no run folder, so its task is not known; name it with --task",
+        (run, setting.teacher, "--backend", "onnx"): "is no run folder; export it first (`kdbert export",
+        (run, "--split", "tset"): "has no split 'tset'",
+        (run, "--output-dir", measured): "is not empty; choose another",
+        (run, "--teacher", tmp_path / "nobody"): "no model folder",
+    }.items():
+        done = kdbert("benchmark", *words, *place)
+        assert (done.code, done.err.count("\n")) == (2, 1), done.err
+        assert told in done.err
+    assert kdbert("benchmark", run, "--batch-size", "1,x").code == 2
+    assert not (tmp_path / "runs").exists()
+    assert {file.name for file in measured.iterdir()} == {"benchmark.json", "benchmark.csv", "benchmark.png"}
+
+
+def test_an_engine_that_fails_is_named(kdbert: KDBERT, run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    assert kdbert("export", run, "--output-dir", folder).code == 0
+    (folder / "model.onnx").write_bytes(b"no model")
+    about = json.loads((folder / "export.json").read_text())
+    (folder / "export.json").write_text(json.dumps({**about, "model": str(run)}))
+    done = kdbert("benchmark", folder, "--output-dir", tmp_path / "out")
+    assert done.code == 1
+    assert "kd, 2 layers, seed 1 (onnx): " in done.err
+    assert not (tmp_path / "out" / "benchmark.json").exists()
