@@ -121,7 +121,7 @@ def test_wrong_words_end_in_one_sentence_before_anything_is_timed(
         (run, "--batch-size", "0"): "--batch-size 0: expected 1 or more",
         (setting.teacher,): "is no run folder, so its task is not known; name it with --task",
         (run, setting.teacher, "--backend", "onnx"): "is no run folder; export it first (`kdbert export",
-        (run, "--split", "tset"): "has no split 'tset'",
+        (run, "--split", "tset"): "has no tset split",
         (run, "--output-dir", measured): "is not empty; choose another",
         (run, "--teacher", tmp_path / "nobody"): "no model folder",
     }.items():
