@@ -76,6 +76,7 @@ def distill(
         typer.Option("--diagnose", help="Log how alike both models are inside; draw a heat map of their layers."),
     ] = None,
     plugin: o.Plugin = None,
+    push_to_hub: o.PushToHub = None,
     dry_run: o.DryRun = False,
     overwrite: o.Overwrite = False,
     quiet: o.Quiet = False,
@@ -86,6 +87,7 @@ def distill(
     kdbert distill --task rte --method kd --teacher runs/rte/finetune/… --student-layers 3
     """
     o.start(quiet)
+    o.check_push(push_to_hub)
     o.load_plugins(plugin)
     recipe = o.build_recipe(
         config,
@@ -122,3 +124,4 @@ def distill(
     variant = "" if recipe.method.variant == "corrected" else f", {recipe.method.variant}"
     rows.append(o.row_of(f"student ({recipe.method.name}{variant})", result))
     o.print_results(f"{recipe.task.name}: {recipe.method.name}, seed {recipe.seed}, n = 1 run", rows, result, quiet)
+    o.push(result.path / "model", push_to_hub)

@@ -36,6 +36,7 @@ def finetune_teacher(
     runs_dir: o.RunsDir = None,
     output_dir: o.OutputDir = None,
     tracker: o.Tracker = None,
+    push_to_hub: o.PushToHub = None,
     dry_run: o.DryRun = False,
     overwrite: o.Overwrite = False,
     quiet: o.Quiet = False,
@@ -46,6 +47,7 @@ def finetune_teacher(
     kdbert finetune-teacher --task rte --model bert-base-uncased --data-dir glue_data
     """
     o.start(quiet)
+    o.check_push(push_to_hub)
     recipe = o.build_recipe(
         config,
         {
@@ -67,3 +69,4 @@ def finetune_teacher(
         return
     result = finetune(recipe, overwrite=overwrite)
     o.print_results(f"{recipe.task.name}: finetune, seed {recipe.seed}", [o.row_of("model", result)], result, quiet)
+    o.push(result.path / "model", push_to_hub)

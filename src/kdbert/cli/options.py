@@ -55,6 +55,9 @@ Plugin = Annotated[
 Tracker = Annotated[
     list[str] | None, typer.Option(help="Also log to wandb, mlflow, … (what accelerate offers; may be repeated).")
 ]
+PushToHub = Annotated[
+    str | None, typer.Option(metavar="OWNER/NAME", help="Upload the model to the Hub at the end; private if it is new.")
+]
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Check everything, print the resolved recipe and cost, train nothing."),
@@ -121,6 +124,30 @@ def build_recipe(
     from kdbert.recipe import Recipe
 
     return Recipe.build(config=config, flags=flags, sets=[*(sets or []), *(more or [])])
+
+
+def check_push(repository: str | None) -> None:
+    """Refuse early what `push` would refuse.
+
+    Raises:
+        UserError: no `owner/name`, no network wanted, or nobody is logged in.
+    """
+    if repository is not None:
+        from kdbert.hub import check_repository
+
+        check_repository(repository)
+
+
+def push(folder: Path, repository: str | None) -> None:
+    """Upload a model folder, if that was asked for.
+
+    Raises:
+        PushFailed: the Hub refused.
+    """
+    if repository is not None and main_process():
+        from kdbert.hub import push as upload
+
+        upload(folder, repository)
 
 
 def main_process() -> bool:

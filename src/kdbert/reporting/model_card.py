@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from kdbert import __version__
 from kdbert.methods import get_method
@@ -13,25 +16,41 @@ from kdbert.models.load import auto_class_name
 from kdbert.recipe import Recipe
 from kdbert.tasks import TaskSpec
 
+SHOWN = 40  # classes that are named
+
 
 def model_card(
     recipe: Recipe, spec: TaskSpec, metrics: Mapping[str, Mapping[str, float]], facts: Mapping[str, Any]
 ) -> str:
-    """The card as Markdown with the Hub's metadata block.
+    """The card as Markdown with the Hub's metadata block, scores included.
+
+    What comes from data or from a person (titles, labels, names of models) is written so that it can neither be
+    taken for Markdown nor for HTML.
 
     Args:
         metrics: split -> metric -> value.
-        facts: entries of run.json: parameters, size_mib, layers, majority, teachers.
+        facts: entries of run.json: parameters, size_mib, layers, majority, teachers, baseline, timings, environment.
     """
     method = get_method(recipe.method.name)
     distilled = bool(recipe.teachers)
-    start = recipe.student.model
+    start = str(recipe.student.model)
+    pipeline = {"token": "token-classification", "masked_lm": "fill-mask"}.get(spec.kind, "text-classification")
     data = ModelCardData(
         language="en" if recipe.task.name != "custom" else None,
         library_name="transformers",
-        pipeline_tag={"token": "token-classification", "masked_lm": "fill-mask"}.get(spec.kind, "text-classification"),
+        pipeline_tag=pipeline,
+        base_model=None if Path(start).exists() else start,
         tags=["kdbert", f"kdbert:{method.name}", *(["knowledge-distillation"] if distilled else [])],
-    )
+        model_name=f"{spec.name}: {method.name}",
+        eval_results=[
+            EvalResult(
+                task_type=pipeline, dataset_type=spec.name, dataset_name=spec.title, dataset_split=split,
+                metric_type=name, metric_value=value,
+            )
+            for split, values in metrics.items()
+            for name, value in values.items()
+        ],
+    )  # fmt: skip
     constant = facts["majority"]
     taught: dict[str, dict[str, str]] = {}
     for teacher in facts["teachers"]:
@@ -39,8 +58,10 @@ def model_card(
             for name, value in values.items():
                 before = taught.setdefault(split, {}).get(name)
                 taught[split][name] = f"{before} / {value:.4f}" if before else f"{value:.4f}"
+    without = (facts["baseline"] or {}).get("metrics", {})
     rows = [
         f"| {split} | {name} | {value:.4f} | {taught.get(split, {}).get(name, '-')} | "
+        + (f"{without[split][name]:.4f} | " if name in without.get(split, {}) else "- | ")
         + (f"{constant[split][name]:.4f} |" if split in constant else "- |")
         for split, values in metrics.items()
         for name, value in values.items()
@@ -56,7 +77,7 @@ def model_card(
     }[spec.kind]
     auto = auto_class_name(spec.kind)
     layers = f"{facts['layers']} layers" + (
-        f" ({kept} of {start})" if recipe.student.layers else f", started from {start}"
+        f" ({kept} of {code(start)})" if recipe.student.layers else f", started from {code(start)}"
     )
     selected = (
         "The weights are those of the epoch that was best on dev, so the dev numbers are optimistic."
@@ -64,14 +85,14 @@ def model_card(
         else "The weights are those of the last step; dev did not choose them."
     )
     lines = [
-        f"# {spec.title}: {method.name}",
+        f"# {plain(spec.title)}: {method.name}",
         "",
         f"A {what} for the task `{spec.name}`, {layers}, {facts['parameters']:,} parameters, "
         f"{facts['size_mib']:.1f} MiB, made with [kdbert](https://github.com/kdbert/kdbert) {__version__}.",
         f"Method: **{method.name}**, {method.summary}. Variant: {recipe.method.variant}.",
     ]
     if distilled:
-        named = ", ".join(f"`{teacher.model}`" for teacher in recipe.teachers)
+        named = ", ".join(code(teacher.model) for teacher in recipe.teachers)
         lines.append(f"Teacher{'s' if len(recipe.teachers) > 1 else ''}: {named}.")
     if recipe.method.nonsense():
         lines.append(f"Weights as the published code takes them: {'; '.join(recipe.method.nonsense())}.")
@@ -85,11 +106,13 @@ def model_card(
             "that the vocabulary had not before it was expanded."
             if spec.kind == "masked_lm"
             else "The constant answer is the commonest class or tag, or the mean score."
-        ),
+        )
+        + (" Without a teacher: the same student, data order and schedule, fine-tuned." if without else ""),
         "",
-        "| split | metric | this model | teacher | constant answer |",
-        "|---|---|---|---|---|",
+        "| split | metric | this model | teacher | without a teacher | constant answer |",
+        "|---|---|---|---|---|---|",
         *rows,
+        *_cost(facts),
         "",
         "## Use",
         "",
@@ -100,17 +123,19 @@ def model_card(
         f'model = {auto}.from_pretrained("PATH")',
         "```",
         "",
-        f"It was trained on at most {recipe.task.max_length} tokens per example.",
+        *_limits(recipe, spec),
         "",
         "## Data",
         "",
-        f"{spec.title}. Source: {spec.source or 'not stated'}. Licence: {spec.licence or 'not stated'}.",
+        f"{plain(spec.title)}. Source: {spec.source or 'not stated'}. Licence: {spec.licence or 'not stated'}.",
+        *(
+            [f"Classes: {', '.join(map(code, spec.labels[:SHOWN]))}{' …' * (len(spec.labels) > SHOWN)}."]
+            * bool(spec.labels)
+        ),
         "",
         "## Recipe",
         "",
-        "```yaml",
-        recipe.yaml().rstrip(),
-        "```",
+        *_fenced("yaml", recipe.yaml().rstrip()),
         "",
         "## Citation",
         "",
@@ -120,3 +145,51 @@ def model_card(
         "- The kdbert authors. kdbert: a toolkit for distilling BERT models. https://github.com/kdbert/kdbert",
     ]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"
+
+
+def _cost(facts: Mapping[str, Any]) -> list[str]:
+    """What making it took, and on what."""
+    times, machine = facts["timings"], facts["environment"]
+    devices = ", ".join(machine["accelerators"]) or f"{machine['processor']}, {machine['threads']} threads"
+    teacher = f", {times['teacher_seconds']:.0f} s of the teacher" if facts["teachers"] else ""
+    resumed = times["resumed_from_step"]
+    return [
+        "",
+        "## Cost",
+        "",
+        f"{facts['steps_done']} steps in {times['train_seconds']:.0f} s ({times['examples_per_second']:.0f} examples a "
+        f"second){teacher}, {times['eval_seconds']:.0f} s of scoring, on {plain(devices)}."
+        + (f" These are the times since it was continued at step {resumed}." if resumed else ""),
+    ]
+
+
+def _limits(recipe: Recipe, spec: TaskSpec) -> list[str]:
+    """What it should not be taken for."""
+    found = [f"It was trained on at most {recipe.task.max_length} tokens per example; longer ones are cut."]
+    if spec.kind in ("single_label", "multi_label", "token"):
+        found.append("It knows the classes below and no others, and answers whatever the text is about.")
+    if recipe.teachers:
+        found.append("It repeats mistakes of its teacher. `kdbert report` shows where the two differ.")
+    found.append("It is one run: another seed gives other scores. `kdbert table` shows the mean and spread of several.")
+    if spec.warning:
+        found.append(f"{plain(spec.warning)}.")
+    return ["", "## Limits", "", *(f"- {one}" for one in found)]
+
+
+def code(text: str) -> str:
+    """A text as a code span, whatever is in it."""
+    one = " ".join(text.split())
+    ticks = "`" * (max(map(len, re.findall("`+", one)), default=0) + 1)
+    gap = " " if "`" in one else ""
+    return f"{ticks}{gap}{one}{gap}{ticks}"
+
+
+def plain(text: str) -> str:
+    """A text in which nothing is markup."""
+    return re.sub(r"([\\`*_\[\]|#])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _fenced(language: str, text: str) -> list[str]:
+    """A code block that ends where it should, whatever is in it."""
+    ticks = "`" * max(3, max(map(len, re.findall("`+", text)), default=0) + 1)
+    return [f"{ticks}{language}", text, ticks]

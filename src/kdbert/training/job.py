@@ -33,6 +33,7 @@ from kdbert.plan import Plan
 from kdbert.recipe import Recipe
 from kdbert.reporting.model_card import model_card
 from kdbert.reporting.predictions import predicted, write_hidden, write_predictions
+from kdbert.resolve import baseline_recipe
 from kdbert.runs import RunFolder, RunResult, atomic_write, environment, identity_of, replace_folder, write_text
 from kdbert.training.diagnostics import Diagnostics
 from kdbert.training.forward import StudentWithMethod, predict
@@ -113,6 +114,18 @@ def finite(values: np.ndarray, what: str, cure: str = "") -> np.ndarray:
     if not np.isfinite(values).all():
         raise Diverged(f"{what} are not finite{cure}")
     return values
+
+
+def baseline_scores(recipe: Recipe) -> dict[str, Any] | None:
+    """Run folder and metrics of the same student without a teacher, if that run is finished."""
+    if not recipe.teachers:
+        return None
+    with contextlib.suppress(UserError):
+        folder = Plan(baseline_recipe(recipe)).folder
+        manifest = folder.manifest()
+        if manifest.get("status") == "finished":
+            return {"run": str(folder.path), "metrics": manifest["metrics"]}
+    return None
 
 
 def load_student(plan: Plan, attention: str) -> tuple[Any, bool]:
@@ -260,6 +273,7 @@ class Job:
                 "layers": self.student.config.num_hidden_layers,
                 "parameters": sum(p.numel() for p in self.student.parameters()),
                 "teachers": teacher_facts,
+                "baseline": baseline_scores(recipe),
                 "best": result.best,
                 "steps_done": result.steps,
                 "timings": {
@@ -498,7 +512,8 @@ class Job:
             plan.tokenizer.model_max_length = recipe.task.max_length
             plan.tokenizer.save_pretrained(target)
             facts["size_mib"] = round((target / "model.safetensors").stat().st_size / 2**20, 2)
-            card = model_card(recipe, plan.spec, facts["metrics"], facts)
+            known = {**facts, "environment": self.environment}
+            card = model_card(recipe, plan.spec, facts["metrics"], known)
             (target / "README.md").write_text(card, encoding="utf-8")
 
         replace_folder(folder.path / "model", fill)

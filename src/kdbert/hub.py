@@ -1,0 +1,65 @@
+"""`--push-to-hub`: a trained model as a repository of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+
+from kdbert.errors import KdbertError, UserError
+
+log = logging.getLogger("kdbert")
+
+
+class PushFailed(KdbertError):
+    """The Hub did not take the model; the model itself is safe on the disk."""
+
+
+def check_repository(name: str) -> None:
+    """Refuse early what could not be pushed to later.
+
+    Raises:
+        UserError: no `owner/name`, or nobody is logged in.
+    """
+    from huggingface_hub import get_token
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise UserError(f"--push-to-hub {name!r}: expected OWNER/NAME, such as your-name/clinc150-small")
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
+        raise UserError("--push-to-hub needs the network, and HF_HUB_OFFLINE is set; leave one of them away")
+    if get_token() is None:
+        raise UserError("--push-to-hub needs a token of the Hub: run `hf auth login` once, or set HF_TOKEN")
+
+
+def push(folder: Path, name: str) -> str:
+    """Upload a model folder into a repository, which is made, private, if it is not there.
+
+    The token is read by huggingface_hub (`hf auth login`, or HF_TOKEN) and written nowhere.
+
+    Args:
+        folder: the model with its README.md.
+        name: `owner/name`.
+
+    Returns:
+        Address of the repository.
+
+    Raises:
+        UserError: see `check_repository`.
+        PushFailed: the Hub refused, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    check_repository(name)
+    api = HfApi()
+    try:
+        address = api.create_repo(name, private=True, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload with kdbert")
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PushFailed(
+            f"cannot push to {name}: {reason}; the model lies in {folder}, and the same command tries again"
+        ) from None
+    log.info("pushed to %s", address)
+    return str(address)
