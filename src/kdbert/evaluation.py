@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import tempfile
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kdbert.data.corpus import DEV_SEQUENCES, tokenised
+from kdbert.data.corpus import DEV_SEQUENCES, corpus_digest, tokenised
 from kdbert.data.encode import Encoded, encode
 from kdbert.data.examples import Examples
 from kdbert.data.masking import masking_of
@@ -32,7 +33,7 @@ from kdbert.plan import check_length
 from kdbert.recipe import Recipe
 from kdbert.reporting.predictions import predicted, write_hidden, write_predictions, write_submission
 from kdbert.resolve import task_of
-from kdbert.runs import RunFolder
+from kdbert.runs import RunFolder, short_name
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec, get_task, task_name
 from kdbert.tasks.corpus import corpus_task
 from kdbert.training.forward import predict
@@ -71,8 +72,8 @@ def evaluate(
         task: registered task; by default the run's own.
         corpus: plain text to score a masked-LM on, all of it (task `corpus`).
         split: `dev`, `test`, or one split's name (`dev_matched`).
-        output_dir: where predictions go; by default the run's `predictions/`; `predictions/<task>` for another
-            model, task, length or precision.
+        output_dir: where predictions go; by default the run's `predictions/`, and where they are not the run's own
+            (another model, task, text, length or precision) `predictions/<task>/<model>-<8 hex of all that>`.
         labels: the model's labels in order, where its configuration does not name them.
         max_length: tokens per example; by default the run's, or the task's.
 
@@ -102,7 +103,7 @@ def evaluate(
     use_first_token(network)  # as in the run that trained it
     use_packing(network)
     network.to(accelerator.device)
-    folder = Path("predictions") / spec.name if output_dir is None else Path(output_dir)
+    folder = _own_folder(spec.name, place, output_dir, saved.max_length, chosen)
     if output_dir is None and place.run is not None and trained is not None:
         # With another length or precision the scores are not those of the run's own results.
         own = (trained.task.name, trained.task.max_length, RunFolder(place.run).manifest().get("precision"))
@@ -264,30 +265,53 @@ def _evaluate_text(
     length = max_length or (own.max_length if own else None) or min(spec.max_length, config.max_position_embeddings)
     check_length(length, config, place.given)
     tokenizer = load_tokenizer(place)
-    folder = Path(output_dir) if output_dir is not None else Path("predictions") / CORPUS
+    accelerator = make_accelerator()
+    chosen = choose_precision(precision, accelerator.device)
+    folder = _own_folder(CORPUS, place, output_dir, length, chosen, corpus_digest(source))
     if output_dir is None and corpus is None and place.run is not None and own is not None and length == own.max_length:
         folder = place.run / "predictions"
     _make(folder)
-    accelerator = make_accelerator()
     model, _ = load_masked_lm(place, tokenizer, attention=choose_attention("auto", accelerator.device))
     use_late_head(model)
     use_packing(model)
     model.to(accelerator.device)
     with tempfile.TemporaryDirectory() as temporary:
         part = "dev" if corpus is None and own is not None and own.dev_file is None else None
-        texts = tokenised(source, tokenizer, length, folder=Path(temporary), packed=True, part=part)
+        facts = RunFolder(place.run).manifest() if own is not None and place.run is not None else {}
+        texts = tokenised(
+            source,
+            tokenizer,
+            length,
+            folder=Path(temporary),
+            packed=not facts or facts["recipe"]["method"]["variant"] == "corrected",
+            part=part,
+            unit=own.text_unit if own else "line",
+        )
         texts = texts if corpus is not None else texts.head(DEV_SEQUENCES)
-        probability = own.mask_probability if own else 0.15
+        masking = masking_of(
+            tokenizer,
+            known=facts.get("known_pieces"),
+            probability=own.mask_probability if own else 0.15,
+            words=bool(own and own.mask_words),
+        )
         sums = masked_lm_sums(
             model,
-            texts.masked(masking_of(tokenizer, probability=probability, words=bool(own and own.mask_words))).encoded,
+            texts.masked(masking).encoded,
             batch_size=batch_size,
-            precision=choose_precision(precision, accelerator.device),
+            precision=chosen,
             accelerator=accelerator,
         )
     if accelerator.is_main_process:
         write_hidden(folder / "dev.jsonl", sums)
     return Evaluation(CORPUS, {"dev": masked_lm_scores(spec.metrics, sums)}, [folder / "dev.jsonl"])
+
+
+def _own_folder(task: str, place: ModelPlace, output_dir: str | None, *about: object) -> Path:
+    """Where predictions go that are not a run's own: a folder of their own, so that none replaces another's."""
+    if output_dir is not None:
+        return Path(output_dir)
+    digest = hashlib.sha256(repr((place.fingerprint(), *about)).encode()).hexdigest()[:8]
+    return Path("predictions") / task / f"{short_name(str(place.run or place.given))}-{digest}"
 
 
 def _make(folder: Path) -> None:

@@ -20,6 +20,7 @@ from kdbert.runs import replace_folder, write_json
 
 log = logging.getLogger("kdbert")
 ABOUT = "expansion.json"
+ADD, MIN_COUNT = 30000, 5
 SHOWN = 15  # words that became one piece
 HELD = f"one text in {DEV_SHARE}"  # is kept for the report
 
@@ -30,8 +31,8 @@ def expand_vocab(
     *,
     corpus: str | None = None,
     pieces: str | None = None,
-    add: int = 30000,
-    min_count: int = 5,
+    add: int | None = None,
+    min_count: int | None = None,
     min_gain: float | None = None,
 ) -> dict[str, Any]:
     """Append pieces that a corpus asks for to a WordPiece vocabulary, and write the tokenizer into a folder.
@@ -41,7 +42,7 @@ def expand_vocab(
         out: folder to write.
         corpus: text file or folder of such; one text in `DEV_SHARE` is kept for the report.
         pieces: a file with pieces, one a line, in place of learning them.
-        add, min_count, min_gain: see `kdbert.models.vocabulary.choose`.
+        add, min_count, min_gain: see `kdbert.models.vocabulary.choose`; by default 30000, 5, none.
 
     Returns:
         The report, which stands in `expansion.json` of the folder, too.
@@ -52,6 +53,14 @@ def expand_vocab(
     """
     if corpus is None and pieces is None:
         raise UserError("where do new pieces come from? name text with --corpus, or a list of pieces with --pieces")
+    if pieces is not None and (add, min_count, min_gain) != (None, None, None):
+        raise UserError("--pieces takes all of a list; --add, --min-count and --min-gain say which pieces are learned")
+    add, min_count = add or ADD, min_count or MIN_COUNT
+    folder = Path(out).expanduser()
+    if corpus is not None and Path(corpus).expanduser().absolute() in folder.absolute().parents:
+        raise UserError(
+            f"--out {out!r} lies in the corpus, whose text files it would add to; choose a folder elsewhere"
+        )
     base = load_tokenizer(locate_tokenizer(tokenizer))
     check_wordpiece(base, tokenizer)
     about = {
@@ -60,7 +69,6 @@ def expand_vocab(
         "pieces_digest": None if pieces is None else text_digest(_file(pieces)),
         **({"add": add, "min_count": min_count, "min_gain": min_gain} if pieces is None else {}),
     }
-    folder = Path(out)
     before = _there(folder, about)
     if before is not None:
         log.info("%s was made so before", folder)
@@ -69,13 +77,16 @@ def expand_vocab(
     if corpus is not None:
         train, held = _words(corpus, base)
     if pieces is None:
+        if not train:
+            raise UserError(f"all texts of {corpus!r} are kept for the report ({HELD}); give more text")
         new, dropped = choose(train, base, add=add, min_count=min_count, min_gain=min_gain)
     else:
         new, dropped = given_pieces((line for _, line in read_lines(_file(pieces))), base)
     if not new:
         why = f"no new piece is read {min_count} times in {corpus}"
         if pieces is not None:
-            why = f"of the {len(dropped)} pieces in {pieces}, " + "; ".join(sorted(set(dropped.values())))
+            counted = Counter(dropped.values())
+            why = f"{pieces}: " + ("; ".join(f"{n} left out ({what})" for what, n in counted.items()) or "it is blank")
         raise UserError(f"there is nothing to add to {tokenizer!r}: {why}")
     report: dict[str, Any] = {}
 
@@ -87,6 +98,7 @@ def expand_vocab(
             "new_pieces": len(new),
             "continuing": sum(piece.startswith("##") for piece in new),
             "dropped": dict(Counter(dropped.values())),
+            "digest": tokenizer_digest(grown),
             "words": None if corpus is None else _words_report(train, held, base, grown),
         })  # fmt: skip
         write_json(target / ABOUT, report)
@@ -99,7 +111,15 @@ def expand_vocab(
 
 
 def _file(name: str) -> Path:
-    return Path(name).expanduser()
+    """A list of pieces.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UserError(f"--pieces {name!r}: no such file")
+    return path
 
 
 def _there(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -118,6 +138,8 @@ def _there(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
     if known != dict(about):
         differ = ", ".join(key for key in {**known, **about} if known.get(key) != about.get(key))
         raise UserError(f"--out {str(folder)!r} holds another expansion ({differ} differ); choose another folder")
+    if tokenizer_digest(load_tokenizer(locate_tokenizer(str(folder)))) != report.get("digest"):
+        raise UserError(f"the tokenizer in {str(folder)!r} is not the one that was written there; remove the folder")
     return dict(report)
 
 
@@ -151,6 +173,7 @@ def _words_report(train: Counter[str], held: Counter[str], base: Any, grown: Any
             "unknown": round(read[base.unk_token] / total, 6),
         }
     known, after = base.get_vocab(), grown.get_vocab()
-    became = [(word, often) for word, often in train.most_common() if word in after and word not in known]
+    became = [(word, often) for word, often in train.items() if word in after and word not in known]
+    became.sort(key=lambda item: (-item[1], item[0]))  # whatever the order of lines
     found["became_one_piece"] = {"words": len(became), "commonest": dict(became[:SHOWN])}
     return found

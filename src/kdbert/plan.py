@@ -114,6 +114,7 @@ class Plan:
             folder=Path(self.recipe.output.runs_dir) / CORPUS / "text",
             packed=not original,
             part=None if own else split,
+            unit=task.text_unit,
         )
         # A teacher never reads a new piece; without one a model must learn to read them, too.
         taught = bool(self.models.teachers)
@@ -210,6 +211,9 @@ class Plan:
         """For each teacher, the column of its logits that means each task label; none for plain text."""
         for told, place in zip(self.recipe.teachers, self.teacher_places, strict=True):
             trained = place.task()
+            if self.spec.kind == "masked_lm":  # whatever it was trained on, its head decides
+                check_trained_head(load_config(place), place.given, self.spec)
+                continue
             if trained not in (None, self.spec.name) and told.labels is None:
                 raise UserError(
                     f"teacher {place.given!r} was fine-tuned on task {trained!r}, not on {self.spec.name!r}; "
@@ -308,9 +312,11 @@ class Plan:
         }  # fmt: skip
         if kind not in method.heads:
             fitting = ", ".join(name for name, other in all_methods().items() if kind in other.heads)
+            cure = f"methods that are: {fitting}"
+            if method.heads == ("masked_lm",):
+                cure = "it learns from plain text: name some with --corpus"
             raise UserError(
-                f"method {method.name!r} is not made for task {self.spec.name!r}, which {words[kind]}; "
-                f"methods that are: {fitting}"
+                f"method {method.name!r} is not made for task {self.spec.name!r}, which {words[kind]}; {cure}"
             )
         if kind in ("token", "multi_label") and self.recipe.method.variant == "original" and self.models.teachers:
             raise UserError(

@@ -57,6 +57,9 @@ class TaskSection(Section):
     test_file: str | None = Field(None, description="custom: test file")
     text_columns: list[str] | None = Field(None, description="custom: one or two columns")
     label_column: str | None = Field(None, description="custom: the label's column")
+    text_unit: Literal["line", "document", "file"] = Field(
+        "line", description="corpus: what one text is: a line, a document (lines up to a blank one), or a file"
+    )
     mask_probability: float = Field(0.15, gt=0, lt=1, description="corpus: share of the tokens that are hidden")
     mask_words: bool = Field(False, description="corpus: hide whole words instead of single tokens")
 

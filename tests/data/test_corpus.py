@@ -127,3 +127,13 @@ def test_hidden_tokens_are_never_special_always_new_and_can_be_put_back(
     assert (np.where(labels == -100, hidden, labels) == ids).all()
     assert (hidden[chosen] == 2).all()
     assert (known == ~(chosen & (ids >= 30))).all()
+
+
+def test_a_text_is_a_line_a_document_or_a_file(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "1.txt").write_text("one\n two\r\n\n \nthree\n", encoding="utf-8")
+    (folder / "2.txt").write_text("\nfour\nfive", encoding="utf-8")
+    assert list(read_texts(str(folder))) == ["one", "two", "three", "four", "five"]
+    assert list(read_texts(str(folder), "document")) == ["one two", "three", "four five"]
+    assert list(read_texts(str(folder), "file")) == ["one two three", "four five"]

@@ -115,8 +115,9 @@ def test_a_list_of_pieces_is_taken_but_for_what_cannot_be_read(
     after = vocabulary(out)
     assert {piece: number for piece, number in after.items() if number >= first} == {"zebra": first, "##zoo": first + 1}
     for told in (
-        "1 (it is there already)", "1 (it stands twice)", "2 (the tokenizer normalises it away (lower case, accents))",
-        "1 (the tokenizer splits it into words)",
+        "1 (the tokenizer has them already)", "1 (they stand twice in the list)",
+        "2 (the tokenizer normalises them away (lower case, accents))",
+        "1 (the tokenizer splits them into words)",
     ):  # fmt: skip
         assert f"left out: {told}" in done.out
     assert AutoTokenizer.from_pretrained(out).tokenize("zebra zebrazoo") == ["zebra", "zebra", "##zoo"]
@@ -141,15 +142,26 @@ def test_what_cannot_be_expanded_is_told(tiny_bert: Path, kdbert: Callable[..., 
     corpus = write(tmp_path / "eyes.txt")
     (tmp_path / "empty.txt").write_text("", encoding="utf-8")
     (tmp_path / "known.txt").write_text("cat\ndog\n", encoding="utf-8")
+    (tmp_path / "blank.txt").write_text("\n \n", encoding="utf-8")
+    more = AutoTokenizer.from_pretrained(tiny_bert)
+    more.add_tokens(["<e1>", "<e2>"])
+    more.save_pretrained(tmp_path / "added")
     base = ("expand-vocab", "--out", tmp_path / "out", "--tokenizer")
     for words, told in (
         ((tiny_bert,), "name text with --corpus"),
         ((tiny_bert, "--corpus", tmp_path / "empty.txt"), "is empty"),
         ((tiny_bert, "--corpus", tmp_path / "none"), "no corpus"),
-        ((tiny_bert, "--pieces", tmp_path / "known.txt"), "it is there already"),
+        ((tiny_bert, "--pieces", tmp_path / "known.txt"), "the tokenizer has them already"),
         ((tiny_bert, "--corpus", corpus, "--min-count", "9999"), "no new piece is read 9999 times"),
         ((make_roberta(tmp_path / "roberta"), "--corpus", corpus), "is a byte-pair tokenizer, and only WordPiece"),
         ((tmp_path / "a/b/c", "--corpus", corpus), "no tokenizer folder"),
+        ((tiny_bert, "--corpus", ""), "--corpus is empty"),
+        ((tiny_bert, "--corpus", tmp_path), "lies in the corpus, whose text files it would add to"),
+        ((tiny_bert, "--corpus", corpus, "--min-gain", "0.9"), "--min-gain 0.9: the first tenth of --add, 3000 pieces"),
+        ((tiny_bert, "--pieces", tmp_path / "known.txt", "--add", "3"), "--pieces takes all of a list"),
+        ((tiny_bert, "--pieces", tmp_path / "none.txt"), "no such file"),
+        ((tiny_bert, "--pieces", tmp_path / "blank.txt"), "blank.txt: it is blank"),
+        ((tmp_path / "added", "--corpus", corpus), "has added tokens behind its vocabulary (<e1>, <e2>)"),
     ):
         done = kdbert(*base, *words)
         assert (done.code, "Traceback" in done.err) == (2, False), (words, done.err)
@@ -169,3 +181,27 @@ def test_a_tokenizer_expanded_twice_still_tells_its_first_size(
     settings = json.loads((tmp_path / "second" / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert settings["kdbert_base_vocabulary"] == size
     assert vocabulary(tmp_path / "second")["zoo"] == size + 1
+
+
+def test_what_is_swallowed_is_replaced_until_all_that_was_asked_for_is_there(
+    tiny_bert: Path, kdbert: Callable[..., Any], tmp_path: Path
+) -> None:
+    corpus = write(tmp_path / "eyes.txt")
+    for add in (3, 10, 25):
+        out = tmp_path / str(add)
+        assert (
+            kdbert("expand-vocab", "--tokenizer", tiny_bert, "--corpus", corpus, "--add", add, "--out", out).code == 0
+        )
+        assert json.loads((out / "expansion.json").read_text(encoding="utf-8"))["new_pieces"] == add
+
+
+def test_a_damaged_expansion_is_not_taken_for_a_finished_one(
+    tiny_bert: Path, kdbert: Callable[..., Any], tmp_path: Path
+) -> None:
+    words = ("expand-vocab", "--tokenizer", tiny_bert, "--corpus", write(tmp_path / "eyes.txt"), "--add", "5")
+    assert kdbert(*words, "--out", tmp_path / "out").code == 0
+    place = tmp_path / "out" / "tokenizer.json"
+    place.write_text(place.read_text(encoding="utf-8").replace("glaucoma", "glaucome"), encoding="utf-8")
+    done = kdbert(*words, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "is not the one that was written there; remove the folder" in done.err

@@ -377,6 +377,54 @@ def test_a_masked_lm_goes_on_to_a_task(
     assert done.code == 0, done.err
 
 
+@pytest.mark.parametrize("words", [(), ("method.variant=original", "method.alpha_mlm=1", "task.text_unit=document")])
+def test_a_run_and_its_evaluation_agree_where_the_teacher_s_vocabulary_was_expanded_too(
+    teacher: Path, vocabulary: Path, text: Path, kdbert: Callable[..., Any], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "more.txt").write_text("zebra\nzoo\n", encoding="utf-8")
+    (tmp_path / "text.txt").write_text("\n\n".join(f"the zebra and glaucoma of zoo {n}" for n in range(200)))
+    runs = ("--runs-dir", tmp_path / "runs", *COMMON, "-q")
+    more = ("--pieces", tmp_path / "more.txt", "--out", tmp_path / "more")
+    assert kdbert("expand-vocab", "--tokenizer", vocabulary, *more).code == 0
+    start = ("--corpus", tmp_path / "text.txt", "--epochs", "1")
+    first = kdbert("finetune-teacher", "--model", teacher, "--tokenizer", vocabulary, *start, *runs)
+    assert first.code == 0, first.err
+    taught = ("distill", "--method", "ve-kd", "--teacher", first.out.strip(), "--tokenizer", tmp_path / "more")
+    done = kdbert(*taught, "--student-layers", "2", *start, *runs, *words)
+    assert done.code == 0, done.err
+    run = Path(done.out.strip())
+    assert manifest(run)["known_pieces"] == vocabulary_size(AutoTokenizer.from_pretrained(vocabulary))
+    before = (run / "predictions" / "dev.jsonl").read_text(encoding="utf-8")
+    from kdbert import evaluate
+
+    found = evaluate(str(run), precision="fp32").metrics["dev"]
+    assert found == pytest.approx(manifest(run)["metrics"]["dev"], rel=1e-4)
+    assert "new_mlm_loss" in found
+    assert len((run / "predictions" / "dev.jsonl").read_text(encoding="utf-8")) == len(before)
+
+
+def test_evaluations_of_other_texts_and_models_keep_apart(
+    teacher: Path, tiny_bert: Path, text: Path, kdbert: Callable[..., Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("other.txt").write_text("the cat and the dog of glaucoma\n" * 30)
+    for words in (("other.txt",), (text,), ("other.txt", "--max-length", "16")):
+        assert kdbert("evaluate", teacher, "--corpus", *words, "-q").code == 0
+    assert len(list(Path("predictions").rglob("dev.jsonl"))) == 3
+
+
+def test_no_term_with_a_weight_is_refused_before_anything_is_read(
+    teacher: Path, text: Path, kdbert: Callable[..., Any], tmp_path: Path
+) -> None:
+    done = kdbert(
+        "distill", "--method", "ve-kd", "--teacher", teacher, "--corpus", text, "--runs-dir", tmp_path / "runs",
+        "method.variant=original", "method.alpha_ce=0",
+    )  # fmt: skip
+    assert done.code == 2
+    assert "all of alpha_ce, alpha_mse, alpha_cos, alpha_mlm are 0; give one of them a weight" in done.err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_wrong_text_and_wrong_models_are_told(
     teacher: Path, tiny_bert: Path, vocabulary: Path, text: Path, kdbert: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -47,10 +46,8 @@ def benchmark(
         calls=calls, rounds=rounds, teacher=teacher, max_length=max_length, output_dir=output_dir, runs_dir=runs_dir,
     )  # fmt: skip
     if not quiet:
-        from rich.console import Console
+        from kdbert.reporting.summary import benchmark_table, print_table
 
-        from kdbert.reporting.summary import benchmark_table
-
-        Console(width=None if sys.stdout.isatty() else 160).print(benchmark_table(found.content))
+        print_table(benchmark_table(found.content))
         print("benchmark: ", end="")
     print(found.path)

@@ -78,6 +78,9 @@ def print_plan(recipe: Recipe, heading: str | None = None, teachers_to_come: Seq
     }
     print("examples: " + ", ".join(f"{name} {count}" for name, count in sizes.items()))
     for teacher, columns, names in zip(recipe.teachers, plan.teacher_permutations, plan.teacher_labels, strict=True):
+        if plan.spec.kind == "masked_lm":
+            print(f"teacher {teacher.model}: a masked-LM of {plan.known_pieces} pieces")
+            continue
         print(f"labels of teacher {teacher.model}:")
         if plan.spec.labels:
             for label, column in list(zip(plan.spec.labels, columns, strict=True))[:20]:

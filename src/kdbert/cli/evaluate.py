@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -16,7 +15,9 @@ def evaluate(
     corpus: o.Corpus = None,
     split: Annotated[str, typer.Option(help="dev, test, or one split's name such as dev_matched.")] = "dev",
     data_dir: o.DataDir = None,
-    output_dir: Annotated[str | None, typer.Option(help="Where predictions go. [the run's predictions/]")] = None,
+    output_dir: Annotated[
+        str | None, typer.Option(help="Where predictions go. [the run's own; else predictions/TASK/MODEL-…]")
+    ] = None,
     labels: Annotated[str | None, typer.Option(help="The model's labels in its order, a,b,c.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens per example. [the run's]")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 64,
@@ -38,13 +39,11 @@ def evaluate(
     if not o.main_process():
         return
     if not quiet:
-        from rich.console import Console
-
-        from kdbert.reporting.summary import SummaryRow, summary_table
+        from kdbert.reporting.summary import SummaryRow, print_table, summary_tables
 
         if found.metrics:
             row = SummaryRow("model", found.metrics)
-            Console(width=None if sys.stdout.isatty() else 120).print(summary_table(found.task, [row]))
+            print_table(*summary_tables(found.task, [row]))
         else:
             print(f"{found.task}: the {split} split has no labels, so there are predictions but no scores")
     for file in found.files:

@@ -16,8 +16,10 @@ def expand_vocab(
         str | None, typer.Option(help="Text to learn pieces of: a file, one text per line, or a folder of .txt files.")
     ] = None,
     pieces: Annotated[str | None, typer.Option(help="A list of pieces, one a line, instead of learning them.")] = None,
-    add: Annotated[int, typer.Option(min=1, help="New pieces at most.")] = 30000,
-    min_count: Annotated[int, typer.Option(min=1, help="A new piece must be read so often in the corpus.")] = 5,
+    add: Annotated[int | None, typer.Option(min=1, help="New pieces at most. [30000]")] = None,
+    min_count: Annotated[
+        int | None, typer.Option(min=1, help="A new piece must be read so often in the corpus. [5]")
+    ] = None,
     min_gain: Annotated[
         float | None,
         typer.Option(

@@ -30,7 +30,7 @@ TextColumns = Annotated[str | None, typer.Option(help="--task custom: one or two
 LabelColumn = Annotated[str | None, typer.Option(help="--task custom: the label's column. [by name]")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training data. [3; quickstart 8]")]
 BatchSize = Annotated[int | None, typer.Option(help="Examples per step, over all processes. [32]")]
-LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate. [5e-5; quickstart 3e-4]")]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate. [5e-5; quickstart 3e-4; corpus 5e-4]")]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32 or bf16, of the encoder. [auto]")]
 Bucketing = Annotated[bool | None, typer.Option("--bucketing/--no-bucketing", help="Batches of like length. [off]")]
 Seed = Annotated[int | None, typer.Option(help="Seed of head, data order and dropout. [1]")]
@@ -162,12 +162,9 @@ def print_results(title: str, rows: list[Any], result: RunResult, quiet: bool) -
     if not main_process():
         return
     if not quiet:
-        from rich.console import Console
+        from kdbert.reporting.summary import print_table, summary_tables
 
-        from kdbert.reporting.summary import summary_table
-
-        console = Console(width=None if sys.stdout.isatty() else 120)
-        console.print(summary_table(title, rows))
+        print_table(*summary_tables(title, rows))
         print("run: ", end="")
     print(result.path)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -59,6 +59,8 @@ def corpus_files(place: str) -> list[Path]:
     Raises:
         UserError: there is none.
     """
+    if not place.strip():
+        raise UserError("--corpus is empty: name a text file, or a folder of text files")
     path = Path(place).expanduser()
     if path.is_file():
         return [path]
@@ -93,21 +95,40 @@ def corpus_digest(place: str) -> str:
     return hashlib.sha256("".join(map(text_digest, corpus_files(place))).encode()).hexdigest()[:16]
 
 
-def read_texts(place: str) -> Iterator[str]:
-    """The texts of a corpus: a line each; blank ones are left out.
+Unit = Literal["line", "document", "file"]
+
+
+def read_texts(place: str, unit: Unit = "line") -> Iterator[str]:
+    """The texts of a corpus; blank ones are left out.
+
+    Args:
+        unit: what one text is: a line; a document, whose lines end at a blank one or with the file; or a file. Lines of
+            one text are joined with a space.
 
     Raises:
         UserError: no text at all, or a fault in a file, with its line.
     """
     found = False
     for file in corpus_files(place):
-        for _, line in read_lines(file):
-            text = line.strip()
+        lines = (line.strip() for _, line in read_lines(file))
+        for text in lines if unit == "line" else _joined(lines, at_blank=unit == "document"):
             if text:
                 found = True
                 yield text
     if not found:
         raise UserError(f"corpus {place!r} holds no text: all of its lines are blank")
+
+
+def _joined(lines: Iterable[str], at_blank: bool) -> Iterator[str]:
+    """Lines put together: all of them, or those between blank ones."""
+    kept: list[str] = []
+    for line in lines:
+        if line:
+            kept.append(line)
+        elif at_blank:
+            yield " ".join(kept)
+            kept = []
+    yield " ".join(kept)
 
 
 def is_dev(text: str) -> bool:
@@ -116,7 +137,14 @@ def is_dev(text: str) -> bool:
 
 
 def tokenised(
-    place: str, tokenizer: Any, max_length: int, *, folder: Path, packed: bool, part: str | None = None
+    place: str,
+    tokenizer: Any,
+    max_length: int,
+    *,
+    folder: Path,
+    packed: bool,
+    part: str | None = None,
+    unit: Unit = "line",
 ) -> TextSplit:
     """A corpus as sequences of at most `max_length` tokens, each `[CLS] … [SEP]`; made once and mapped from the disk.
 
@@ -125,6 +153,7 @@ def tokenised(
         packed: join texts, with `[SEP]` between them, and cut the whole into full sequences; else a text is a
             sequence, and what is too long is cut off (as VE-KD reads its corpus).
         part: `train` or `dev`: those texts (see `is_dev`); None: all.
+        unit: see `read_texts`.
 
     Raises:
         UserError: no text, a fault in a file, no text of that part, no room on the disk.
@@ -136,6 +165,7 @@ def tokenised(
         "max_length": max_length,
         "packed": packed,
         "part": part,
+        **({"unit": unit} if unit != "line" else {}),
     }
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     kept = folder / name
@@ -174,7 +204,9 @@ def _write(kept: Path, place: str, tokenizer: Any, about: dict[str, Any]) -> Non
     log.info("corpus %s: tokenising", place)
     started = time.perf_counter()
     part = about["part"]
-    wanted = (text for text in read_texts(place) if part is None or is_dev(text) == (part == "dev"))
+    wanted = (
+        text for text in read_texts(place, about.get("unit", "line")) if part is None or is_dev(text) == (part == "dev")
+    )
     texts = _Counted(wanted)
     temporary = kept.with_name(f".{kept.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

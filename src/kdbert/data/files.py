@@ -45,7 +45,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{path}, line {number}: not UTF-8 (byte 0x{error.object[error.start]:02x}); "
-                "convert the file, for example with `iconv -t utf-8`"
+                f"convert the file, for example with `iconv -f {_encoding(error.object)} -t utf-8`"
             ) from None
         except (EOFError, zlib.error):
             raise UserError(f"{path} is truncated after line {number}: fetch it again") from None
@@ -53,6 +53,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             raise UserError(f"cannot read {str(path)!r}: {error}") from None
     if number == 0:
         raise UserError(f"{path} is empty")
+
+
+def _encoding(line: bytes) -> str:
+    """What a line that is no UTF-8 may be: by its byte-order mark, else the commonest."""
+    return "utf-16" if line.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin1"
 
 
 def text_digest(path: Path) -> str:

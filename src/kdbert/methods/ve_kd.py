@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from kdbert.data.batches import Batch
@@ -76,6 +76,12 @@ class VEKD(Method):
             """The terms that read the teacher and have a weight."""
             weights = {"ce": self.alpha_ce, "mse": self.alpha_mse, "cos": self.alpha_cos}
             return {name: weight for name, weight in weights.items() if weight}
+
+        @model_validator(mode="after")
+        def _something_to_learn(self) -> VEKD.Options:
+            if not (self.of_teacher or self.alpha_mlm):
+                raise ValueError("all of alpha_ce, alpha_mse, alpha_cos, alpha_mlm are 0; give one of them a weight")
+            return self
 
     def __init__(self, options: MethodOptions) -> None:
         super().__init__(options)

@@ -107,6 +107,8 @@ def locate(given: str) -> ModelPlace:
         raise UserError(
             f"{given!r} is a file; expected a model folder, a run folder, a Hub id or a configuration (.json)"
         )
+    if path.suffix == ".json":
+        raise UserError(f"no configuration {given!r}: check the path")
     if given.count("/") > 1 or given.startswith((".", "/", "~")) or given.endswith("/"):
         raise UserError(f"no model folder {given!r}: check the path")
     return ModelPlace(given, given)

@@ -21,18 +21,30 @@ CONTINUES = "##"
 NEW_ROW_STD = 0.02  # METHODS.md section 5: what the original draws new embeddings with
 
 
+def kind_of(tokenizer: Any) -> str:
+    """What a tokenizer is, in words: `a WordPiece`, `a byte-pair`, …"""
+    name = type(tokenizer.backend_tokenizer.model).__name__
+    return {"BPE": "a byte-pair", "Unigram": "a unigram (SentencePiece)"}.get(name, f"a {name}")
+
+
 def check_wordpiece(tokenizer: Any, name: str) -> None:
-    """Refuse a tokenizer that is no WordPiece one.
+    """Refuse a tokenizer that is no WordPiece one, or has tokens behind its vocabulary.
 
     Raises:
-        UserError: with the kind that it is.
+        UserError: with the kind that it is, or the tokens.
     """
-    kind = type(tokenizer.backend_tokenizer.model).__name__
-    if kind != "WordPiece" or getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", "") != CONTINUES:
-        what = {"BPE": "a byte-pair", "Unigram": "a unigram (SentencePiece)"}.get(kind, f"a {kind}")
+    backend = tokenizer.backend_tokenizer
+    if kind_of(tokenizer) != "a WordPiece" or backend.model.continuing_subword_prefix != CONTINUES:
         raise UserError(
-            f"tokenizer {name!r} is {what} tokenizer, and only WordPiece vocabularies (BERT's) are expanded; take a "
-            "model such as bert-base-uncased"
+            f"tokenizer {name!r} is {kind_of(tokenizer)} tokenizer, and only WordPiece vocabularies (BERT's) are "
+            "expanded; take a model such as bert-base-uncased"
+        )
+    inside = backend.get_vocab(with_added_tokens=False)
+    behind = [token for token in tokenizer.get_added_vocab() if token not in inside]
+    if behind:
+        raise UserError(
+            f"tokenizer {name!r} has added tokens behind its vocabulary ({', '.join(behind[:3])}), whose numbers new "
+            "pieces would take; expand the tokenizer without them"
         )
 
 
@@ -47,8 +59,13 @@ def check_expansion(base: Any, grown: Any, base_name: str, name: str) -> None:
     Raises:
         UserError: with the first piece that moved, or what differs.
     """
+    if kind_of(base) != kind_of(grown):
+        raise UserError(
+            f"tokenizer {name!r} is {kind_of(grown)} tokenizer, that of {base_name!r} is {kind_of(base)} one; make an "
+            "expansion of it with `kdbert expand-vocab`"
+        )
     before, after = base.get_vocab(), grown.get_vocab()
-    moved = next((piece for piece, number in before.items() if after.get(piece) != number), None)
+    moved = min((p for p, number in before.items() if after.get(p) != number), key=before.__getitem__, default=None)
     if moved is not None:
         there = f"has {moved!r} as piece {after[moved]}" if moved in after else f"lacks {moved!r}"
         raise UserError(
@@ -174,6 +191,9 @@ def choose(
 
     Returns:
         The pieces, and those left out with the reason.
+
+    Raises:
+        UserError: the first tenth gains less than `min_gain`.
     """
     base, first = tokenizer.get_vocab(), vocabulary_size(tokenizer)
     longest = tokenizer.backend_tokenizer.model.max_input_chars_per_word
@@ -187,29 +207,27 @@ def choose(
         step, before = max(1, add // 10), log_likelihood(read_with(words, base, longest))
         for size in range(step, add + step, step):
             after = log_likelihood(read_with(words, grown(candidates[:size]), longest))
-            if (after - before) / abs(before) < min_gain:
+            gain = (after - before) / abs(before)
+            if gain < min_gain and size == step:
+                raise UserError(
+                    f"--min-gain {min_gain:g}: the first tenth of --add, {step} pieces, raises the log-likelihood by "
+                    f"{gain:.2g} only; give less, or a larger --add"
+                )
+            if gain < min_gain:
                 limit = size - step
                 break
             before = after
         candidates = candidates[: limit * 2]
-    size = limit
+    left_out: set[str] = set()
     while True:
-        read = read_with(words, grown(candidates[:size]), longest)
-        used = [piece for piece in candidates[:size] if read[piece] >= min_count]
-        missing = limit - len(used)
-        if missing <= 0 or size >= len(candidates):
-            break
-        size = min(len(candidates), size + max(missing, 10))
-    used = used[:limit]
-    while True:  # without the others' competition, or theirs that are left out now, some are read less often
+        used = [piece for piece in candidates if piece not in left_out][:limit]
         read = read_with(words, grown(used), longest)
-        kept = [piece for piece in used if read[piece] >= min_count]
-        if len(kept) == len(used):
+        rarely = {piece for piece in used if read[piece] < min_count}
+        if not rarely:
             break
-        used = kept
-    chosen = set(used)
+        left_out |= rarely
     rare = f"each is read less than {min_count} times, for a longer piece is read in its place"
-    return used, {piece: rare for piece in candidates[:size] if piece not in chosen}
+    return used, dict.fromkeys(sorted(left_out), rare)
 
 
 def given_pieces(lines: Iterable[str], tokenizer: Any) -> tuple[list[str], dict[str, str]]:
@@ -222,6 +240,7 @@ def given_pieces(lines: Iterable[str], tokenizer: Any) -> tuple[list[str], dict[
     base, seen = tokenizer.get_vocab(), set()
     normalizer = tokenizer.backend_tokenizer.normalizer
     splitter = tokenizer.backend_tokenizer.pre_tokenizer
+    longest = tokenizer.backend_tokenizer.model.max_input_chars_per_word
     kept: list[str] = []
     dropped: dict[str, str] = {}
     for line in lines:
@@ -231,13 +250,15 @@ def given_pieces(lines: Iterable[str], tokenizer: Any) -> tuple[list[str], dict[
         bare = piece.removeprefix(CONTINUES) or piece
         normal = bare if normalizer is None else normalizer.normalize_str(bare)
         if piece in base:
-            dropped[piece] = "it is there already"
+            dropped[piece] = "the tokenizer has them already"
         elif piece in seen:
-            dropped[piece] = "it stands twice"
+            dropped[piece] = "they stand twice in the list"
         elif normal != bare:
-            dropped[piece] = "the tokenizer normalises it away (lower case, accents)"
+            dropped[piece] = "the tokenizer normalises them away (lower case, accents)"
         elif [word for word, _ in splitter.pre_tokenize_str(bare)] != [bare]:
-            dropped[piece] = "the tokenizer splits it into words"
+            dropped[piece] = "the tokenizer splits them into words"
+        elif len(bare) > longest:
+            dropped[piece] = f"the tokenizer reads no words of more than {longest} characters"
         else:
             kept.append(piece)
         seen.add(piece)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+WIDTH = 120  # of a table that goes to a file
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,31 @@ class SummaryRow:
     size_mib: float | None = None
 
 
-def summary_table(title: str, rows: Sequence[SummaryRow]) -> Any:
-    """A rich table with every metric of every split that some row has."""
+def print_table(*tables: Any) -> None:
+    """Print the first of some rich tables that fits the terminal, else the last; in a file, however wide it is."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    table = next((one for one in tables if console.measure(one).maximum <= console.width), tables[-1])
+    Console(width=max(console.width, console.measure(table).maximum)).print(table)
+
+
+def summary_tables(title: str, rows: Sequence[SummaryRow]) -> tuple[Any, Any]:
+    """A rich table with every metric of every split that some row has; and the same with models side by side."""
+    wide = _summary_table(title, rows)
+    from rich import box
+    from rich.table import Table
+
+    tall = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    tall.add_column("")
+    for row in rows:
+        tall.add_column(row.name, justify="right", no_wrap=True)
+    for column in wide.columns[1:]:
+        tall.add_row(str(column.header).replace("\n", " "), *map(str, column.cells))
+    return wide, tall
+
+
+def _summary_table(title: str, rows: Sequence[SummaryRow]) -> Any:
     from rich import box
     from rich.table import Table
 
@@ -30,7 +56,7 @@ def summary_table(title: str, rows: Sequence[SummaryRow]) -> Any:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("")
     for split, name in columns:
-        table.add_column(f"{split}\n{name.replace('_', ' ')}", justify="right")
+        table.add_column(f"{split}\n{name.replace('_', ' ')}", justify="right", no_wrap=True)
     sized = any(row.parameters is not None for row in rows)
     for name in ("layers", "parameters", "size") if sized else ():
         table.add_column(name, justify="right")

@@ -270,6 +270,7 @@ class Job:
                     for name, part in plan.eval_examples.items()
                     if isinstance(part, Examples) and part.labels is not None and train_labels is not None
                 },
+                **({"known_pieces": plan.known_pieces} if plan.spec.kind == "masked_lm" else {}),
                 "layers": self.student.config.num_hidden_layers,
                 "parameters": sum(p.numel() for p in self.student.parameters()),
                 "teachers": teacher_facts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from kdbert.errors import UserError
 from kdbert.models.kernels import ATTENTION
 
 Precision = Literal["fp32", "bf16"]
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def make_accelerator(**options: Any) -> Accelerator:
@@ -23,6 +25,7 @@ def make_accelerator(**options: Any) -> Accelerator:
     Raises:
         UserError: torchrun started several processes, but they did not find each other.
     """
+    keep_buffers()
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), **options)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != world:
@@ -31,6 +34,24 @@ def make_accelerator(**options: Any) -> Accelerator:
             "`torchrun --standalone --nproc-per-node N -m kdbert …`"
         )
     return accelerator
+
+
+def keep_buffers() -> bool:
+    """Keep freed buffers of up to 1 GiB for the next step, where the C library is glibc.
+
+    By default it hands each one above 32 MiB back to the system, which gives it anew, page by page and zeroed, a
+    moment later: with logits of a whole vocabulary that took more than half of a step (docs/speed.md).
+
+    Returns:
+        Whether the C library took it.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another system's
+        return False
+    return all(
+        mallopt(option, value) == 1 for option, value in ((_MMAP_THRESHOLD, 2**30), (_TRIM_THRESHOLD, 2**31 - 1))
+    )
 
 
 def has_bf16_units(device: torch.device) -> bool:
