@@ -186,13 +186,16 @@ def test_a_tokenizer_expanded_twice_still_tells_its_first_size(
 def test_what_is_swallowed_is_replaced_until_all_that_was_asked_for_is_there(
     tiny_bert: Path, kdbert: Callable[..., Any], tmp_path: Path
 ) -> None:
-    corpus = write(tmp_path / "eyes.txt")
-    for add in (3, 10, 25):
-        out = tmp_path / str(add)
-        assert (
-            kdbert("expand-vocab", "--tokenizer", tiny_bert, "--corpus", corpus, "--add", add, "--out", out).code == 0
-        )
-        assert json.loads((out / "expansion.json").read_text(encoding="utf-8"))["new_pieces"] == add
+    draw = random.Random(0)
+    terms = ["".join(draw.choices("aeioubdgklmnprst", k=draw.randint(4, 12))) for _ in range(60)]
+    corpus = tmp_path / "terms.txt"
+    corpus.write_text("\n".join(" ".join(draw.choices(terms, k=10)) for _ in range(300)), encoding="utf-8")
+    words = ("expand-vocab", "--tokenizer", tiny_bert, "--corpus", corpus)
+    for add in (3, 20, 60):
+        assert kdbert(*words, "--add", add, "--out", tmp_path / str(add)).code == 0
+        report = json.loads((tmp_path / str(add) / "expansion.json").read_text(encoding="utf-8"))
+        assert report["new_pieces"] == add
+    assert report["dropped"]  # parts of words that are pieces now
 
 
 def test_a_damaged_expansion_is_not_taken_for_a_finished_one(
@@ -201,7 +204,7 @@ def test_a_damaged_expansion_is_not_taken_for_a_finished_one(
     words = ("expand-vocab", "--tokenizer", tiny_bert, "--corpus", write(tmp_path / "eyes.txt"), "--add", "5")
     assert kdbert(*words, "--out", tmp_path / "out").code == 0
     place = tmp_path / "out" / "tokenizer.json"
-    place.write_text(place.read_text(encoding="utf-8").replace("glaucoma", "glaucome"), encoding="utf-8")
+    place.write_text(place.read_text(encoding="utf-8").replace('"cat"', '"cut"'), encoding="utf-8")
     done = kdbert(*words, "--out", tmp_path / "out")
     assert done.code == 2
     assert "is not the one that was written there; remove the folder" in done.err
