@@ -22,6 +22,7 @@ from kdbert.cli import (
     expand_vocab,
     finetune_teacher,
     methods,
+    report,
     sweep,
     table,
     train_memory,
@@ -44,6 +45,7 @@ app.command("expand-vocab")(expand_vocab.expand_vocab)
 app.command("distill")(distill.distill)
 app.command("sweep")(sweep.sweep)
 app.command("table")(table.table)
+app.command("report")(report.report)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(data.app, name="data")
 app.add_typer(methods.app, name="methods")
