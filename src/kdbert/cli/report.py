@@ -33,8 +33,4 @@ def report(
     from kdbert.reporting.report import write_report
 
     wanted = o.where_of(where)
-    print(
-        write_report(
-            runs or [Path("runs")], output, baseline=baseline, where=wanted, title=title, data_dir=data_dir
-        )
-    )
+    print(write_report(runs or [Path("runs")], output, baseline=baseline, where=wanted, title=title, data_dir=data_dir))

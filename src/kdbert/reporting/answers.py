@@ -33,7 +33,7 @@ def teacher_of(student: Run, runs: Sequence[Run]) -> Run | None:
     for run in runs:
         if run.status == "finished" and run.facts.get("model_fingerprint") == content:
             return run
-    place = Path(str(student.told["teachers"][0]["model"]))
+    place = Path(given_teacher(student))
     for folder in (place, place.parent):  # a run folder, or its model/
         try:
             run = read_run(folder)
@@ -42,6 +42,11 @@ def teacher_of(student: Run, runs: Sequence[Run]) -> Run | None:
         if run.status == "finished" and run.task == student.task and run.facts.get("model_fingerprint") == content:
             return run
     return None
+
+
+def given_teacher(student: Run) -> str:
+    """A student's first teacher as its recipe names it."""
+    return next((str(one["model"]) for one in student.told["teachers"]), student.teachers[0])
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import numpy as np
 
 from kdbert.data.examples import Examples, Kind
 from kdbert.errors import UserError
-from kdbert.metrics import score
 from kdbert.keys import ADDED_LATER, FILES_BY_CONTENT, MODELS_BY_CONTENT, OUTSIDE_IDENTITY, flatten
+from kdbert.metrics import score
 from kdbert.reporting.predictions import HIDDEN
 from kdbert.tasks import TaskSpec, get_task, task_names
 
@@ -175,6 +175,11 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value)
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """The value, or nothing where somebody has put something else there."""
+    return value if isinstance(value, dict) else {}
 
 
 def _check_metrics(metrics: Any, selection: Any) -> None:

@@ -73,4 +73,3 @@ def mean_curve(logs: Sequence[Log], key: str, series: int, *, band: bool = False
         columns = np.array([part.mean(axis=0) for part in np.array_split(columns, MOST)])
     x, mean, low, high = columns.T.tolist()
     return Line(x, mean, series, low, high) if band and len(logs) > 1 else Line(x, mean, series)
-

@@ -157,16 +157,16 @@ def lines(curves: Sequence[Line], *, x_label: str, y_label: str, reference: floa
         axes.axhline(reference, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.2, clip_on=False)
     axes.set_xlabel(shown(x_label))
     axes.set_ylabel(shown(y_label))
-    _few_ticks(axes.xaxis, axes.yaxis)
+    _few_ticks(axes)
     return figure
 
 
-def _few_ticks(*some: Any) -> None:
-    """At most six round numbers on an axis, with no more digits than they need."""
+def _few_ticks(axes: Any, *, of_x: bool = True) -> None:
+    """A few round numbers on the axes, with no more digits than they need."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    for axis in some:
-        axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
+    for axis, most in ((axes.yaxis, 6), *([(axes.xaxis, 5)] if of_x else [])):
+        axis.set_major_locator(MaxNLocator(nbins=most, steps=[1, 2, 5, 10]))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
 
 
@@ -200,9 +200,7 @@ def _scatter(points: Sequence[tuple[float, Point]], *, x_label: str, y_label: st
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        _few_ticks(axes.xaxis)
-    _few_ticks(axes.yaxis)
+    _few_ticks(axes, of_x=axes.get_xscale() == "linear")
     axes.margins(x=0.12, y=0.16)
     axes.set_xlabel(shown(x_label))
     axes.set_ylabel(shown(y_label))
@@ -219,7 +217,7 @@ def _area(size: float | None, largest: float) -> float:
 
 
 def _name_points(figure: Any, axes: Any, points: Sequence[tuple[float, Point]], areas: Sequence[float]) -> None:
-    """Write each name where it covers the fewest others, bubbles and edges; with a thread where that is not beside it."""
+    """Write each name where it covers little else, with a thread to its point where that is not beside it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox
 
@@ -235,12 +233,12 @@ def _name_points(figure: Any, axes: Any, points: Sequence[tuple[float, Point]], 
     ):
         best: tuple[float, Any, Bbox, float] | None = None
         text = axes.annotate(
-            shown(point.name), (x, point.quality), xytext=(0, 0), textcoords="offset points", fontsize=9.5,
+            shown(point.name), (x, point.quality), xytext=(0, 0), textcoords="offset points", fontsize=10,
             ha="center", va="center", annotation_clip=False,
         )  # fmt: skip
         text.set_in_layout(False)
         extent = text.get_window_extent(renderer).padded(2 * scale)
-        for away in (3, 10, 20, 32, 46, 62):
+        for away in (3.0, 10.0, 20.0, 32.0, 46.0, 62.0):
             for right, up in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)):
                 step = (radius + away * scale) * (1 if not right or not up else 0.75)
                 shift = (right * (step + extent.width / 2), up * (step + extent.height / 2))
@@ -254,7 +252,7 @@ def _name_points(figure: Any, axes: Any, points: Sequence[tuple[float, Point]], 
         _, shift, place, away = best
         text.set_position((shift[0] / scale, shift[1] / scale))
         taken.append(place)
-        if away > 3:
+        if away > 3.0:
             edge = (min(max(centre[0], place.x0), place.x1), min(max(centre[1], place.y0), place.y1))
             ends = axes.transData.inverted().transform([centre, edge])
             axes.plot(ends[:, 0], ends[:, 1], color=FAINT, linewidth=0.6, zorder=0.9, clip_on=False)

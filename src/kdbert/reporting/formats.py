@@ -144,7 +144,10 @@ def html_text(table: Table) -> str:
     style = page_style
 
     def grid(lines: list[list[str]], teachers: int) -> list[str]:
-        heading = [*map(style.escape, table.keys), *(_heading(table, column, "<br>", style) for column in table.columns)]
+        heading = [
+            *map(style.escape, table.keys),
+            *(_heading(table, column, "<br>", style) for column in table.columns),
+        ]
         out = ['<div class="scroll"><table class="numbers"><thead><tr>']
         out += [f'<th scope="col">{cell}</th>' for cell in heading]
         out.append("</tr></thead><tbody>")

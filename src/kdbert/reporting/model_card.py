@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +19,7 @@ from kdbert.tasks import TaskSpec
 def model_card(
     recipe: Recipe, spec: TaskSpec, metrics: Mapping[str, Mapping[str, float]], facts: Mapping[str, Any]
 ) -> str:
-    """The card as Markdown with the Hub's metadata block.
+    """The card as Markdown with the Hub's metadata block; names of files, models and methods cannot be markup in it.
 
     Args:
         metrics: split -> metric -> value.
@@ -25,7 +27,7 @@ def model_card(
     """
     method = get_method(recipe.method.name)
     distilled = bool(recipe.teachers)
-    start = recipe.student.model
+    start = _code(recipe.student.model or "")
     data = ModelCardData(
         language="en" if recipe.task.name != "custom" else None,
         library_name="transformers",
@@ -63,18 +65,20 @@ def model_card(
         if recipe.train.selection == "best"
         else "The weights are those of the last step; dev did not choose them."
     )
+    settings = recipe.yaml().rstrip()
+    fence = "`" * max(3, 1 + _longest(settings))  # no name in the recipe can end the block
     lines = [
-        f"# {spec.title}: {method.name}",
+        f"# {_text(spec.title)}: {_text(method.name)}",
         "",
         f"A {what} for the task `{spec.name}`, {layers}, {facts['parameters']:,} parameters, "
         f"{facts['size_mib']:.1f} MiB, made with [kdbert](https://github.com/kdbert/kdbert) {__version__}.",
-        f"Method: **{method.name}**, {method.summary}. Variant: {recipe.method.variant}.",
+        f"Method: **{_text(method.name)}**, {_text(method.summary)}. Variant: {recipe.method.variant}.",
     ]
     if distilled:
-        named = ", ".join(f"`{teacher.model}`" for teacher in recipe.teachers)
+        named = ", ".join(_code(teacher.model) for teacher in recipe.teachers)
         lines.append(f"Teacher{'s' if len(recipe.teachers) > 1 else ''}: {named}.")
     if recipe.method.nonsense():
-        lines.append(f"Weights as the published code takes them: {'; '.join(recipe.method.nonsense())}.")
+        lines.append(f"Weights as the published code takes them: {_text('; '.join(recipe.method.nonsense()))}.")
     lines += [
         "",
         "## Results",
@@ -104,19 +108,37 @@ def model_card(
         "",
         "## Data",
         "",
-        f"{spec.title}. Source: {spec.source or 'not stated'}. Licence: {spec.licence or 'not stated'}.",
+        f"{_text(spec.title)}. Source: {_text(spec.source) or 'not stated'}. "
+        f"Licence: {_text(spec.licence) or 'not stated'}.",
         "",
         "## Recipe",
         "",
-        "```yaml",
-        recipe.yaml().rstrip(),
-        "```",
+        f"{fence}yaml",
+        settings,
+        fence,
         "",
         "## Citation",
         "",
         "Please cite the method and kdbert:",
         "",
-        *(f"- {paper}" for paper in method.papers),
+        *(f"- {_text(str(paper))}" for paper in method.papers),
         "- The kdbert authors. kdbert: a toolkit for distilling BERT models. https://github.com/kdbert/kdbert",
     ]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"
+
+
+def _text(words: str) -> str:
+    """Words that no reader of Markdown takes for HTML, in one line."""
+    return html.escape(" ".join(words.split()), quote=False)
+
+
+def _code(words: str) -> str:
+    """Words as they are, in a code span that they cannot end."""
+    ticks = "`" * (1 + _longest(words))
+    pad = " " * words[:1].count("`") or " " * words[-1:].count("`")
+    return f"{ticks}{pad}{' '.join(words.split())}{pad}{ticks}"
+
+
+def _longest(words: str) -> int:
+    """Length of the longest row of backticks."""
+    return max(map(len, re.findall("`+", words)), default=0)

@@ -8,7 +8,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,29 +19,25 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from kdbert import __version__
-from kdbert.data.examples import Examples
 from kdbert.errors import UserError
-from kdbert.recipe import Recipe
 from kdbert.reporting import figures
-from kdbert.reporting.answers import Answers, Example, class_scores, disagreements, teacher_of
+from kdbert.reporting.answers import Answers, class_scores, disagreements, given_teacher, teacher_of
 from kdbert.reporting.benchmarks import find_benchmarks
 from kdbert.reporting.cells import Cell, Row
-from kdbert.reporting.collect import Run, number
+from kdbert.reporting.collect import Run, mapping, number
 from kdbert.reporting.curves import Log, keys_of, mean_curve, read_log
 from kdbert.reporting.figures import Line, Point
 from kdbert.reporting.formats import html_text, page_style
 from kdbert.reporting.table import Table, compared, make_table
-from kdbert.resolve import task_of
-from kdbert.runs import content_digest, write_text
-from kdbert.tasks import CUSTOM
+from kdbert.reporting.texts import MOST_CHARACTERS, Texts
+from kdbert.runs import write_text
 
 log = logging.getLogger("kdbert")
 GENERATOR = '<meta name="generator" content="kdbert '  # by which a report is known
 BASELINE = "finetune"  # what the others are compared with where there is such a row and none is named
 MOST_CLASSES = 15
-MOST_CHARACTERS = 300  # of a shown text
-AROUND = 12  # words shown before and behind those that are tagged differently
 SHADES = 20  # of a heat map
+Notes = dict[str, None]  # what could not be shown, and why: sentences, each once
 
 
 def write_report(
@@ -183,22 +179,6 @@ class _Member:
         return list(self.cell.runs.values())
 
 
-@dataclass
-class _Notes:
-    """What could not be shown, and why; each sentence once."""
-
-    lines: dict[str, None] = field(default_factory=dict)
-
-    def add(self, line: str) -> None:
-        self.lines[line] = None
-
-    def __iter__(self) -> Any:
-        return iter(self.lines)
-
-    def __len__(self) -> int:
-        return len(self.lines)
-
-
 class _Page:
     """The parts of the page as plain data for its template."""
 
@@ -211,7 +191,8 @@ class _Page:
         self.environments: list[dict[str, Any]] = []
         self._prefix = itertools.count(1)
         series = itertools.count()
-        self.rows = [(", ".join(row.labels), -1 if row.teacher else next(series), row) for row in table.rows]
+        self.rows = [(_name(row, table), -1 if row.teacher else next(series), row) for row in table.rows]
+        self._taught: dict[str, dict[Path, tuple[Run, list[_Member]]]] = {}
 
     def members(self, task: str, *, teachers: bool = False) -> list[_Member]:
         """The rows that have finished runs on a task: students, or teachers."""
@@ -266,20 +247,20 @@ class _Page:
 
     def curves(self) -> dict[str, Any]:
         """Learning curves and loss terms of each task."""
-        notes = _Notes()
+        notes: Notes = {}
         tasks = []
         for task in self.tasks:
             members = self.members(task)
-            logs = {member.name: self._logs(member, notes) for member in members}
+            logs = {member.series: self._logs(member, notes) for member in members}
             if not any(logs.values()):
                 continue
             tasks.append(
                 {
                     "task": task,
                     "legend": [
-                        {"name": member.name, "n": len(logs[member.name]), **_key(member.series)}
+                        {"name": member.name, "n": len(logs[member.series]), **_key(member.series)}
                         for member in members
-                        if logs[member.name]
+                        if logs[member.series]
                     ],
                     "learning": self._learning(task, members, logs),
                     "terms": self._terms(task, members, logs),
@@ -287,16 +268,16 @@ class _Page:
             )
         return {"tasks": tasks, "notes": notes}
 
-    def _logs(self, member: _Member, notes: _Notes) -> list[Log]:
+    def _logs(self, member: _Member, notes: Notes) -> list[Log]:
         found: list[Log] = []
         for run in member.runs:
             try:
                 found.append(read_log(run.path))
             except ValueError as error:
-                notes.add(f"no curve of {run.path}: {error}")
+                notes[f"no curve of {run.path}: {error}"] = None
         return found
 
-    def _learning(self, task: str, members: Sequence[_Member], logs: Mapping[str, list[Log]]) -> dict[str, Any]:
+    def _learning(self, task: str, members: Sequence[_Member], logs: Mapping[int, list[Log]]) -> dict[str, Any]:
         """The metric on dev, with the teacher's level, and the whole training loss."""
         metric = members[0].cell.metric
         split = next((name for name in members[0].runs[0].metrics if name.startswith("dev")), "dev")
@@ -317,9 +298,9 @@ class _Page:
                 drawn.append(self.draw(figure, f"{y_label} over epochs on {task}"))
         return {"figures": drawn, "teacher": len(level) == 1}
 
-    def _terms(self, task: str, members: Sequence[_Member], logs: Mapping[str, list[Log]]) -> list[Markup]:
+    def _terms(self, task: str, members: Sequence[_Member], logs: Mapping[int, list[Log]]) -> list[Markup]:
         """One figure per term of the loss."""
-        every = [log for member in members for log in logs[member.name]]
+        every = [log for member in members for log in logs[member.series]]
         drawn = []
         for key in keys_of(every, "loss/"):
             curves = self._lines(members, logs, key, band=False)
@@ -329,17 +310,15 @@ class _Page:
                 drawn.append(self.draw(figure, f"loss term {name} over epochs on {task}"))
         return drawn
 
-    def _lines(
-        self, members: Sequence[_Member], logs: Mapping[str, list[Log]], key: str, *, band: bool
-    ) -> list[Line]:
-        found = (mean_curve(logs[member.name], key, member.series, band=band) for member in members)
+    def _lines(self, members: Sequence[_Member], logs: Mapping[int, list[Log]], key: str, *, band: bool) -> list[Line]:
+        found = (mean_curve(logs[member.series], key, member.series, band=band) for member in members)
         return [line for line in found if line is not None]
 
     # ---- layers
 
     def heat_maps(self) -> dict[str, Any]:
         """The mean over seeds of the runs' diagnostics/cka.csv."""
-        notes = _Notes()
+        notes: Notes = {}
         maps = []
         for task in self.tasks:
             for member in self.members(task):
@@ -350,9 +329,9 @@ class _Page:
                         try:
                             found.append(_read_cka(path))
                         except ValueError as error:
-                            notes.add(f"{path} is damaged ({error})")
+                            notes[f"{path} is damaged ({error})"] = None
                 if len({values.shape for values in found}) > 1:
-                    notes.add(f"no heat map of {member.name} on {task}: its runs have other layers")
+                    notes[f"no heat map of {member.name} on {task}: its runs have other layers"] = None
                 elif found:
                     rows = [
                         [{"text": f"{value:.2f}", "shade": round(SHADES * min(max(value, 0), 1))} for value in row]
@@ -365,16 +344,17 @@ class _Page:
 
     def classes(self) -> dict[str, Any]:
         """F1 and recall of classes, students less teacher: one table per task and teacher."""
-        notes = _Notes()
+        notes: Notes = {}
         tables = []
         for task in self.tasks:
-            for teacher, members in self._taught(task, notes).values():
+            self._taught[task] = self._by_teacher(task, notes)
+            for teacher, members in self._taught[task].values():
                 made = self._class_table(task, teacher, members, notes)
                 if made is not None:
                     tables.append(made)
         return {"tables": tables, "notes": notes}
 
-    def _taught(self, task: str, notes: _Notes) -> dict[Path, tuple[Run, list[_Member]]]:
+    def _by_teacher(self, task: str, notes: Notes) -> dict[Path, tuple[Run, list[_Member]]]:
         """Teachers of a task with their students; a student without one stands with the only teacher of the task."""
         found: dict[Path, tuple[Run, list[_Member]]] = {}
         alone = []
@@ -385,17 +365,15 @@ class _Page:
                 continue
             teacher = teacher_of(run, self.table.runs)
             if teacher is None:
-                notes.add(f"{member.name} on {task}: its teacher {run.told['teachers'][0]['model']} is no run found here")
+                notes[f"{member.name} on {task}: its teacher {given_teacher(run)} is no run found here"] = None
                 continue
             found.setdefault(teacher.path.absolute(), (teacher, []))[1].append(member)
         if len(found) == 1:
-            (_, members), = found.values()
+            ((_, members),) = found.values()
             members[:0] = alone
         return found
 
-    def _class_table(
-        self, task: str, teacher: Run, members: Sequence[_Member], notes: _Notes
-    ) -> dict[str, Any] | None:
+    def _class_table(self, task: str, teacher: Run, members: Sequence[_Member], notes: Notes) -> dict[str, Any] | None:
         columns = []
         taught = None
         for member in members:
@@ -405,7 +383,7 @@ class _Page:
                     pair = self.answers.pair(run, teacher, member.cell.split, member.cell.metric)
                     own, taught = class_scores(pair.student), class_scores(pair.teacher)
                 except ValueError as error:
-                    notes.add(f"{member.name} on {task}: {error}")
+                    notes[f"{member.name} on {task}: {error}"] = None
                     continue
                 apart.append((own.f1 - taught.f1, own.recall - taught.recall))
             if apart:
@@ -441,13 +419,13 @@ class _Page:
         }
 
     def examples(self) -> dict[str, Any]:
-        """Examples on which the first seed of each row and its teacher disagree."""
-        notes = _Notes()
+        """Examples on which the first seed of each row and its teacher disagree; after `classes`."""
+        notes: Notes = {}
         tasks = []
         for task in self.tasks:
             made = []
-            texts: dict[str, _Texts] = {}
-            for teacher, members in self._taught(task, notes).values():
+            texts: dict[str, Texts] = {}
+            for teacher, members in self._taught[task].values():
                 for member in members:
                     run, split = member.runs[0], member.cell.split
                     if not run.teachers:
@@ -456,10 +434,10 @@ class _Page:
                         pair = self.answers.pair(run, teacher, split, member.cell.metric)
                         groups = disagreements(pair, run, teacher, split)
                     except ValueError as error:
-                        notes.add(f"{member.name} on {task}: {error}")
+                        notes[f"{member.name} on {task}: {error}"] = None
                         continue
                     if split not in texts:
-                        texts[split] = _Texts(run, split, self.data_dir)
+                        texts[split] = Texts(run, split, self.data_dir)
                     shown = [
                         {
                             "name": group.name,
@@ -490,7 +468,9 @@ class _Page:
         return [self._experiment(recipe, sorted(runs, key=lambda run: run.seed)) for recipe, runs in groups.items()]
 
     def _experiment(self, recipe: str, runs: list[Run]) -> dict[str, Any]:
-        columns = list(dict.fromkeys((split, name) for run in runs for split in run.metrics for name in run.metrics[split]))
+        columns = list(
+            dict.fromkeys((split, name) for run in runs for split in run.metrics for name in run.metrics[split])
+        )
         return {
             "task": runs[0].task,
             "method": runs[0].told["method.name"],
@@ -503,7 +483,7 @@ class _Page:
                     "facts": _told_facts(run.facts),
                     "environment": self._environment(run),
                     "message": str(run.facts.get("message") or ""),
-                    "command": " ".join(map(str, _list(_mapping(run.facts.get("environment")).get("command")))),
+                    "command": " ".join(map(str, _list(mapping(run.facts.get("environment")).get("command")))),
                 }
                 for run in runs
             ],
@@ -511,7 +491,7 @@ class _Page:
 
     def _environment(self, run: Run) -> int | None:
         """The number of a run's environment among those that differ, from 1."""
-        found = {key: value for key, value in _mapping(run.facts.get("environment")).items() if key != "command"}
+        found = {key: value for key, value in mapping(run.facts.get("environment")).items() if key != "command"}
         if not found:
             return None
         text = _yaml(found)
@@ -523,62 +503,17 @@ class _Page:
         return len(self.environments)
 
 
-class _Texts:
-    """The texts of a task's split, where its files are at hand and are those on which the run was scored.
-
-    Attributes:
-        fault: why there is none ("": there are some).
-        warning: what the task says that a reader should know before examples are shown.
+def _name(row: Row, table: Table) -> str:
+    """What a row is called in figures: its first label, and of the others those by which it differs from rows that
+    have the same.
     """
-
-    def __init__(self, run: Run, split: str, data_dir: str | None) -> None:
-        self.found: Examples | None = None
-        self.fault = self.warning = ""
-        try:
-            spec = task_of(Recipe.of({"task": run.facts["recipe"]["task"], "method": "finetune"}))
-        except UserError as error:
-            self.fault = str(error)
-            return
-        self.warning = spec.warning
-        places = [place for place in (data_dir, run.told.get("task.data_dir")) if isinstance(place, str)]
-        for place in places or [None]:
-            try:
-                if run.task == CUSTOM:
-                    known = run.identity.get(f"task.{split}_file")
-                    there = content_digest(Path(str(run.told.get(f"task.{split}_file"))))
-                else:
-                    known, there = _mapping(run.facts.get("data")).get(split), spec.digest(split, place)
-                if there and known not in (None, there):
-                    raise UserError(f"the {split} file there is not the one of the runs")
-                self.found, self.fault = spec.load(split, place), ""
-            except (UserError, OSError) as error:
-                self.fault = self.fault or str(error)
-                continue
-            self.number = {name: i for i, name in enumerate(found.ids)}
-            return
-
-    def parts(self, example: Example) -> list[list[tuple[str, bool]]]:
-        """The sentences of an example as pieces, each with whether it is marked; none where there is no text."""
-        if self.found is None or example.id not in self.number:
-            return []
-        i = self.number[example.id]
-        if self.found.words is None or not example.words:
-            texts = [self.found.text_a[i], *([self.found.text_b[i]] if self.found.text_b is not None else [])]
-            return [[(_cut(text), False)] for text in texts]
-        words = self.found.words[i]
-        first, last = max(example.words[0] - AROUND, 0), min(example.words[-1] + AROUND + 1, len(words))
-        marked = set(example.words)
-        pieces = [(f"{word} ", place in marked) for place, word in enumerate(words)][first:last]
-        before, behind = [("… ", False)] * (first > 0), [("…", False)] * (last < len(words))
-        joined = [
-            ("".join(word for word, _ in group), mark)
-            for mark, group in itertools.groupby(pieces, key=lambda piece: piece[1])
-        ]
-        return [[*before, *joined, *behind]]
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
+    alike = [other for other in table.rows if other.teacher == row.teacher and other.labels[0] == row.labels[0]]
+    parts = [
+        f"{table.keys[i].rpartition('.')[2]} {row.labels[i]}"
+        for i in range(1, len(row.labels))
+        if row.labels[i] != "-" and len({other.labels[i] for other in alike}) > 1
+    ]
+    return ", ".join([row.labels[0], *parts])
 
 
 def _read_cka(path: Path) -> np.ndarray:
@@ -605,7 +540,7 @@ def _key(series: int) -> dict[str, str]:
 
 def _told_facts(facts: Mapping[str, Any]) -> dict[str, str]:
     """Cost of a run, as the page writes it; "-" where run.json does not say it."""
-    timings = _mapping(facts.get("timings"))
+    timings = mapping(facts.get("timings"))
     forms: dict[str, tuple[Any, Callable[[float], str]]] = {
         "layers": (facts.get("layers"), lambda value: f"{value:g}"),
         "parameters": (facts.get("parameters"), lambda value: f"{value / 1e6:.2f} M"),
@@ -626,11 +561,5 @@ def _yaml(tree: Any) -> str:
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=100)
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    """The value, or nothing where a damaged run.json has something else."""
-    return value if isinstance(value, dict) else {}
-
-
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
-
