@@ -147,17 +147,19 @@ def real_runs(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path
             writer = csv.writer(file)
             writer.writerow(["text", "label"])
             for number in range(rows):
-                label = [SCRIPT, "b & c"][int(rng.integers(2))]
-                writer.writerow([f"{SCRIPT} {PICTURE} good film {number} & more", label])
+                good = int(rng.integers(2))
+                words = " ".join([["sad", "happy"][good]] * 20)  # the teacher learns it in a few steps
+                writer.writerow([f"{words} film {number} & {SCRIPT} {PICTURE}", [SCRIPT, "b & c"][good]])
     flags = {
         "method.name": "kd",
         "task": {
             "name": "custom", "train_file": str(folder / f"train {PICTURE}.csv"), "dev_file": str(folder / "dev.csv"),
             "max_length": 32,
         },
-        "teacher_training": {"model": str(tiny_bert), "epochs": 1, "learning_rate": 3e-3},
+        "teacher_training": {"model": str(tiny_bert), "epochs": 6, "batch_size": 8, "learning_rate": 1e-3},
         "student.layers": 2,
         "train.epochs": 1,
+        "train.learning_rate": 1e-6,  # it learns nothing, so that the two disagree
         "train.logging_steps": 1,
         "output": {"runs_dir": str(folder / "runs"), "diagnose": True},
     }  # fmt: skip
@@ -193,7 +195,7 @@ def test_table_report_card_and_run_json_have_the_same_numbers(kdbert: Kdbert, re
 
 def test_texts_labels_and_titles_are_no_markup_in_the_page(real_page: Page) -> None:
     assert f"{SCRIPT}{PICTURE}" in real_page.text  # the title
-    for part, wanted in (("classes", SCRIPT), ("examples", SCRIPT), ("examples", f"{PICTURE} good film"),
+    for part, wanted in (("classes", SCRIPT), ("examples", SCRIPT), ("examples", f"& {SCRIPT} {PICTURE}"),
                          ("runs", PICTURE)):  # fmt: skip
         assert wanted in real_page.section(part).text, part
     assert "<script" not in real_page.source
@@ -310,7 +312,7 @@ def test_curves_are_means_over_seeds_from_the_lowest_to_the_highest() -> None:
     logs[2].pop()  # stopped earlier
     line = mean_curve(logs, "loss", 3, band=True)
     assert line is not None
-    assert list(line.x) == [i / 10 for i in range(1, 11)]
+    assert list(line.x) == pytest.approx([i / 10 for i in range(1, 11)])
     assert list(line.mean)[:9] == pytest.approx([3 * i for i in range(1, 10)])
     assert list(line.mean)[9] == pytest.approx(15)
     assert list(line.low) == pytest.approx(list(range(1, 11)))
@@ -319,7 +321,7 @@ def test_curves_are_means_over_seeds_from_the_lowest_to_the_highest() -> None:
     long = mean_curve([[{"step": i, "loss": float(i)} for i in range(1000)]], "loss", 0)
     assert long is not None
     assert len(long.x) == MOST
-    assert np.mean(long.mean) == pytest.approx(499.5, rel=1e-3)
+    assert np.mean(long.mean) == pytest.approx(499.5, rel=0.02)
 
 
 def test_a_line_of_the_log_that_is_no_record_is_left_out(kdbert: Kdbert, tmp_path: Path) -> None:
@@ -577,7 +579,7 @@ def test_runs_of_which_none_is_finished_make_a_page(kdbert: Kdbert, tmp_path: Pa
 JUNK = st.sampled_from([None, [], {}, "x", 3, -1.5, [1, {"a": None}], {"a": [1]}, True, "\ud800"])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damage_to_a_run_json_is_fatal(kdbert: Kdbert, taught: Path, data: st.DataObject) -> None:
     (run,) = taught.glob("runs/rte/kd/*")

@@ -167,6 +167,9 @@ def read_run(path: Path) -> Run:
         metrics, selection = {}, ""
     if not _is_numbers(content.get("majority", {})):
         content.pop("majority")
+    for fact, form in (("model_fingerprint", str), ("layers", int)):
+        if not isinstance(content.get(fact), form):
+            content.pop(fact, None)
     return Run(path, status, told["seed"], told, same, metrics, selection, content)
 
 
