@@ -35,7 +35,7 @@ from kdbert.reporting.report import make_report
 Kdbert = Callable[..., Any]
 SCRIPT = '<script>document.title="taken"</script>'
 PICTURE = "<img src=x onerror=document.title='taken'>"
-VOID = {"meta", "br", "img", "input", "link", "hr", "path", "use", "line", "rect", "circle"}
+VOID = {"meta", "br", "wbr", "img", "input", "link", "hr", "path", "use", "line", "rect", "circle"}
 THEN = datetime(2026, 1, 2, 3, 4, tzinfo=timezone.utc)
 
 
@@ -101,7 +101,7 @@ def check(text: str) -> Page:
     assert len(ids) == len(set(ids))
     harmless = {
         "html", "head", "meta", "title", "style", "body", "header", "nav", "a", "section", "h1", "h2", "h3", "h4", "p",
-        "ul", "ol", "li", "b", "br", "i", "small", "mark", "code", "pre", "div", "figure", "figcaption", "table",
+        "ul", "ol", "li", "b", "br", "wbr", "i", "small", "mark", "code", "pre", "div", "figure", "figcaption", "table",
         "thead", "tbody", "tr", "th", "td", "details", "summary", "svg", "g", "defs", "path", "use", "text", "tspan",
     }  # fmt: skip
     for tag, attributes in page.elements:

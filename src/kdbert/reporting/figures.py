@@ -162,12 +162,11 @@ def lines(curves: Sequence[Line], *, x_label: str, y_label: str, reference: floa
 
 
 def _few_ticks(axes: Any, *, of_x: bool = True) -> None:
-    """A few round numbers on the axes, with no more digits than they need."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    """A few round numbers on the axes."""
+    from matplotlib.ticker import MaxNLocator
 
     for axis, most in ((axes.yaxis, 6), *([(axes.xaxis, 5)] if of_x else [])):
         axis.set_major_locator(MaxNLocator(nbins=most, steps=[1, 2, 5, 10]))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
 
 
 def _axes(height: float = HEIGHT) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from kdbert import __version__
 from kdbert.errors import UserError
@@ -119,6 +119,7 @@ def make_report(
         lstrip_blocks=True,
     )
     environment.filters["score"] = page_style.number
+    environment.filters["breakable"] = lambda name: escape(name).replace("_", Markup("_<wbr>"))
     text = environment.get_template("report.html.jinja").render(
         title=title or f"kdbert: {', '.join(page.tasks)}",
         version=__version__,
