@@ -12,7 +12,6 @@ from typing import Any
 
 from kdbert.data.corpus import DEV_SEQUENCES, TextSplit, corpus_digest, tokenised
 from kdbert.data.examples import Examples
-from kdbert.data.files import text_digest
 from kdbert.data.masking import base_size, masking_of, tokenizer_digest, vocabulary_size
 from kdbert.errors import UserError, near_miss
 from kdbert.memory import Memory
@@ -145,11 +144,11 @@ class Plan:
         if self.recipe.task.name in (CUSTOM, CORPUS):
             return {}
         found = {
-            name: self.spec.files(name, self.recipe.task.data_dir)
+            name: self.spec.digest(name, self.recipe.task.data_dir)
             for name, split in self.spec.splits.items()
             if split.labelled
         }
-        return {name: "+".join(map(text_digest, paths)) for name, paths in found.items() if paths}
+        return {name: digest for name, digest in found.items() if digest}
 
     def check_data(self, manifest: Mapping[str, Any]) -> None:
         """Refuse to take a run for this one if it was made from other files of the same task.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,48 @@ def write_run(
     return folder
 
 
-def write_predictions(run: Path, predictions: np.ndarray, labels: np.ndarray, split: str = "dev") -> None:
-    """A predictions file of a two-class task, or of scores where the arrays hold floats."""
-    words = ["no", "yes"]
+def edit(run: Path, **changes: Any) -> Path:
+    """Set keys of a run's run.json."""
+    content = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    (run / "run.json").write_text(json.dumps({**content, **changes}), encoding="utf-8")
+    return run
+
+
+def write_log(run: Path, *, terms: Sequence[str] = ("hard", "soft"), steps: int = 30, scale: float = 1.0) -> None:
+    """metrics.jsonl of three epochs: losses that fall from `scale`, and dev accuracy, which rises to 0.9."""
+    lines: list[dict[str, float]] = []
+    for step in range(1, steps + 1):
+        loss = scale / step
+        lines.append(
+            {"step": step, "epoch": 3 * step / steps, "loss": loss, **{f"loss/{name}": loss for name in terms}}
+        )
+        if step % (steps // 3) == 0:
+            epoch = step // (steps // 3)
+            lines.append({"step": step, "epoch": float(epoch), "dev/accuracy": 0.6 + 0.1 * epoch})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def write_cka(run: Path, values: np.ndarray) -> None:
+    """diagnostics/cka.csv of [teacher layers, student layers]."""
+    (run / "diagnostics").mkdir()
+    rows = [["teacher_layer", *(f"student_{i}" for i in range(values.shape[1]))]]
+    rows += [[str(i), *(f"{value:.4f}" for value in row)] for i, row in enumerate(values)]
+    (run / "diagnostics" / "cka.csv").write_text("".join(",".join(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_predictions(
+    run: Path,
+    predictions: np.ndarray,
+    labels: np.ndarray,
+    split: str = "dev",
+    words: Sequence[str] = ("no", "yes"),
+    scores: np.ndarray | None = None,
+) -> None:
+    """A predictions file of classes (by default of two), or of scores where the arrays hold floats."""
     lines = []
     for number, (predicted, gold) in enumerate(zip(predictions.tolist(), labels.tolist(), strict=True)):
-        row = {"id": str(number), "label": gold, "prediction": predicted, "scores": [0.0, 1.0]}
+        logits = [0.0, 1.0] if scores is None else scores[number].tolist()
+        row = {"id": str(number), "label": gold, "prediction": predicted, "scores": logits}
         if isinstance(gold, int):
             row |= {"label": words[gold], "prediction": words[predicted]}
         lines.append(json.dumps(row))

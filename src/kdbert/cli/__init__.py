@@ -24,6 +24,7 @@ from kdbert.cli import (
     export,
     finetune_teacher,
     methods,
+    report,
     sweep,
     table,
     train_memory,
@@ -46,6 +47,7 @@ app.command("expand-vocab")(expand_vocab.expand_vocab)
 app.command("distill")(distill.distill)
 app.command("sweep")(sweep.sweep)
 app.command("table")(table.table)
+app.command("report")(report.report)
 app.command("evaluate")(evaluate.evaluate)
 app.command("benchmark")(benchmark.benchmark)
 app.command("export")(export.export)

@@ -66,6 +66,9 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Move an existing run of this name aside and train again.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the run folder.")]
+Where = Annotated[
+    list[str] | None, typer.Option(metavar="KEY=A,…", help="Only runs with one of these values; may be repeated.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -78,6 +81,23 @@ def start(quiet: bool) -> None:
 def split_list(text: str | None) -> list[str] | None:
     """`a,b` as a list."""
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def where_of(words: list[str] | None) -> dict[str, str]:
+    """The values by which --where chooses runs, key -> value.
+
+    Raises:
+        UserError: a word without an equals sign.
+    """
+    from kdbert.errors import UserError
+
+    wanted = {}
+    for text in words or []:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise UserError(f"--where {text!r}: expected KEY=VALUE, such as train.learning_rate=0.0002")
+        wanted[key.strip()] = value.strip()
+    return wanted
 
 
 def teachers(paths: list[str] | None, labels: str | None, model: str | None) -> list[dict[str, Any]] | None:

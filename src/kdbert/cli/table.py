@@ -15,9 +15,7 @@ def table(
     rows: Annotated[str, typer.Option(metavar="KEY,…", help="Recipe keys; also student, teacher, layers.")] = "method",
     columns: Annotated[str, typer.Option(metavar="KEY,…", help="Recipe keys, as for --rows.")] = "task",
     format_: Annotated[str, typer.Option("--format", "-f", help="markdown, latex (booktabs) or csv.")] = "markdown",
-    where: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=A,…", help="Only runs with one of these values; may be repeated.")
-    ] = None,
+    where: o.Where = None,
     metric: Annotated[str | None, typer.Option(help="Metric. [the one by which the task's runs are compared]")] = None,
     split: Annotated[str | None, typer.Option(help="Split. [test where it has labels, else dev]")] = None,
     baseline: Annotated[
@@ -40,17 +38,11 @@ def table(
     o.start(quiet=False)
     if format_ not in FORMATS:
         raise UserError(f"--format {format_!r} is unknown{near_miss(format_, FORMATS)}; expected {', '.join(FORMATS)}")
-    wanted = {}
-    for text in where or []:
-        key, sign, value = text.partition("=")
-        if not sign:
-            raise UserError(f"--where {text!r}: expected KEY=VALUE, such as train.learning_rate=0.0002")
-        wanted[key.strip()] = value.strip()
     made = make_table(
         runs or [Path("runs")],
         rows=o.split_list(rows) or [],
         columns=o.split_list(columns) or [],
-        where=wanted,
+        where=o.where_of(where),
         metric=metric,
         split=split,
         baseline=baseline,

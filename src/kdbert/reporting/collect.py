@@ -5,20 +5,22 @@ It reads run.json itself: `kdbert.runs` comes with torch, and a table should not
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kdbert.data.examples import Examples
+from kdbert.data.examples import Examples, Kind
 from kdbert.errors import UserError
 from kdbert.keys import ADDED_LATER, FILES_BY_CONTENT, MODELS_BY_CONTENT, OUTSIDE_IDENTITY, flatten
+from kdbert.metrics import score
 from kdbert.reporting.predictions import HIDDEN
 from kdbert.tasks import TaskSpec, get_task, task_names
 
@@ -69,8 +71,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Predictions:
-    """A run's answers on one split, sorted by the example's id, in the forms of `kdbert.metrics.score`."""
+    """A run's answers on one split, sorted by the example's id, in the forms of `kdbert.metrics.score`.
 
+    `classes` are the task's, in its order; `groups` those of its metrics.
+    """
+
+    kind: Kind
     ids: list[str]
     predictions: np.ndarray
     labels: np.ndarray
@@ -161,7 +167,22 @@ def read_run(path: Path) -> Run:
         metrics, selection = {}, ""
     if not _is_numbers(content.get("majority", {})):
         content.pop("majority")
+    for fact, form in (("model_fingerprint", str), ("layers", int)):
+        if not isinstance(content.get(fact), form):
+            content.pop(fact, None)
     return Run(path, status, told["seed"], told, same, metrics, selection, content)
+
+
+def number(value: Any) -> float | None:
+    """The value, if it is a finite number; of files that somebody may have damaged."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """The value, or nothing where somebody has put something else there."""
+    return value if isinstance(value, dict) else {}
 
 
 def _check_metrics(metrics: Any, selection: Any) -> None:
@@ -171,7 +192,7 @@ def _check_metrics(metrics: Any, selection: Any) -> None:
         if not isinstance(values, dict) or selection not in values:
             raise ValueError(f"run.json has no {selection or 'selected metric'} on {split}")
         for name, value in values.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            if number(value) is None:
                 raise ValueError(f"run.json has {name} = {value!r} on {split}")
 
 
@@ -199,7 +220,7 @@ def read_predictions(run: Run, split: str) -> Predictions:
             raise ValueError("no row, or an id twice")
         if isinstance(predictions[0], dict):  # plain text
             sums = np.array([[row[name] for name in HIDDEN] for row in predictions], dtype=np.float64)
-            return Predictions(ids, sums, np.zeros(len(ids)), np.arange(len(ids)))
+            return Predictions("masked_lm", ids, sums, np.zeros(len(ids)), np.arange(len(ids)))
         if isinstance(predictions[0], list):
             return _of_lists(get_task(run.task), ids, predictions, labels)
         if any(isinstance(value, str) for value in predictions):
@@ -207,11 +228,12 @@ def read_predictions(run: Run, split: str) -> Predictions:
             number = {name: index for index, name in enumerate(names)}
             kind = np.int16 if len(names) < 2**15 else np.int64
             found, gold = (np.array([number[word] for word in words], dtype=kind) for words in (predictions, labels))
-            return Predictions(ids, found, gold)
-        return Predictions(ids, np.array(predictions, dtype=np.float64), np.array(labels, dtype=np.float64))
+            return Predictions("single_label", ids, found, gold, classes=tuple(names))
+        scores, gold = (np.array(values, dtype=np.float64) for values in (predictions, labels))
+        return Predictions("regression", ids, scores, gold)
     except FileNotFoundError as error:
         raise ValueError(f"there is no {Path(error.filename).relative_to(run.path)}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         raise ValueError(f"predictions/{split}.jsonl is damaged ({type(error).__name__}: {error})") from None
 
 
@@ -223,9 +245,37 @@ def _of_lists(spec: TaskSpec, ids: list[str], predictions: list[list[str]], labe
         if counts != [len(tags) for tags in predictions]:
             raise ValueError("another number of tags predicted than there are")
         found, gold = (np.array([number[tag] for tags in rows for tag in tags]) for rows in (predictions, labels))
-        return Predictions(ids, found, gold, np.repeat(np.arange(len(ids)), counts), spec.labels)
+        return Predictions("token", ids, found, gold, np.repeat(np.arange(len(ids)), counts), spec.labels)
     found, gold = (np.array([[name in row for name in spec.labels] for row in rows]) for rows in (predictions, labels))
-    return Predictions(ids, found, gold, spec.label_groups(Examples("", ids, [], None, None)), spec.labels)
+    groups = spec.label_groups(Examples("", ids, [], None, None))
+    return Predictions("multi_label", ids, found, gold, groups, spec.labels)
+
+
+def scored_predictions(run: Run, split: str, metric: str) -> Predictions:
+    """A finished run's predictions of a split, which give the score that its run.json has.
+
+    Raises:
+        ValueError: no file, a damaged one, or one that gives another score.
+    """
+    found = read_predictions(run, split)
+    try:
+        value = score((metric,), found.predictions, found.labels, found.groups, found.classes)[metric]
+    except (KeyError, AssertionError, ValueError):
+        raise ValueError(f"predictions/{split}.jsonl gives no {metric}") from None
+    if abs(value - run.metrics[split][metric]) > 1e-6:
+        raise ValueError(f"predictions/{split}.jsonl gives {value:.6f}, run.json says {run.metrics[split][metric]:.6f}")
+    return found
+
+
+def read_scores(run: Run, split: str, ids: Collection[str]) -> dict[str, np.ndarray]:
+    """id -> logits of these examples (float64 [classes]; tags: [words, classes]); a damaged line has none."""
+    found = {}
+    for line in (run.path / "predictions" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines():
+        name = str(_row(line)["id"])
+        if name in ids:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                found[name] = np.array(json.loads(line)["scores"], dtype=np.float64)
+    return found
 
 
 def _row(line: str) -> Any:

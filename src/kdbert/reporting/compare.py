@@ -13,10 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 from kdbert.errors import UserError, near_miss
-from kdbert.metrics import METRICS, score
+from kdbert.metrics import METRICS
 from kdbert.metrics.grouped import GROUPED
 from kdbert.reporting.cells import Cell, Difference, Row
-from kdbert.reporting.collect import Predictions, read_predictions
+from kdbert.reporting.collect import Predictions, scored_predictions
 from kdbert.reporting.statistics import bootstrap_interval, paired_p_value, summarise
 
 log = logging.getLogger("kdbert")
@@ -129,13 +129,7 @@ class _Predictions:
         if key not in self.known:
             self.known[key] = None
             try:
-                found = read_predictions(run, cell.split)
-                value = score((cell.metric,), found.predictions, found.labels, found.groups, found.classes)[cell.metric]
-                if abs(value - cell.scores[seed]) > 1e-6:
-                    raise ValueError(
-                        f"predictions/{cell.split}.jsonl gives {value:.6f}, run.json says {cell.scores[seed]:.6f}"
-                    )
-                self.known[key] = found
+                self.known[key] = scored_predictions(run, cell.split, cell.metric)
             except ValueError as error:
                 self.fault(run.path, str(error))
         return self.known[key]

@@ -1,8 +1,9 @@
-"""A table as Markdown, LaTeX (booktabs) or CSV."""
+"""A table as Markdown, LaTeX (booktabs), CSV, or a part of an HTML page."""
 
 from __future__ import annotations
 
 import csv
+import html
 import io
 import re
 from collections.abc import Callable
@@ -84,6 +85,9 @@ class Style:
         return self.stack(lines)
 
 
+page_style = Style(False, html.escape, lambda text: f"<b>{text}</b>", "±", "<br>".join)  # of an HTML page
+
+
 def markdown(table: Table, percent: bool = False) -> str:
     """GitHub-flavoured Markdown: the table, the differences, what the numbers are."""
     style = Style(percent, lambda text: text.replace("|", "\\|"), lambda text: f"**{text}**", "±", "<br>".join)
@@ -133,6 +137,33 @@ def latex(table: Table, percent: bool = False) -> str:
     caption = " ".join(f"{style.escape(note[0].upper() + note[1:])}." for note in _notes(table, style))
     out += [f"\\caption{{{caption}}}", "\\label{tab:kdbert}", "\\end{table}"]
     return "\n".join(out) + "\n"
+
+
+def html_text(table: Table) -> str:
+    """HTML elements for a page: the table, the differences, what the numbers are; every text is escaped."""
+    style = page_style
+
+    def grid(lines: list[list[str]], teachers: int) -> list[str]:
+        heading = [
+            *map(style.escape, table.keys),
+            *(_heading(table, column, "<br>", style) for column in table.columns),
+        ]
+        out = ['<div class="scroll"><table class="numbers"><thead><tr>']
+        out += [f'<th scope="col">{cell}</th>' for cell in heading]
+        out.append("</tr></thead><tbody>")
+        for number, line in enumerate(lines):
+            out.append('<tr class="teacher">' if number < teachers else "<tr>")
+            out += [f'<th scope="row">{cell}</th>' for cell in line[: len(table.keys)]]
+            out += [f"<td>{cell}</td>" for cell in line[len(table.keys) :]]
+            out.append("</tr>")
+        return [*out, "</tbody></table></div>"]
+
+    out = grid(_body(table, style), sum(row.teacher for row in table.rows))
+    differences = _differences(table, style)
+    if table.baseline is not None and differences:
+        out += [f"<h3>Difference to {style.escape(table.baseline)}</h3>", *grid(differences, 0)]
+    out += ['<ul class="notes">', *(f"<li>{style.escape(note)}</li>" for note in _notes(table, style)), "</ul>"]
+    return "".join(out)
 
 
 def csv_text(table: Table, percent: bool = False) -> str:

@@ -85,17 +85,17 @@ def model_card(
         else "The weights are those of the last step; dev did not choose them."
     )
     lines = [
-        f"# {plain(spec.title)}: {method.name}",
+        f"# {plain(spec.title)}: {plain(method.name)}",
         "",
         f"A {what} for the task `{spec.name}`, {layers}, {facts['parameters']:,} parameters, "
         f"{facts['size_mib']:.1f} MiB, made with [kdbert](https://github.com/kdbert/kdbert) {__version__}.",
-        f"Method: **{method.name}**, {method.summary}. Variant: {recipe.method.variant}.",
+        f"Method: **{plain(method.name)}**, {plain(method.summary)}. Variant: {recipe.method.variant}.",
     ]
     if distilled:
         named = ", ".join(code(teacher.model) for teacher in recipe.teachers)
         lines.append(f"Teacher{'s' if len(recipe.teachers) > 1 else ''}: {named}.")
     if recipe.method.nonsense():
-        lines.append(f"Weights as the published code takes them: {'; '.join(recipe.method.nonsense())}.")
+        lines.append(f"Weights as the published code takes them: {plain('; '.join(recipe.method.nonsense()))}.")
     lines += [
         "",
         "## Results",
@@ -127,7 +127,8 @@ def model_card(
         "",
         "## Data",
         "",
-        f"{plain(spec.title)}. Source: {spec.source or 'not stated'}. Licence: {spec.licence or 'not stated'}.",
+        f"{plain(spec.title)}. Source: {html.escape(spec.source) or 'not stated'}. "
+        f"Licence: {html.escape(spec.licence) or 'not stated'}.",
         *(
             [f"Classes: {', '.join(map(code, spec.labels[:SHOWN]))}{' …' * (len(spec.labels) > SHOWN)}."]
             * bool(spec.labels)

@@ -47,6 +47,7 @@ class Table:
         best: (row number, column label) of the best means among rows that can be compared.
         constants: rows that do not beat a constant answer.
         notes: further sentences below the table.
+        runs: every run that is counted in it, teachers too.
     """
 
     keys: tuple[str, ...]
@@ -59,6 +60,7 @@ class Table:
     notes: tuple[str, ...] = ()
     baseline: str | None = None
     broken: Mapping[Path, str] = field(default_factory=dict)
+    runs: tuple[Run, ...] = ()
 
 
 def make_table(
@@ -151,11 +153,8 @@ def make_table(
     for name in headings:
         if name.startswith(BLURB):
             headings[name] = f"mean of {len(groups_there)} groups"
-    if baseline is not None:
-        made, more = with_differences(made, (*rows, *extra), lambda label: _is_one_of(label, baseline), baseline)
-        notes += more
     published = [row for paper in papers for row in published_rows(paper, _wanted(made, ordered))]
-    return Table(
+    table = Table(
         keys=(*rows, *extra),
         columns=tuple(ordered),
         headings=headings,
@@ -164,9 +163,20 @@ def make_table(
         published=tuple(published),
         constants=tuple(constants),
         notes=(*notes, *(SOURCES[paper] for paper in papers)),
-        baseline=baseline,
         broken=broken,
+        runs=tuple(runs),
     )
+    return table if baseline is None else compared(table, baseline)
+
+
+def compared(table: Table, baseline: str) -> Table:
+    """The table with the differences of its rows to those whose first key has the value `baseline`.
+
+    Raises:
+        UserError: no row has it.
+    """
+    rows, notes = with_differences(table.rows, table.keys, lambda label: _is_one_of(label, baseline), baseline)
+    return replace(table, rows=tuple(rows), notes=(*table.notes, *notes), baseline=baseline)
 
 
 def text_of(run: Run, key: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kdbert.data.examples import Examples, Kind, Row, examples_of
-from kdbert.data.files import find_file
+from kdbert.data.files import find_file, text_digest
 from kdbert.errors import UserError
 
 
@@ -114,6 +114,10 @@ class TaskSpec:
             return []
         others = [find_file(path.parent, (name,)) for name in self.splits[split].beside]
         return [path, *(other for other in others if other is not None)]
+
+    def digest(self, split: str, data_dir: str | None) -> str:
+        """What the content of a split's files is known by; "" where they are not there."""
+        return "+".join(map(text_digest, self.files(split, data_dir)))
 
     def load(self, split: str, data_dir: str | None) -> Examples:
         """Read one split from local files.
