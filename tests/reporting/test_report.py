@@ -497,7 +497,7 @@ def test_latencies_are_those_of_benchmark_json(kdbert: Kdbert, tmp_path: Path) -
     assert page.row("kd seed 1") == [
         "kd seed 1", "torch", "0.9123", "2.50", "4.75", "700.5", "41.2", "-", "11.00 M", "-"
     ]  # fmt: skip
-    assert "latency of one text" in page.text
+    assert "latency of one call" in page.text
 
 
 @pytest.mark.parametrize(
