@@ -344,7 +344,7 @@ def test_heat_maps_are_means_over_seeds_and_damaged_ones_are_named(kdbert: Kdber
     (runs[2] / "diagnostics" / "cka.csv").write_text("teacher_layer,student_0\n0,high\n")
     page = report(kdbert, tmp_path / "runs", "-o", tmp_path / "report.html").section("layers")
     assert page.tables[0] == [
-        ["teacher \\ student", "0", "1"], ["2", "0.30", "0.80"], ["1", "0.30", "0.20"], ["0", "1.00", "0.60"]
+        ["", "0", "1"], ["2", "0.30", "0.80"], ["1", "0.30", "0.20"], ["0", "1.00", "0.60"]
     ]  # fmt: skip
     assert "kd (2 seeds)" in page.text
     assert "is damaged" in page.text
@@ -497,7 +497,7 @@ def test_latencies_are_those_of_benchmark_json(kdbert: Kdbert, tmp_path: Path) -
     assert page.row("kd seed 1") == [
         "kd seed 1", "torch", "0.9123", "2.50", "4.75", "700.5", "41.2", "-", "11.00 M", "-"
     ]  # fmt: skip
-    assert "latency of one text" in page.text
+    assert "latency of one call" in page.text
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ class Point:
     """A model in a figure of quality over cost.
 
     Attributes:
-        latency_ms: median time of one call with one text.
+        latency_ms: median time of one call.
         quality: in the figure's metric.
         size_mib: its files on disk; None where that is not known.
         backend: what runs it; points of one backend share a colour ("": one colour).
@@ -128,7 +128,7 @@ def quality_over_latency(points: Sequence[Point], *, metric: str, split: str, ta
     """
     return _scatter(
         [(point.latency_ms, point) for point in points],
-        x_label="latency of one text, median, ms",
+        x_label="latency of one call, median, ms",
         y_label=f"{split} {metric}",
         title=task,
     )
