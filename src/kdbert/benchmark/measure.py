@@ -490,4 +490,4 @@ def _write(folder: Path, content: Mapping[str, Any]) -> None:
         for engine in content["engines"]
     ]
     figure = quality_over_latency(points, metric=metric, split=content["split"], task=content["task"])
-    atomic_write(folder / "benchmark.png", lambda temporary: figure.savefig(temporary, format="png"))
+    atomic_write(folder / "benchmark.png", lambda temporary: figure.savefig(temporary, format="png", dpi=200))

@@ -25,9 +25,10 @@ def print_table(*tables: Any) -> None:
     """Print the first of some rich tables that fits the terminal, else the last; in a file, however wide it is."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    table = next((one for one in tables if console.measure(one).maximum <= console.width), tables[-1])
-    Console(width=max(console.width, console.measure(table).maximum)).print(table)
+    room = Console(width=None if sys.stdout.isatty() else WIDTH).width
+    widths = [Console(width=10_000).measure(table).maximum for table in tables]
+    number = next((number for number, width in enumerate(widths) if width <= room), len(tables) - 1)
+    Console(width=max(room, widths[number])).print(tables[number])
 
 
 def summary_tables(title: str, rows: Sequence[SummaryRow]) -> tuple[Any, Any]:
