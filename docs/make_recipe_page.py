@@ -27,8 +27,8 @@ SECTIONS: dict[str, type[Section]] = {
 HEAD = """# The recipe
 
 A recipe is everything that decides a run. It is made, in this order, from defaults, the task's own defaults
-(`quickstart` and plain text have some: [domain.md](domain.md#what-is-hidden-and-what-is-learned)), a YAML file (`--config`), flags, and `--set key=value`. Unknown keys are errors, and all
-errors are told at once. The resolved recipe is written to `recipe.yaml` in the run folder.
+(`quickstart` and [plain text](domain.md) have some), a YAML file (`--config`), flags, and `--set key=value`. Unknown
+keys are errors, and all errors are told at once. The resolved recipe is written to `recipe.yaml` in the run folder.
 
 ```bash
 kdbert distill --config r.yaml --set train.learning_rate=3e-5 train.warmup=0.1 --seed 2

@@ -217,7 +217,9 @@ def saved_classifier(
     place, trained = trained_on(model)
     if like is not None:
         own = trained.task.max_length if trained is not None and trained.task.name == like.spec.name else None
-        return replace(like, given=model, place=place, labels=labels, max_length=own or like.max_length)
+        return replace(
+            like, given=model, place=place, trained=trained, labels=labels, max_length=own or like.max_length
+        )
     if task is None and trained is None:
         raise UserError(f"{model!r} is no run folder, so its task is not known; name it with --task")
     if trained is not None and (task is None or task_name(task) == trained.task.name):
@@ -235,7 +237,9 @@ def saved_classifier(
             f"{model!r} is a masked-LM, which answers no task yet; fine-tune it first: "
             f"`kdbert finetune-teacher --task TASK --model {model}`"
         )
-    length = max_length or (trained.task.max_length if trained else None) or spec.max_length
+    length = max_length
+    if length is None:
+        length = (trained.task.max_length if trained else None) or spec.max_length
     return SavedClassifier(model, place, trained, spec, data_dir, labels, length)
 
 

@@ -36,7 +36,8 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
         elif self.path == "/api/repos/create":
             self._reply(200, {"url": f"http://{self.headers['Host']}/someone/student", "name": "someone/student"})
         elif self.path.endswith("/preupload/main"):
-            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            told = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
+            files = [{"path": file["path"], **told} for file in json.loads(body)["files"]]
             self._reply(200, {"files": files})
         elif self.path.endswith("/commit/main"):
             self._reply(200, {"success": True, "commitUrl": "http://hub/x/commit/1", "commitOid": COMMIT})

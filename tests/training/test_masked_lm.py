@@ -447,7 +447,7 @@ def test_wrong_text_and_wrong_models_are_told(
         (("distill", "-m", "kd", "--teacher", teacher, "--corpus", text), "'kd' is not made for task 'corpus'"),
         (
             (*distil, "--teacher", teacher, "--corpus", text, "--student-config", tmp_path / "no.json"),
-            "no model folder",
+            "no configuration",
         ),
         (("evaluate", teacher, "--corpus", text, "--task", "rte"), "task corpus, not rte"),
         (("evaluate", tiny_bert, "--corpus", text), "has no masked-LM head"),
