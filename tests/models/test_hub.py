@@ -40,7 +40,8 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
             files = [{"path": file["path"], **told} for file in json.loads(body)["files"]]
             self._reply(200, {"files": files})
         elif self.path.endswith("/commit/main"):
-            self._reply(200, {"success": True, "commitUrl": "http://hub/x/commit/1", "commitOid": COMMIT})
+            address = f"http://{self.headers['Host']}/someone/student/commit/{COMMIT}"
+            self._reply(200, {"success": True, "commitUrl": address, "commitOid": COMMIT})
         elif self.path == "/api/validate-yaml":
             self._reply(200, {"errors": [], "warnings": []})
         else:
