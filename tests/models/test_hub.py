@@ -159,7 +159,7 @@ def test_a_model_is_pushed_with_its_card_and_the_token_is_written_nowhere(
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.strip())
     made = next(json.loads(body) for _, path, body, _ in SEEN[hub] if path == "/api/repos/create")
-    assert (made["organization"], made["name"], made["private"]) == ("someone", "student", True)
+    assert (made["organization"], made["name"], made["visibility"]) == ("someone", "student", "private")
     commit = next(body for _, path, body, _ in SEEN[hub] if path.endswith("/commit/main"))
     sent = {}
     for line in commit.decode().splitlines():
