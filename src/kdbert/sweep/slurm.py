@@ -272,11 +272,12 @@ def queued_jobs(jobs: Iterable[Job], queue: Callable[[], Mapping[str, str]]) -> 
 
 
 def arrays(jobs: Iterable[Job]) -> list[list[Job]]:
-    """Jobs that are submitted together: teachers, then students by the teachers that they wait for."""
-    groups: dict[tuple[Any, ...], list[Job]] = {}
-    for job in sorted(jobs, key=lambda job: job.command != "finetune-teacher"):
-        waits = tuple(id(teacher) for teacher in job.teachers if teacher.state not in DONE)
-        groups.setdefault((job.command, *waits), []).append(job)
+    """Jobs that are submitted together: what waits for nothing, then students by the teachers that they wait for."""
+    groups: dict[tuple[str, ...], list[Job]] = {}
+    for job in jobs:  # teachers come first
+        waits = tuple(teacher.key for teacher in job.teachers if teacher.state not in DONE)
+        groups.setdefault(waits, []).append(job)
+    groups = dict(sorted(groups.items(), key=lambda group: len(group[0]) > 0))
     return [group[i : i + LARGEST_ARRAY] for group in groups.values() for i in range(0, len(group), LARGEST_ARRAY)]
 
 
@@ -299,8 +300,8 @@ def scripts(jobs: list[Job], parameters: Mapping[str, Any]) -> list[str]:
         text = executor._make_submission_file_text(executor._submitit_command_str, "")
         commands = [f"# {number}: {shlex.join(['kdbert', *job.words])}" for number, job in enumerate(array)]
         texts.append("\n".join([text.rstrip("\n"), "", "# what its jobs run", *commands, ""]))
-        if array[0].command == "finetune-teacher":
-            ids |= {job: "TEACHERS" + (f"_{i}" if len(array) > 1 else "") for i, job in enumerate(array)}
+        name = f"ID-OF-SCRIPT-{len(texts)}"
+        ids |= {job: f"{name}_{number}" if len(array) > 1 else name for number, job in enumerate(array)}
     return texts
 
 
