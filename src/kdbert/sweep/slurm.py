@@ -218,12 +218,15 @@ def make_private(folder: Path) -> None:
     """Make a folder that only this user can read and write.
 
     Raises:
-        UserError: somebody else could write into it, or put another one in its place; or it cannot be made.
+        UserError: somebody else could write into it, or put another one in its place (what is above the home folder
+            is not looked at: nobody could mend it); or it cannot be made.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = folder.resolve()
-        for place in (folder, *folder.parents):
+        home = Path.home().resolve()
+        above = folder.parents if home not in folder.parents else folder.parents[: folder.parents.index(home) + 1]
+        for place in (folder, *above):
             found = place.stat()
             others_write = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
             sticky = place != folder and found.st_mode & stat.S_ISVTX  # others' entries stay theirs, as in /tmp
@@ -262,8 +265,8 @@ def _recorded(job: Job) -> Queued | None:
 
 
 def queued_jobs(jobs: Iterable[Job], queue: Callable[[], Mapping[str, str]]) -> dict[Job, Queued]:
-    """The unfinished jobs that an earlier sweep has submitted and that are still queued or running."""
-    recorded = {job: found for job in jobs if job.state not in DONE and (found := _recorded(job)) is not None}
+    """The jobs that an earlier sweep has submitted and that are still queued or running."""
+    recorded = {job: found for job in jobs if (found := _recorded(job)) is not None}
     listed = queue() if recorded else {}
     return {job: queued for job, queued in recorded.items() if queued.id in listed}
 
@@ -363,12 +366,14 @@ def run_on_cluster(jobs: list[Job], cluster: Cluster, progress: Progress) -> Non
                 lock = FileLock(root / ".sweep" / "slurm" / "submitting.lock")
                 lock.acquire(wait=True)
                 stack.callback(lock.release)
-            queued = queued_jobs(jobs, cluster.queue)
+            listed = queued_jobs(jobs, cluster.queue)
+            for job in jobs:
+                if job not in listed:
+                    _clear(job)  # what nobody has seen ending
+            queued = {job: one for job, one in listed.items() if job.state not in DONE}
             if queued:
                 log.info("%s queued already", counted(len(queued), "job"))
             missing = [job for job in jobs if job.state not in DONE and job not in queued]
-            for job in missing:
-                _clear(job)  # what a sweep that was stopped has not seen ending
             if missing:
                 _submit(missing, cluster, queued)
         absent: dict[Job, int] = dict.fromkeys(queued, 0)
@@ -446,7 +451,7 @@ def _untaught(job: Job) -> str:
 def _clear(job: Job) -> None:
     """Put the output of a job that has ended to the sweep's logs, and remove what submitit kept of it."""
     one = _recorded(job)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UserError):  # without its models a run has no name, and its log no place
         _record(job).unlink()
         if one is None:
             return
