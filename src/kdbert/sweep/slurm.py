@@ -196,7 +196,7 @@ def _squeue() -> dict[str, str]:
     """
     command = ["squeue", "--noheader", "--me", "--array", "--format=%F_%K %T"]
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError(f"cannot ask squeue: {error}") from None
     if ended.returncode != 0:
