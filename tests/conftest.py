@@ -8,7 +8,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,12 +110,10 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
 
 
-@pytest.fixture(scope="session")
-def custom_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def make_custom_files(folder: Path) -> tuple[Path, Path]:
     """A small two-class csv task (train: 203 rows, so the last batch of 16 is ragged; dev: 61 rows)."""
     import random
 
-    folder = tmp_path_factory.mktemp("custom")
     draw = random.Random(0)
     paths = []
     for name, rows in (("train.csv", 203), ("dev.csv", 61)):
@@ -129,6 +127,12 @@ def custom_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
         paths.append(folder / name)
     return paths[0], paths[1]
+
+
+@pytest.fixture(scope="session")
+def custom_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The small two-class task."""
+    return make_custom_files(tmp_path_factory.mktemp("custom"))
 
 
 @dataclass
@@ -165,6 +169,16 @@ def kdbert() -> Callable[..., Finished]:
         return Finished(code, out.getvalue(), err.getvalue())
 
     return run
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Set torch's threads for one test."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

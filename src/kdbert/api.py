@@ -7,6 +7,7 @@ import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdbert.errors import RunBusy, UserError
 from kdbert.methods import get_method
@@ -29,6 +30,9 @@ from kdbert.sweep.local import run_jobs, threads_per_job
 from kdbert.sweep.progress import Progress, counted, summary
 from kdbert.training.job import Job as TrainingJob
 from kdbert.training.job import run_recipe
+
+if TYPE_CHECKING:
+    from kdbert.sweep.slurm import Cluster
 
 log = logging.getLogger("kdbert")
 
@@ -178,23 +182,30 @@ class SweepResult:
     failed: dict[str, str]
 
 
-def sweep(cells: list[Cell], *, jobs: int = 1) -> SweepResult:
+def sweep(cells: list[Cell], *, jobs: int = 1, cluster: Cluster | None = None) -> SweepResult:
     """Run every cell that is not finished, each as a `kdbert` process of its own; teachers that are missing first.
 
     Args:
         cells: from `kdbert.sweep.grid.expand`.
-        jobs: processes at a time; the cores are shared out among them.
+        jobs: processes at a time on this machine; the cores are shared out among them.
+        cluster: where the runs are submitted to, instead of running here: `kdbert.sweep.slurm.slurm_cluster`.
 
     Raises:
         UserError: what can be refused before anything starts, of all cells at once.
-        Interrupted: a signal; the running jobs have saved their state.
+        Interrupted: a signal; the running jobs have saved their state (those of a cluster stay queued).
     """
     planned = plan_jobs(cells)
     missing = [job for job in planned if job.state == "waiting"]
     threads = f", each with {counted(threads_per_job(jobs), 'thread')}" if jobs > 1 else ""
-    todo = f"{len(missing)} to run, {jobs} at a time{threads}" if missing else "nothing to run"
-    log.info("%s: %s", sweep_size(planned), todo)
-    run_jobs(planned, jobs, Progress(planned, jobs))
+    here = f", {jobs} at a time{threads}" if cluster is None else ""
+    log.info("%s: %s", sweep_size(planned), f"{len(missing)} to run{here}" if missing else "nothing to run")
+    progress = Progress(planned, jobs)
+    if cluster is None:
+        run_jobs(planned, jobs, progress)
+    else:
+        from kdbert.sweep.slurm import run_on_cluster
+
+        run_on_cluster(planned, cluster, progress)
     log.log(
         logging.WARNING if any(job.state == "failed" for job in planned) else logging.INFO,
         "%s", summary(planned, Path(cells[0].recipe.output.runs_dir)),

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from conftest import make_bert
 from in_processes import manifest, saved_steps, start, wait_until
@@ -42,14 +41,6 @@ def finish(process: BaseProcess, seconds: float = 120) -> int | None:
         process.kill()
         process.join()
     return process.exitcode
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    """Set torch's threads for one test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 # ---- several methods

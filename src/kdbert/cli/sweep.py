@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -29,6 +29,13 @@ def sweep(
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="How many (3: 1, 2, 3), or which (5,7). [1]")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; the cores are shared out among them.")] = 1,
+    engine: Annotated[
+        Literal["local", "slurm"], typer.Option(help="Run here, or as jobs of a Slurm cluster (kdbert[cluster]).")
+    ] = "local",
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="--engine slurm: time=2:00:00, partition=gpu, gpus_per_node=1, …"),
+    ] = None,
     method: Annotated[str | None, typer.Option("--method", "-m", help="Objective of all runs. [kd]")] = None,
     task: o.Task = None,
     teacher: Annotated[
@@ -45,7 +52,7 @@ def sweep(
     set_: o.Set = None,
     runs_dir: o.RunsDir = None,
     plugin: o.Plugin = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the commands.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print what would run.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the run folders.")] = False,
     debug: o.Debug = False,
 ) -> None:
@@ -56,6 +63,7 @@ def sweep(
     o.start(quiet)
     o.load_plugins(plugin)
     files = [word for word in words or [] if "=" not in word or Path(word).is_file()]
+    parameters = _cluster_parameters(engine, slurm or [], jobs)
     if len(files) > 1:
         raise typer.BadParameter(f"one file at most, got {' and '.join(files)}", param_hint="FILE")
     from kdbert import api
@@ -84,13 +92,49 @@ def sweep(
         from kdbert.sweep.jobs import plan_jobs
 
         planned = plan_jobs(cells)
-        for job in planned:
-            print(shlex.join(["kdbert", *job.words]) + (f"  # {job.status}" if job.status else ""))
+        if parameters is None:
+            for job in planned:
+                print(shlex.join(["kdbert", *job.words]) + (f"  # {job.status}" if job.status else ""))
+        else:
+            from kdbert.sweep.slurm import scripts
+
+            for script in scripts(planned, parameters):
+                print(script)
         missing = sum(job.state == "waiting" for job in planned)
         print(f"{api.sweep_size(planned)}; {missing} to run", file=sys.stderr)
         return
-    result = api.sweep(cells, jobs=jobs)
+    cluster = None
+    if parameters is not None:
+        from kdbert.sweep.slurm import slurm_cluster
+
+        cluster = slurm_cluster(parameters)
+    result = api.sweep(cells, jobs=jobs, cluster=cluster)
     for path in result.finished if quiet else ():
         print(path)
     if result.failed or result.diverged:
         raise typer.Exit(3)
+
+
+def _cluster_parameters(engine: str, slurm: list[str], jobs: int) -> dict[str, Any] | None:
+    """What --slurm says, with --engine slurm.
+
+    Raises:
+        typer.BadParameter: flags that do not go together.
+        UserError: submitit is not installed, or see `parse_parameters`.
+    """
+    if engine == "local":
+        if slurm:
+            raise typer.BadParameter("goes with --engine slurm", param_hint="--slurm")
+        return None
+    if jobs != 1:
+        hint = f"is for --engine local; write --slurm array_parallelism={jobs}"
+        raise typer.BadParameter(hint, param_hint="--jobs")
+    try:
+        from kdbert.sweep.slurm import parse_parameters
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "submitit":
+            raise
+        from kdbert.errors import UserError
+
+        raise UserError("--engine slurm needs submitit: pip install 'kdbert[cluster]'") from None
+    return parse_parameters(slurm)

@@ -53,6 +53,15 @@ class Job:
         return [*command_of(self.recipe, self.command), *_plugin_words(self.recipe)]
 
     @cached_property
+    def key(self) -> str:
+        """Equal for jobs that make one run, though written differently (an unused key, a default spelled out)."""
+        if self.command == "finetune-teacher":
+            return str(self.folder.path.absolute())
+        resolved = resolve_distill(self.recipe)
+        identity = identity_of(resolved, Plan(resolved).fingerprints)
+        return json.dumps([identity, [teacher.key for teacher in self.teachers]], sort_keys=True)
+
+    @cached_property
     def plan(self) -> Plan:
         """The resolved run; known once its teacher is there."""
         if self.command == "finetune-teacher":
@@ -142,17 +151,16 @@ def plan_jobs(cells: list[Cell]) -> list[Job]:
                 taught_by.append(teachers.setdefault(job.folder.path, job))
                 if taught_by[-1] is job:
                     job.look()
-            same = _run_key(cell.recipe, taught_by)
-            if same in jobs:
-                log.info("cell %s is the same run as %s", cell.name, jobs[same].name)
-                continue
             job = Job(cell.name, cell.recipe, "distill", taught_by)
+            if job.key in jobs:
+                log.info("cell %s is the same run as %s", cell.name, jobs[job.key].name)
+                continue
             if all(teacher.state == "finished" for teacher in taught_by):
                 job.look()
             roots.add(Path(cell.recipe.output.runs_dir))
             if job.state == "waiting":
                 _check(cell.recipe, checked)
-            jobs[same] = job
+            jobs[job.key] = job
         except UserError as error:
             problems.setdefault(str(error), cell.name)
     for root in roots:
@@ -198,13 +206,6 @@ def _plugin_words(recipe: Recipe) -> list[str]:
         if recipe.method.name in {method.name for method in methods}:
             return ["--plugin", str(file)]
     return []
-
-
-def _run_key(recipe: Recipe, teachers: list[Job]) -> str:
-    """Equal for cells that are one run, though written differently (an unused key, a default spelled out)."""
-    resolved = resolve_distill(recipe)
-    identity = identity_of(resolved, Plan(resolved).fingerprints)
-    return json.dumps([identity, [str(teacher.folder.path) for teacher in teachers]], sort_keys=True)
 
 
 def _check(recipe: Recipe, checked: dict[str, None]) -> None:

@@ -65,7 +65,8 @@ def run_jobs(jobs: list[Job], slots: int, progress: Progress) -> None:
                     progress.ended(one.job)
                 progress.close()
                 raise Interrupted(
-                    f"stopped; {_count(jobs)}; run the same command again to continue", signal_number=stop.number
+                    f"stopped; {count_finished(jobs)}; run the same command again to continue",
+                    signal_number=stop.number,
                 )
             if len(running) < slots and time.monotonic() >= next_look:
                 next_look = time.monotonic() + ELSEWHERE_SECONDS
@@ -159,14 +160,19 @@ def _remove_claim(job: Job) -> None:
 
 
 def _reason(log: Path, start: int, code: int) -> str:
-    """The last line that a process wrote behind `start`, or the signal that ended it."""
+    """Why a process ended: the last line that it wrote behind `start`, or the signal that ended it."""
     if code < 0:
         return f"killed by signal {-code}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+    return f"exit code {code}: {last_line(log, start)}"
+
+
+def last_line(log: Path, start: int = 0) -> str:
+    """The last line that a process wrote behind `start` (srun's own remarks do not count)."""
     with open(log, "rb") as file:
         file.seek(start)
-        lines = [line.strip() for line in deque(file, maxlen=20) if line.strip()]
+        lines = [line.strip() for line in deque(file, maxlen=20) if line.strip() and not line.startswith(b"srun: ")]
     last = lines[-1].decode(errors="replace") if lines else "it said nothing"
-    return f"exit code {code}: {last.removeprefix('kdbert: ')}"
+    return last.removeprefix("kdbert: ")
 
 
 def _stop(running: list[Running], jobs: list[Job], stop: StopRequest) -> None:
@@ -188,7 +194,8 @@ def _stop(running: list[Running], jobs: list[Job], stop: StopRequest) -> None:
             job.state = "interrupted"
 
 
-def _count(jobs: list[Job]) -> str:
+def count_finished(jobs: list[Job]) -> str:
+    """`3 of 4 runs are finished`."""
     cells = [job for job in jobs if job.command == "distill"]
     return f"{sum(job.state == 'finished' for job in cells)} of {len(cells)} runs are finished"
 
