@@ -161,10 +161,12 @@ def test_diagnostics_are_predicted_with_an_mnli_model_whatever_its_label_order(
     model.save_pretrained(folder)
     done = kdbert("evaluate", folder, "--task", "AX", "--split", "test", "--data-dir", glue_dir, "--max-length", 16)
     assert done.code == 0, done.err
-    lines = (tmp_path / "predictions" / "ax" / "AX.tsv").read_text(encoding="utf-8").splitlines()
+    (place,) = (tmp_path / "predictions" / "ax").iterdir()
+    assert place.name.startswith("nli-")
+    lines = (place / "AX.tsv").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 1105
     assert {line.split("\t")[1] for line in lines[1:]} == {"neutral"}
-    first = json.loads((tmp_path / "predictions" / "ax" / "test.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    first = json.loads((place / "test.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert first["scores"] == [0.5, 0.0, 1.0]  # in the task's order: contradiction, entailment, neutral
 
 
@@ -188,7 +190,7 @@ def test_matched_and_mismatched_are_scored_and_written_apart(
     assert "dev_mismatched" in done.out
     done = kdbert(*words, "--split", "test")
     assert done.code == 0, done.err
-    place = tmp_path / "predictions" / "mnli"
+    (place,) = (tmp_path / "predictions" / "mnli").iterdir()
     assert len((place / "MNLI-m.tsv").read_text(encoding="utf-8").splitlines()) == 5
     assert len((place / "MNLI-mm.tsv").read_text(encoding="utf-8").splitlines()) == 7
     one = kdbert(*words, "--split", "dev_mismatched", "--output-dir", "one")
