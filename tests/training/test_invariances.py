@@ -14,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdbert.data.batches import Batch, collate, epoch_batches
 from kdbert.methods import LossTerms
-from kdbert.training.forward import run_model
 from kdbert.training.loop import FiniteWatch, build_optimizer, forward_backward, train
 from kdbert.training.teacher import LiveTeacher, Teacher
 from small_run import (
