@@ -11,8 +11,12 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from small_run import Setting
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -133,6 +137,14 @@ def make_custom_files(folder: Path) -> tuple[Path, Path]:
 def custom_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The small two-class task."""
     return make_custom_files(tmp_path_factory.mktemp("custom"))
+
+
+@pytest.fixture(scope="session")
+def setting(tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    """The small task with a teacher and what its students are cut from."""
+    from small_run import Setting, make_teacher
+
+    return Setting(*custom_files, make_teacher(tmp_path_factory.mktemp("teacher")), tiny_bert)
 
 
 @dataclass

@@ -17,15 +17,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from conftest import make_bert
 from small_heads import make_setting
 from small_models import make_distilbert, make_roberta
-from small_run import Setting, make_teacher, predictions
+from small_run import Setting, predictions
 
 KDBERT = Any
-
-
-@pytest.fixture(scope="module")
-def setting(tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    """Task, teacher and student."""
-    return Setting(*custom_files, make_teacher(tmp_path_factory.mktemp("teacher")), tiny_bert)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from kdbert import Recipe, UserError
 from kdbert.layers import check_pairs, last_pair, layerwise_pairs, matched_layer, parse_pairs, penultimate_pair
 from kdbert.layers import told as written
 from kdbert.methods import Models, Shape, get_method
-from small_run import Setting, logged, make_teacher
+from small_run import Setting, logged
 
 DEPTHS = st.integers(1, 60)
 
@@ -178,12 +178,6 @@ def test_the_global_term_has_a_pair_of_its_own() -> None:
 
 
 # ---- in a run
-
-
-@pytest.fixture(scope="module")
-def setting(tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    """Task, a teacher of four layers and the student's start."""
-    return Setting(*custom_files, make_teacher(tmp_path_factory.mktemp("teacher")), tiny_bert)
 
 
 @pytest.mark.parametrize("method", ["cka-i", "cka-g", "cka-il", "cka-ilg"])

@@ -20,7 +20,7 @@ from in_processes import manifest
 from kdbert import UserError
 from kdbert import methods as registry
 from kdbert.methods import get_method, load_plugin
-from small_run import Setting, logged, make_teacher, predictions
+from small_run import Setting, logged, predictions
 
 EXAMPLE = ROOT / "examples" / "plugins" / "logit_mse.py"
 
@@ -31,12 +31,6 @@ def forget() -> Iterator[None]:
     registry._plugins.clear()
     yield
     registry._plugins.clear()
-
-
-@pytest.fixture(scope="module")
-def setting(tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    """Task, teacher and student."""
-    return Setting(*custom_files, make_teacher(tmp_path_factory.mktemp("teacher")), tiny_bert)
 
 
 def words(setting: Setting, folder: Path, **changes: Any) -> list[str]:

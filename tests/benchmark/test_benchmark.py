@@ -11,15 +11,9 @@ import numpy as np
 import pytest
 
 from kdbert.benchmark.measure import milliseconds
-from small_run import Setting, make_teacher
+from small_run import Setting
 
 KDBERT = Any
-
-
-@pytest.fixture(scope="module")
-def setting(tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    """Task, teacher and student."""
-    return Setting(*custom_files, make_teacher(tmp_path_factory.mktemp("teacher")), tiny_bert)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from kdbert.training.forward import StudentWithMethod
 from kdbert.training.loop import FiniteWatch, build_optimizer, forward_backward
 from kdbert.training.precision import has_bf16_units
 from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher
-from small_run import BATCH, Parts, Setting, assert_same_gradients, build, gradients, make_teacher
+from small_run import BATCH, Parts, Setting, assert_same_gradients, build, gradients
 
 DEVICE = "cuda"
 METHODS = ["finetune", "kd", "ics", "cka-i", "cka-l", "cka-g", "cka-il", "cka-ilg"]
@@ -33,12 +33,6 @@ pytestmark = pytest.mark.skipif(
 # before cuBLAS is first used, and torch.use_deterministic_algorithms(True), which the fixture `deterministic` sets.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 BF16_TOLERANCE = 0.02  # relative, of the loss; as on the CPU
-
-
-@pytest.fixture(scope="module")
-def setting(tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    """Task, teacher and student."""
-    return Setting(*custom_files, make_teacher(tmp_path_factory.mktemp("teacher")), tiny_bert)
 
 
 @pytest.fixture

@@ -14,13 +14,7 @@ from safetensors.torch import load_file
 from kdbert.errors import Diverged
 from kdbert.training.checkpoint import save_checkpoint
 from kdbert.training.loop import FiniteWatch
-from small_run import Setting, make_teacher
-
-
-@pytest.fixture(scope="module")
-def setting(tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    """Task, teacher and student."""
-    return Setting(*custom_files, make_teacher(tmp_path_factory.mktemp("teacher")), tiny_bert)
+from small_run import Setting
 
 
 def not_finite(run: Path) -> list[str]:

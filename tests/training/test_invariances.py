@@ -26,15 +26,8 @@ from small_run import (
     build,
     gradients,
     logged,
-    make_teacher,
     ragged_rows,
 )
-
-
-@pytest.fixture(scope="module")
-def setting(tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    """Task, teacher and student."""
-    return Setting(*custom_files, make_teacher(tmp_path_factory.mktemp("teacher")), tiny_bert)
 
 
 @pytest.fixture(scope="module")

@@ -13,18 +13,12 @@ from safetensors.torch import load_file
 
 from kdbert.models.kernels import FastDropout, UsedRows
 from kdbert.training.loop import forward_backward, trained_rows
-from small_run import STEPS_PER_EPOCH, Setting, build, logged, make_teacher
+from small_run import STEPS_PER_EPOCH, Setting, build, logged
 
 PLAIN = {
     "attention": "eager", "fast_dropout": False, "used_rows": False, "first_token": False, "teacher_cache": False,
     "packing": False,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def setting(tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    """Task, teacher and student."""
-    return Setting(*custom_files, make_teacher(tmp_path_factory.mktemp("teacher")), tiny_bert)
 
 
 def curve(run: Path) -> np.ndarray:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from conftest import make_bert
 from in_processes import manifest
-from small_run import Setting, logged, make_teacher
+from small_run import Setting, logged
 
 # Terms and their weights in the total, with nothing set: the papers' and scripts' defaults, by hand.
 TERMS = {
@@ -30,12 +30,6 @@ TERMS = {
     },
 }  # fmt: skip
 PAIRS = {"ics": "4:2", "cka-l": "4:2", "cka-i": "3:1", "cka-g": "3:1", "cka-il": "3:1", "cka-ilg": "3:1"}
-
-
-@pytest.fixture(scope="module")
-def setting(tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    """Task, teacher and student."""
-    return Setting(*custom_files, make_teacher(tmp_path_factory.mktemp("teacher")), tiny_bert)
 
 
 def files(setting: Setting) -> list[Any]:

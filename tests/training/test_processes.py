@@ -18,12 +18,6 @@ pytestmark = pytest.mark.slow
 EXACT = {"dropout": 0.0, "precision": "fp32"}
 
 
-@pytest.fixture(scope="module")
-def setting(tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    """Task, teacher and student."""
-    return Setting(*custom_files, make_teacher(tmp_path_factory.mktemp("teacher")), tiny_bert)
-
-
 def words(setting: Setting, root: Path) -> list[str]:
     """The run that is made by one and by two processes: two epochs, each with a ragged batch."""
     given = setting.words(root, epochs=2, learning_rate=1e-4, checkpoint_steps=5, **EXACT)

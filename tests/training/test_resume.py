@@ -32,12 +32,6 @@ COMMON: dict[str, Any] = {"epochs": EPOCHS, "checkpoint_steps": 3}
 
 
 @pytest.fixture(scope="module")
-def setting(tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    """Task, teacher and student."""
-    return Setting(*custom_files, make_teacher(tmp_path_factory.mktemp("teacher")), tiny_bert)
-
-
-@pytest.fixture(scope="module")
 def reference(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """The folder of a run that nothing interrupted, made once for each set of changes."""
     made: dict[str, Path] = {}

@@ -19,13 +19,7 @@ from kdbert.methods import Outputs, get_method
 from kdbert.recipe import Recipe
 from kdbert.resolve import missing_teachers
 from small_models import make_distilbert, make_roberta
-from small_run import Setting, build, logged, make_teacher
-
-
-@pytest.fixture(scope="module")
-def setting(tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    """Task, a BERT as teacher, and the student."""
-    return Setting(*custom_files, make_teacher(tmp_path_factory.mktemp("teacher")), tiny_bert)
+from small_run import Setting, build, logged
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,7 @@ from typing import Any
 
 import pytest
 
-from small_run import Setting, make_teacher
-
-
-@pytest.fixture(scope="module")
-def setting(tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    """Task and student; the teacher is fine-tuned below."""
-    return Setting(*custom_files, make_teacher(tmp_path_factory.mktemp("teacher")), tiny_bert)
+from small_run import Setting
 
 
 @pytest.fixture(scope="module")

@@ -23,16 +23,10 @@ from in_processes import start, wait_until
 from kdbert.runs import FileLock
 from kdbert.training.precision import make_accelerator
 from kdbert.training.store import FOLDER, Allocate, stored, used_bytes
-from small_run import Setting, logged, make_teacher, predictions
+from small_run import Setting, logged, predictions
 
 STEPS = 4
 READ, KEPT = " logits: read from ", " logits: kept in "
-
-
-@pytest.fixture(scope="module")
-def setting(tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    """Task, teacher and student."""
-    return Setting(*custom_files, make_teacher(tmp_path_factory.mktemp("teacher")), tiny_bert)
 
 
 @pytest.fixture

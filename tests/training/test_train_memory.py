@@ -18,15 +18,9 @@ from safetensors import safe_open
 
 from in_processes import manifest, start, wait_until
 from kdbert.runs import FileLock
-from small_run import Setting, logged, make_teacher
+from small_run import Setting, logged
 
 K, LENGTH = 6, 64
-
-
-@pytest.fixture(scope="module")
-def setting(tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    """Task, teacher and student."""
-    return Setting(*custom_files, make_teacher(tmp_path_factory.mktemp("teacher")), tiny_bert)
 
 
 def memory_words(setting: Setting, root: Path, *more: object) -> list[str]:
