@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ FEATURES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_teacher(folder: Path, hidden: int = 32) -> Path:
+def make_teacher(folder: Path, hidden: int = 32, labels: Sequence[str] = ("negative", "positive")) -> Path:
     """A random classifier whose logits differ between examples by several units, so that the soft term weighs in.
 
     Args:
@@ -52,7 +53,7 @@ def make_teacher(folder: Path, hidden: int = 32) -> Path:
 
     from conftest import make_bert
 
-    make_bert(folder, hidden=hidden, base=False, labels=["negative", "positive"], seed=1)
+    make_bert(folder, hidden=hidden, base=False, labels=list(labels), seed=1)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         model.bert.pooler.dense.weight.mul_(30)

@@ -286,7 +286,7 @@ class Memory:
         # In one entry, since safetensors writes several in any order, and equal memories should be equal files.
         facts = {"format": FORMAT, "about": self.about, "sha256": self.fingerprint}
         metadata = {"memory": json.dumps(facts, sort_keys=True)}
-        atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata))
+        atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata), f".{path.name}.tmp")
 
     @classmethod
     def load(cls, path: Path) -> Memory:

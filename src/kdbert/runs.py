@@ -148,10 +148,20 @@ class RunFolder:
 
     def clean(self) -> None:
         """Remove what a killed process left half-written; only the holder of the lock may do this."""
-        for place in (self.path, self.path / "predictions"):
+        for place in (self.path, *(self.path / name for name in ("predictions", "checkpoints", "diagnostics"))):
             for pattern in (".*.tmp", ".*.old"):
                 for litter in place.glob(pattern):
                     shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
+
+    def tidy(self) -> None:
+        """Remove what a process left that was killed when the run was finished: its lock, checkpoints nobody keeps."""
+        left = [self.path / "run.lock"]
+        if not self.manifest().get("recipe", {}).get("output", {}).get("keep_checkpoints", True):
+            left.append(self.path / "checkpoints")
+        if any(path.exists() for path in left):
+            with contextlib.suppress(UserError), self.locked():  # busy: that process does it; or not ours to write
+                for folder in left[1:]:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def move_aside(self) -> Path:
         """Rename the folder to `<name>.old-<time>`; nothing is deleted."""
@@ -287,10 +297,15 @@ def short_name(model: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model.rstrip("/")).name).strip("-.") or "model"
 
 
-def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk, and rename it."""
+def atomic_write(path: Path, write: Callable[[Path], object], name: str | None = None) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to disk, and rename it.
+
+    Args:
+        name: of the temporary file, for the holder of a lock: it takes the place of what a killed process left. Else
+            it is one of this process.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(name or f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         fsync(temporary)

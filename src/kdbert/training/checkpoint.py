@@ -59,10 +59,13 @@ def save_checkpoint(
         (temporary / "manifest.json").write_text(json.dumps(files), encoding="utf-8")
         fsync(temporary / "manifest.json")
         fsync(temporary)
-        if target.exists():
-            shutil.rmtree(target)
+        replaced = folder / f".step-{step}.old"
+        if target.exists():  # a kill while it is removed must not leave a damaged checkpoint under its name
+            shutil.rmtree(replaced, ignore_errors=True)
+            target.rename(replaced)
         temporary.rename(target)
         fsync(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         kept = next(iter(_steps(folder)), None)

@@ -61,6 +61,8 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
         if folder.manifest().get("status") == "finished":
             plan.check_data(folder.manifest())
             log.info("already finished: %s", folder.path)
+            if main:
+                folder.tidy()
             if recipe.output.diagnose and not (folder.path / "diagnostics").is_dir():
                 log.warning("it was made without --diagnose; pass --overwrite to train it again with it")
             return folder.result()

@@ -23,12 +23,19 @@ class StopRequest:
         if self.number and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = number
-        os.write(2, f"\nstopping: {self.doing} (Ctrl-C again: at once)\n".encode())  # a handler may not print
+        try:
+            os.write(2, f"\nstopping: {self.doing} (Ctrl-C again: at once)\n".encode())  # a handler may not print
+        except (
+            OSError
+        ):  # the terminal was closed: what is said from here on must not end the program before it has saved
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 @contextmanager
 def stop_request(doing: str = "saving after this step") -> Iterator[StopRequest]:
     """Listen for signals while the block runs (in the main thread; elsewhere Python allows none).
+
+    A closed terminal is no request where it was ignored before, as under `nohup`.
 
     Args:
         doing: what the person is told when the first signal comes.
@@ -37,7 +44,8 @@ def stop_request(doing: str = "saving after this step") -> Iterator[StopRequest]
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, request._handle) for number in SIGNALS}
+    heard = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, request._handle) for number in heard}
     try:
         yield request
     finally:

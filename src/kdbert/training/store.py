@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from kdbert.runs import FileLock, fsync, write_json
+from kdbert.runs import FileLock, atomic_write, fsync
 
 log = logging.getLogger("kdbert")
 FOLDER = ".teacher-outputs"
@@ -116,7 +116,11 @@ def stored(
             try:
                 if used_bytes(root) + wanted > budget or 1.1 * wanted > shutil.disk_usage(folder).free:
                     raise OSError(0, f"no room for {wanted / 2**20:.0f} MiB on the disk or in train.cache_gib")
-                write_json(folder / "about.json", about)
+                atomic_write(
+                    folder / "about.json",
+                    lambda file: file.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8"),
+                    f".{name}.about.tmp",
+                )
                 files[name] = _File(paths[name], name, shape, types[name])
             except OSError as error:
                 if name in also:
