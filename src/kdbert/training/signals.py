@@ -25,9 +25,7 @@ class StopRequest:
         self.number = number
         try:
             os.write(2, f"\nstopping: {self.doing} (Ctrl-C again: at once)\n".encode())  # a handler may not print
-        except (
-            OSError
-        ):  # the terminal was closed: what is said from here on must not end the program before it has saved
+        except OSError:  # the terminal was closed: what is said from now on must not keep it from saving
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
