@@ -615,7 +615,7 @@ def test_no_run_is_refused(kdbert: Kdbert, tmp_path: Path) -> None:
     [
         (["--where", "learning_rate"], "expected KEY=VALUE"),
         (["--where", "train.learning_rate=7"], "no run has train.learning_rate=7"),
-        (["--baseline", "finetun"], "is no value of the first --rows key"),
+        (["--baseline", "finetun"], "is no method of these runs"),
     ],
 )
 def test_mistakes_end_in_one_sentence(kdbert: Kdbert, tmp_path: Path, words: list[str], told: str) -> None:

@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -236,10 +237,12 @@ def _teacher(named: str | None, contenders: Sequence[Contender]) -> SavedClassif
     """Whose answers the others' are compared with.
 
     Raises:
-        UserError: the one that the person named is no such model.
+        UserError: the one that the person named is no such model, or one of another task.
     """
     if named is not None:
         found = saved_classifier(named, like=contenders[0].saved)
+        if found.trained is not None and found.trained.task.name != found.spec.name:
+            raise UserError(f"--teacher {named!r} is a model of {found.trained.task.name}, not of {found.spec.name}")
         found.check()
         return found
     for one in contenders:
@@ -256,7 +259,7 @@ def _teacher(named: str | None, contenders: Sequence[Contender]) -> SavedClassif
 
 
 def _new_folder(output_dir: str | None, runs_dir: str, task: str) -> Path:
-    """A folder that holds nothing yet.
+    """A folder that holds nothing yet; it is made when there is something to put in.
 
     Raises:
         UserError: it holds something, or cannot be made.
@@ -266,9 +269,12 @@ def _new_folder(output_dir: str | None, runs_dir: str, task: str) -> Path:
     else:
         folder = Path(output_dir)
     try:
+        there = folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise UserError(f"--output-dir {str(folder)!r} is not empty; choose another")
+        if not there:
+            folder.rmdir()
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --output-dir") from None
     return folder
@@ -281,9 +287,10 @@ class Worker:
         self.contender = contender
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true"}
         environment["RAYON_NUM_THREADS"] = str(threads)
+        self.errors = tempfile.TemporaryFile("w+", errors="replace")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "kdbert.benchmark.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment,
         )  # fmt: skip
 
     def ask(self, **order: Any) -> dict[str, Any]:
@@ -300,15 +307,24 @@ class Worker:
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        reply = json.loads(line) if line else {"error": f"its process ended (exit code {self.process.wait()})"}
+        reply = json.loads(line) if line else {"error": self._last_words()}
         if "error" in reply:
             raise KdbertError(f"{self.contender.name} ({self.contender.backend}): {reply['error']}")
         return dict(reply)
+
+    def _last_words(self) -> str:
+        """How the process ended by itself, and the last line that it wrote of it."""
+        code = self.process.wait()
+        self.errors.seek(0)
+        lines = self.errors.read().split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f"its process ended (exit code {code})" + (f": {last}" if last else "")
 
     def close(self) -> None:
         """End the process."""
         self.process.kill()
         self.process.wait()
+        self.errors.close()
 
 
 def _time(

@@ -12,7 +12,7 @@ from kdbert.cli import options as o
 def benchmark(
     models: Annotated[list[str], typer.Argument(help="Run folders, model folders, Hub ids, exported folders.")],
     task: Annotated[str | None, typer.Option(help="Task. [the runs' own]")] = None,
-    data_dir: o.DataDir = None,
+    data_dir: o.RunsDataDir = None,
     split: Annotated[str | None, typer.Option(help="Whose texts. [test where it has labels, else dev]")] = None,
     backend: Annotated[str, typer.Option(help="torch, pipeline, onnx, onnx-int8; several with commas.")] = "torch",
     batch_size: Annotated[str, typer.Option(help="Texts per call; several with commas.")] = "1,32",

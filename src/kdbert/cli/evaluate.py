@@ -14,7 +14,7 @@ def evaluate(
     task: Annotated[str | None, typer.Option(help="Task. [the run's own]")] = None,
     corpus: o.Corpus = None,
     split: Annotated[str, typer.Option(help="dev, test, or one split's name such as dev_matched.")] = "dev",
-    data_dir: o.DataDir = None,
+    data_dir: o.RunsDataDir = None,
     output_dir: Annotated[
         str | None, typer.Option(help="Where predictions go. [the run's own; else predictions/TASK/MODEL-…]")
     ] = None,

@@ -13,7 +13,7 @@ def export(
     model: Annotated[str, typer.Argument(help="Run folder, model folder or Hub id.")],
     format_: Annotated[str, typer.Option("--format", "-f", help="onnx or onnx-int8.")] = "onnx",
     task: Annotated[str | None, typer.Option(help="Task. [the run's own]")] = None,
-    data_dir: o.DataDir = None,
+    data_dir: o.RunsDataDir = None,
     output_dir: Annotated[str | None, typer.Option(help="Where it goes. [export/<format> in the run folder]")] = None,
     labels: Annotated[str | None, typer.Option(help="The model's labels in its order, a,b,c.")] = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Tokens per example. [the run's]")] = None,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Task = Annotated[str | None, typer.Option(help="Task; `kdbert data list` shows them. [quickstart]")]
 DataDir = Annotated[str | None, typer.Option(help="Folder with the task's files. [glue_data for GLUE, else data]")]
+RunsDataDir = Annotated[str | None, typer.Option(help="Folder with the task's files. [the runs' own]")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens per example; longer ones are cut. [task's]")]
 TrainFile = Annotated[str | None, typer.Option(help="--task custom: csv, tsv, jsonl, parquet, or a saved dataset.")]
 DevFile = Annotated[str | None, typer.Option(help="--task custom: dev file of the same form.")]

@@ -20,9 +20,7 @@ def report(
     ] = None,
     where: o.Where = None,
     title: Annotated[str | None, typer.Option(help="Heading. [the tasks]")] = None,
-    data_dir: Annotated[
-        str | None, typer.Option(help="Folder with the tasks' files, for texts of examples. [the runs' own]")
-    ] = None,
+    data_dir: o.RunsDataDir = None,
     debug: o.Debug = False,
 ) -> None:
     """Many runs as one page (HTML, one file, no network): table, curves, layers, classes, examples, recipes.

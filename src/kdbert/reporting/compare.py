@@ -39,7 +39,7 @@ def with_differences(
     if not candidates:
         known = sorted({row.labels[0] for row in rows if not row.teacher})
         raise UserError(
-            f"--baseline {baseline!r} is no value of the first --rows key, {keys[0]!r}{near_miss(baseline, known)} "
+            f"--baseline {baseline!r} is no {keys[0]} of these runs{near_miss(baseline, known)} "
             f"(there are: {', '.join(known)})"
         )
     notes = []

@@ -122,13 +122,12 @@ def model_card(
         'tokenizer = AutoTokenizer.from_pretrained("PATH")',
         f'model = {auto}.from_pretrained("PATH")',
         "```",
-        "",
         *_limits(recipe, spec),
         "",
         "## Data",
         "",
-        f"{plain(spec.title)}. Source: {html.escape(spec.source) or 'not stated'}. "
-        f"Licence: {html.escape(spec.licence) or 'not stated'}.",
+        f"{plain(spec.title)}. Source: {html.escape(spec.source, quote=False) or 'not stated'}. "
+        f"Licence: {html.escape(spec.licence, quote=False) or 'not stated'}.",
         *(
             [f"Classes: {', '.join(map(code, spec.labels[:SHOWN]))}{' …' * (len(spec.labels) > SHOWN)}."]
             * bool(spec.labels)
@@ -151,7 +150,8 @@ def model_card(
 def _cost(facts: Mapping[str, Any]) -> list[str]:
     """What making it took, and on what."""
     times, machine = facts["timings"], facts["environment"]
-    devices = ", ".join(machine["accelerators"]) or f"{machine['processor']}, {machine['threads']} threads"
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    devices = ", ".join(machine["accelerators"]) or f"{machine['processor']}, {threads}"
     teacher = f", {times['teacher_seconds']:.0f} s of the teacher" if facts["teachers"] else ""
     resumed = times["resumed_from_step"]
     return [

@@ -203,7 +203,7 @@ def text_of(run: Run, key: str) -> str:
 def _check_key(key: str, runs: Sequence[Run]) -> None:
     known = {*FACTS, *ALIASES, *(name for run in runs for name in run.told)}
     if key not in known:
-        raise UserError(f"no run has the key {key!r}{near_miss(key, known)}; rows and columns are recipe keys")
+        raise UserError(f"no run has the key {key!r}{near_miss(key, known)}; expected one of a recipe, such as method")
 
 
 def _check_known(what: str, word: str, known: set[str]) -> None:

@@ -110,7 +110,9 @@ def parse_parameters(texts: Iterable[str]) -> dict[str, Any]:
         if key in NOT_GIVEN:
             raise UserError(f"--slurm {text}: leave it away, {NOT_GIVEN[key]}")
         if key not in known:
-            raise UserError(f"--slurm {text}: unknown key {key!r}{near_miss(key, known)}")
+            raise UserError(
+                f"--slurm {text}: unknown key {key!r}{near_miss(key, known)}; there are {', '.join(sorted(known))}"
+            )
         if not value and text != "exclusive":
             raise UserError(f"--slurm {text}: the value is missing, as in {key}=…")
         if key == "setup":
