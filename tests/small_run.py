@@ -124,12 +124,12 @@ class Parts:
         """Device and processes."""
         return self.job.accelerator
 
-    def live_teacher(self) -> LiveTeacher:
-        """The teacher, run on each batch."""
+    def live_teacher(self, number: int = 0) -> LiveTeacher:
+        """A teacher, run on each batch."""
         plan = self.job.plan
         return LiveTeacher(
-            self.job.teachers.models[0],
-            plan.teacher_permutations[0],
+            self.job.teachers.models[number],
+            plan.teacher_permutations[number],
             self.job.precision,
             plan.needs,
             self.module.method,
@@ -218,12 +218,23 @@ def run_command(words: list[str], output: Path, file_limit: int | None = None) -
     main()
 
 
-def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
+def start_torchrun(*words: object) -> subprocess.Popen[str]:
     """Start words in two processes on this machine."""
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, words)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
     )
+
+
+def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
+    """Run words in two processes on this machine to their end."""
+    with start_torchrun(*words) as process:
+        try:
+            out, err = process.communicate(timeout=300)
+        except BaseException:
+            process.terminate()  # which ends the two as well
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -276,8 +276,7 @@ def test_any_text_survives_a_delimited_file(rows: list[tuple[str, str]], text_la
         path = Path(folder) / f"train{suffix}"
         content = delimited(records, "\t" if suffix == ".tsv" else ",")
         path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
-        table = read_table(path)
-    assert [dict(record) for _, record in table.rows] == records
+        assert [dict(record) for _, record in read_table(path).rows] == records
 
 
 @settings(max_examples=60, deadline=None)
@@ -306,7 +305,7 @@ def test_no_bytes_end_in_anything_but_a_table_or_one_sentence(content: bytes, su
         told = f"no error in {suffix}"
         rows: list[Any] = []
         try:
-            rows = read_table(path).rows
+            rows = list(read_table(path).rows)
         except UserError as error:
             told = str(error)
         assert rows or path.name in told

@@ -25,7 +25,7 @@ from kdbert.plan import Plan
 from kdbert.recipe import Recipe
 from kdbert.resolve import resolve_distill
 from kdbert.training.loop import forward_backward
-from small_run import assert_same_gradients, build, gradients, torchrun
+from small_run import assert_same_gradients, build, gradients
 
 COMMON = ("--max-length", "32", "--batch-size", "8", "--precision", "fp32")
 TERMS = ["cataract", "glaucoma", "retinopathy", "keratitis"]
@@ -314,31 +314,6 @@ def test_a_killed_run_ends_with_the_same_weights(
     assert "continuing from step" in done.err
     for name in ("metrics.jsonl", "model/model.safetensors", "predictions/dev.jsonl"):
         assert (killed / name).read_bytes() == (tmp_path / "whole" / "run" / name).read_bytes(), name
-
-
-def test_two_processes_give_what_one_gives(
-    teacher: Path, vocabulary: Path, text: Path, kdbert: Callable[..., Any], tmp_path: Path
-) -> None:
-    found = []
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        words = run_words(
-            teacher, vocabulary, text, tmp_path / name / "run", "train.dropout=0", "train.max_steps=20",
-            "train.learning_rate=1e-3",
-        )  # fmt: skip
-        if name == "one":
-            done = kdbert(*words)
-            assert done.code == 0, done.err
-        else:
-            ended = torchrun("-m", "kdbert", *words)
-            assert ended.returncode == 0, ended.stderr
-        found.append(tmp_path / name / "run")
-    for first, second in zip(*map(logged, found), strict=True):
-        assert first.keys() == second.keys()
-        assert second == pytest.approx(first, rel=1e-4, abs=1e-5)
-    scores = [manifest(path)["metrics"]["dev"] for path in found]
-    assert scores[1] == pytest.approx(scores[0], rel=1e-3)
-    assert len(list(tmp_path.rglob("about.json"))) == 4  # each corpus tokenised once: train and dev
 
 
 def test_a_student_of_another_kind_and_width_is_drawn_from_a_configuration(

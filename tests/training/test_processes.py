@@ -1,18 +1,35 @@
-"""Two processes (torchrun, gloo) give what one gives: losses, gradients, predictions, one run folder."""
+"""Two processes (torchrun, gloo) give what one gives: losses, gradients, memory, predictions, one run folder."""
 
 from __future__ import annotations
 
 import json
+import random
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
-from ragged_gradients import all_gradients
+from by_processes import all_gradients
 from safetensors.torch import load_file
 
-from small_run import FEATURES, Setting, assert_same_gradients, logged, make_teacher, predictions, torchrun
+from conftest import WORDS, make_bert
+from in_processes import saved_steps, wait_until
+from kdbert.recipe import Recipe
+from kdbert.resolve import resolve_distill
+from kdbert.training.job import run_recipe
+from small_run import (
+    FEATURES,
+    Setting,
+    assert_same_gradients,
+    logged,
+    make_teacher,
+    predictions,
+    start_torchrun,
+    torchrun,
+)
 
 pytestmark = pytest.mark.slow
 EXACT = {"dropout": 0.0, "precision": "fp32"}
@@ -26,11 +43,30 @@ def words(setting: Setting, root: Path) -> list[str]:
     return given[: place - 1] + given[place + 1 :]
 
 
+Ended = subprocess.CompletedProcess[str]
+
+
 @pytest.fixture(scope="module")
-def two(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The root of the runs of two processes, and how they ended."""
+def two(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended, Ended]:
+    """The root of the runs of two processes; how they ended when one of them was killed, and when started again."""
     root = tmp_path_factory.mktemp("two")
-    return root, torchrun("-m", "kdbert", *words(setting, root))
+    given = ("-m", "kdbert", *words(setting, root))
+    with start_torchrun(*given) as process:
+        try:
+
+            def running() -> bool:
+                return process.poll() is None
+
+            wait_until(lambda: bool(list(root.rglob("run.json"))), running, "the run folder")
+            children = psutil.Process(process.pid).children()
+            (second,) = [child for child in children if child.environ().get("RANK") == "1"]
+            wait_until(lambda: bool(saved_steps(only_run(root))), running, "a checkpoint")
+            second.send_signal(signal.SIGKILL)
+            out, err = process.communicate(timeout=120)
+        except BaseException:
+            process.terminate()
+            raise
+    return root, subprocess.CompletedProcess(process.args, process.returncode, out, err), torchrun(*given)
 
 
 def only_run(root: Path) -> Path:
@@ -40,13 +76,24 @@ def only_run(root: Path) -> Path:
     return found[0]
 
 
-@pytest.fixture
-def runs(setting: Setting, two: tuple[Path, Any], kdbert: Any, tmp_path: Path) -> tuple[Path, Path]:
+@pytest.fixture(scope="module")
+def runs(
+    setting: Setting, two: tuple[Path, Ended, Ended], kdbert: Any, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
     """Run folders of one and of two processes."""
-    root, ended = two
+    root, _, ended = two
     assert ended.returncode == 0, ended.stderr
-    assert kdbert(*words(setting, tmp_path)).code == 0
-    return only_run(tmp_path), only_run(root)
+    alone = tmp_path_factory.mktemp("one")
+    assert kdbert(*words(setting, alone)).code == 0
+    return only_run(alone), only_run(root)
+
+
+def test_when_one_process_dies_all_end_and_the_same_command_goes_on(two: tuple[Path, Ended, Ended]) -> None:
+    _, killed, again = two
+    assert killed.returncode != 0
+    assert "run: " not in killed.stdout
+    assert again.returncode == 0, again.stderr
+    assert "continuing from step " in again.stderr
 
 
 def test_losses_and_gradient_norms_are_those_of_one_process(runs: tuple[Path, Path]) -> None:
@@ -71,25 +118,21 @@ def test_every_example_is_predicted_once_and_as_by_one_process(runs: tuple[Path,
         assert b["scores"] == pytest.approx(a["scores"], abs=1e-3)
 
 
-def test_two_processes_write_one_run_that_says_so(
-    runs: tuple[Path, Path], two: tuple[Path, subprocess.CompletedProcess[str]]
-) -> None:
+def test_two_processes_write_one_run_that_says_so(runs: tuple[Path, Path], two: tuple[Path, Ended, Ended]) -> None:
     one, both = (json.loads((run / "run.json").read_text(encoding="utf-8")) for run in runs)
     assert (one["processes"], both["processes"]) == (1, 2)
     assert both["status"] == "finished"
     assert both["fingerprints"] == one["fingerprints"]
     assert runs[0].name == runs[1].name  # the number of processes is no part of the recipe
-    assert len(list(runs[1].glob("events.out.tfevents.*"))) == 1
-    ended = two[1]
+    assert len(list(runs[1].glob("events.out.tfevents.*"))) == 2  # one for each start
+    ended = two[2]
     assert "2 processes" in ended.stderr
     assert ended.stdout.count("run: ") == 1  # one table, printed by one process
     # Each step is written down once, by one process.
     assert len((runs[1] / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 26 + 2
 
 
-def test_two_processes_on_a_finished_run_say_so(
-    setting: Setting, two: tuple[Path, subprocess.CompletedProcess[str]]
-) -> None:
+def test_two_processes_on_a_finished_run_say_so(setting: Setting, two: tuple[Path, Ended, Ended]) -> None:
     before = {path: path.stat().st_mtime_ns for path in two[0].rglob("*") if path.is_file()}
     again = torchrun("-m", "kdbert", *words(setting, two[0]))
     assert again.returncode == 0, again.stderr
@@ -97,32 +140,78 @@ def test_two_processes_on_a_finished_run_say_so(
     assert {path: path.stat().st_mtime_ns for path in two[0].rglob("*") if path.is_file()} == before
 
 
-METHODS: dict[str, dict[str, Any]] = {"kd": {}, **FEATURES}
+# ---- every method: gradients of the ragged batch, and 20 steps
+
+METHODS: dict[str, dict[str, Any]] = {
+    "kd": {},
+    "finetune": {"method.name": "finetune"},
+    "multi-kd": {"method.name": "multi-kd"},
+    **FEATURES,
+    "ve-kd": {
+        "method.name": "ve-kd", "method.variant": "original", "method.tolerance": 0.2, "method.alpha_ce": 2.0,
+        "method.alpha_mse": 0.01, "method.alpha_cos": 5.0, "method.alpha_mlm": 1.0,
+    },
+}  # fmt: skip
+RUNS = [name for name in METHODS if name != "kd" and " " not in name]
 Found = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def ragged(
-    setting: Setting, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, Found], dict[str, Found], subprocess.CompletedProcess[str]]:
-    """Method -> gradients and terms, of one process and of two; one start of torchrun for all methods."""
-    root = tmp_path_factory.mktemp("ragged")
+def plain_text(tmp_path_factory: pytest.TempPathFactory, kdbert: Any, tiny_bert: Path) -> dict[str, Any]:
+    """What a `ve-kd` run reads: short texts, a masked-LM, and its tokenizer with new pieces."""
+    root, draw = tmp_path_factory.mktemp("text"), random.Random(0)
+    for name, rows in (("train.txt", 203), ("dev.txt", 61)):
+        lines = [" ".join([*draw.choices(WORDS, k=draw.randint(3, 12)), "cataract"]) for _ in range(rows)]
+        (root / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    corpus, grown = root / "train.txt", root / "grown"
+    made = kdbert("expand-vocab", "--tokenizer", tiny_bert, "--corpus", corpus, "--add", "4", "--out", grown)
+    assert made.code == 0, made.err
+    return {
+        "task.name": "corpus", "task.train_file": str(root / "train.txt"), "task.dev_file": str(root / "dev.txt"),
+        "teachers": [{"model": str(make_bert(root / "teacher", masked_lm=True, seed=1))}],
+        "student.model": None, "student.tokenizer": str(grown),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def both(
+    setting: Setting, plain_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Found], dict[str, Found], Path, Ended]:
+    """Method -> gradients and terms, of one process and of two; the root of the runs `<one|two>/<method>`.
+
+    One start of torchrun for all methods.
+    """
+    root = tmp_path_factory.mktemp("both")
     wide = make_teacher(root / "teacher", hidden=48)  # so that ics has a projection, whose gradients are compared too
-    recipes = {}
-    for number, (name, changes) in enumerate(METHODS.items()):
-        own = setting if name == "kd" else Setting(setting.train, setting.dev, wide, setting.student)
-        recipe = own.recipe(root / f"run-{number}", **EXACT, **changes)
-        (root / f"{number}.yaml").write_text(recipe.yaml(), encoding="utf-8")
-        recipes[name] = recipe
-    one = {name: all_gradients(recipe) for name, recipe in recipes.items()}  # makes the memory, which two then read
-    script = Path(__file__).with_name("ragged_gradients.py")
-    files = [root / f"{number}.yaml" for number in range(len(recipes))]
-    ended = torchrun(script, root / "two.safetensors", *files)
+    teachers = {"finetune": [], "kd": [setting.teacher], "multi-kd": [setting.teacher, wide]}
+
+    def recipe(name: str, folder: Path, **changes: Any) -> Recipe:
+        keys = {
+            **setting.keys(learning_rate=1e-4, **EXACT, **METHODS[name], **changes),
+            "teachers": [{"model": str(model)} for model in teachers.get(name, [wide])],
+            **(plain_text if name == "ve-kd" else {}),
+            "output.dir": str(folder / name),
+            "output.runs_dir": str(folder / "runs"),
+        }
+        return resolve_distill(Recipe.build(flags=keys))
+
+    def write(file: Path, what: Recipe) -> Path:
+        file.write_text(what.yaml(), encoding="utf-8")
+        return file
+
+    for name in RUNS:
+        run_recipe(recipe(name, root / "one", epochs=2, max_steps=20))
+    recipes = {name: recipe(name, root / "one") for name in METHODS}
+    one = {name: all_gradients(each) for name, each in recipes.items()}  # two processes read the same memory
+    files = [write(root / f"{number}.yaml", each) for number, each in enumerate(recipes.values())]
+    whole = [write(root / f"{name}.yaml", recipe(name, root / "two", epochs=2, max_steps=20)) for name in RUNS]
+    script = Path(__file__).with_name("by_processes.py")
+    ended = torchrun(script, root / "two.safetensors", *files, "--runs", *whole)
     if ended.returncode:
-        return one, {}, ended
-    both = load_file(root / "two.safetensors")
-    two = {name: of(both, f"{number}|") for number, name in enumerate(recipes)}
-    return one, two, ended
+        return one, {}, root, ended
+    found = load_file(root / "two.safetensors")
+    two = {name: of(found, f"{number}|") for number, name in enumerate(recipes)}
+    return one, two, root, ended
 
 
 def of(found: Found, prefix: str) -> Found:
@@ -132,17 +221,17 @@ def of(found: Found, prefix: str) -> Found:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_gradients_of_the_ragged_batch_are_those_of_one_process(
-    ragged: tuple[dict[str, Found], dict[str, Found], subprocess.CompletedProcess[str]], name: str
+    both: tuple[dict[str, Found], dict[str, Found], Path, Ended], name: str
 ) -> None:
-    one, two, ended = ragged
+    one, two, _, ended = both
     assert ended.returncode == 0, ended.stderr
     exact = name != "kd"  # in float64
-    for case in ("11 rows|1|", "11 rows|2|", "1 rows|1|"):
+    for case in ("ragged|1|", "ragged|2|", "one|1|"):
         expected, actual = of(one[name], case), of(two[name], case)
         assert expected.keys() == actual.keys()
         assert len(expected) > 30  # every parameter of the student and of the method, and the terms
         terms = [key for key in expected if key == "loss" or key.startswith(("loss/", "ics/"))]
-        assert len(terms) >= (3 if name == "kd" else 4)
+        assert len(terms) >= {"kd": 3, "finetune": 2}.get(name, 4)
         for key in terms:
             torch.testing.assert_close(
                 actual.pop(key), expected.pop(key), rtol=1e-9 if exact else 1e-5, atol=1e-12 if exact else 0,
@@ -150,8 +239,53 @@ def test_gradients_of_the_ragged_batch_are_those_of_one_process(
             )  # fmt: skip
         assert_same_gradients(actual, expected, rtol=1e-5, floor=1e-9 if exact else 1e-6)
     kept, kept_by_two = of(one[name], "stored|"), of(two[name], "stored|")
-    assert kept.keys() == kept_by_two.keys() != set()
+    assert kept.keys() == kept_by_two.keys()
+    assert bool(kept) == (name not in ("finetune", "ve-kd"))
     for key, value in kept.items():
         torch.testing.assert_close(kept_by_two[key], value, rtol=1e-5, atol=1e-5 * float(value.abs().max()))
-    own = {key for key in of(one[name], "11 rows|1|") if key.startswith("method.")}
+    own = {key for key in of(one[name], "ragged|1|") if key.startswith("method.")}
     assert bool(own) == (name == "ics" or name.startswith(("cka-g", "cka-ilg")))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_twenty_steps_and_their_predictions_are_those_of_one_process(
+    both: tuple[dict[str, Found], dict[str, Found], Path, Ended], name: str
+) -> None:
+    _, _, root, ended = both
+    assert ended.returncode == 0, ended.stderr
+    folders = [root / side / name for side in ("one", "two")]
+    one, two = map(logged, folders)
+    assert sorted(one) == sorted(two) == list(range(1, 21))
+    for step in one:
+        assert one[step].keys() == two[step].keys()
+        assert two[step] == pytest.approx(one[step], rel=1e-5 if step == 1 else 1e-4, abs=1e-7), step
+    rows, by_two = map(predictions, folders)
+    assert len({row["id"] for row in by_two}) == len(by_two) == 61
+    assert [row["id"] for row in rows] == [row["id"] for row in by_two]
+    answers = [[row["prediction"] for row in part] for part in (rows, by_two)]
+    if name == "ve-kd":
+        answers = [[(answer["right"], answer["hidden"]) for answer in part] for part in answers]
+    assert sum(a == b for a, b in zip(*answers, strict=True)) >= 0.99 * 61
+    facts = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in folders]
+    assert [fact["processes"] for fact in facts] == [1, 2]
+    prints = [{key: mark for key, mark in fact["fingerprints"].items() if key != "memory"} for fact in facts]
+    assert prints[0] == prints[1]
+
+
+def test_the_memories_by_one_and_two_processes_are_the_same_and_stores_are_filled_once(
+    both: tuple[dict[str, Found], dict[str, Found], Path, Ended],
+) -> None:
+    _, _, root, ended = both
+    assert ended.returncode == 0, ended.stderr
+    made = [sorted((root / side / "runs" / "custom" / "memory").iterdir()) for side in ("one", "two")]
+    assert [path.name for path in made[0]] == [path.name for path in made[1]]
+    assert len(made[0]) == 1  # of cka-g and cka-ilg, at one layer
+    one, two = (load_file(files[0]) for files in made)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-5)
+    kept = [str(path) for path in (root / "two" / "runs").rglob("*.safetensors") if path.parent != made[1][0].parent]
+    filled = [line.partition(": kept in ")[2] for line in ended.stderr.splitlines() if ": kept in " in line]
+    assert sorted(filled) == sorted(kept)
+    assert filled
+    assert not [path for path in (root / "two").rglob("*") if path.suffix in (".tmp", ".lock")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,6 +110,14 @@ class Encoded:
         found[lost, classes.index("O")] = 1.0
         return found
 
+    def pieces(self) -> np.ndarray:
+        """int64, ascending: the token ids that batches of this split can have, that of padding among them."""
+        seen = np.zeros(1 + max(self.pad_id, int(self.input_ids.max(initial=0))), dtype=bool)
+        seen[self.pad_id] = True
+        for start in range(0, len(self.input_ids), 1 << 20):  # it may be a map of a file larger than memory
+            seen[self.input_ids[start : start + (1 << 20)]] = True
+        return np.flatnonzero(seen)
+
     def fingerprint(self) -> str:
         """16 hex digits that change when any token or label does."""
         digest = hashlib.sha256()
@@ -127,17 +136,15 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> Encoded:
         max_length: the most tokens an example may have, special tokens included.
     """
     wants_types = "token_type_ids" in tokenizer.model_input_names
-    ids: list[np.ndarray] = []
-    types: list[np.ndarray] = []
-    lengths: list[int] = []
+    ids, types, lengths = bytearray(), bytearray(), array("q")  # they grow in place: nothing is held twice
     word_tokens = None if examples.words is None else np.full(examples.word_offsets[-1], -1, dtype=np.int64)
     truncated = 0
     position = 0
     for start in range(0, len(examples), _CHUNK):
         stop = start + _CHUNK
         coded = tokenizer(
-            examples.text_a[start:stop] if examples.words is None else [list(w) for w in examples.words[start:stop]],
-            None if examples.text_b is None else examples.text_b[start:stop],
+            list(examples.text_a[start:stop]) if examples.words is None else [*map(list, examples.words[start:stop])],
+            None if examples.text_b is None else list(examples.text_b[start:stop]),
             truncation="longest_first",
             max_length=max_length,
             padding=False,
@@ -153,14 +160,14 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> Encoded:
                 position += len(words)
         lengths.extend(len(row) for row in coded["input_ids"])
         truncated += sum(bool(encoding.overflowing) for encoding in coded.encodings)
-        ids.append(np.concatenate([np.asarray(row, dtype=np.int32) for row in coded["input_ids"]]))
+        ids += np.concatenate([np.asarray(row, dtype=np.int32) for row in coded["input_ids"]]).tobytes()
         if wants_types:
-            types.append(np.concatenate([np.asarray(row, dtype=np.uint8) for row in coded["token_type_ids"]]))
+            types += np.concatenate([np.asarray(row, dtype=np.uint8) for row in coded["token_type_ids"]]).tobytes()
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return Encoded(
-        input_ids=np.concatenate(ids),
-        token_types=np.concatenate(types) if types else None,
+        input_ids=np.frombuffer(ids, np.int32),
+        token_types=np.frombuffer(types, np.uint8) if types else None,
         offsets=offsets,
         labels=examples.labels,
         truncated=truncated,

@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kdbert.data.files import read_lines
 from kdbert.errors import UserError
 
+Record = tuple[str, Mapping[str, Any]]
+_AT_A_TIME = 1000  # rows of a parquet file or saved dataset that are Python objects at once
+
 
 @dataclass(frozen=True)
 class Table:
-    """A file opened for reading: its columns and its rows as (place, column -> value)."""
+    """A file opened for reading: its columns, and its rows as (place, column -> value).
+
+    Rows are read from the file whenever they are asked for, so that a large one is never held as Python objects.
+    """
 
     path: Path
     columns: tuple[str, ...]
-    rows: list[tuple[str, Mapping[str, Any]]]
+    read: Callable[[], Iterator[Record]]
+
+    @property
+    def rows(self) -> Iterator[Record]:
+        """The rows in their order."""
+        return self.read()
 
 
 def read_table(path: Path, split: str | None = None) -> Table:
-    """Read any supported file or folder.
+    """Open any supported file or folder, and read through it once to check it.
 
     Args:
         path: `.csv`, `.tsv`, `.json`/`.jsonl` (one object a line), each plain or `.gz`; `.parquet`;
@@ -33,32 +45,36 @@ def read_table(path: Path, split: str | None = None) -> Table:
     Raises:
         UserError: missing, of another kind, empty, or faulty (with the line).
     """
-    if path.is_dir():
-        return _read_saved_dataset(path, split)
     if not path.exists():
         raise UserError(f"no file {str(path)!r}: check the path")
     suffix = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
-    if suffix in (".csv", ".tsv"):
-        table = _read_delimited(path, "\t" if suffix == ".tsv" else ",")
+    if path.is_dir():
+        read = partial(_saved_dataset, path, split)
+    elif suffix in (".csv", ".tsv"):
+        read = partial(_delimited, path, "\t" if suffix == ".tsv" else ",")
     elif suffix in (".json", ".jsonl"):
-        table = _read_json_lines(path)
+        read = partial(_json_lines, path)
     elif suffix == ".parquet":
-        table = _read_parquet(path)
+        read = partial(_parquet, path)
     else:
         raise UserError(
             f"{path}: cannot tell its format; expected .csv, .tsv, .jsonl, .json (plain or .gz), .parquet "
             "or a folder written by datasets.save_to_disk"
         )
-    if not table.rows:
-        raise UserError(f"{path} has no examples (only a header?)")
-    return table
+    columns: dict[str, None] = {}
+    count = 0
+    for _, record in read():
+        columns.update(dict.fromkeys(record))
+        count += 1
+    if not count:
+        raise UserError(f"{path} has no examples" + (" (only a header?)" if path.is_file() else ""))
+    return Table(path, tuple(columns), read)
 
 
-def _read_delimited(path: Path, delimiter: str) -> Table:
+def _delimited(path: Path, delimiter: str) -> Iterator[Record]:
     lines = read_lines(path)
     reader = csv.reader((line + "\n" for _, line in lines), delimiter=delimiter, strict=True)
     header: tuple[str, ...] | None = None
-    rows: list[tuple[str, Mapping[str, Any]]] = []
     start = 1  # a quoted cell may span lines; an error names the line on which its row starts
     try:
         for cells in reader:
@@ -72,16 +88,13 @@ def _read_delimited(path: Path, delimiter: str) -> Table:
                         f"{path}, line {start}: {len(cells)} columns where the header has {len(header)} "
                         "(is the file truncated, or a comma not quoted?)"
                     )
-                rows.append((f"line {start}", dict(zip(header, cells, strict=True))))
+                yield f"line {start}", dict(zip(header, cells, strict=True))
             start = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}, line {start}: {error} (is a quote not closed, or the file truncated?)") from None
-    return Table(path, header or (), rows)
 
 
-def _read_json_lines(path: Path) -> Table:
-    columns: dict[str, None] = {}
-    rows: list[tuple[str, Mapping[str, Any]]] = []
+def _json_lines(path: Path) -> Iterator[Record]:
     for number, line in read_lines(path):
         if not line.strip():
             continue
@@ -91,24 +104,22 @@ def _read_json_lines(path: Path) -> Table:
             raise UserError(f"{path}, line {number}: not a JSON object on one line (is the file truncated?)") from None
         if not isinstance(value, dict):
             raise UserError(f'{path}, line {number}: expected a JSON object such as {{"text": …, "label": …}}')
-        columns.update(dict.fromkeys(value))
-        rows.append((f"line {number}", value))
-    return Table(path, tuple(columns), rows)
+        yield f"line {number}", value
 
 
-def _read_parquet(path: Path) -> Table:
+def _parquet(path: Path) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = _class_names((file.schema_arrow.metadata or {}).get(b"huggingface"))
+            yield from _records((batch.to_pylist() for batch in file.iter_batches(_AT_A_TIME)), names)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from None
-    names = _class_names((table.schema.metadata or {}).get(b"huggingface"))
-    return _table_of_records(path, tuple(table.column_names), table.to_pylist(), names)
 
 
-def _read_saved_dataset(path: Path, split: str | None) -> Table:
+def _saved_dataset(path: Path, split: str | None) -> Iterator[Record]:
     import datasets
     import pyarrow
 
@@ -131,13 +142,9 @@ def _read_saved_dataset(path: Path, split: str | None) -> Table:
         if isinstance(feature, datasets.ClassLabel)
     }
     try:
-        records = data.to_list()
+        yield from _records((batch.to_pylist() for batch in data.with_format("arrow").iter(_AT_A_TIME)), names)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: the saved dataset is damaged ({str(error).splitlines()[0]})") from None
-    table = _table_of_records(path, tuple(data.column_names), records, names)
-    if not table.rows:
-        raise UserError(f"{path} has no examples")
-    return table
 
 
 def _class_names(metadata: bytes | None) -> dict[str, tuple[str, ...]]:
@@ -152,14 +159,13 @@ def _class_names(metadata: bytes | None) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _table_of_records(
-    path: Path, columns: tuple[str, ...], records: list[dict[str, Any]], names: Mapping[str, tuple[str, ...]]
-) -> Table:
-    rows: list[tuple[str, Mapping[str, Any]]] = []
-    for number, record in enumerate(records):
-        for column, classes in names.items():
-            value = record.get(column)
-            if isinstance(value, int):  # -1 marks "no label" in published data sets
-                record[column] = classes[value] if 0 <= value < len(classes) else None
-        rows.append((f"row {number}", record))
-    return Table(path, columns, rows)
+def _records(batches: Iterator[list[dict[str, Any]]], names: Mapping[str, tuple[str, ...]]) -> Iterator[Record]:
+    number = 0
+    for batch in batches:
+        for record in batch:
+            for column, classes in names.items():
+                value = record.get(column)
+                if isinstance(value, int):  # -1 marks "no label" in published data sets
+                    record[column] = classes[value] if 0 <= value < len(classes) else None
+            yield f"row {number}", record
+            number += 1

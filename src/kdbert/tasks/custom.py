@@ -125,22 +125,26 @@ def custom_task(
         raise UserError(f"--train-file and --dev-file are the same file ({train_file}); give a dev file of its own")
     train = read_table(Path(train_file), "train")
     text, label = infer_columns(train, text_columns, label_column)
-    values = [(place, record.get(label)) for place, record in train.rows]
-    missing = next((place for place, value in values if value is None or str(value).strip() == ""), None)
-    if missing is not None:
-        raise UserError(f"{train_file}, {missing}: the label is missing")
-    found = sorted({str(value).strip() for _, value in values})
+    names: set[str] = set()
+    rows = 0
+    for place, record in train.rows:
+        name = "" if (value := record.get(label)) is None else str(value).strip()
+        if not name:
+            raise UserError(f"{train_file}, {place}: the label is missing")
+        names.add(name)
+        rows += 1
+    found = sorted(names)
     kind = _kind_of(found)
     if kind == "single_label" and len(found) < 2:
         raise UserError(f"{train_file}: column {label!r} has one label only ({found[0]!r}); two or more are needed")
-    if kind == "single_label" and len(found) > max(2, len(values) // 2):
+    if kind == "single_label" and len(found) > max(2, rows // 2):
         raise UserError(
-            f"{train_file}: column {label!r} has {len(found)} different labels in {len(values)} rows; "
+            f"{train_file}: column {label!r} has {len(found)} different labels in {rows} rows; "
             "is it the label? name it with --label-column"
         )
     shown = ", ".join(found[:8]) + (", …" if len(found) > 8 else "")
     what = f"{len(found)} classes ({shown})" if kind == "single_label" else "scores (regression)"
-    told = f"{train_file}: {len(values)} rows; text from {' + '.join(text)}; label from {label!r}: {what}"
+    told = f"{train_file}: {rows} rows; text from {' + '.join(text)}; label from {label!r}: {what}"
     if told not in _TOLD:  # a process asks for the task several times
         _TOLD.add(told)
         log.info("%s", told)

@@ -244,7 +244,7 @@ def trained_rows(options: TrainSection, data: Encoded, module: StudentWithMethod
     """Within it, only the word vectors that the data uses are trained, where that gives the same result."""
     if not options.used_rows or options.weight_decay:  # with weight decay, unused rows shrink too
         return contextlib.nullcontext()
-    return training_used_rows(module.student, np.unique(np.append(data.input_ids, data.pad_id)))
+    return training_used_rows(module.student, data.pieces())
 
 
 def forward_backward(

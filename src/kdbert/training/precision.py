@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
@@ -33,6 +34,11 @@ def make_accelerator(**options: Any) -> Accelerator:
             f"{world} processes were started, but each runs alone; start them with "
             "`torchrun --standalone --nproc-per-node N -m kdbert …`"
         )
+    if world > 1:
+        # While the first process clusters a memory the others wait, longer than torch's 10 to 30 minutes if need be.
+        # A process that has died is seen by its closed connection; and told to the library above, this would also be
+        # the time for which processes look for a starter that is gone.
+        torch.distributed.distributed_c10d._set_pg_timeout(timedelta(days=7))
     return accelerator
 
 
