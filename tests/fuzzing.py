@@ -35,12 +35,12 @@ from kdbert.tasks.readers import Columns, read_multi_label, read_tagged, read_ts
 from kdbert.training.checkpoint import newest_checkpoint, save_checkpoint
 from kdbert.training.store import _read
 
-TABLE = b"text,label\ngood film,positive\n\"a, quoted\"\"one\",negative\nfine,positive\n"
+TABLE = b'text,label\ngood film,positive\n"a, quoted""one",negative\nfine,positive\n'
 RECIPE = b"""\
 task: {name: rte, max_length: 64}
 method: {name: cka-ilg, variant: corrected, sigma: 0.5, layer_map: "2:1"}
 teachers: [{model: runs/t, labels: [a, b]}]
-student: {model: bert-base-uncased, init: 1,3}
+student: {model: bert-base-uncased, init: [1, 3]}
 memory: {centroids: 9, algorithm: kmeans}
 train: {epochs: 3, learning_rate: 1e-4, warmup: 0.1, selection: best, patience: 2, cache_for: "kd,ics"}
 seed: 3
@@ -53,10 +53,11 @@ RUN: dict[str, Any] = {
 }  # fmt: skip
 # Parts of the formats that are read, so that what is inserted is not noise alone.
 TOKENS = [
-    *(b"\n \t , : \" ' \\ { } [ ] # & * ! | > - null true .inf .nan 1e999 -1 0 label text grid".split()), b"\r\n", b"\x00",
-    b"\xef\xbb\xbf", b"\xff\xfe", b"\xe9", b"\xed\xa0\x80", b"!!python/object/apply:os.system", b"!!binary", b"<<: *o", b"\xe2\x80\xa8",
-    b"\\ud83d", b"9" * 400, b"2001-99-99", b"=", b"? ", b"--- ", b"##", b"\x1f\x8b\x08", b"../", b"[" * 60, b'{"a":' * 60,
-]  # fmt: skip
+    *b", : \" ' \\ { } [ ] # & * ! | > - null true .inf .nan 1e999 -1 0 label text grid".split(),
+    *(b"\n", b"\t", b" ", b"\r\n", b"\x00", b"\xef\xbb\xbf", b"\xff\xfe", b"\xe9", b"\xed\xa0\x80", b"\xe2\x80\xa8"),
+    *(b"!!python/object/apply:os.system", b"!!binary", b"<<: *o", b"\\ud83d", b"2001-99-99", b"=", b"? ", b"--- "),
+    *(b"##", b"\x1f\x8b\x08", b"../", b"9" * 400, b"[" * 60, b'{"a":' * 60),
+]
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def targets(folder: Path, tokenizer: Any) -> dict[str, Target]:
     run = (UserError, ValueError)
     return {
         "recipe": Target(read_recipe, "recipe.yaml", [RECIPE], 2500),
-        "sets": Target(read_sets, "sets", [b"train.epochs=3\nmethod=kd\ntask.name=rte", b"method.layer_map=2:1"], 1500),
+        "sets": Target(read_sets, "sets", [b"train.epochs=3\nmethod=kd\ntask.name=rte", b"method.name=cka-i"], 1500),
         "csv": Target(read_custom, "a.csv", [TABLE], 2000),
         "csv.gz": Target(read_custom, "a.csv.gz", [gzip.compress(TABLE)], 500),
         "tsv": Target(read_custom, "a.tsv", [TABLE.replace(b",", b"\t")], 1500),
