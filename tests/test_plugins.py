@@ -240,9 +240,10 @@ def install(site: Path, name: str, module: str, points: dict[str, str]) -> None:
 
 def with_site(site: Path, *order: Any) -> subprocess.CompletedProcess[str]:
     """The command in a process that has these distributions too."""
+    path = os.pathsep.join([str(site), os.environ["PYTHONPATH"]])
     return subprocess.run(
         [sys.executable, "-m", "kdbert", *map(str, order)],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class KdbertError(Exception):
@@ -23,9 +24,13 @@ class RunBusy(UserError):
 
 
 class Diverged(KdbertError):
-    """A loss became NaN or infinite."""
+    """A loss became NaN or infinite; `where` is what run.json says of it: step, term, ids of the batch's examples."""
 
     exit_code = 4
+
+    def __init__(self, message: str, where: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.where = dict(where or {})
 
 
 class Interrupted(KdbertError):

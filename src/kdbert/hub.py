@@ -45,12 +45,15 @@ def push(folder: Path, name: str) -> str:
         Address of the repository.
 
     Raises:
-        UserError: see `check_repository`.
+        UserError: a link in the folder; see `check_repository`.
         PushFailed: the Hub refused, or cannot be reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
+    links = [path for path in folder.rglob("*") if path.is_symlink()]
+    if links:
+        raise UserError(f"not pushed: {links[0]} is a link, and what it leads to is no part of the model; remove it")
     check_repository(name)
     api = HfApi()
     try:

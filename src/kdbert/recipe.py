@@ -206,7 +206,9 @@ class TrainSection(Section):
     patience: int | None = Field(
         None, ge=1, description="stop after so many epochs without a better dev score (goes with selection=best)"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="of the encoder; losses are always fp32")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="of the encoder; losses are always fp32 (fp16: with the loss scaled; auto never takes it)"
+    )
     bucketing: bool = Field(False, description="batches of like length: less padding, but less random batches")
     batch_sampler: Literal["random", "class-balanced"] = Field(
         "random", description="class-balanced: batches are put together from groups of one class (of any length)"

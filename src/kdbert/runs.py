@@ -151,7 +151,7 @@ class RunFolder:
         for place in (self.path, *(self.path / name for name in ("predictions", "checkpoints", "diagnostics"))):
             for pattern in (".*.tmp", ".*.old"):
                 for litter in place.glob(pattern):
-                    shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
+                    shutil.rmtree(litter) if litter.is_dir() and not litter.is_symlink() else litter.unlink()
 
     def tidy(self) -> None:
         """Remove what a process left that was killed when the run was finished: its lock, checkpoints nobody keeps."""

@@ -169,7 +169,7 @@ def test_no_step_waits_for_the_device(setting: Setting, tmp_path: Path, kind: st
         norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        watch.see(step, {**terms.terms, "gradient": norm})
+        watch.see(step, {**terms.terms, "gradient": norm}, np.arange(BATCH))
 
     one_step(0)  # libraries are loaded and optimiser states made at the first step
     torch.cuda.set_sync_debug_mode("error")

@@ -282,4 +282,4 @@ def test_a_step_reads_no_number_from_the_device(cuda_like: Parts, live: bool) ->
         optimizer.step()  # its fused CPU kernel differs from CUDA's
         optimizer.zero_grad(set_to_none=True)
         with NoReading():
-            watch.see(step, {**terms.terms, "gradient": norm})
+            watch.see(step, {**terms.terms, "gradient": norm}, rows)

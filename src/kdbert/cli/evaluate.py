@@ -21,7 +21,7 @@ def evaluate(
     labels: Annotated[str | None, typer.Option(help="The model's labels in its order, a,b,c.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens per example. [the run's]")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 64,
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the files written.")] = False,
     debug: o.Debug = False,
 ) -> None:

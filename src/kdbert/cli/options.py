@@ -32,7 +32,7 @@ LabelColumn = Annotated[str | None, typer.Option(help="--task custom: the label'
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training data. [3; quickstart 8]")]
 BatchSize = Annotated[int | None, typer.Option(help="Examples per step, over all processes. [32]")]
 LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate. [5e-5; quickstart 3e-4; corpus 5e-4]")]
-Precision = Annotated[str | None, typer.Option(help="auto, fp32 or bf16, of the encoder. [auto]")]
+Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16, of the encoder. [auto]")]
 Bucketing = Annotated[bool | None, typer.Option("--bucketing/--no-bucketing", help="Batches of like length. [off]")]
 Seed = Annotated[int | None, typer.Option(help="Seed of head, data order and dropout. [1]")]
 Config = Annotated[Path | None, typer.Option(help="Recipe (YAML); flags and --set come on top.")]

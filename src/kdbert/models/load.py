@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from kdbert.models.locate import ModelPlace
 from kdbert.tasks import Kind, TaskSpec
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+# Said aloud, since transformers otherwise asks on the terminal whether to run the code that a model brings.
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 _CONFIGS: dict[tuple[str, str, int], Any] = {}
 PROBE = "Größe, the 42nd don't-care [MASK] re-tokenised naïve café 東京 unaffable!"
 
@@ -35,7 +38,7 @@ def load_config(place: ModelPlace) -> Any:
     if key not in _CONFIGS:
         try:
             with _explained(place):
-                _CONFIGS[key] = AutoConfig.from_pretrained(place.source)
+                _CONFIGS[key] = AutoConfig.from_pretrained(place.source, **NO_CODE)
         except UserError as error:
             if place.local:
                 raise
@@ -80,9 +83,9 @@ def load_tokenizer(place: ModelPlace, *, words: bool = False) -> Any:
             "save the tokenizer beside the model"
         )
     with _explained(place):
-        tokenizer = AutoTokenizer.from_pretrained(place.source)
+        tokenizer = AutoTokenizer.from_pretrained(place.source, **NO_CODE)
         if words and not _reads_words(tokenizer):  # RoBERTa's: a word begins with a space
-            tokenizer = AutoTokenizer.from_pretrained(place.source, add_prefix_space=True)
+            tokenizer = AutoTokenizer.from_pretrained(place.source, add_prefix_space=True, **NO_CODE)
     if not tokenizer.is_fast:
         raise UserError(f"model {place.given!r} has no fast tokenizer (tokenizer.json); kdbert needs one")
     if words and not _reads_words(tokenizer):
@@ -235,9 +238,9 @@ def _open(place: ModelPlace, kind: Any, config: Any, attention: str, **options: 
     register_attention()
     with _explained(place):
         if place.fresh:
-            return kind.from_config(config, dtype=torch.float32, attn_implementation=attention)
+            return kind.from_config(config, dtype=torch.float32, attn_implementation=attention, **NO_CODE)
         return kind.from_pretrained(
-            place.source, config=config, dtype=torch.float32, attn_implementation=attention, **options
+            place.source, config=config, dtype=torch.float32, attn_implementation=attention, **NO_CODE, **options
         )
 
 
@@ -286,6 +289,11 @@ def _explained(place: ModelPlace) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise UserError(f"the weights of model {place.given!r} are damaged ({error})") from None
+    except pickle.UnpicklingError:  # torch reads a .bin file with weights_only
+        raise UserError(
+            f"the weights of model {place.given!r} are a pickle that holds more than tensors, which is never run; save "
+            "them as model.safetensors"
+        ) from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split()).split(". ")[0][:200]
         if place.local:

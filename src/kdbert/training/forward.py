@@ -21,7 +21,7 @@ from kdbert.data.encode import Encoded
 from kdbert.errors import Diverged
 from kdbert.methods import LossTerms, Method, Outputs
 from kdbert.models.kernels import ATTENTION, first_token_only, packed
-from kdbert.training.precision import Precision
+from kdbert.training.precision import DTYPES, Precision
 
 log = logging.getLogger("kdbert")
 
@@ -30,7 +30,7 @@ def encoder_autocast(device: torch.device, precision: Precision) -> contextlib.A
     """Autocast for the encoder; nothing where it runs in float32."""
     if precision == "fp32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
 # What a quantity has one row of: an example, each of its tokens, or each pair of its tokens.
@@ -111,7 +111,7 @@ def _attention_mask(model: Any, batch: Batch, precision: Precision) -> torch.Ten
     if function == "sdpa":
         rows, length = batch.attention_mask.shape
         return real.expand(rows, 1, length, length)
-    dtype = torch.bfloat16 if precision == "bf16" else model.dtype
+    dtype = model.dtype if precision == "fp32" else DTYPES[precision]
     return torch.zeros(real.shape, dtype=dtype, device=real.device).masked_fill_(~real, torch.finfo(dtype).min)
 
 

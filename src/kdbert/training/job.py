@@ -89,7 +89,9 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
             status = {Interrupted: "interrupted", KeyboardInterrupt: "interrupted", Diverged: "diverged"}
             with contextlib.suppress(OSError, UserError):  # a full disk must not hide the error itself
                 if folder.manifest():
-                    folder.update(status=status.get(type(error), "failed"), message=str(error) or type(error).__name__)
+                    where = {"divergence": error.where} if isinstance(error, Diverged) else {}
+                    message = str(error) or type(error).__name__
+                    folder.update(status=status.get(type(error), "failed"), message=message, **where)
             if _cannot_write(error):
                 raise UserError(
                     f"cannot write to {folder.path}: {error}; earlier checkpoints are intact: make room and run the "
@@ -247,6 +249,7 @@ class Job:
                 trackers=recipe.output.tracker,
                 length=recipe.task.max_length if plan.needs.reads_padding else None,
                 at_log=lambda step: diagnostics.numbers() if diagnostics is not None and main else {},
+                ids=plan.train_examples.ids if isinstance(plan.train_examples, Examples) else None,
             )
         if result.best and result.best["step"] != plan.steps:
             newest.clear()  # they are not of the weights that were chosen
@@ -279,6 +282,7 @@ class Job:
                 "baseline": baseline_scores(recipe),
                 "best": result.best,
                 "steps_done": result.steps,
+                **result.scaling,
                 "timings": {
                     "teacher_seconds": round(scoring_seconds + teacher_seconds, 3),
                     "train_seconds": round(result.train_seconds, 3),
@@ -377,6 +381,7 @@ class Job:
         folder.update(
             status="running",
             message="",
+            **({"divergence": {}} if before.get("divergence") else {}),
             started=before.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z")),
             recipe=recipe.model_dump(mode="json"),
             identity=identity_of(recipe, self.plan.fingerprints),

@@ -41,12 +41,14 @@ from kdbert.recipe import TrainSection, warmup_steps
 from kdbert.training.checkpoint import load_optimizer, newest_checkpoint, optimizer_tensors, save_checkpoint
 from kdbert.training.forward import StudentWithMethod
 from kdbert.training.loggers import MetricsLog
+from kdbert.training.precision import LossScale
 from kdbert.training.signals import StopRequest, stop_request
 from kdbert.training.teacher import Teacher
 
 log = logging.getLogger("kdbert")
 # Raised whenever the order of the data or the random draws change: an older run is then not continued.
 STATE_VERSION = 3
+SHOWN_EXAMPLES = 8  # of a batch that diverged
 
 
 @dataclass
@@ -59,6 +61,7 @@ class TrainResult:
     eval_seconds: float
     resumed_from: int
     best: dict[str, Any] = field(default_factory=dict)
+    scaling: dict[str, float] = field(default_factory=dict)  # see `LossScale.numbers`
 
 
 def train(
@@ -75,6 +78,7 @@ def train(
     trackers: list[str],
     length: int | None = None,
     at_log: Callable[[int], Mapping[str, float]] = lambda step: {},
+    ids: Sequence[str] | None = None,
 ) -> TrainResult:
     """Train `module.student` (and the method's own parameters) in place.
 
@@ -86,6 +90,7 @@ def train(
             is continued from its newest valid checkpoint.
         length: pad every batch to so many tokens (None: to its longest example).
         at_log: further numbers to write at a logged step; it must not change the state of a random generator.
+        ids: name of each example, for messages (None: its number).
 
     Raises:
         Diverged: a loss or the gradient is not finite.
@@ -96,6 +101,7 @@ def train(
     wrapped = accelerator.prepare_model(module)
     optimizer = build_optimizer(module, options)
     scheduler = _schedule(options, optimizer, total_steps)
+    scale = LossScale(module.precision, accelerator.device)
     checkpoints = folder / "checkpoints"
 
     step = epoch = done_in_epoch = 0
@@ -115,6 +121,7 @@ def train(
         module.load_weights(resumed.tensors["weights"])
         load_optimizer(module, optimizer, resumed.tensors["optimizer"], resumed.path)
         scheduler.load_state_dict(state["scheduler"])
+        scale.load(state.get("scale", {}))
         for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
         best_weights = resumed.tensors.get("best", {})
@@ -122,7 +129,7 @@ def train(
     resumed_from = step
 
     record = MetricsLog(folder, accelerator, trackers=trackers, resume_at=(step, metrics_length))
-    watch = FiniteWatch(accelerator.device)
+    watch = FiniteWatch(accelerator.device, ids)
     examples, train_seconds, eval_seconds = 0, 0.0, 0.0
 
     def save() -> None:
@@ -142,6 +149,7 @@ def train(
                     "done_in_epoch": done_in_epoch,
                     "metrics_length": record.length(),
                     "scheduler": scheduler.state_dict(),
+                    "scale": scale.state(),
                     "best": best,
                 },
             )
@@ -176,16 +184,18 @@ def train(
                     epoch=epoch,
                     step=step,
                     length=length,
+                    scaler=scale.scaler,
                 )
+                scale.scaler.unscale_(optimizer)
                 grad_norm = nn.utils.clip_grad_norm_(module.parameters(), options.max_grad_norm or float("inf"))
                 rate = scheduler.get_last_lr()[0]
-                optimizer.step()
+                skipped = scale.step(optimizer)
                 scheduler.step()
                 optimizer.zero_grad(set_to_none=True)
                 step += 1
                 done_in_epoch += 1
                 examples += len(rows)
-                watch.see(step, {**terms.terms, "gradient": grad_norm})
+                watch.see(step, {**terms.terms, **({} if skipped else {"gradient": grad_norm})}, rows)
                 logs = step % options.logging_steps == 0 or step in (1, total_steps)
                 if logs or accelerator.device.type == "cpu":  # elsewhere reading a number waits for the device
                     watch.check(checkpoints)
@@ -196,8 +206,9 @@ def train(
                         {
                             "epoch": epoch + done_in_epoch / len(order),
                             **values,
-                            "grad_norm": float(grad_norm),
+                            **({} if skipped else {"grad_norm": float(grad_norm)}),
                             "learning_rate": rate,
+                            **scale.numbers(),
                             **at_log(step),
                         },
                     )
@@ -237,7 +248,9 @@ def train(
         log.info("stopped after epoch %d: %s was best after epoch %d", epoch, selection, best["epoch"])
     if best_weights:
         module.load_weights(best_weights)
-    return TrainResult(step, examples, train_seconds, eval_seconds, resumed_from, best)
+    if scale.skipped:
+        log.info("fp16: %d of %d steps were left out, since a gradient overflowed", scale.skipped, step)
+    return TrainResult(step, examples, train_seconds, eval_seconds, resumed_from, best, scale.numbers())
 
 
 def trained_rows(options: TrainSection, data: Encoded, module: StudentWithMethod) -> AbstractContextManager[None]:
@@ -259,11 +272,15 @@ def forward_backward(
     epoch: int = 0,
     step: int,
     length: int | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> LossTerms:
     """Forward and backward of one global batch, micro-batch by micro-batch.
 
     Gradients are added to the parameters' `.grad`; over processes they are averaged, and `Batch.mean`
     is scaled so that this average is the gradient of the mean over all examples.
+
+    Args:
+        scaler: what the loss is multiplied by; so are the gradients.
 
     Returns:
         This process's terms, detached; their mean over processes is the value of the whole batch.
@@ -282,7 +299,7 @@ def forward_backward(
         last = number == len(parts) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
             terms = wrapped(batch, [teacher.outputs(batch) for teacher in teachers])
-            accelerator.backward(terms.total)
+            accelerator.backward(terms.total if scaler is None else scaler.scale(terms.total))
         for total, values in ((sums, terms.terms), (monitors, terms.monitors)):
             for name, value in values.items():
                 total[name] = total[name] + value.detach() if name in total else value.detach()
@@ -372,37 +389,47 @@ def stopped(request: StopRequest, step: int, total_steps: int, folder: Path) -> 
 
 
 class FiniteWatch:
-    """Remembers, on the device, the first step at which each number was not finite."""
+    """Remembers, on the device, the first step at which each number was not finite.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        ids: name of each example (None: its number).
+    """
+
+    def __init__(self, device: torch.device, ids: Sequence[str] | None = None) -> None:
         self.device = device
-        self.names: list[str] = []
-        self.first = torch.zeros(0)
+        self.ids = ids
+        self.first: dict[str, torch.Tensor] = {}
+        self.rows: dict[int, np.ndarray] = {}  # of the steps since the last check
 
-    def see(self, step: int, values: dict[str, torch.Tensor]) -> None:
-        """Note this step's numbers without waiting for the device."""
-        if not self.names:
-            self.names = list(values)
-            self.first = torch.full((len(values),), -1, dtype=torch.int64, device=self.device)
+    def see(self, step: int, values: Mapping[str, torch.Tensor], rows: np.ndarray) -> None:
+        """Note this step's numbers, and the examples that they are of, without waiting for the device."""
+        self.rows[step] = rows
+        never = torch.full((len(values),), -1, dtype=torch.int64, device=self.device)
+        first = torch.stack([self.first.get(name, never[0]) for name in values])
         bad = ~torch.isfinite(torch.stack([value.detach().float() for value in values.values()]))
-        self.first = self.first.masked_fill(bad & (self.first < 0), step)
+        self.first.update(zip(values, first.masked_fill(bad & (first < 0), step), strict=True))
 
     def check(self, checkpoints: Path) -> None:
         """Raise if any number was not finite.
 
         Raises:
-            Diverged: with the step, the term, and the last good checkpoint.
+            Diverged: with the step, the term, the examples, and the last good checkpoint.
         """
-        if not self.names:
-            return
-        steps = self.first.tolist()
+        steps = torch.stack(list(self.first.values())).tolist() if self.first else []
         bad = [(step, order) for order, step in enumerate(steps) if step >= 0]
         if not bad:
+            self.rows.clear()
             return
         step, order = min(bad)
+        term = list(self.first)[order]
+        examples = [self.ids[row] if self.ids is not None else str(row) for row in self.rows[step].tolist()]
+        shown = ", ".join(examples[:SHOWN_EXAMPLES])
+        if len(examples) > SHOWN_EXAMPLES:
+            shown += f", … ({len(examples)} in all, see run.json)"
         newest = newest_checkpoint(checkpoints)
         raise Diverged(
-            f"diverged at step {step}: {self.names[order]} is not finite; "
+            f"diverged at step {step}: {term} is not finite in the batch of examples {shown}; "
             + (f"the last good checkpoint is {newest.path}" if newest else "no checkpoint had been saved")
-            + "; try a lower train.learning_rate or some train.warmup"
+            + "; try a lower train.learning_rate or some train.warmup",
+            {"step": step, "term": term, "examples": examples},
         )
