@@ -92,3 +92,9 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:  # what a disk refuses: it is full, a file may not be read, a folder lies in its place
+        if debug:
+            traceback.print_exc()
+        place = error.filename2 or error.filename
+        print(f"kdbert: {error.strerror or error}{f': {place}' if place else ''}", file=sys.stderr)
+        sys.exit(2)

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import nn
 
 from kdbert.errors import UserError
-from kdbert.runs import fsync, sha256
+from kdbert.runs import fsync, full_disk, sha256
 
 log = logging.getLogger("kdbert")
 KEEP = 2  # the newest, and one to fall back to should the disk damage it
@@ -49,8 +48,9 @@ def save_checkpoint(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        for name, group in tensors.items():
-            save_file({key: value.contiguous() for key, value in group.items()}, temporary / f"{name}.safetensors")
+        with full_disk():
+            for name, group in tensors.items():
+                save_file({key: value.contiguous() for key, value in group.items()}, temporary / f"{name}.safetensors")
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
         files = {}
         for file in sorted(temporary.iterdir()):
@@ -59,11 +59,12 @@ def save_checkpoint(
         (temporary / "manifest.json").write_text(json.dumps(files), encoding="utf-8")
         fsync(temporary / "manifest.json")
         fsync(temporary)
-        if target.exists():
+        if target.is_dir():
             shutil.rmtree(target)
+        target.unlink(missing_ok=True)
         temporary.rename(target)
         fsync(folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         kept = next(iter(_steps(folder)), None)
         raise UserError(
@@ -102,11 +103,11 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def _steps(folder: Path) -> list[Path]:
-    """Checkpoint folders, newest first."""
+    """Checkpoints, newest first, whatever has become of them."""
     found = []
     for path in folder.glob("step-*"):
         match = re.fullmatch(r"step-(\d+)", path.name)
-        if match and path.is_dir():
+        if match:
             found.append((int(match[1]), path))
     return [path for _, path in sorted(found, reverse=True)]
 
@@ -124,7 +125,9 @@ def _fault(path: Path) -> str | None:
         needed = {"weights.safetensors", "optimizer.safetensors", "state.json"} - set(manifest)
     except FileNotFoundError:
         return "manifest.json is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        return f"{Path(error.filename or path).name} cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"manifest.json is damaged ({error})"
     return f"{', '.join(sorted(needed))} not listed" if needed else None
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+
+from kdbert.runs import sha256
+
+log = logging.getLogger("kdbert")
 
 
 class MetricsLog:
@@ -18,9 +23,9 @@ class MetricsLog:
     """
 
     def __init__(
-        self, folder: Path, accelerator: Accelerator, *, trackers: list[str], resume_at: tuple[int, int]
+        self, folder: Path, accelerator: Accelerator, *, trackers: list[str], resume_at: tuple[int, int, str | None]
     ) -> None:
-        """Open the record; `resume_at` is (step, length of metrics.jsonl in bytes) of the checkpoint."""
+        """Open the record; `resume_at` is step, length of metrics.jsonl in bytes, and digest of the checkpoint."""
         self.accelerator = accelerator
         self.trackers = trackers
         self.active = accelerator.is_main_process
@@ -28,11 +33,15 @@ class MetricsLog:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        step, length = resume_at
+        step, length, digest = resume_at
         self.path = folder / "metrics.jsonl"
         self.path.touch()
         os.truncate(self.path, min(length, self.path.stat().st_size))
         self.file = open(self.path, "a", encoding="utf-8")
+        if digest not in (None, self.digest()):
+            log.warning(
+                "%s is damaged: what it says of steps up to %d is not what the run wrote there", self.path, step
+            )
         self.board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -54,6 +63,10 @@ class MetricsLog:
         self.file.flush()
         os.fsync(self.file.fileno())
         return self.path.stat().st_size
+
+    def digest(self) -> str:
+        """Hex digest of metrics.jsonl so far."""
+        return sha256(self.path) if self.active else ""
 
     def close(self) -> None:
         """Flush and close everything."""
