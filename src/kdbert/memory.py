@@ -311,6 +311,7 @@ class Memory:
         from safetensors import SafetensorError, safe_open
 
         try:
+            path.open("rb").close()  # safetensors calls a file that may not be read missing
             with safe_open(path, framework="pt") as file:
                 facts = json.loads((file.metadata() or {}).get("memory", "{}"))
                 if not isinstance(facts, dict) or facts.get("format") != FORMAT:

@@ -116,7 +116,7 @@ ROWS = [
     Row("evaluate", "run/predictions/dev.jsonl", SAME, {a_folder: REFUSED}),
     Row("evaluate", "run/model/README.md", SAME, damages=(flipped, deleted)),
     *(
-        Row("report", f"run/{file}", NOTED, damages=(flipped, deleted, unreadable))
+        Row("report", f"run/{file}", NOTED, damages=(flipped, deleted))
         for file in ("run.json", "metrics.jsonl", "predictions/dev.jsonl", "model/config.json")
     ),
     # As a teacher.
@@ -125,7 +125,7 @@ ROWS = [
     Row("short", "runs/custom/memory/*.safetensors", HEALED, {deleted: SAME, a_folder: REFUSED}),
     Row("given", "memory.safetensors", REFUSED),
     # What is kept of a teacher (more in tests/training/test_teacher_store.py).
-    Row("short", "runs/.teacher-outputs/*/hidden.*.safetensors", HEALED, {deleted: SAME}, (deleted, a_folder, unreadable)),
+    Row("short", "runs/.teacher-outputs/*/hidden.*", HEALED, {deleted: SAME}, (deleted, a_folder, unreadable)),
     Row("short", "runs/.teacher-outputs/*/about.json", SAME, damages=(truncated, deleted, a_folder)),
     # A domain's tokenizer, and its text as tokens.
     *(
@@ -135,8 +135,10 @@ ROWS = [
     Row("ve-kd", "vocab/expansion.json", REFUSED, {deleted: SAME}, (truncated, flipped, deleted, unreadable)),
     *(
         Row("ve-kd", f"runs/corpus/text/*/{file}", HEALED)
-        for file in ("ids.bin", "offsets.bin", "about.json")
+        for file in ("ids.bin", "offsets.bin")
     ),
+    # (Two numbers in it are only told in the log; a flipped one of these goes unnoticed.)
+    Row("ve-kd", "runs/corpus/text/*/about.json", HEALED, damages=(truncated, emptied, deleted, a_folder, unreadable)),
 ]  # fmt: skip
 
 
@@ -182,7 +184,9 @@ def contents(place: Path) -> dict[Path, bytes]:
 
 
 CASES = [
-    pytest.param(row, damage, (row.but or {}).get(damage, row.outcome), id=f"{row.command}-{row.file}-{damage.__name__}")
+    pytest.param(
+        row, damage, (row.but or {}).get(damage, row.outcome), id=f"{row.command}-{row.file}-{damage.__name__}"
+    )
     for row in ROWS
     for damage in row.damages
 ]  # fmt: skip
@@ -218,16 +222,15 @@ def test_damage_is_named_and_no_other_result_is_given(
     assert done.code == 0, done.err
     found, wanted = result(place, row.command, done.out), expected(row.command)
     if outcome == NOTED:
-        told = done.err + str(found["told"])
-        assert any(
-            f"{what} {name}" in told or f"{name} {what}" in told for what in ("is damaged", "cannot be read", "no")
-        )
+        told, inside = done.err + str(found["told"]), row.file.removeprefix("run/")
+        assert any(text in told for text in (f"{inside} is damaged", f"{inside} cannot be read", f"no {inside}"))
         return
     if outcome == RECORD:
         found["metrics.jsonl"] = wanted["metrics.jsonl"]
     assert found == wanted
     if outcome in (HEALED, RECORD):
-        lines = [line for line in done.err.splitlines() if name in line or str(files[0].parent) in line]
+        places = [name, *(str(file.parent) for file in files)]
+        lines = [line for line in done.err.splitlines() if any(place in line for place in places)]
         assert any(word in line for line in lines for word in TELLING), done.err
 
 

@@ -86,6 +86,8 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     Raises:
         UserError: there are checkpoints, but none is whole (training afresh would hide the loss).
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is no folder of checkpoints; move it away to start from the first step")
     damaged = []
     for path in _steps(folder):
         fault = _fault(path)

@@ -116,11 +116,13 @@ def baseline_scores(recipe: Recipe) -> dict[str, Any] | None:
     """Run folder and metrics of the same student without a teacher, if that run is finished."""
     if not recipe.teachers:
         return None
-    with contextlib.suppress(UserError):
+    try:
         folder = Plan(baseline_recipe(recipe)).folder
         manifest = folder.manifest()
         if manifest.get("status") == "finished":
             return {"run": str(folder.path), "metrics": manifest["metrics"]}
+    except UserError as error:
+        log.warning("the run without a teacher is left out: %s", error)
     return None
 
 

@@ -1,4 +1,4 @@
-"""A place with one of everything that kdbert writes, small, made once; the commands that read it, and what they find."""
+"""A place with one of everything that kdbert writes, small; the commands that read it, and what they find."""
 
 from __future__ import annotations
 
