@@ -330,7 +330,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with full_disk():
+        with full_disk(path):
             write(temporary)
         fsync(temporary)
         os.replace(temporary, path)
@@ -339,17 +339,18 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
 
 
 @contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-    """Turn what safetensors and tokenizers raise where a file cannot be written, exceptions of their own (of no class
-    but `Exception`), into the OSError that it is.
+def full_disk(path: Path) -> Iterator[None]:
+    """Name `path` where something cannot be written: the system names no file that cannot grow, and safetensors and
+    tokenizers raise exceptions of their own (of no class but `Exception`).
     """
     try:
         yield
     except Exception as error:
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if isinstance(error, OSError) or number is None:
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) and error.filename is None else told and int(told[1])
+        if not number:
             raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+        raise OSError(number, os.strerror(number), str(path)) from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -372,7 +373,7 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        with full_disk():
+        with full_disk(path):
             write(temporary)
         for file in temporary.rglob("*"):
             if file.is_file():

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 import torch
-from broken_world import CUT, MADE, inputs, make, result, unprivileged, words
 
+from broken_world import CUT, MADE, inputs, make, result, unprivileged, words
 from kdbert.errors import UserError
 from kdbert.memory import Memory
 from kdbert.runs import RunFolder

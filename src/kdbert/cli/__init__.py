@@ -6,6 +6,7 @@ answers at once.
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import traceback
@@ -96,5 +97,7 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         place = error.filename2 or error.filename
-        print(f"kdbert: {error.strerror or error}{f': {place}' if place else ''}", file=sys.stderr)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        cure = "; make room and run the same command again" if full else ""
+        print(f"kdbert: {error.strerror or error}{f': {place}' if place else ''}{cure}", file=sys.stderr)
         sys.exit(2)

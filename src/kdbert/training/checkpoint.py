@@ -48,7 +48,7 @@ def save_checkpoint(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        with full_disk():
+        with full_disk(target):
             for name, group in tensors.items():
                 save_file({key: value.contiguous() for key, value in group.items()}, temporary / f"{name}.safetensors")
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
