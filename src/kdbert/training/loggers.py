@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,12 @@ from accelerate import Accelerator
 from kdbert.runs import sha256
 
 log = logging.getLogger("kdbert")
+
+
+def _unless_tensorboard(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread hands an error of the disk to the next call of the writer: it is told once, by that."""
+    if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__name__ == "_AsyncWriterThread"):
+        threading.__excepthook__(failed)
 
 
 class MetricsLog:
@@ -42,6 +49,7 @@ class MetricsLog:
             log.warning(
                 "%s is damaged: what it says of steps up to %d is not what the run wrote there", self.path, step
             )
+        threading.excepthook = _unless_tensorboard
         self.board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
