@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
+from kdbert.seal import sealed
+
 COMMANDS = [
     ("finetune-teacher",), ("distill",), ("evaluate",), ("data",), ("data", "list"), ("data", "describe"),
     ("data", "verify"), ("train-memory",), ("sweep",), ("table",), ("methods",),
@@ -316,6 +318,7 @@ def test_a_run_made_before_there_were_new_keys_is_found(kdbert: Callable[..., An
             tree.get(section, {}).pop(key, None)
         tree.pop("memory", None)
     facts["recipe"]["output"]["runs_dir"] = str(root)
+    facts = sealed(facts)
     (old / "run.json").write_text(json.dumps(facts), encoding="utf-8")
     (old / "recipe.yaml").write_text(yaml.safe_dump(facts["recipe"]), encoding="utf-8")
     done = kdbert("distill", "--config", old / "recipe.yaml", "--quiet")

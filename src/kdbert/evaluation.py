@@ -124,6 +124,8 @@ def evaluate(
             if name in spec.submission:
                 write_submission(folder / spec.submission[name], spec, logits)
                 files.append(folder / spec.submission[name])
+    if accelerator.is_main_process and place.run is not None and folder == place.run / "predictions":
+        RunFolder(place.run).rewritten(files)
     return Evaluation(spec.name, metrics, files)
 
 
@@ -307,6 +309,8 @@ def _evaluate_text(
         )
     if accelerator.is_main_process:
         write_hidden(folder / "dev.jsonl", sums)
+        if place.run is not None and folder == place.run / "predictions":
+            RunFolder(place.run).rewritten([folder / "dev.jsonl"])
     return Evaluation(CORPUS, {"dev": masked_lm_scores(spec.metrics, sums)}, [folder / "dev.jsonl"])
 
 

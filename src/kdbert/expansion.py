@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -14,12 +13,13 @@ from kdbert.data.files import read_lines, text_digest
 from kdbert.data.masking import tokenizer_digest, vocabulary_size
 from kdbert.errors import UserError
 from kdbert.models.load import load_tokenizer
+from kdbert.models.locate import EXPANSION as ABOUT
 from kdbert.models.locate import locate_tokenizer
 from kdbert.models.vocabulary import check_wordpiece, choose, count_words, given_pieces, read_with, save_expanded
-from kdbert.runs import replace_folder, write_json
+from kdbert.runs import replace_folder, sha256, write_json
+from kdbert.seal import sealed, unsealed
 
 log = logging.getLogger("kdbert")
-ABOUT = "expansion.json"
 ADD, MIN_COUNT = 30000, 5
 SHOWN = 15  # words that became one piece
 HELD = f"one text in {DEV_SHARE}"  # is kept for the report
@@ -100,8 +100,9 @@ def expand_vocab(
             "dropped": dict(Counter(dropped.values())),
             "digest": tokenizer_digest(grown),
             "words": None if corpus is None else _words_report(train, held, base, grown),
+            "files": {file.name: sha256(file) for file in sorted(target.iterdir())},
         })  # fmt: skip
-        write_json(target / ABOUT, report)
+        write_json(target / ABOUT, sealed(report))
 
     try:
         replace_folder(folder, fill)
@@ -131,7 +132,7 @@ def _there(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     try:
-        report = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        report = unsealed((folder / ABOUT).read_text(encoding="utf-8"))
         known = report["about"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"--out {str(folder)!r} holds something else; choose another folder") from None
@@ -140,7 +141,7 @@ def _there(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
         raise UserError(f"--out {str(folder)!r} holds another expansion ({differ} differ); choose another folder")
     if tokenizer_digest(load_tokenizer(locate_tokenizer(str(folder)))) != report.get("digest"):
         raise UserError(f"the tokenizer in {str(folder)!r} is not the one that was written there; remove the folder")
-    return dict(report)
+    return report
 
 
 def _words(corpus: str, tokenizer: Any) -> tuple[Counter[str], Counter[str]]:

@@ -255,6 +255,14 @@ def _cut(features: Features, size: int) -> Iterator[torch.Tensor]:
         yield rest
 
 
+def _whole(tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> str:
+    """Hex digest of all that stands in a memory's file."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for _, tensor in sorted(tensors.items()):
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class Memory:
     """Centroids and what they are centroids of.
@@ -284,7 +292,12 @@ class Memory:
             "assignments": assignments.to(torch.int32),
         }
         # In one entry, since safetensors writes several in any order, and equal memories should be equal files.
-        facts = {"format": FORMAT, "about": self.about, "sha256": self.fingerprint}
+        facts = {
+            "format": FORMAT,
+            "about": self.about,
+            "sha256": self.fingerprint,
+            "whole": _whole(tensors, self.about),
+        }
         metadata = {"memory": json.dumps(facts, sort_keys=True)}
         atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata), f".{path.name}.tmp")
 
@@ -298,11 +311,14 @@ class Memory:
         from safetensors import SafetensorError, safe_open
 
         try:
+            path.open("rb").close()  # safetensors calls a file that may not be read missing
             with safe_open(path, framework="pt") as file:
                 facts = json.loads((file.metadata() or {}).get("memory", "{}"))
                 if not isinstance(facts, dict) or facts.get("format") != FORMAT:
                     raise UserError(f"{path} is no memory of kdbert; make one with `kdbert train-memory`")
-                memory = cls(file.get_tensor("centroids"), file.get_tensor("counts"), dict(facts["about"]))
+                tensors = {name: file.get_tensor(name) for name in ("centroids", "counts", "assignments")}
+                memory = cls(tensors["centroids"], tensors["counts"], dict(facts["about"]))
+                whole = _whole(tensors, memory.about)
         except FileNotFoundError:
             raise UserError(
                 f"no memory file {str(path)!r}: check the path, or make one with `kdbert train-memory`"
@@ -311,7 +327,8 @@ class Memory:
             raise UserError(
                 f"memory file {path} cannot be read ({error}); make it again with `kdbert train-memory`"
             ) from None
-        if memory.centroids.ndim != 3 or memory.fingerprint != facts.get("sha256"):
+        same = memory.fingerprint == facts.get("sha256") and facts.get("whole", whole) == whole
+        if memory.centroids.ndim != 3 or not same:
             raise UserError(f"memory file {path} is damaged (its content is not what was written); make it again")
         return memory
 

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -25,8 +25,11 @@ from typing import IO, Any
 from kdbert.errors import RunBusy, UserError
 from kdbert.keys import flatten
 from kdbert.recipe import Recipe
+from kdbert.seal import sealed, unsealed
 
 log = logging.getLogger("kdbert")
+# What run.json vouches for: not the model card, which a person may edit, nor events and checkpoints.
+HANDED_ON = ("metrics.jsonl", "method.safetensors", "diagnostics/*.csv", "model/*", "predictions/*.jsonl")
 PACKAGES = (
     "kdbert",
     "torch",
@@ -84,20 +87,48 @@ class RunFolder:
             UserError: it is there but cannot be read.
         """
         try:
-            content = json.loads(self.manifest_path.read_text(encoding="utf-8"))
+            return unsealed(self.manifest_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.manifest_path} is damaged ({error}); move the folder away or pass --overwrite"
             ) from None
-        if not isinstance(content, dict):
-            raise UserError(f"{self.manifest_path} is damaged; move the folder away or pass --overwrite")
-        return content
 
     def update(self, **values: Any) -> None:
         """Set keys of run.json."""
-        write_json(self.manifest_path, {**self.manifest(), **values})
+        write_json(self.manifest_path, sealed({**self.manifest(), **values}))
+
+    def written(self) -> dict[str, str]:
+        """Path in the run folder -> sha256, of what a finished run hands on; run.json has it as `files`."""
+        found = [file for place in HANDED_ON for file in self.path.glob(place)]
+        return {str(file.relative_to(self.path)): sha256(file) for file in found if file.name != "README.md"}
+
+    def rewritten(self, files: Iterable[Path]) -> None:
+        """Note in a finished run's run.json that files of it were written anew."""
+        new = {str(file.relative_to(self.path)): sha256(file) for file in files}
+        lock = FileLock(self.path / "run.lock")
+        lock.acquire(wait=True)  # of two that do this at once none forgets the other's
+        try:
+            known = self.manifest().get("files", {})
+            if known != {**known, **new}:
+                self.update(files={**known, **new})
+        finally:
+            lock.release()
+
+    def check_files(self, inside: str) -> None:
+        """Refuse a finished run whose files in a folder of it are not those that it wrote.
+
+        Raises:
+            UserError: with the file.
+        """
+        files = self.manifest().get("files", {})
+        fault = damaged(self.path, {name: files[name] for name in files if name.startswith(f"{inside}/")})
+        if fault:
+            raise UserError(
+                f"{fault}: bring it back, or train the run again with --overwrite (a copy of the folder {inside} "
+                "outside of the run is taken as it is)"
+            )
 
     def result(self) -> RunResult:
         """The result of a finished run.
@@ -129,7 +160,10 @@ class RunFolder:
         manifest = self.manifest()
         if not manifest:
             if self.path.exists() and any(p.name != "run.lock" for p in self.path.iterdir()):
-                raise UserError(f"{self.path} exists and is not a run folder; choose another --output-dir")
+                raise UserError(
+                    f"{self.path} exists and is not a run folder (it has no run.json); move it away, or choose another "
+                    "--output-dir"
+                )
             return
         there, here = flatten(manifest.get("identity", {})), flatten(identity_of(recipe, fingerprints))
         told_there, told_here = flatten(manifest.get("recipe", {})), flatten(recipe.model_dump(mode="json"))
@@ -303,15 +337,34 @@ def atomic_write(path: Path, write: Callable[[Path], object], name: str | None =
     Args:
         name: of the temporary file, for the holder of a lock: it takes the place of what a killed process left. Else
             it is one of this process.
+
+    Raises:
+        OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(name or f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
+        with full_disk(path):
+            write(temporary)
         fsync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def full_disk(path: Path) -> Iterator[None]:
+    """Name `path` where something cannot be written: the system names no file that cannot grow, and safetensors and
+    tokenizers raise exceptions of their own (of no class but `Exception`).
+    """
+    try:
+        yield
+    except Exception as error:
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) and error.filename is None else told and int(told[1])
+        if not number:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -325,12 +378,17 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary folder beside `path`, and put it in `path`'s place."""
+    """Let `write` fill a temporary folder beside `path`, and put it in `path`'s place.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        write(temporary)
+        with full_disk(path):
+            write(temporary)
         for file in temporary.rglob("*"):
             if file.is_file():
                 file.chmod(0o644)  # safetensors makes its files readable for their owner only
@@ -380,6 +438,17 @@ def _sha256(path: Path, size: int, changed: int, inode: int) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def damaged(folder: Path, files: Mapping[str, str]) -> str | None:
+    """The first file of a folder that does not have its sha256 any more, and what is wrong with it."""
+    for name, digest in files.items():
+        try:
+            if sha256(folder / name) != digest:
+                return f"{folder / name} is damaged (it is not what was written there)"
+        except OSError as error:
+            return f"{folder / name} cannot be read ({error.strerror})"
+    return None
 
 
 def content_digest(path: Path) -> str:

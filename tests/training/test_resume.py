@@ -21,6 +21,7 @@ from torch import nn
 
 from in_processes import saved_steps, start, wait_until
 from kdbert.errors import UserError
+from kdbert.seal import sealed
 from kdbert.training.checkpoint import load_optimizer, newest_checkpoint, optimizer_tensors, save_checkpoint
 from kdbert.training.job import run_recipe
 from small_run import FEATURES, Setting, logged, make_teacher, predictions
@@ -378,7 +379,7 @@ def test_disk_full_while_saving_the_model_is_told_and_survived(
     assert kdbert(*words).code == 0
     # As if it had been killed between its last checkpoint and the model.
     manifest = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**manifest, "status": "running"}))
+    (run / "run.json").write_text(json.dumps(sealed({**manifest, "status": "running"})))
     shutil.rmtree(run / "model")
     shutil.rmtree(run / "predictions")
     kept = saved_steps(run)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kdbert.seal import sealed
 from small_run import Setting
 
 
@@ -64,7 +65,7 @@ def test_other_examples_or_another_reading_are_scored_anew(
     elif change == "labels":
         more = ["--teacher-labels", "positive,negative"]
     else:
-        changed = facts(teacher) | {"model_fingerprint": "0" * 16}
+        changed = sealed(facts(teacher) | {"model_fingerprint": "0" * 16})
         copied = tmp_path / "teacher"
         copied.mkdir()
         (copied / "model").symlink_to(teacher / "model")

@@ -72,13 +72,22 @@ def _root(
     """Distil BERT models: one data path, one training loop, every published objective."""
 
 
-def _no_path(error: Exception) -> str | None:
-    """What is wrong with a path that no system call takes, wherever it was first looked at; None: another error."""
-    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return f"{str(error.filename)[:60]!r}… is no path: it is too long for this system"
-    if (isinstance(error, OSError) and error.errno == errno.ELOOP) or str(error).startswith("Symlink loop"):
+def _of_the_disk(error: Exception) -> str | None:
+    """What the system says of a path, wherever it was first looked at (it is none, may not be read, has a folder in its
+    place), or of a disk that is full; None: another error.
+    """
+    if str(error).startswith("Symlink loop"):  # what pathlib makes of ELOOP before Python 3.13
         return f"a link leads to itself ({error})"
-    return None
+    if not isinstance(error, OSError):
+        return None
+    place = error.filename2 or error.filename
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{str(place)[:60]!r}… is no path: it is too long for this system"
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if place is None and not full:
+        return None
+    cure = "; make room and run the same command again" if full else ""
+    return f"{error.strerror or error}{f': {place}' if place else ''}{cure}"
 
 
 def main() -> None:
@@ -103,8 +112,10 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(1)
     except (OSError, RuntimeError) as error:
-        sentence = _no_path(error)
+        sentence = _of_the_disk(error)
         if sentence is None:
             raise
+        if debug:
+            traceback.print_exc()
         print(f"kdbert: {sentence}", file=sys.stderr)
         sys.exit(2)

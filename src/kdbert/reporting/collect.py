@@ -6,6 +6,7 @@ It reads run.json itself: `kdbert.runs` comes with torch, and a table should not
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -22,10 +23,15 @@ from kdbert.errors import UserError
 from kdbert.keys import ADDED_LATER, FILES_BY_CONTENT, MODELS_BY_CONTENT, OUTSIDE_IDENTITY, flatten
 from kdbert.metrics import score
 from kdbert.reporting.predictions import HIDDEN
+from kdbert.seal import unsealed
 from kdbert.tasks import TaskSpec, get_task, task_names
 
 UNFINISHED = ("running", "interrupted", "failed")
 _TRACES = ("recipe.yaml", "metrics.jsonl", "checkpoints")  # what a run writes besides run.json
+
+
+class Damaged(ValueError):
+    """What is wrong with a file of a run, with its name."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,31 @@ class Run:
     metrics: Mapping[str, Mapping[str, float]]
     selection: str
     facts: Mapping[str, Any]
+
+    def read(self, name: str, errors: str = "strict") -> str:
+        """The text of a file of the run.
+
+        Raises:
+            Damaged: it is missing, cannot be read, or is not what the run wrote, as run.json knows.
+        """
+        try:
+            content = (self.path / name).read_bytes()
+        except FileNotFoundError:
+            raise Damaged(f"there is no {name}") from None
+        except OSError as error:
+            raise Damaged(f"{name} cannot be read ({error.strerror})") from None
+        known = mapping(self.facts.get("files")).get(name)
+        if known not in (None, hashlib.sha256(content).hexdigest()):
+            raise Damaged(f"{name} is damaged: it is not what the run wrote")
+        return content.decode("utf-8", errors)
+
+    def json_lines(self, name: str, errors: str = "strict") -> list[str]:
+        """The lines of such a file; what else Unicode takes for an end of a line may stand within one.
+
+        Raises:
+            Damaged: see `read`.
+        """
+        return [line for line in self.read(name, errors).split("\n") if line]
 
     @property
     def task(self) -> str:
@@ -132,11 +163,9 @@ def read_run(path: Path) -> Run:
         ValueError: what is wrong with it, in a few words.
     """
     try:
-        content = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        content = unsealed((path / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"run.json cannot be read ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError("run.json is no mapping")
     recipe, identity, status = content.get("recipe"), content.get("identity", {}), content.get("status")
     if not isinstance(recipe, dict) or not isinstance(identity, dict):
         raise ValueError("run.json has no recipe")
@@ -210,9 +239,8 @@ def read_predictions(run: Run, split: str) -> Predictions:
     Raises:
         ValueError: no file, or one that is damaged.
     """
-    path = run.path / "predictions" / f"{split}.jsonl"
     try:
-        rows = [_row(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [_row(line) for line in run.json_lines(f"predictions/{split}.jsonl")]
         rows.sort(key=lambda row: str(row["id"]))
         ids = [str(row["id"]) for row in rows]
         predictions, labels = [row["prediction"] for row in rows], [row["label"] for row in rows]
@@ -231,9 +259,9 @@ def read_predictions(run: Run, split: str) -> Predictions:
             return Predictions("single_label", ids, found, gold, classes=tuple(names))
         scores, gold = (np.array(values, dtype=np.float64) for values in (predictions, labels))
         return Predictions("regression", ids, scores, gold)
-    except FileNotFoundError as error:
-        raise ValueError(f"there is no {Path(error.filename).relative_to(run.path)}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+    except Damaged:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         raise ValueError(f"predictions/{split}.jsonl is damaged ({type(error).__name__}: {error})") from None
 
 
@@ -270,7 +298,7 @@ def scored_predictions(run: Run, split: str, metric: str) -> Predictions:
 def read_scores(run: Run, split: str, ids: Collection[str]) -> dict[str, np.ndarray]:
     """id -> logits of these examples (float64 [classes]; tags: [words, classes]); a damaged line has none."""
     found = {}
-    for line in (run.path / "predictions" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in run.json_lines(f"predictions/{split}.jsonl"):
         name = str(_row(line)["id"])
         if name in ids:
             with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -288,5 +316,5 @@ def _label_names(run: Run, words: set[Any]) -> list[str]:
     """The classes in the task's order: the registered task's, else those of the run's model."""
     if run.task in task_names() and words <= set(get_task(run.task).labels):
         return list(get_task(run.task).labels)
-    config = json.loads((run.path / "model" / "config.json").read_text(encoding="utf-8"))
+    config = json.loads(run.read("model/config.json"))
     return sorted(config["label2id"], key=lambda name: int(config["label2id"][name]))

@@ -5,30 +5,25 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kdbert.reporting.collect import number
+from kdbert.reporting.collect import Run, number
 from kdbert.reporting.figures import Line
 
 MOST = 60  # points of a curve; of more, means of consecutive ones are drawn
 Log = Sequence[Mapping[str, Any]]
 
 
-def read_log(run: Path) -> list[dict[str, Any]]:
+def read_log(run: Run) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, in their order; a line that is cut or no record is left out.
 
     Raises:
-        ValueError: there is no such file, or it cannot be read.
+        ValueError: there is no such file, it cannot be read, or is not that of the finished run.
     """
-    try:
-        text = (run / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise ValueError(f"metrics.jsonl cannot be read ({error.strerror})") from None
     records = []
-    for line in text.splitlines():
+    for line in run.json_lines("metrics.jsonl", errors="replace"):
         try:
             record = json.loads(line)
         except ValueError:

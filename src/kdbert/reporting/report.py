@@ -273,7 +273,7 @@ class _Page:
         found: list[Log] = []
         for run in member.runs:
             try:
-                found.append(read_log(run.path))
+                found.append(read_log(run))
             except ValueError as error:
                 notes[f"no curve of {run.path}: {error}"] = None
         return found
@@ -328,7 +328,7 @@ class _Page:
                     path = run.path / "diagnostics" / "cka.csv"
                     if path.exists():
                         try:
-                            found.append(_read_cka(path))
+                            found.append(_read_cka(run.read("diagnostics/cka.csv")))
                         except ValueError as error:
                             notes[f"{path} is damaged ({error})"] = None
                 if len({values.shape for values in found}) > 1:
@@ -517,16 +517,16 @@ def _name(row: Row, table: Table) -> str:
     return ", ".join([row.labels[0], *parts])
 
 
-def _read_cka(path: Path) -> np.ndarray:
+def _read_cka(text: str) -> np.ndarray:
     """The numbers of a cka.csv: [teacher layers, student layers].
 
     Raises:
         ValueError: it is damaged.
     """
     try:
-        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+        rows = list(csv.reader(text.splitlines()))
         values = np.array([[float(value) for value in row[1:]] for row in rows[1:]], dtype=np.float64)
-    except (OSError, ValueError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise ValueError(str(error)) from None
     if values.ndim != 2 or not values.size or not np.isfinite(values).all():
         raise ValueError("no table of numbers")

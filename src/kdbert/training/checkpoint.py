@@ -22,7 +22,7 @@ from safetensors.torch import load, save_file
 from torch import nn
 
 from kdbert.errors import UserError
-from kdbert.runs import fsync, sha256
+from kdbert.runs import fsync, full_disk, sha256
 
 log = logging.getLogger("kdbert")
 KEEP = 2  # the newest, and one to fall back to should the disk damage it
@@ -49,8 +49,9 @@ def save_checkpoint(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        for name, group in tensors.items():
-            save_file({key: value.contiguous() for key, value in group.items()}, temporary / f"{name}.safetensors")
+        with full_disk(target):
+            for name, group in tensors.items():
+                save_file({key: value.contiguous() for key, value in group.items()}, temporary / f"{name}.safetensors")
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
         files = {}
         for file in sorted(temporary.iterdir()):
@@ -60,13 +61,14 @@ def save_checkpoint(
         fsync(temporary / "manifest.json")
         fsync(temporary)
         replaced = folder / f".step-{step}.old"
-        if target.exists():  # a kill while it is removed must not leave a damaged checkpoint under its name
+        if target.is_dir():  # a kill while it is removed must not leave a damaged checkpoint under its name
             shutil.rmtree(replaced, ignore_errors=True)
             target.rename(replaced)
+        target.unlink(missing_ok=True)
         temporary.rename(target)
         fsync(folder)
         shutil.rmtree(replaced, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         kept = next(iter(_steps(folder)), None)
         raise UserError(
@@ -88,6 +90,8 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     Raises:
         UserError: there are checkpoints, but none is whole (training afresh would hide the loss).
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is no folder of checkpoints; move it away to start from the first step")
     damaged = []
     for path in _steps(folder):
         fault = _fault(path)
@@ -107,11 +111,11 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def _steps(folder: Path) -> list[Path]:
-    """Checkpoint folders, newest first."""
+    """Checkpoints, newest first, whatever has become of them."""
     found = []
     for path in folder.glob("step-*"):
         match = re.fullmatch(r"step-(\d+)", path.name)
-        if match and path.is_dir():
+        if match:
             found.append((int(match[1]), path))
     return [path for _, path in sorted(found, reverse=True)]
 
@@ -129,7 +133,9 @@ def _fault(path: Path) -> str | None:
         needed = {"weights.safetensors", "optimizer.safetensors", "state.json"} - set(manifest)
     except FileNotFoundError:
         return "manifest.json is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        return f"{Path(error.filename or path).name} cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"manifest.json is damaged ({error})"
     return f"{', '.join(sorted(needed))} not listed" if needed else None
 

@@ -26,7 +26,7 @@ from kdbert.methods import Context, get_method
 from kdbert.metrics import majority_score, masked_lm_scores, score
 from kdbert.models.kernels import ATTENTION, use_fast_dropout, use_first_token, use_late_head, use_packing
 from kdbert.models.load import check_weights, load_classifier, load_config, load_masked_lm, load_tokenizer
-from kdbert.models.locate import locate
+from kdbert.models.locate import ModelPlace
 from kdbert.models.student import cut_layers, set_dropout
 from kdbert.models.vocabulary import check_expansion, grow_embeddings
 from kdbert.plan import Plan
@@ -102,10 +102,6 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
 
 def _cannot_write(error: BaseException) -> bool:
     """Whether the disk is full or read-only, a limit was reached, or a quota used up."""
-    from safetensors import SafetensorError
-
-    if isinstance(error, SafetensorError):
-        return "os error" in str(error)
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -124,11 +120,13 @@ def baseline_scores(recipe: Recipe) -> dict[str, Any] | None:
     """Run folder and metrics of the same student without a teacher, if that run is finished."""
     if not recipe.teachers:
         return None
-    with contextlib.suppress(UserError):
+    try:
         folder = Plan(baseline_recipe(recipe)).folder
         manifest = folder.manifest()
         if manifest.get("status") == "finished":
             return {"run": str(folder.path), "metrics": manifest["metrics"]}
+    except UserError as error:
+        log.warning("the run without a teacher is left out: %s", error)
     return None
 
 
@@ -530,7 +528,8 @@ class Job:
             from safetensors.torch import save_file
 
             atomic_write(folder.path / "method.safetensors", lambda temporary: save_file(own, temporary))
-        facts["model_fingerprint"] = locate(str(folder.path / "model")).fingerprint()
+        facts["model_fingerprint"] = ModelPlace("", str(folder.path / "model")).fingerprint()
+        facts["files"] = folder.written()
         folder.update(status="finished", finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts)
         if not recipe.output.keep_checkpoints:
             shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)

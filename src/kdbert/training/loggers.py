@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+
+from kdbert.runs import sha256
+
+log = logging.getLogger("kdbert")
+
+
+def _unless_tensorboard(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread hands an error of the disk to the next call of the writer: it is told once, by that."""
+    if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__name__ == "_AsyncWriterThread"):
+        threading.__excepthook__(failed)
 
 
 class MetricsLog:
@@ -18,9 +30,9 @@ class MetricsLog:
     """
 
     def __init__(
-        self, folder: Path, accelerator: Accelerator, *, trackers: list[str], resume_at: tuple[int, int]
+        self, folder: Path, accelerator: Accelerator, *, trackers: list[str], resume_at: tuple[int, int, str | None]
     ) -> None:
-        """Open the record; `resume_at` is (step, length of metrics.jsonl in bytes) of the checkpoint."""
+        """Open the record; `resume_at` is step, length of metrics.jsonl in bytes, and digest of the checkpoint."""
         self.accelerator = accelerator
         self.trackers = trackers
         self.active = accelerator.is_main_process
@@ -28,11 +40,16 @@ class MetricsLog:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        step, length = resume_at
+        step, length, digest = resume_at
         self.path = folder / "metrics.jsonl"
         self.path.touch()
         os.truncate(self.path, min(length, self.path.stat().st_size))
         self.file = open(self.path, "a", encoding="utf-8")
+        if digest not in (None, self.digest()):
+            log.warning(
+                "%s is damaged: what it says of steps up to %d is not what the run wrote there", self.path, step
+            )
+        threading.excepthook = _unless_tensorboard
         self.board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -54,6 +71,10 @@ class MetricsLog:
         self.file.flush()
         os.fsync(self.file.fileno())
         return self.path.stat().st_size
+
+    def digest(self) -> str:
+        """Hex digest of metrics.jsonl so far."""
+        return sha256(self.path) if self.active else ""
 
     def close(self) -> None:
         """Flush and close everything."""

@@ -105,7 +105,7 @@ def train(
     checkpoints = folder / "checkpoints"
 
     step = epoch = done_in_epoch = 0
-    metrics_length = 0
+    metrics_length, metrics_digest = 0, None
     best: dict[str, Any] = {}
     best_weights: dict[str, torch.Tensor] = {}
     resumed = newest_checkpoint(checkpoints)
@@ -117,7 +117,7 @@ def train(
                 "run with that version, or pass --overwrite to start afresh"
             )
         step, epoch, done_in_epoch = state["step"], state["epoch"], state["done_in_epoch"]
-        metrics_length, best = state["metrics_length"], state["best"]
+        metrics_length, metrics_digest, best = state["metrics_length"], state.get("metrics_digest"), state["best"]
         module.load_weights(resumed.tensors["weights"])
         load_optimizer(module, optimizer, resumed.tensors["optimizer"], resumed.path)
         scheduler.load_state_dict(state["scheduler"])
@@ -126,9 +126,11 @@ def train(
             group["lr"] = rate
         best_weights = resumed.tensors.get("best", {})
         log.info("continuing from step %d of %d (%s)", step, total_steps, resumed.path.name)
+    elif (folder / "metrics.jsonl").exists():
+        log.warning("%s has no checkpoint: it starts from the first step", folder)
     resumed_from = step
 
-    record = MetricsLog(folder, accelerator, trackers=trackers, resume_at=(step, metrics_length))
+    record = MetricsLog(folder, accelerator, trackers=trackers, resume_at=(step, metrics_length, metrics_digest))
     watch = FiniteWatch(accelerator.device, ids)
     examples, train_seconds, eval_seconds = 0, 0.0, 0.0
 
@@ -148,6 +150,7 @@ def train(
                     "epoch": epoch,
                     "done_in_epoch": done_in_epoch,
                     "metrics_length": record.length(),
+                    "metrics_digest": record.digest(),
                     "scheduler": scheduler.state_dict(),
                     "scale": scale.state(),
                     "best": best,

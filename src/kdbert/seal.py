@@ -1,0 +1,36 @@
+"""JSON documents that carry the sha256 of their content, so that no changed byte goes unnoticed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+KEY = "sha256"
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The document, and behind it the checksum of all that is in it."""
+    plain = json.loads(json.dumps(content))  # as it will be read back
+    plain.pop(KEY, None)
+    return {**plain, KEY: _digest(plain)}
+
+
+def unsealed(text: str) -> dict[str, Any]:
+    """What `sealed` was given; a document without a checksum, as older versions wrote it, is taken as it is.
+
+    Raises:
+        ValueError: it is no JSON, no mapping, or not what was written.
+    """
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("it is no mapping")
+    told = content.pop(KEY, None)
+    if told is not None and told != _digest(content):
+        raise ValueError("its content is not what was written")
+    return content
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
