@@ -132,7 +132,7 @@ def compact(page: str) -> str:
     return re.sub(r"Made \S+ \S+ UTC", "", page)
 
 
-# ---- one real distillation, whose data is hostile
+# ---- one real distillation, whose data is hostile (a label ends lines, for Unicode)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def real_runs(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path
             for number in range(rows):
                 good = int(rng.integers(2))
                 words = " ".join([["sad", "happy"][good]] * 20)  # the teacher learns it in a few steps
-                writer.writerow([f"{words} film {number} & {SCRIPT} {PICTURE}", [SCRIPT, "b & c"][good]])
+                writer.writerow([f"{words} film {number} & {SCRIPT} {PICTURE}", [SCRIPT, "b\u2028& c"][good]])
     flags = {
         "method.name": "kd",
         "task": {
