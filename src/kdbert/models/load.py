@@ -50,7 +50,7 @@ def load_config(place: ModelPlace) -> Any:
 
 
 def check_weights(place: ModelPlace) -> None:
-    """Refuse a local model whose safetensors file is cut short or no such file; reads its header only.
+    """Refuse a local model whose weights are damaged, as far as their header says, or a pickle of more than tensors.
 
     Raises:
         UserError: the weights are damaged.
@@ -62,6 +62,8 @@ def check_weights(place: ModelPlace) -> None:
             for file in sorted(Path(place.source).glob("*.safetensors")):
                 with safe_open(file, framework="pt"):
                     pass
+            for file in sorted(Path(place.source).glob("pytorch_model*.bin")):
+                torch.load(file, map_location="meta", weights_only=True)
 
 
 def load_tokenizer(place: ModelPlace, *, words: bool = False) -> Any:
