@@ -1374,10 +1374,8 @@ def with_code(model_type: str, *places: str) -> Callable[[World], Words]:
 CASES.append(Case("code_of_a_models_own", with_code("mine", "config.json"), ("spoiled",)))
 
 
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_models(folder: Path) -> Path:
     """Models that are wrong for the good files, each in its way; `teacher` is right."""
-    folder = tmp_path_factory.mktemp("wrong-models")
     pair = ["negative", "positive"]
     make_bert(folder / "teacher", layers=2, labels=pair, base=False)
     make_bert(folder / "nli", layers=1, labels=["entailment", "neutral", "contradiction"], base=False)
@@ -1389,6 +1387,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_bert(folder / "other-words", layers=1, vocabulary=[*VOCABULARY, "zebra"])
     make_bert(folder / "shuffled-words", layers=1, vocabulary=[*VOCABULARY[:5], *VOCABULARY[:4:-1]])
     return folder
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All of them."""
+    return make_models(tmp_path_factory.mktemp("wrong-models"))
 
 
 @pytest.fixture

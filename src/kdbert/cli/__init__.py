@@ -75,7 +75,8 @@ def _root(
 def _no_path(error: Exception) -> str | None:
     """What is wrong with a path that no system call takes, wherever it was first looked at; None: another error."""
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return f"{str(error.filename)[:60]!r}… is no path: it is too long for this system"
+        name = max(str(error.filename).split("/"), key=len)
+        return f"a path with {name[:40]!r}… in it is too long for this system"
     if (isinstance(error, OSError) and error.errno == errno.ELOOP) or str(error).startswith("Symlink loop"):
         return f"a link leads to itself ({error})"
     return None

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from kdbert.data.masking import vocabulary_size
-from kdbert.errors import UserError
+from kdbert.errors import UserError, without_credentials
 from kdbert.models.kernels import register_attention
 from kdbert.models.labels import is_generic, label_permutation
 from kdbert.models.locate import ModelPlace
@@ -297,7 +297,7 @@ def _explained(place: ModelPlace) -> Iterator[None]:
             "them as model.safetensors"
         ) from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0][:200]
+        reason = without_credentials(" ".join(str(error).split())).split(". ")[0][:200]
         if place.local:
             raise UserError(f"cannot load model {place.given!r}: {reason}") from None
         raise UserError(
