@@ -47,17 +47,15 @@ def test_no_secret_of_the_environment_is_written_down(
         assert [name for name, content in told.items() if secret.encode() in content] == []
 
 
-@pytest.mark.parametrize("words", [["doctor"], ["finetune-teacher", "--task", "rte", "--model", "someone/tiny"]])
-def test_the_password_of_an_address_is_not_told(words: list[str], tmp_path: Path) -> None:
-    address = f"http://user:{PASSWORD}@127.0.0.1:1"
+def test_the_password_of_an_address_is_not_told(tmp_path: Path) -> None:
     kept = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
     ended = subprocess.run(
-        [sys.executable, "-m", "kdbert", *words], capture_output=True, text=True, timeout=300, cwd=tmp_path,
-        env={**kept, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_DOWNLOAD_TIMEOUT": "1"},
+        [sys.executable, "-m", "kdbert", "doctor"], capture_output=True, text=True, timeout=300, cwd=tmp_path,
+        env={**kept, "HF_ENDPOINT": f"http://user:{PASSWORD}@127.0.0.1:1", "HF_HOME": str(tmp_path)},
     )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "http://127.0.0.1:1 not reachable" in ended.stdout
     assert PASSWORD not in ended.stdout + ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert "127.0.0.1:1" in ended.stdout or ended.returncode == 2
 
 
 def test_addresses_keep_all_but_the_credentials() -> None:
