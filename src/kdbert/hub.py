@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from kdbert.errors import KdbertError, UserError
+from kdbert.errors import KdbertError, UserError, without_credentials
 
 log = logging.getLogger("kdbert")
 
@@ -60,9 +60,10 @@ def push(folder: Path, name: str) -> str:
         address = api.create_repo(name, private=True, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload with kdbert")
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = without_credentials(" ".join(str(error).split()))[:200]
         raise PushFailed(
             f"cannot push to {name}: {reason}; the model lies in {folder}, and the same command tries again"
         ) from None
+    address = without_credentials(str(address))
     log.info("pushed to %s", address)
-    return str(address)
+    return address

@@ -76,13 +76,14 @@ def _of_the_disk(error: Exception) -> str | None:
     """What the system says of a path, wherever it was first looked at (it is none, may not be read, has a folder in its
     place), or of a disk that is full; None: another error.
     """
-    if str(error).startswith("Symlink loop"):  # what pathlib makes of ELOOP before Python 3.13
+    if getattr(error, "errno", None) == errno.ELOOP or str(error).startswith("Symlink loop"):  # pathlib's, before 3.13
         return f"a link leads to itself ({error})"
     if not isinstance(error, OSError):
         return None
     place = error.filename2 or error.filename
     if error.errno == errno.ENAMETOOLONG:
-        return f"{str(place)[:60]!r}… is no path: it is too long for this system"
+        name = max(str(place).split("/"), key=len)
+        return f"a path with {name[:40]!r}… in it is too long for this system"
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if place is None and not full:
         return None

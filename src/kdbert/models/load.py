@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from kdbert.data.masking import vocabulary_size
-from kdbert.errors import UserError
+from kdbert.errors import UserError, without_credentials
 from kdbert.models.kernels import register_attention
 from kdbert.models.labels import is_generic, label_permutation
 from kdbert.models.locate import ModelPlace
@@ -50,7 +50,7 @@ def load_config(place: ModelPlace) -> Any:
 
 
 def check_weights(place: ModelPlace) -> None:
-    """Refuse a local model whose safetensors file is cut short or no such file; reads its header only.
+    """Refuse a local model whose weights are damaged, as far as their header says, or a pickle of more than tensors.
 
     Raises:
         UserError: the weights are damaged.
@@ -62,6 +62,8 @@ def check_weights(place: ModelPlace) -> None:
             for file in sorted(Path(place.source).glob("*.safetensors")):
                 with safe_open(file, framework="pt"):
                     pass
+            for file in sorted(Path(place.source).glob("pytorch_model*.bin")):
+                torch.load(file, map_location="meta", weights_only=True)
 
 
 def load_tokenizer(place: ModelPlace, *, words: bool = False) -> Any:
@@ -295,7 +297,7 @@ def _explained(place: ModelPlace) -> Iterator[None]:
             "them as model.safetensors"
         ) from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0][:200]
+        reason = without_credentials(" ".join(str(error).split())).split(". ")[0][:200]
         if place.local:
             raise UserError(f"cannot load model {place.given!r}: {reason}") from None
         raise UserError(
