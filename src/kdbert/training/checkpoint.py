@@ -89,9 +89,11 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     for path in _steps(folder):
         fault = _fault(path)
         if fault is None:
-            tensors = {file.stem: load(file.read_bytes()) for file in sorted(path.glob("*.safetensors"))}
-            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            return Checkpoint(path, tensors, state)
+            try:
+                tensors = {file.stem: load(file.read_bytes()) for file in sorted(path.glob("*.safetensors"))}
+                return Checkpoint(path, tensors, json.loads((path / "state.json").read_text(encoding="utf-8")))
+            except (SafetensorError, ValueError) as error:  # as its manifest says, and no checkpoint all the same
+                fault = str(error)
         damaged.append(f"{path.name} ({fault})")
         log.warning("skipping checkpoint %s: %s", path, fault)
     if damaged:

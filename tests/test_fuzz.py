@@ -1,0 +1,42 @@
+"""No reader of a file ends in an exception that nobody explains, whatever stands in the file."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fuzzing import fuzz, targets
+from kdbert.models.load import load_tokenizer
+from kdbert.models.locate import locate
+
+NAMES = (
+    "recipe", "sets", "csv", "csv.gz", "tsv", "json lines", "glue tsv", "tagged", "multi-label", "clinc", "corpus",
+    "vocabulary", "memory", "teacher's outputs", "weights of a checkpoint", "state of a checkpoint",
+    "manifest of a checkpoint", "run", "archive",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def known(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The readers."""
+    return targets(tmp_path_factory.mktemp("samples"), load_tokenizer(locate(str(tiny_bert))))
+
+
+def test_there_are_20000_inputs(known: dict[str, Any]) -> None:
+    assert set(known) == set(NAMES)
+    assert sum(target.count for target in known.values()) >= 20_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reader_takes_its_file_or_says_why_not(
+    known: dict[str, Any], name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, logger="kdbert")
+    taken = fuzz(known[name], tmp_path)
+    # Both happen, so that neither was the answer to everything: but nothing of a checksum is taken once it is changed.
+    assert taken < known[name].count
+    assert taken > 0 or name in ("memory", "csv.gz")
