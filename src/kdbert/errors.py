@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -39,6 +40,11 @@ class Interrupted(KdbertError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def without_credentials(text: str) -> str:
+    """The text without the user names and passwords of the addresses in it (`https://user:password@host`)."""
+    return re.sub(r"(\w://)[^/\s@]*@", r"\1", text)
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from kdbert.errors import KdbertError, UserError
+from kdbert.errors import KdbertError, UserError, without_credentials
 
 log = logging.getLogger("kdbert")
 
@@ -45,21 +45,25 @@ def push(folder: Path, name: str) -> str:
         Address of the repository.
 
     Raises:
-        UserError: see `check_repository`.
+        UserError: a link in the folder; see `check_repository`.
         PushFailed: the Hub refused, or cannot be reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
+    links = [path for path in folder.rglob("*") if path.is_symlink()]
+    if links:
+        raise UserError(f"not pushed: {links[0]} is a link, and what it leads to is no part of the model; remove it")
     check_repository(name)
     api = HfApi()
     try:
         address = api.create_repo(name, private=True, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload with kdbert")
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = without_credentials(" ".join(str(error).split()))[:200]
         raise PushFailed(
             f"cannot push to {name}: {reason}; the model lies in {folder}, and the same command tries again"
         ) from None
+    address = without_credentials(str(address))
     log.info("pushed to %s", address)
-    return str(address)
+    return address

@@ -151,7 +151,7 @@ class RunFolder:
         for place in (self.path, self.path / "predictions"):
             for pattern in (".*.tmp", ".*.old"):
                 for litter in place.glob(pattern):
-                    shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
+                    shutil.rmtree(litter) if litter.is_dir() and not litter.is_symlink() else litter.unlink()
 
     def move_aside(self) -> Path:
         """Rename the folder to `<name>.old-<time>`; nothing is deleted."""

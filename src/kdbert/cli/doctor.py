@@ -44,14 +44,18 @@ def _hub(endpoint: str, timeout: float) -> str:
     """Whether the Hub answers."""
     import urllib.error
     import urllib.request
+    from http.client import HTTPException
 
     from huggingface_hub import constants
 
+    from kdbert.errors import without_credentials
+
+    shown = without_credentials(endpoint)
     if constants.HF_HUB_OFFLINE:
         return "offline by HF_HUB_OFFLINE"
     try:
-        with urllib.request.urlopen(f"{endpoint}/api/models?limit=1", timeout=timeout) as answer:
-            return f"{endpoint} answers ({answer.status})"
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        return f"{endpoint} not reachable ({reason}); local folders and the quickstart work without it"
+        with urllib.request.urlopen(f"{shown}/api/models?limit=1", timeout=timeout) as answer:
+            return f"{shown} answers ({answer.status})"
+    except (OSError, ValueError, HTTPException) as error:
+        reason = without_credentials(str(getattr(error, "reason", error)))
+        return f"{shown} not reachable ({reason}); local folders and the quickstart work without it"

@@ -1,0 +1,97 @@
+"""What a person's environment holds in confidence stands in no file and no message; links lead nowhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdbert.errors import UserError, without_credentials
+from kdbert.hub import push
+from kdbert.runs import RunFolder
+from kdbert.training.checkpoint import save_checkpoint
+
+PASSWORD = "hunter2-of-somebody"
+SECRETS = {
+    "HF_TOKEN": "hf_thisIsASecretOfSomebody",
+    "AWS_SECRET_ACCESS_KEY": "aws/secret+of+somebody",
+    "WANDB_API_KEY": "0123456789abcdef-wandb",
+    "MLFLOW_TRACKING_PASSWORD": "mlflow-password",
+    "https_proxy": f"http://user:{PASSWORD}@127.0.0.1:1",
+}
+
+
+def test_no_secret_of_the_environment_is_written_down(
+    tiny_bert: Path, custom_files: tuple[Path, Path], kdbert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    files = ["--train-file", custom_files[0], "--dev-file", custom_files[1]]
+    ended = kdbert(
+        "finetune-teacher", "--task", "custom", *files, "--model", tiny_bert, "--max-length", 32, "--set",
+        "train.max_steps=2", "--set", "output.keep_checkpoints=true",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    report = kdbert("report", "runs", "-o", "page.html")
+    assert report.code == 0, report.err
+    written = {file.name: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert {"run.json", "README.md", "metrics.jsonl", "page.html", "state.json"} <= set(written)
+    told = {"out": ended.out.encode(), "err": ended.err.encode(), **written}
+    for secret in [*SECRETS.values(), PASSWORD]:
+        assert [name for name, content in told.items() if secret.encode() in content] == []
+
+
+def test_the_password_of_an_address_is_not_told(tmp_path: Path) -> None:
+    kept = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "kdbert", "doctor"], capture_output=True, text=True, timeout=300, cwd=tmp_path,
+        env={**kept, "HF_ENDPOINT": f"http://user:{PASSWORD}@127.0.0.1:1", "HF_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "http://127.0.0.1:1 not reachable" in ended.stdout
+    assert PASSWORD not in ended.stdout + ended.stderr
+
+
+def test_addresses_keep_all_but_the_credentials() -> None:
+    told = "cannot reach https://user:pass@hub.example:8080/a@b, nor http://token@host; mail me@example.org"
+    assert without_credentials(told) == (
+        "cannot reach https://hub.example:8080/a@b, nor http://host; mail me@example.org"
+    )
+
+
+def test_what_is_cleared_away_is_the_link_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter.tex").write_text("years of work", encoding="utf-8")
+    run = tmp_path / "run"
+    (run / "predictions").mkdir(parents=True)
+    for place in (run / ".model.1.tmp", run / ".model.1.old", run / "predictions" / ".dev.1.tmp"):
+        place.symlink_to(thesis)
+    RunFolder(run).clean()
+    assert [path.name for path in run.rglob("*")] == ["predictions"]
+
+    (run / "checkpoints").mkdir()
+    for step in (1, 2):
+        (run / "checkpoints" / f"step-{step}").symlink_to(thesis)
+    (run / "checkpoints" / ".step-9.tmp").symlink_to(thesis)
+    for step in (3, 4, 5):
+        save_checkpoint(run / "checkpoints", step, {"weights": {"a": torch.ones(1)}, "optimizer": {}}, {})
+    assert (thesis / "chapter.tex").read_text(encoding="utf-8") == "years of work"
+    assert [path.name for path in thesis.iterdir()] == ["chapter.tex"]
+
+
+def test_a_link_in_a_model_is_not_followed_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", SECRETS["HF_TOKEN"])
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    (tmp_path / "id_rsa").write_text("a private key", encoding="utf-8")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "notes.txt").symlink_to(tmp_path / "id_rsa")
+    with pytest.raises(UserError, match=r"not pushed: .*notes\.txt is a link"):
+        push(model, "someone/student")
