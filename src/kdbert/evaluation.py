@@ -22,6 +22,7 @@ from kdbert.models.kernels import use_first_token, use_late_head, use_packing
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import (
     check_trained_head,
+    check_weights,
     label_names,
     load_classifier,
     load_config,
@@ -151,13 +152,14 @@ class SavedClassifier:
         return self.spec.load(split, self.data_dir)
 
     def check(self) -> None:
-        """Refuse a model without a head for the task, with other labels, or too short for the length.
+        """Refuse a model without a head for the task, with other labels, damaged, or too short for the length.
 
         Raises:
             UserError: with the cure.
         """
         config = load_config(self.place)
         check_trained_head(config, self.given, self.spec)
+        check_weights(self.place)
         _ = self.permutation  # refuses other labels
         check_length(self.max_length, config, self.given)
 

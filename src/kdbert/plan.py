@@ -486,7 +486,7 @@ def count_parameters(config: Any, spec: TaskSpec, layers: list[int] | None = Non
         config.num_labels = spec.num_outputs
     config.vocab_size = max(config.vocab_size, pieces)
     with torch.device("meta"):
-        model = auto_class(spec.kind).from_config(config)
+        model = auto_class(spec.kind).from_config(config, trust_remote_code=False)
     if layers is not None:
         cut_layers(model, layers)
     return sum(parameter.numel() for parameter in model.parameters())

@@ -37,6 +37,7 @@ from kdbert.training.precision import make_accelerator
 
 log = logging.getLogger("kdbert")
 LEAST_CALLS = 100
+LARGEST_BATCH, MOST_THREADS = 65_536, 1024  # more is a slip of the keyboard, and would take all memory
 WARM_UP, EACH_TURN = 10, 2  # calls that are not counted: at first, and whenever it is an engine's turn again
 PARTS = ("total", "tokenisation", "model")
 
@@ -118,14 +119,16 @@ def benchmark(
         UserError: no such model, models of several tasks, an unknown backend, a folder that holds something.
         KdbertError: an engine failed.
     """
-    threads = threads or cores()
+    threads = cores() if threads is None else threads
+    if not 1 <= threads <= MOST_THREADS:
+        raise UserError(f"--threads {threads}: expected 1 to {MOST_THREADS}")
     if calls < LEAST_CALLS:
         raise UserError(f"--calls {calls} are too few to say how long one takes; give {LEAST_CALLS} or more")
     if not 1 <= rounds <= calls:
         raise UserError(f"--rounds {rounds}: expected 1 to {calls}, the number of calls")
     for size in batch_sizes:
-        if size < 1:
-            raise UserError(f"--batch-size {size}: expected 1 or more")
+        if not 1 <= size <= LARGEST_BATCH:
+            raise UserError(f"--batch-size {size}: expected 1 to {LARGEST_BATCH}")
     for backend in backends:
         if backend not in ENGINES:
             raise UserError(

@@ -27,10 +27,10 @@ class TorchEngine:
         torch.set_num_threads(threads)
         self.torch = torch
         self.words = kind == "token"
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         head = transformers.AutoModelForTokenClassification if self.words else None
         self.model = (head or transformers.AutoModelForSequenceClassification).from_pretrained(
-            folder, dtype=torch.float32
+            folder, dtype=torch.float32, trust_remote_code=False
         )
         self.model.eval()
         self.max_length = max_length

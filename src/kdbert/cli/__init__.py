@@ -6,6 +6,7 @@ answers at once.
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import traceback
@@ -71,6 +72,16 @@ def _root(
     """Distil BERT models: one data path, one training loop, every published objective."""
 
 
+def _no_path(error: Exception) -> str | None:
+    """What is wrong with a path that no system call takes, wherever it was first looked at; None: another error."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        name = max(str(error.filename).split("/"), key=len)
+        return f"a path with {name[:40]!r}… in it is too long for this system"
+    if (isinstance(error, OSError) and error.errno == errno.ELOOP) or str(error).startswith("Symlink loop"):
+        return f"a link leads to itself ({error})"
+    return None
+
+
 def main() -> None:
     """Run the command; a person's mistake ends in one sentence, never in a traceback.
 
@@ -92,3 +103,9 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except (OSError, RuntimeError) as error:
+        sentence = _no_path(error)
+        if sentence is None:
+            raise
+        print(f"kdbert: {sentence}", file=sys.stderr)
+        sys.exit(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from typing import Any
 import torch
 
 from kdbert.data.masking import vocabulary_size
-from kdbert.errors import UserError
+from kdbert.errors import UserError, without_credentials
 from kdbert.models.kernels import register_attention
 from kdbert.models.labels import is_generic, label_permutation
 from kdbert.models.locate import ModelPlace
 from kdbert.tasks import Kind, TaskSpec
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+# Said aloud, since transformers otherwise asks on the terminal whether to run the code that a model brings.
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 _CONFIGS: dict[tuple[str, str, int], Any] = {}
 PROBE = "Größe, the 42nd don't-care [MASK] re-tokenised naïve café 東京 unaffable!"
 
@@ -35,7 +38,7 @@ def load_config(place: ModelPlace) -> Any:
     if key not in _CONFIGS:
         try:
             with _explained(place):
-                _CONFIGS[key] = AutoConfig.from_pretrained(place.source)
+                _CONFIGS[key] = AutoConfig.from_pretrained(place.source, **NO_CODE)
         except UserError as error:
             if place.local:
                 raise
@@ -47,7 +50,7 @@ def load_config(place: ModelPlace) -> Any:
 
 
 def check_weights(place: ModelPlace) -> None:
-    """Refuse a local model whose safetensors file is cut short or no such file; reads its header only.
+    """Refuse a local model whose weights are damaged, as far as their header says, or a pickle of more than tensors.
 
     Raises:
         UserError: the weights are damaged.
@@ -59,6 +62,8 @@ def check_weights(place: ModelPlace) -> None:
             for file in sorted(Path(place.source).glob("*.safetensors")):
                 with safe_open(file, framework="pt"):
                     pass
+            for file in sorted(Path(place.source).glob("pytorch_model*.bin")):
+                torch.load(file, map_location="meta", weights_only=True)
 
 
 def load_tokenizer(place: ModelPlace, *, words: bool = False) -> Any:
@@ -80,9 +85,9 @@ def load_tokenizer(place: ModelPlace, *, words: bool = False) -> Any:
             "save the tokenizer beside the model"
         )
     with _explained(place):
-        tokenizer = AutoTokenizer.from_pretrained(place.source)
+        tokenizer = AutoTokenizer.from_pretrained(place.source, **NO_CODE)
         if words and not _reads_words(tokenizer):  # RoBERTa's: a word begins with a space
-            tokenizer = AutoTokenizer.from_pretrained(place.source, add_prefix_space=True)
+            tokenizer = AutoTokenizer.from_pretrained(place.source, add_prefix_space=True, **NO_CODE)
     if not tokenizer.is_fast:
         raise UserError(f"model {place.given!r} has no fast tokenizer (tokenizer.json); kdbert needs one")
     if words and not _reads_words(tokenizer):
@@ -235,9 +240,9 @@ def _open(place: ModelPlace, kind: Any, config: Any, attention: str, **options: 
     register_attention()
     with _explained(place):
         if place.fresh:
-            return kind.from_config(config, dtype=torch.float32, attn_implementation=attention)
+            return kind.from_config(config, dtype=torch.float32, attn_implementation=attention, **NO_CODE)
         return kind.from_pretrained(
-            place.source, config=config, dtype=torch.float32, attn_implementation=attention, **options
+            place.source, config=config, dtype=torch.float32, attn_implementation=attention, **NO_CODE, **options
         )
 
 
@@ -286,8 +291,13 @@ def _explained(place: ModelPlace) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise UserError(f"the weights of model {place.given!r} are damaged ({error})") from None
+    except pickle.UnpicklingError:  # torch reads a .bin file with weights_only
+        raise UserError(
+            f"the weights of model {place.given!r} are a pickle that holds more than tensors, which is never run; save "
+            "them as model.safetensors"
+        ) from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0][:200]
+        reason = without_credentials(" ".join(str(error).split())).split(". ")[0][:200]
         if place.local:
             raise UserError(f"cannot load model {place.given!r}: {reason}") from None
         raise UserError(

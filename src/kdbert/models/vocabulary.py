@@ -285,7 +285,7 @@ def save_expanded(tokenizer: Any, pieces: Sequence[str], folder: Path) -> Any:
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     settings[BASE_SIZE] = base_size(tokenizer)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    grown = AutoTokenizer.from_pretrained(folder)
+    grown = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     check_expansion(tokenizer, grown, "the base", str(folder))
     if vocabulary_size(grown) != before + len(pieces):
         found = vocabulary_size(grown)
