@@ -17,6 +17,9 @@ NAMES = (
     "vocabulary", "memory", "teacher's outputs", "weights of a checkpoint", "state of a checkpoint",
     "manifest of a checkpoint", "run", "archive",
 )  # fmt: skip
+# Never refused: what is damaged is made again, or the checkpoint before it is taken.
+SEALED = {"memory", "run"}  # a checksum of the whole: nothing that was changed is taken
+WITH_ANOTHER = {name for name in NAMES if "checkpoint" in name or "outputs" in name}
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,8 @@ def test_a_reader_takes_its_file_or_says_why_not(
 ) -> None:
     caplog.set_level(logging.CRITICAL, logger="kdbert")
     taken = fuzz(known[name], tmp_path)
-    # Both happen, so that neither was the answer to everything: but nothing of a checksum is taken once it is changed.
-    assert taken < known[name].count
-    assert taken > 0 or name in ("memory", "csv.gz")
+    if name in WITH_ANOTHER:
+        assert taken == known[name].count
+    else:  # both happen, so that neither is the answer to everything
+        assert taken < known[name].count
+        assert taken > 0 or name in SEALED

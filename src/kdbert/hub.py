@@ -64,6 +64,6 @@ def push(folder: Path, name: str) -> str:
         raise PushFailed(
             f"cannot push to {name}: {reason}; the model lies in {folder}, and the same command tries again"
         ) from None
-    address = without_credentials(str(address))
-    log.info("pushed to %s", address)
-    return address
+    shown = without_credentials(str(address))
+    log.info("pushed to %s", shown)
+    return shown
