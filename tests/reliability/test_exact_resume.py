@@ -5,7 +5,6 @@ Every method family, the steps around the border of an epoch, the optimiser's st
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -21,6 +20,7 @@ from conftest import VOCABULARY, WORDS, make_bert
 from in_processes import manifest, saved_steps
 from kdbert.recipe import Recipe
 from kdbert.resolve import resolve_distill
+from kdbert.runs import RunFolder
 from kdbert.training import checkpoint
 from kdbert.training.job import run_recipe
 from kdbert.training.loggers import MetricsLog
@@ -104,7 +104,7 @@ def test_continued_from_any_checkpoint_ends_with_the_same_bits(
         # As a kill after this checkpoint leaves it: the record has lines of later steps.
         shutil.copytree(whole, run, ignore=shutil.ignore_patterns("model", "predictions", "checkpoints", "method.*"))
         shutil.copytree(whole / "checkpoints" / f"step-{step}", run / "checkpoints" / f"step-{step}")
-        (run / "run.json").write_text(json.dumps({**manifest(run), "status": "running"}), encoding="utf-8")
+        RunFolder(run).update(status="running")
         assert run_recipe(recipe).manifest["timings"]["resumed_from_step"] == step
         found[cut] = differences(run, whole)
         shutil.rmtree(run)

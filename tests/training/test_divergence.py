@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdbert.errors import Diverged
+from kdbert.seal import sealed
 from kdbert.training.checkpoint import save_checkpoint
 from kdbert.training.loop import FiniteWatch
 from small_run import BATCH, STEPS_PER_EPOCH, Setting, logged
@@ -146,7 +147,7 @@ def test_an_overflow_in_fp16_is_scaled_away_and_counted(scores: Any, kdbert: Any
     other = Path(shutil.copytree(run, tmp_path / "other"))
     shutil.rmtree(other / "checkpoints" / f"step-{STEPS_PER_EPOCH}")
     shutil.rmtree(other / "model")
-    (other / "run.json").write_text(json.dumps({**manifest, "status": "interrupted"}), encoding="utf-8")
+    (other / "run.json").write_text(json.dumps(sealed({**manifest, "status": "interrupted"})), encoding="utf-8")
     again = kdbert(*scores(other, 900.0, precision="fp16", checkpoint_steps=10), "output.keep_checkpoints=true")
     assert again.code == 0, again.err
     assert "continuing from step 10 of 13" in again.err
