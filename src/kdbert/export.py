@@ -127,6 +127,7 @@ def export_model(
     for package in ("onnx", "onnxruntime"):
         _extra(package)
     saved = saved_classifier(model, task, data_dir=data_dir, labels=labels, max_length=max_length)
+    saved.check()
     folder = _folder(saved, format, output_dir)
     bounds = {"min_agreement": min_agreement, "max_drop": max_drop}
     identity = {
@@ -144,7 +145,6 @@ def export_model(
         what = "holds the export of something else" if there is not None else "is not empty and holds no export"
         cure = "choose another --output-dir" + (", or pass --overwrite to move it aside" if there is not None else "")
         raise UserError(f"{folder} {what}; {cure}")
-    saved.check()
     found: dict[str, Any] = {}
 
     def write(temporary: Path) -> None:

@@ -503,7 +503,8 @@ def _git_revision() -> str | None:
         return None
 
     def git(*words: str) -> str:
-        command = ("git", "-C", str(root), *words)
+        # Without optional locks: a kill at this moment would leave one in a repository that is not ours.
+        command = ("git", "--no-optional-locks", "-C", str(root), *words)
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
