@@ -112,7 +112,7 @@ def test_wrong_words_end_in_one_sentence_before_anything_is_timed(
         (run, "--calls", 20): "--calls 20 are too few",
         (run, "--rounds", 0): "--rounds 0: expected 1 to 100",
         (run, "--backend", "onx"): "--backend 'onx' is unknown; did you mean 'onnx'?",
-        (run, "--batch-size", "0"): "--batch-size 0: expected 1 or more",
+        (run, "--batch-size", "0"): "--batch-size 0: expected 1 to 65536",
         (setting.teacher,): "is no run folder, so its task is not known; name it with --task",
         (run, setting.teacher, "--backend", "onnx"): "is no run folder; export it first (`kdbert export",
         (run, "--split", "tset"): "has no tset split",
