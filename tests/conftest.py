@@ -189,6 +189,14 @@ def kdbert() -> Callable[..., Finished]:
     return run
 
 
+@pytest.fixture(autouse=True)
+def without_plugins() -> Iterator[None]:
+    """Each test starts without the plug-ins of others, as each call of the command does."""
+    yield
+    if methods := sys.modules.get("kdbert.methods"):
+        methods._plugins.clear()
+
+
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
     """Set torch's threads for one test."""

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,6 @@ from kdbert.methods import get_method, load_plugin
 from small_run import Setting, logged, predictions
 
 EXAMPLE = ROOT / "examples" / "plugins" / "logit_mse.py"
-
-
-@pytest.fixture(autouse=True)
-def forget() -> Iterator[None]:
-    """Each test starts without plug-ins, as each call of the command does."""
-    registry._plugins.clear()
-    yield
-    registry._plugins.clear()
 
 
 def words(setting: Setting, folder: Path, **changes: Any) -> list[str]:
