@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from kdbert.errors import UserError, without_credentials
 from kdbert.hub import push
 from kdbert.runs import RunFolder
+from kdbert.seal import sealed
 from kdbert.training.checkpoint import save_checkpoint
 
 PASSWORD = "hunter2-of-somebody"
@@ -95,3 +97,28 @@ def test_a_link_in_a_model_is_not_followed_to_the_hub(tmp_path: Path, monkeypatc
     (model / "notes.txt").symlink_to(tmp_path / "id_rsa")
     with pytest.raises(UserError, match=r"not pushed: .*notes\.txt is a link"):
         push(model, "someone/student")
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "predictions", "checkpoints", "run.lock"])
+def test_a_run_is_not_written_through_a_link(setting: Any, kdbert: Any, tmp_path: Path, name: str) -> None:
+    """Whoever made the folder may have laid the link to a file that is none of the run's."""
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    assert kdbert(*setting.words(run, max_steps=1)).code == 0
+    (run / "run.json").write_text(
+        json.dumps(sealed({**RunFolder(run).manifest(), "status": "interrupted"})), encoding="utf-8"
+    )
+    (run / name).rename(outside) if (run / name).exists() else outside.write_text("a diary", encoding="utf-8")
+    (run / name).symlink_to(outside)
+    before = {path: path.read_bytes() for path in (outside, *outside.rglob("*")) if path.is_file()}
+    ended = kdbert(*setting.words(run, max_steps=1))
+    assert ended.code == 2
+    assert str(run / name) in ended.err
+    assert "link" in ended.err
+    assert {path: path.read_bytes() for path in (outside, *outside.rglob("*")) if path.is_file()} == before
+
+
+def test_links_within_a_run_and_to_the_whole_of_it_are_fine(setting: Any, kdbert: Any, tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "scratch")
+    assert kdbert(*setting.words(tmp_path / "run", max_steps=1)).code == 0
+    assert (tmp_path / "scratch" / "run.json").exists()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+SHOWN_EXAMPLES = 8  # of those at which a run diverged
 
 
 class KdbertError(Exception):
@@ -25,7 +27,9 @@ class RunBusy(UserError):
 
 
 class Diverged(KdbertError):
-    """A loss became NaN or infinite; `where` is what run.json says of it: step, term, ids of the batch's examples."""
+    """A number became NaN or infinite; `where` is what run.json says of it: ids of the examples, and of a loss its step
+    and term.
+    """
 
     exit_code = 4
 
@@ -40,6 +44,12 @@ class Interrupted(KdbertError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def few(examples: Sequence[str], rest: str = "") -> str:
+    """The first `SHOWN_EXAMPLES` ids, and how many there are; `rest` says where all of them stand."""
+    more = f", … ({len(examples)} in all{rest})" if len(examples) > SHOWN_EXAMPLES else ""
+    return ", ".join(examples[:SHOWN_EXAMPLES]) + more
 
 
 def without_credentials(text: str) -> str:

@@ -129,6 +129,11 @@ class Plan:
             raise UserError(f"the tokenizer of {self.tokenizer_name!r} cannot hide tokens: {error}") from None
         return found.masked(masking)
 
+    def ids(self, split: str) -> Sequence[str] | None:
+        """Name of each example of a split; None for plain text, whose texts have numbers only."""
+        examples = self.train_examples if split == "train" else self.eval_examples[split]
+        return examples.ids if isinstance(examples, Examples) else None
+
     @cached_property
     def known_pieces(self) -> int:
         """Pieces of the teacher's vocabulary; without a teacher, those before the tokenizer was expanded."""

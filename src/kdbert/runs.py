@@ -30,6 +30,7 @@ from kdbert.seal import sealed, unsealed
 log = logging.getLogger("kdbert")
 # What run.json vouches for: not the model card, which a person may edit, nor events and checkpoints.
 HANDED_ON = ("metrics.jsonl", "method.safetensors", "diagnostics/*.csv", "model/*", "predictions/*.jsonl")
+FOLDERS = ("predictions", "checkpoints", "diagnostics")  # of a run, besides its model
 PACKAGES = (
     "kdbert",
     "torch",
@@ -155,8 +156,9 @@ class RunFolder:
             fingerprints: what the recipe's model and data paths are known by (see `Recipe.identity`).
 
         Raises:
-            UserError: with the keys that differ.
+            UserError: with the keys that differ; or something in the folder is a link that leads out of it.
         """
+        self._check_links()
         manifest = self.manifest()
         if not manifest:
             if self.path.exists() and any(p.name != "run.lock" for p in self.path.iterdir()):
@@ -180,9 +182,19 @@ class RunFolder:
                 "or pass --overwrite to move that run aside"
             )
 
+    def _check_links(self) -> None:
+        """Refuse to write through a link: who made the folder may have laid it to a file that is not the run's."""
+        own = self.path.resolve()
+        for place in (self.path, *(self.path / name for name in FOLDERS)):
+            for path in [place, *place.glob("*")] if place.exists() else []:
+                if path != self.path and path.is_symlink() and not path.resolve().is_relative_to(own):
+                    raise UserError(
+                        f"{path} is a link that leads out of the run folder; put what it leads to there instead"
+                    )
+
     def clean(self) -> None:
         """Remove what a killed process left half-written; only the holder of the lock may do this."""
-        for place in (self.path, *(self.path / name for name in ("predictions", "checkpoints", "diagnostics"))):
+        for place in (self.path, *(self.path / name for name in FOLDERS)):
             for pattern in (".*.tmp", ".*.old"):
                 for litter in place.glob(pattern):
                     shutil.rmtree(litter) if litter.is_dir() and not litter.is_symlink() else litter.unlink()
@@ -259,7 +271,7 @@ class FileLock:
         while True:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # a holder has just removed the file, or the folder
-                file = open(self.path, "a+", encoding="utf-8")
+                file = open(self.path, "a+", encoding="utf-8", opener=_no_link)
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
                     if os.fstat(file.fileno()).st_ino == self.path.stat().st_ino:
@@ -311,6 +323,10 @@ class FileLock:
                 self.path.unlink()
         self._file.close()
         self._file = None
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def identity_of(recipe: Recipe, fingerprints: Mapping[str, str]) -> dict[str, Any]:

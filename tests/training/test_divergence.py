@@ -6,13 +6,14 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from kdbert.errors import Diverged
 from kdbert.seal import sealed
@@ -72,7 +73,10 @@ def test_a_model_that_the_last_step_ruined_is_not_called_finished(
     run = tmp_path / "run"
     ended = kdbert(*setting.words(run, learning_rate=1e30, max_steps=1))
     assert ended.code == 4, ended.err
-    assert json.loads((run / "run.json").read_text())["status"] == "diverged"
+    manifest = json.loads((run / "run.json").read_text())
+    assert manifest["status"] == "diverged"
+    assert manifest["divergence"] == {"split": "dev", "examples": [str(row) for row in range(61)]}
+    assert "the model's outputs on dev are not finite for examples 0, 1, 2, 3, 4, 5, 6, 7, … (61 in all" in ended.err
     assert not (run / "model").exists()
 
 
@@ -176,3 +180,23 @@ def test_an_fp16_encoder_gives_nearly_the_loss_of_fp32(
         losses.append([line["loss"] for line in logged(tmp_path / precision).values()])
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+
+
+def test_the_examples_at_which_a_teacher_fails_are_named(setting: Setting, kdbert: Any, tmp_path: Path) -> None:
+    """A teacher with infinite numbers for one word: only texts with this word come out wrong."""
+    teacher = Path(shutil.copytree(setting.teacher, tmp_path / "teacher"))
+    weights = load_file(teacher / "model.safetensors")
+    word = json.loads((teacher / "tokenizer.json").read_text())["model"]["vocab"]["cat"]
+    weights["bert.embeddings.word_embeddings.weight"][word] = float("inf")
+    save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
+    ended = kdbert(*replace(setting, teacher=teacher).words(tmp_path / "run"))
+    assert ended.code == 4, ended.err
+    told = re.search(r"teacher on (train|dev): its logits of examples (.*) are not finite", ended.err)
+    assert told
+    named = re.findall(r"\d+", told[2].partition(", …")[0])
+    file = setting.train if told[1] == "train" else setting.dev
+    lines = file.read_text(encoding="utf-8").splitlines()[1:]
+    with_it = [str(row) for row, line in enumerate(lines) if "cat" in line.partition(",")[0].split()]
+    assert named  # those of the first batch that has any: texts of like length stand together
+    assert set(named) <= set(with_it)
+    assert not (tmp_path / "run").exists()

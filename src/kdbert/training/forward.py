@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from kdbert.data.batches import Batch, evaluation_batches, micro_batches
 from kdbert.data.encode import Encoded
-from kdbert.errors import Diverged
+from kdbert.errors import Diverged, few
 from kdbert.methods import LossTerms, Method, Outputs
 from kdbert.models.kernels import ATTENTION, first_token_only, packed
 from kdbert.training.precision import DTYPES, Precision
@@ -186,6 +186,7 @@ def pass_over(
     precision: Precision,
     accelerator: Accelerator,
     told: str | None = None,
+    ids: Sequence[str] | None = None,
     allocate: Callable[[str, tuple[int, ...]], np.ndarray | None] = lambda name, shape: np.zeros(shape, np.float32),
 ) -> dict[str, np.ndarray | None]:
     """Quantities of every example of a split, in its order, without padding, the same on every process.
@@ -198,11 +199,12 @@ def pass_over(
         kinds: what each of them has one row of.
         layers: hidden states that `compute` reads.
         told: what a progress bar, and an error, says that this is (None: no bar, and no look at the values).
+        ids: name of each example, for that error (None: its number).
         allocate: (name, shape) -> the array to fill: float32, or int16 for the bits of bf16; None: this process
             keeps nothing of it. Called once for each quantity, by all processes in the same order.
 
     Raises:
-        Diverged: a value is not finite, where `told` says of what.
+        Diverged: a value is not finite, where `told` says of what; with the ids of the examples.
 
     Returns:
         The arrays: [N, ...] of examples; [tokens, ...] in the order of `Encoded.input_ids`; [pairs] as
@@ -234,7 +236,11 @@ def pass_over(
                 values = {name: accelerator.gather(value.contiguous()) for name, value in values.items()}
             for name, value in values.items():
                 if told is not None and not bool(value.isfinite().all()):
-                    raise Diverged(f"{told}: its {name} are not finite")
+                    bad = ~value[: len(rows)].flatten(1).isfinite().all(1).cpu().numpy()
+                    examples = [ids[row] if ids is not None else str(row) for row in rows[bad].tolist()]
+                    raise Diverged(
+                        f"{told}: its {name} of examples {few(examples)} are not finite", {"examples": examples}
+                    )
                 kind = kinds[name]
                 if name not in found:
                     inner = value.shape[{"example": 1, "token": 2, "token_pair": 3}[kind] :]

@@ -20,7 +20,7 @@ from torch import nn
 
 from kdbert.data.examples import Examples
 from kdbert.data.masking import vocabulary_size
-from kdbert.errors import Diverged, Interrupted, UserError
+from kdbert.errors import Diverged, Interrupted, UserError, few
 from kdbert.layers import told
 from kdbert.methods import Context, get_method
 from kdbert.metrics import majority_score, masked_lm_scores, score
@@ -103,17 +103,6 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
 def _cannot_write(error: BaseException) -> bool:
     """Whether the disk is full or read-only, a limit was reached, or a quota used up."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-
-
-def finite(values: np.ndarray, what: str, cure: str = "") -> np.ndarray:
-    """The values, if all of them are finite numbers.
-
-    Raises:
-        Diverged: some are not.
-    """
-    if not np.isfinite(values).all():
-        raise Diverged(f"{what} are not finite{cure}")
-    return values
 
 
 def baseline_scores(recipe: Recipe) -> dict[str, Any] | None:
@@ -247,7 +236,7 @@ class Job:
                 trackers=recipe.output.tracker,
                 length=recipe.task.max_length if plan.needs.reads_padding else None,
                 at_log=lambda step: diagnostics.numbers() if diagnostics is not None and main else {},
-                ids=plan.train_examples.ids if isinstance(plan.train_examples, Examples) else None,
+                ids=plan.ids("train"),
             )
         if result.best and result.best["step"] != plan.steps:
             newest.clear()  # they are not of the weights that were chosen
@@ -476,7 +465,7 @@ class Job:
             precision=self.precision,
             accelerator=self.accelerator,
         )
-        finite(logits, f"the model's outputs on {split}", "; try a lower train.learning_rate")
+        self._check_finite(logits, "outputs", split)
         return self.encoded[split].label_logits(logits, self.plan.spec.labels)
 
     def _hidden_sums(self, model: nn.Module, split: str) -> np.ndarray:
@@ -488,7 +477,27 @@ class Job:
             precision=self.precision,
             accelerator=self.accelerator,
         )
-        return finite(sums, f"the model's losses on {split}", "; try a lower train.learning_rate")
+        self._check_finite(sums, "losses", split)
+        return sums
+
+    def _check_finite(self, values: np.ndarray, what: str, split: str) -> None:
+        """Refuse what a model that has diverged answers.
+
+        Raises:
+            Diverged: some values are not finite, with the ids of their examples.
+        """
+        bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
+        if not len(bad):
+            return
+        data, ids = self.encoded[split], self.plan.ids(split)
+        if len(values) != len(data):  # they are of tokens
+            bad = np.unique(np.searchsorted(data.offsets, bad, side="right") - 1)
+        examples = [ids[row] if ids is not None else str(row) for row in bad.tolist()]
+        shown = few(examples, ", see run.json")
+        raise Diverged(
+            f"the model's {what} on {split} are not finite for examples {shown}; try a lower train.learning_rate",
+            {"split": split, "examples": examples},
+        )
 
     def _teacher_logits(self, number: int, split: str) -> np.ndarray:
         """A teacher's logits of all that has a label, in the task's order of classes."""

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from kdbert.data.batches import classes_of, epoch_batches, micro_batches
 from kdbert.data.encode import Encoded
-from kdbert.errors import Diverged, Interrupted, UserError
+from kdbert.errors import Diverged, Interrupted, UserError, few
 from kdbert.methods import LossTerms
 from kdbert.models.kernels import training_used_rows
 from kdbert.recipe import TrainSection, warmup_steps
@@ -48,7 +48,6 @@ from kdbert.training.teacher import Teacher
 log = logging.getLogger("kdbert")
 # Raised whenever the order of the data or the random draws change: an older run is then not continued.
 STATE_VERSION = 3
-SHOWN_EXAMPLES = 8  # of a batch that diverged
 
 
 @dataclass
@@ -426,10 +425,7 @@ class FiniteWatch:
         step, order = min(bad)
         term = list(self.first)[order]
         examples = [self.ids[row] if self.ids is not None else str(row) for row in self.rows[step].tolist()]
-        shown = ", ".join(examples[:SHOWN_EXAMPLES])
-        if len(examples) > SHOWN_EXAMPLES:
-            shown += f", … ({len(examples)} in all, see run.json)"
-        newest = newest_checkpoint(checkpoints)
+        shown, newest = few(examples, ", see run.json"), newest_checkpoint(checkpoints)
         raise Diverged(
             f"diverged at step {step}: {term} is not finite in the batch of examples {shown}; "
             + (f"the last good checkpoint is {newest.path}" if newest else "no checkpoint had been saved")

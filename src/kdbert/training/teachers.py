@@ -230,6 +230,7 @@ class Teachers:
                 precision=self.precision,
                 accelerator=self.accelerator,
                 told=f"teacher on {split}",
+                ids=plan.ids(split),
                 allocate=allocate,
             )  # fmt: skip
 
