@@ -47,10 +47,19 @@ Ended = subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="module")
-def two(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended, Ended]:
-    """The root of the runs of two processes; how they ended when one of them was killed, and when started again."""
+def two(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Ended], Ended]:
+    """The root of the runs of two processes; how they ended when the first of them was killed, when after another
+    start the second was, and when started again.
+    """
     root = tmp_path_factory.mktemp("two")
     given = ("-m", "kdbert", *words(setting, root))
+    killed = [killed_by_half(root, given, rank) for rank in (0, 1)]
+    return root, killed, torchrun(*given)
+
+
+def killed_by_half(root: Path, given: tuple[str, ...], rank: int) -> Ended:
+    """How two processes end of which one is killed when they have saved a checkpoint."""
+    before = saved_steps(only_run(root)) if list(root.rglob("run.json")) else []
     with start_torchrun(*given) as process:
         try:
 
@@ -58,15 +67,15 @@ def two(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
                 return process.poll() is None
 
             wait_until(lambda: bool(list(root.rglob("run.json"))), running, "the run folder")
+            wait_until(lambda: bool(set(saved_steps(only_run(root))) - set(before)), running, "a checkpoint")
             children = psutil.Process(process.pid).children()
-            (second,) = [child for child in children if child.environ().get("RANK") == "1"]
-            wait_until(lambda: bool(saved_steps(only_run(root))), running, "a checkpoint")
-            second.send_signal(signal.SIGKILL)
+            (one,) = [child for child in children if child.environ().get("RANK") == str(rank)]
+            one.send_signal(signal.SIGKILL)
             out, err = process.communicate(timeout=120)
         except BaseException:
             process.terminate()
             raise
-    return root, subprocess.CompletedProcess(process.args, process.returncode, out, err), torchrun(*given)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def only_run(root: Path) -> Path:
@@ -78,7 +87,7 @@ def only_run(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(
-    setting: Setting, two: tuple[Path, Ended, Ended], kdbert: Any, tmp_path_factory: pytest.TempPathFactory
+    setting: Setting, two: tuple[Path, list[Ended], Ended], kdbert: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
     """Run folders of one and of two processes."""
     root, _, ended = two
@@ -88,10 +97,11 @@ def runs(
     return only_run(alone), only_run(root)
 
 
-def test_when_one_process_dies_all_end_and_the_same_command_goes_on(two: tuple[Path, Ended, Ended]) -> None:
+def test_when_one_process_dies_all_end_and_the_same_command_goes_on(two: tuple[Path, list[Ended], Ended]) -> None:
     _, killed, again = two
-    assert killed.returncode != 0
-    assert "run: " not in killed.stdout
+    for ended in killed:
+        assert ended.returncode != 0
+        assert "run: " not in ended.stdout
     assert again.returncode == 0, again.stderr
     assert "continuing from step " in again.stderr
 
@@ -118,7 +128,9 @@ def test_every_example_is_predicted_once_and_as_by_one_process(runs: tuple[Path,
         assert b["scores"] == pytest.approx(a["scores"], abs=1e-3)
 
 
-def test_two_processes_write_one_run_that_says_so(runs: tuple[Path, Path], two: tuple[Path, Ended, Ended]) -> None:
+def test_two_processes_write_one_run_that_says_so(
+    runs: tuple[Path, Path], two: tuple[Path, list[Ended], Ended]
+) -> None:
     one, both = (json.loads((run / "run.json").read_text(encoding="utf-8")) for run in runs)
     assert (one["processes"], both["processes"]) == (1, 2)
     assert both["status"] == "finished"
@@ -132,7 +144,7 @@ def test_two_processes_write_one_run_that_says_so(runs: tuple[Path, Path], two: 
     assert len((runs[1] / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 26 + 2
 
 
-def test_two_processes_on_a_finished_run_say_so(setting: Setting, two: tuple[Path, Ended, Ended]) -> None:
+def test_two_processes_on_a_finished_run_say_so(setting: Setting, two: tuple[Path, list[Ended], Ended]) -> None:
     before = {path: path.stat().st_mtime_ns for path in two[0].rglob("*") if path.is_file()}
     again = torchrun("-m", "kdbert", *words(setting, two[0]))
     assert again.returncode == 0, again.stderr
