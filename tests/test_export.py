@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from conftest import make_bert
+from kdbert.seal import sealed
 from small_heads import make_setting
 from small_models import make_distilbert, make_roberta
 from small_run import Setting, predictions
@@ -169,12 +170,27 @@ def test_nothing_of_a_persons_is_replaced(kdbert: KDBERT, run: Path, tmp_path: P
     other = tmp_path / "other"
     assert kdbert("export", run, "--output-dir", other).code == 0
     about = json.loads((other / "export.json").read_text())
-    (other / "export.json").write_text(json.dumps({**about, "model_fingerprint": "another"}))
+    (other / "export.json").write_text(json.dumps(sealed({**about, "model_fingerprint": "another"})))
     done = kdbert("export", run, "--output-dir", other)
     assert done.code == 2
     assert "holds the export of something else; choose another --output-dir, or pass --overwrite" in done.err
     assert kdbert("export", run, "--output-dir", other, "--overwrite").code == 0
     assert len(list(tmp_path.glob("other.old-*"))) == 1
+
+
+def test_a_damaged_export_is_refused_by_all_that_read_it(kdbert: KDBERT, run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    assert kdbert("export", run, "--output-dir", folder).code == 0
+    for name in ("model.onnx", "tokenizer.json", "export.json"):
+        whole = (folder / name).read_bytes()
+        for damage in (whole[: len(whole) // 2], whole[:-20] + bytes([whole[-20] ^ 1]) + whole[-19:]):
+            (folder / name).write_bytes(damage)
+            for words in (("export", run, "--output-dir", folder), ("benchmark", folder, "--task", "custom")):
+                done = kdbert(*words)
+                assert (done.code, done.err.count("\n")) == (2, 1), done.err
+                assert f"{folder / name} is damaged" in done.err
+        (folder / name).write_bytes(whole)
+    assert "already exported" in kdbert("export", run, "--output-dir", folder).err
 
 
 def test_what_cannot_be_exported_is_refused_in_one_sentence(

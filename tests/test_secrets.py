@@ -117,6 +117,21 @@ def test_a_run_is_not_written_through_a_link(setting: Any, kdbert: Any, tmp_path
     assert {path: path.read_bytes() for path in (outside, *outside.rglob("*")) if path.is_file()} == before
 
 
+def test_predictions_and_exports_are_not_written_through_a_link(setting: Any, kdbert: Any, tmp_path: Path) -> None:
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    assert kdbert(*setting.words(run, max_steps=1)).code == 0
+    outside.mkdir()
+    (run / "predictions").rename(tmp_path / "before")
+    (run / "predictions").symlink_to(outside)
+    (run / "export").symlink_to(outside)
+    for words in (("evaluate", run), ("export", run)):
+        ended = kdbert(*words)
+        assert ended.code == 2
+        assert f"{run}/" in ended.err
+        assert "is a link" in ended.err
+    assert list(outside.iterdir()) == []
+
+
 def test_links_within_a_run_and_to_the_whole_of_it_are_fine(setting: Any, kdbert: Any, tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "scratch")

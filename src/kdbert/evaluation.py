@@ -109,6 +109,7 @@ def evaluate(
         # With another length or precision the scores are not those of the run's own results.
         own = (trained.task.name, trained.task.max_length, RunFolder(place.run).manifest().get("precision"))
         if own == (spec.name, saved.max_length, chosen):
+            RunFolder(place.run).check_links()
             folder = place.run / "predictions"
     _make(folder)
     metrics: dict[str, dict[str, float]] = {}
@@ -277,6 +278,7 @@ def _evaluate_text(
     chosen = choose_precision(precision, accelerator.device)
     folder = _own_folder(CORPUS, place, output_dir, length, chosen, corpus_digest(source))
     if output_dir is None and corpus is None and place.run is not None and own is not None and length == own.max_length:
+        RunFolder(place.run).check_links()
         folder = place.run / "predictions"
     _make(folder)
     model, _ = load_masked_lm(place, tokenizer, attention=choose_attention("auto", accelerator.device))

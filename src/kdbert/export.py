@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Mapping
@@ -25,7 +24,8 @@ from kdbert.evaluation import SavedClassifier, saved_classifier
 from kdbert.metrics import pearson
 from kdbert.models.load import load_classifier, load_config
 from kdbert.reporting.predictions import predicted
-from kdbert.runs import move_aside, replace_folder, write_json
+from kdbert.runs import RunFolder, damaged, move_aside, replace_folder, sha256, write_json
+from kdbert.seal import sealed, unsealed
 from kdbert.training.forward import predict
 from kdbert.training.precision import make_accelerator
 
@@ -156,7 +156,8 @@ def export_model(
             labels=list(saved.spec.labels), opset=OPSET, size_mib=(temporary / MODEL).stat().st_size / 2**20,
             packages={name: version(name) for name in ("torch", "transformers", "onnx", "onnxruntime")},
         )  # fmt: skip
-        write_json(temporary / ABOUT, found)
+        found["files"] = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+        write_json(temporary / ABOUT, sealed(found))
         (temporary / "README.md").write_text(_readme(saved, found), encoding="utf-8")
 
     try:
@@ -172,16 +173,20 @@ def read_about(folder: Path) -> dict[str, Any] | None:
     """`export.json` of an export; None where there is none, or another's.
 
     Raises:
-        UserError: it is damaged.
+        UserError: it, or a file that it names, is damaged.
     """
     try:
-        content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        content = unsealed((folder / ABOUT).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / ABOUT} is damaged ({error}); move the folder away") from None
-    if not isinstance(content, dict) or not isinstance(content.get("checks"), dict):
+    files = content.get("files", {})
+    if not isinstance(content.get("checks"), dict) or not isinstance(files, dict):
         raise UserError(f"{folder / ABOUT} is damaged; move the folder away")
+    fault = damaged(folder, files)
+    if fault:
+        raise UserError(f"{fault}; move the folder away and export the model again")
     return content
 
 
@@ -203,6 +208,7 @@ def _folder(saved: SavedClassifier, format: str, output_dir: str | None) -> Path
     own = saved.trained is not None and saved.trained.task.name == saved.spec.name
     if saved.place.run is None or not own:
         raise UserError(f"{saved.given!r} is no run on {saved.spec.name}; say with --output-dir where the export goes")
+    RunFolder(saved.place.run).check_links()
     return saved.place.run / "export" / format
 
 

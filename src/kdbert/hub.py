@@ -45,7 +45,7 @@ def push(folder: Path, name: str) -> str:
         Address of the repository.
 
     Raises:
-        UserError: a link in the folder; see `check_repository`.
+        UserError: no model in the folder, or a link; see `check_repository`.
         PushFailed: the Hub refused, or cannot be reached.
     """
     from huggingface_hub import HfApi
@@ -54,6 +54,8 @@ def push(folder: Path, name: str) -> str:
     links = [path for path in folder.rglob("*") if path.is_symlink()]
     if links:
         raise UserError(f"not pushed: {links[0]} is a link, and what it leads to is no part of the model; remove it")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"not pushed: {folder} holds no model any more; pass --overwrite to train it again")
     check_repository(name)
     api = HfApi()
     try:

@@ -30,7 +30,7 @@ from kdbert.seal import sealed, unsealed
 log = logging.getLogger("kdbert")
 # What run.json vouches for: not the model card, which a person may edit, nor events and checkpoints.
 HANDED_ON = ("metrics.jsonl", "method.safetensors", "diagnostics/*.csv", "model/*", "predictions/*.jsonl")
-FOLDERS = ("predictions", "checkpoints", "diagnostics")  # of a run, besides its model
+FOLDERS = ("predictions", "checkpoints", "diagnostics", "export")  # of a run, besides its model
 PACKAGES = (
     "kdbert",
     "torch",
@@ -117,19 +117,26 @@ class RunFolder:
         finally:
             lock.release()
 
-    def check_files(self, inside: str) -> None:
-        """Refuse a finished run whose files in a folder of it are not those that it wrote.
+    def check_files(self, inside: str = "") -> None:
+        """Refuse a finished run whose files are not those that it wrote.
+
+        Args:
+            inside: only those of a folder of the run. A model that was deleted as a whole is missed there only: the
+                run is still known by its run.json.
 
         Raises:
             UserError: with the file.
         """
-        files = self.manifest().get("files", {})
-        fault = damaged(self.path, {name: files[name] for name in files if name.startswith(f"{inside}/")})
+        left = inside or (self.path / "model").is_dir()
+        files = {
+            name: digest
+            for name, digest in self.manifest().get("files", {}).items()
+            if name.startswith(f"{inside}/" if inside else "") and (left or not name.startswith("model/"))
+        }
+        fault = damaged(self.path, files)
         if fault:
-            raise UserError(
-                f"{fault}: bring it back, or train the run again with --overwrite (a copy of the folder {inside} "
-                "outside of the run is taken as it is)"
-            )
+            copied = f" (a copy of the folder {inside} outside of the run is taken as it is)" if inside else ""
+            raise UserError(f"{fault}: bring it back, or train the run again with --overwrite{copied}")
 
     def result(self) -> RunResult:
         """The result of a finished run.
@@ -158,7 +165,7 @@ class RunFolder:
         Raises:
             UserError: with the keys that differ; or something in the folder is a link that leads out of it.
         """
-        self._check_links()
+        self.check_links()
         manifest = self.manifest()
         if not manifest:
             if self.path.exists() and any(p.name != "run.lock" for p in self.path.iterdir()):
@@ -182,8 +189,12 @@ class RunFolder:
                 "or pass --overwrite to move that run aside"
             )
 
-    def _check_links(self) -> None:
-        """Refuse to write through a link: who made the folder may have laid it to a file that is not the run's."""
+    def check_links(self) -> None:
+        """Refuse to write through a link: who made the folder may have laid it to a file that is not the run's.
+
+        Raises:
+            UserError: something in the folder is a link that leads out of it.
+        """
         own = self.path.resolve()
         for place in (self.path, *(self.path / name for name in FOLDERS)):
             for path in [place, *place.glob("*")] if place.exists() else []:
@@ -364,6 +375,7 @@ def atomic_write(path: Path, write: Callable[[Path], object], name: str | None =
             write(temporary)
         fsync(temporary)
         os.replace(temporary, path)
+        fsync(path.parent)  # what is removed after it must not be gone before it is there
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -416,6 +428,7 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
             shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.rename(path)
+        fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from kdbert.benchmark.measure import milliseconds
+from kdbert.runs import sha256
+from kdbert.seal import sealed
 from small_run import Setting
 
 KDBERT = Any
@@ -132,7 +134,8 @@ def test_an_engine_that_fails_is_named(kdbert: KDBERT, run: Path, tmp_path: Path
     assert kdbert("export", run, "--output-dir", folder).code == 0
     (folder / "model.onnx").write_bytes(b"no model")
     about = json.loads((folder / "export.json").read_text())
-    (folder / "export.json").write_text(json.dumps({**about, "model": str(run)}))
+    files = {**about["files"], "model.onnx": sha256(folder / "model.onnx")}
+    (folder / "export.json").write_text(json.dumps(sealed({**about, "model": str(run), "files": files})))
     done = kdbert("benchmark", folder, "--output-dir", tmp_path / "out")
     assert done.code == 1
     assert "kd, 2 layers, seed 1 (onnx): " in done.err

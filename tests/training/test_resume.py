@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from in_processes import saved_steps, start, wait_until
-from kdbert.errors import UserError
+from kdbert.errors import Interrupted, UserError
 from kdbert.seal import sealed
 from kdbert.training.checkpoint import load_optimizer, newest_checkpoint, optimizer_tensors, save_checkpoint
 from kdbert.training.job import run_recipe
+from kdbert.training.signals import ended_by_signals
 from small_run import FEATURES, Setting, logged, make_teacher, predictions
 
 EPOCHS = 5
@@ -281,8 +282,8 @@ def test_a_record_that_was_lost_or_cut_short_does_not_stop_a_run(setting: Settin
     os.truncate(run / "metrics.jsonl", 100)
     ended = kdbert(*setting.words(run, **COMMON))
     assert ended.code == 0, ended.err
-    for line in (run / "metrics.jsonl").read_text().splitlines()[1:]:
-        json.loads(line)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]  # no half line is left
+    assert {line["step"] for line in lines} >= {STEPS}
 
 
 @pytest.fixture
@@ -429,6 +430,7 @@ def stopped(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Itera
     for number in (signal.SIGINT, signal.SIGTERM):
         run = tmp_path_factory.mktemp("stopped") / "run"
         words = [sys.executable, "-m", "kdbert", *setting.words(run, **COMMON)]
+        words += ["--overwrite"] if number == signal.SIGTERM else []
         running[number] = (run, subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True))
     found = {}
     waiting = dict(running)
@@ -467,7 +469,8 @@ def test_a_signal_saves_says_how_to_continue_and_loses_nothing(
     assert returned == code, errors
     last = errors.strip().splitlines()[-1]
     assert last.startswith(f"kdbert: stopped by {signal.Signals(number).name} at step ")
-    assert "run the same command again to continue" in last
+    again = "again, without --overwrite, to" if number == signal.SIGTERM else "again to"
+    assert f"run the same command {again} continue" in last
     assert "Traceback" not in errors
     step = int(re.findall(r"at step (\d+) of 65", last)[0])
     assert saved_steps(run)[-1] == step  # not a step is lost
@@ -477,6 +480,35 @@ def test_a_signal_saves_says_how_to_continue_and_loses_nothing(
     assert ended.code == 0, ended.err
     assert f"continuing from step {step} of {STEPS}" in ended.err
     assert_same_run(run, reference(accumulation=1, selection="last"))
+
+
+def test_the_same_command_on_a_damaged_finished_run_is_refused(
+    setting: Setting, reference: Callable[..., Path], kdbert: Any, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(reference(accumulation=1, selection="last"), tmp_path / "run"))
+    words = setting.words(run, **COMMON)
+    for name in ("model/model.safetensors", "model/config.json", "predictions/dev.jsonl", "metrics.jsonl"):
+        whole = (run / name).read_bytes()
+        for damage in (whole[:-1], whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:], None):
+            (run / name).unlink() if damage is None else (run / name).write_bytes(damage)
+            ended = kdbert(*words)
+            assert (ended.code, ended.out) == (2, ""), (name, ended.err)
+            assert str(run / name) in ended.err
+            assert "--overwrite" in ended.err
+        (run / name).write_bytes(whole)
+    (run / "model" / "README.md").write_text("A card that a person has edited.")
+    assert kdbert(*words).code == 0
+    shutil.rmtree(run / "model")  # to save room: what it was stands in run.json
+    assert kdbert(*words).code == 0
+
+
+def test_continuing_by_other_versions_is_told(setting: Setting, kdbert: Any, run: Path) -> None:
+    manifest = json.loads((run / "run.json").read_text())
+    manifest["environment"]["versions"]["torch"] = "1.0.0"
+    (run / "run.json").write_text(json.dumps(sealed(manifest)))
+    ended = kdbert(*setting.words(run, **COMMON))
+    assert ended.code == 0, ended.err
+    assert re.search(r"by other versions: weights will not be .*\(torch 1\.0\.0 then, 2\S+ now\)", ended.err)
 
 
 def test_continuing_with_other_data_is_refused(setting: Setting, kdbert: Any, run: Path, tmp_path: Path) -> None:
@@ -518,6 +550,37 @@ def test_the_newest_two_checkpoints_are_kept_and_steps_are_numbers(tmp_path: Pat
     newest = newest_checkpoint(tmp_path)
     assert newest is not None
     assert newest.state == {"step": 100}
+
+
+def test_a_damaged_later_checkpoint_takes_no_place_of_a_whole_one(tmp_path: Path) -> None:
+    for step in (5, 7):
+        save(tmp_path, step)
+    for step in (30, 40):  # what is left of a run that got further
+        (tmp_path / f"step-{step}").mkdir()
+        (tmp_path / f"step-{step}" / "manifest.json").write_text("{")
+    save(tmp_path, 9)
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.state == {"step": 9}
+    assert (tmp_path / "step-7").is_dir()
+
+
+def test_a_file_that_the_manifest_does_not_list_is_not_read(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    save_file({"other": torch.ones(1)}, path / "best.safetensors")
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert set(newest.tensors) == {"weights", "optimizer"}
+
+
+def test_signals_end_what_is_before_and_behind_the_loop() -> None:
+    """As Ctrl-C does: by an exception, behind which the handlers are those of before."""
+    before = signal.getsignal(signal.SIGTERM)
+    told = "stopped by SIGTERM; run the same command again to continue"
+    with pytest.raises(Interrupted, match=told) as caught, ended_by_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_folder_without_checkpoints_has_none(tmp_path: Path) -> None:

@@ -91,6 +91,15 @@ def _of_the_disk(error: Exception) -> str | None:
     return f"{error.strerror or error}{f': {place}' if place else ''}{cure}"
 
 
+def _to_go_on(sentence: str) -> str:
+    """The very same command would move aside what was to be continued, if it had --overwrite."""
+    return (
+        sentence.replace("same command again", "same command again, without --overwrite,")
+        if ("--overwrite" in sys.argv)
+        else sentence
+    )
+
+
 def main() -> None:
     """Run the command; a person's mistake ends in one sentence, never in a traceback.
 
@@ -104,10 +113,11 @@ def main() -> None:
         if debug and not isinstance(error, Interrupted):
             traceback.print_exc()
         logging.shutdown()
-        print(f"kdbert: {error}", file=sys.stderr)
+        told = _to_go_on(str(error)) if isinstance(error, Interrupted) else str(error)
+        print(f"kdbert: {told}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("kdbert: stopped at once; run the same command again to continue", file=sys.stderr)
+        print(_to_go_on("kdbert: stopped at once; run the same command again to continue"), file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()

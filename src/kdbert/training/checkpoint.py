@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -40,7 +41,9 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]
 ) -> Path:
-    """Write `step-N` below `folder`, then remove all but the newest `KEEP` checkpoints.
+    """Write `step-N` below `folder`, then remove all before it but the newest `KEEP - 1`.
+
+    A later one is left alone: the run has gone back behind it, since it is damaged, and will replace it.
 
     Raises:
         UserError: it cannot be written (a full disk, say); earlier checkpoints are untouched.
@@ -79,7 +82,7 @@ def save_checkpoint(
                 else "make room and run again"
             )
         ) from None
-    for old in _steps(folder)[KEEP:]:
+    for old in [path for path in _steps(folder) if _number(path) <= step][KEEP:]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -97,7 +100,9 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
         fault = _fault(path)
         if fault is None:
             try:
-                tensors = {file.stem: load(file.read_bytes()) for file in sorted(path.glob("*.safetensors"))}
+                listed = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+                files = [path / name for name in sorted(listed) if name.endswith(".safetensors")]
+                tensors = {file.stem: load(file.read_bytes()) for file in files}
                 return Checkpoint(path, tensors, json.loads((path / "state.json").read_text(encoding="utf-8")))
             except (SafetensorError, ValueError) as error:  # as its manifest says, and no checkpoint all the same
                 fault = str(error)
@@ -111,13 +116,22 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def _steps(folder: Path) -> list[Path]:
-    """Checkpoints, newest first, whatever has become of them."""
-    found = []
-    for path in folder.glob("step-*"):
-        match = re.fullmatch(r"step-(\d+)", path.name)
-        if match:
-            found.append((int(match[1]), path))
-    return [path for _, path in sorted(found, reverse=True)]
+    """Checkpoints, newest first, whatever has become of them.
+
+    Raises:
+        UserError: the folder cannot be read, which must not look as if it were empty.
+    """
+    try:
+        found = [folder / name for name in os.listdir(folder) if re.fullmatch(r"step-\d+", name)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}; make it readable, or pass --overwrite") from None
+    return sorted(found, key=_number, reverse=True)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _fault(path: Path) -> str | None:

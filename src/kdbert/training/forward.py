@@ -236,7 +236,7 @@ def pass_over(
                 values = {name: accelerator.gather(value.contiguous()) for name, value in values.items()}
             for name, value in values.items():
                 if told is not None and not bool(value.isfinite().all()):
-                    bad = ~value[: len(rows)].flatten(1).isfinite().all(1).cpu().numpy()
+                    bad = ~value[: len(rows)].reshape(len(rows), -1).isfinite().all(1).cpu().numpy()
                     examples = [ids[row] if ids is not None else str(row) for row in rows[bad].tolist()]
                     raise Diverged(
                         f"{told}: its {name} of examples {few(examples)} are not finite", {"examples": examples}

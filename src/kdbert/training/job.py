@@ -20,7 +20,7 @@ from torch import nn
 
 from kdbert.data.examples import Examples
 from kdbert.data.masking import vocabulary_size
-from kdbert.errors import Diverged, Interrupted, UserError, few
+from kdbert.errors import Diverged, Interrupted, KdbertError, UserError, few
 from kdbert.layers import told
 from kdbert.methods import Context, get_method
 from kdbert.metrics import majority_score, masked_lm_scores, score
@@ -40,12 +40,14 @@ from kdbert.training.forward import StudentWithMethod, predict
 from kdbert.training.loop import epoch_order, train, trained_rows
 from kdbert.training.masked_lm import masked_lm_sums
 from kdbert.training.precision import Precision, choose_attention, choose_precision, make_accelerator
+from kdbert.training.signals import ended_by_signals
 from kdbert.training.teacher import LOGITS, StoredTeacher, Teacher
 from kdbert.training.teachers import Teachers, encode_splits
 
 log = logging.getLogger("kdbert")
 
 
+@ended_by_signals()
 def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     """Run a resolved recipe in its folder, or return what is there.
 
@@ -60,6 +62,7 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
         folder.check_recipe(recipe, plan.fingerprints)
         if folder.manifest().get("status") == "finished":
             plan.check_data(folder.manifest())
+            folder.check_files()
             log.info("already finished: %s", folder.path)
             if main:
                 folder.tidy()
@@ -195,7 +198,23 @@ class Job:
         return environment()
 
     def run(self) -> RunResult:
-        """Train, evaluate, save, and write down what was found."""
+        """Train, evaluate, save, and write down what was found.
+
+        Raises:
+            KdbertError: of several processes another one has ended.
+        """
+        try:
+            return self._run()
+        except RuntimeError as error:
+            if self.accelerator.num_processes > 1 and (
+                isinstance(error, torch.distributed.DistError) or "gloo" in str(error)  # its errors have no class
+            ):
+                raise KdbertError(
+                    "another process of this run has ended, and says why; the same command continues from the last save"
+                ) from None
+            raise
+
+    def _run(self) -> RunResult:
         plan, recipe, folder = self.plan, self.plan.recipe, self.plan.folder
         accelerator, main = self.accelerator, self.accelerator.is_main_process
         started = time.time()
@@ -358,12 +377,13 @@ class Job:
             "device": self.accelerator.device.type,
             "threads": torch.get_num_threads(),
         }
-        changed = [
-            f"{k} {before[k]} then, {machine[k]} now" for k in machine if before.get(k, machine[k]) != machine[k]
-        ]
+        now = {**machine, "processor": self.environment["processor"], **self.environment["versions"]}
+        then = {**before, **before.get("environment", {}), **before.get("environment", {}).get("versions", {})}
+        changed = [f"{k} {then[k]} then, {now[k]} now" for k in now if then.get(k, now[k]) != now[k]]
         if changed:
             log.warning(
-                "continuing on another machine: the weights will not be bit for bit the same (%s)", "; ".join(changed)
+                "continuing on another machine, or by other versions: weights will not be bit for bit the same (%s)",
+                "; ".join(changed),
             )
         folder.update(
             status="running",
@@ -465,10 +485,10 @@ class Job:
             precision=self.precision,
             accelerator=self.accelerator,
         )
-        self._check_finite(logits, "outputs", split)
+        self._check_finite(logits, "the model's outputs", split)
         return self.encoded[split].label_logits(logits, self.plan.spec.labels)
 
-    def _hidden_sums(self, model: nn.Module, split: str) -> np.ndarray:
+    def _hidden_sums(self, model: nn.Module, split: str, whose: str = "the model") -> np.ndarray:
         """In place of logits: how a masked-LM answers the hidden pieces of a split, text by text."""
         sums = masked_lm_sums(
             model,
@@ -477,7 +497,7 @@ class Job:
             precision=self.precision,
             accelerator=self.accelerator,
         )
-        self._check_finite(sums, "losses", split)
+        self._check_finite(sums, f"{whose}'s losses", split)
         return sums
 
     def _check_finite(self, values: np.ndarray, what: str, split: str) -> None:
@@ -495,14 +515,17 @@ class Job:
         examples = [ids[row] if ids is not None else str(row) for row in bad.tolist()]
         shown = few(examples, ", see run.json")
         raise Diverged(
-            f"the model's {what} on {split} are not finite for examples {shown}; try a lower train.learning_rate",
+            f"{what} on {split} are not finite for examples {shown}"
+            + ("" if what.startswith("teacher") else "; try a lower train.learning_rate"),
             {"split": split, "examples": examples},
         )
 
     def _teacher_logits(self, number: int, split: str) -> np.ndarray:
         """A teacher's logits of all that has a label, in the task's order of classes."""
         if self.plan.spec.kind == "masked_lm":
-            return self._hidden_sums(self.teachers.models[number], split)
+            return self._hidden_sums(
+                self.teachers.models[number], split, f"teacher {self.plan.recipe.teachers[number].model}"
+            )
         logits = self.teachers.values(number, split, LOGITS)["logits"][:, self.plan.teacher_permutations[number]]
         return self.teachers.encoded[number][split].label_logits(logits, self.plan.spec.labels)
 

@@ -43,7 +43,8 @@ class MetricsLog:
         step, length, digest = resume_at
         self.path = folder / "metrics.jsonl"
         self.path.touch()
-        os.truncate(self.path, min(length, self.path.stat().st_size))
+        kept = self.path.read_bytes()[:length]
+        os.truncate(self.path, kept.rfind(b"\n") + 1)  # behind a whole line, should it be shorter than it was
         self.file = open(self.path, "a", encoding="utf-8")
         if digest not in (None, self.digest()):
             log.warning(

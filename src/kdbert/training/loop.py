@@ -219,12 +219,13 @@ def train(
                 bar.update()
                 if step == total_steps:
                     break
-                if stop_agreed(request, accelerator, logs):
+                if stop_agreed(request, accelerator, logs or accelerator.device.type == "cpu"):
                     save()
                     raise stopped(request, step, total_steps, folder)
                 if step % options.checkpoint_steps == 0 and done_in_epoch < len(order):
                     save()
 
+            watch.check(checkpoints)
             started = time.perf_counter()
             metrics = evaluate(module.student)
             eval_seconds += time.perf_counter() - started
@@ -371,7 +372,9 @@ def _schedule(options: TrainSection, optimizer: torch.optim.Optimizer, total_ste
 
 
 def stop_agreed(request: StopRequest, accelerator: Accelerator, ask: bool) -> bool:
-    """Whether to stop here. Processes must agree, so with several they ask each other at logged steps."""
+    """Whether to stop here. Processes must agree, so several `ask` each other: on a CPU at every step (torchrun waits
+    for half a minute only), else at logged ones, since asking waits for the device.
+    """
     if accelerator.num_processes == 1:
         return bool(request.number)
     if not ask:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from kdbert.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -30,22 +32,48 @@ class StopRequest:
 
 
 @contextmanager
-def stop_request(doing: str = "saving after this step") -> Iterator[StopRequest]:
-    """Listen for signals while the block runs (in the main thread; elsewhere Python allows none).
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal end the block as Ctrl-C does, by an exception: nothing stays half-written, and
+    the run says how it ended. Inside, `stop_request` may listen instead.
 
-    A closed terminal is no request where it was ignored before, as under `nohup`.
+    Raises:
+        Interrupted: by one of them.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:  # nobody reads what is said from now on, and that must not be an error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        raise Interrupted(f"stopped by {signal.Signals(number).name}; run the same command again to continue", number)
+
+    with _handled(handle, (signal.SIGTERM, signal.SIGHUP)):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None], signals: tuple[signal.Signals, ...]) -> Iterator[None]:
+    """Handle signals in the block (in the main thread; elsewhere Python allows none).
+
+    A closed terminal is left alone where it was ignored before, as under `nohup`.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = [n for n in signals if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heard}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def stop_request(doing: str = "saving after this step") -> Iterator[StopRequest]:
+    """Listen for signals while the block runs (see `_handled`).
 
     Args:
         doing: what the person is told when the first signal comes.
     """
     request = StopRequest(doing)
-    if threading.current_thread() is not threading.main_thread():
+    with _handled(request._handle, SIGNALS):
         yield request
-        return
-    heard = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, request._handle) for number in heard}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
