@@ -1,15 +1,50 @@
-"""`--push-to-hub`: a trained model as a repository of the Hugging Face Hub."""
+"""The Hugging Face Hub: whether it can be reached; a trained model as a repository of it (`--push-to-hub`)."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
+from functools import cache
 from pathlib import Path
 
 from kdbert.errors import KdbertError, UserError, without_credentials
 
 log = logging.getLogger("kdbert")
+
+
+@cache
+def unreachable(timeout: float = 5.0) -> str | None:
+    """Why nothing comes from the Hub's address within some seconds, or None; whatever it answers is an answer."""
+    import ssl
+    import urllib.error
+    import urllib.request
+    from http.client import HTTPException
+
+    from huggingface_hub import constants
+
+    try:
+        urllib.request.urlopen(f"{without_credentials(constants.ENDPOINT)}/api/models?limit=1", timeout=timeout).close()
+    except urllib.error.HTTPError:
+        return None
+    except (OSError, ValueError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):  # huggingface_hub may know another certificate
+            return None
+        return without_credentials(str(reason))
+    return None
+
+
+@cache
+def ask_only_if_it_answers() -> None:
+    """Where the Hub cannot be reached, use what was fetched before: the library would go on trying for minutes."""
+    from huggingface_hub import constants
+
+    reason = None if constants.HF_HUB_OFFLINE else unreachable()
+    if reason is not None:
+        shown = without_credentials(constants.ENDPOINT)
+        log.warning("%s cannot be reached (%s): only what was fetched before is used", shown, reason)
+        constants.HF_HUB_OFFLINE = True
 
 
 class PushFailed(KdbertError):

@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -140,6 +141,22 @@ def test_a_model_is_fetched_by_its_hub_id(hub: str, custom_files: tuple[Path, Pa
     done = run("someone/tiny", hub, custom_files, tmp_path)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).joinpath("model/model.safetensors").is_file()
+
+
+def test_without_the_hub_what_was_fetched_before_is_used_and_said(
+    hub: str, custom_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    assert run("someone/tiny", hub, custom_files, tmp_path, "--seed", "1").returncode == 0
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobody = f"http://127.0.0.1:{server.getsockname()[1]}"
+    told = f"{nobody} cannot be reached ([Errno 111] Connection refused): only what was fetched before is used"
+    done = run("someone/tiny", nobody, custom_files, tmp_path, "--seed", "2")
+    assert done.returncode == 0, done.stderr
+    assert told in done.stderr
+    done = run("someone/absent", nobody, custom_files, tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count(told) == 1
+    assert "model 'someone/absent' is not a local folder and could not be fetched" in done.stderr.splitlines()[-1]
 
 
 def test_an_unknown_hub_id_is_one_sentence(hub: str, custom_files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -42,20 +42,14 @@ def doctor(
 
 def _hub(endpoint: str, timeout: float) -> str:
     """Whether the Hub answers."""
-    import urllib.error
-    import urllib.request
-    from http.client import HTTPException
-
     from huggingface_hub import constants
 
     from kdbert.errors import without_credentials
+    from kdbert.hub import unreachable
 
-    shown = without_credentials(endpoint)
     if constants.HF_HUB_OFFLINE:
         return "offline by HF_HUB_OFFLINE"
-    try:
-        with urllib.request.urlopen(f"{shown}/api/models?limit=1", timeout=timeout) as answer:
-            return f"{shown} answers ({answer.status})"
-    except (OSError, ValueError, HTTPException) as error:
-        reason = without_credentials(str(getattr(error, "reason", error)))
-        return f"{shown} not reachable ({reason}); local folders and the quickstart work without it"
+    shown, reason = without_credentials(endpoint), unreachable(timeout)
+    if reason is None:
+        return f"{shown} answers"
+    return f"{shown} not reachable ({reason}); local folders and the quickstart work without it"

@@ -13,6 +13,7 @@ import torch
 
 from kdbert.data.masking import vocabulary_size
 from kdbert.errors import UserError, without_credentials
+from kdbert.hub import ask_only_if_it_answers
 from kdbert.models.kernels import register_attention
 from kdbert.models.labels import is_generic, label_permutation
 from kdbert.models.locate import ModelPlace
@@ -26,10 +27,7 @@ PROBE = "Größe, the 42nd don't-care [MASK] re-tokenised naïve café 東京 un
 
 
 def load_config(place: ModelPlace) -> Any:
-    """The model's configuration alone (no weights are opened).
-
-    Read once per process; so is the failure to fetch one from the Hub, which can take half a minute.
-    """
+    """The model's configuration alone (no weights are opened); read once per process, as is a failure to fetch one."""
     from transformers import AutoConfig
 
     file = Path(place.source) / "config.json"
@@ -284,6 +282,8 @@ def _explained(place: ModelPlace) -> Iterator[None]:
 
     if place.run is not None and not place.local:
         raise UserError(f"run {place.given!r} has no model folder any more; train it again with --overwrite")
+    if not place.local:
+        ask_only_if_it_answers()
     hub_logging.set_verbosity_error()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
