@@ -189,6 +189,12 @@ def kdbert() -> Callable[..., Finished]:
     return run
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that no process is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, item.path.name != "test_quickstart_run.py"))
+
+
 @pytest.fixture(autouse=True)
 def without_plugins() -> Iterator[None]:
     """Each test starts without the plug-ins of others, as each call of the command does."""

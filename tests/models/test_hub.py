@@ -137,16 +137,12 @@ def run(
     )
 
 
-def test_a_model_is_fetched_by_its_hub_id(hub: str, custom_files: tuple[Path, Path], tmp_path: Path) -> None:
-    done = run("someone/tiny", hub, custom_files, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert Path(done.stdout.strip()).joinpath("model/model.safetensors").is_file()
-
-
-def test_without_the_hub_what_was_fetched_before_is_used_and_said(
+def test_a_model_is_fetched_by_its_hub_id_and_without_the_hub_used_as_fetched(
     hub: str, custom_files: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    assert run("someone/tiny", hub, custom_files, tmp_path, "--seed", "1").returncode == 0
+    done = run("someone/tiny", hub, custom_files, tmp_path, "--seed", "1")
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).joinpath("model/model.safetensors").is_file()
     with socket.create_server(("127.0.0.1", 0)) as server:
         nobody = f"http://127.0.0.1:{server.getsockname()[1]}"
     told = f"{nobody} cannot be reached ([Errno 111] Connection refused): only what was fetched before is used"

@@ -9,7 +9,7 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,16 @@ def test_continued_from_any_checkpoint_ends_with_the_same_bits(
     assert found == {cut: [] for cut in CUTS}
 
 
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """A closed terminal is heard, whatever the tests were started from (`nohup`, say)."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("terminal")
 def test_stopped_at_any_step_and_continued_ends_with_the_same_bits(
     setting: Setting, kdbert: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

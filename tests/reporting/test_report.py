@@ -655,28 +655,28 @@ def many_runs(root: Path) -> Iterator[Path]:
     """4 tasks, 4 methods, 3 seeds and teachers; 151 classes with long names, long texts, seven terms of the loss."""
     rng = np.random.default_rng(0)
     words = [f"a_class_with_a_rather_long_name_{i}" for i in range(151)]
-    gold = rng.integers(0, 151, 400)
+    gold = rng.integers(0, 151, 200)
     for task, folder in (("rte", "RTE"), ("qnli", "QNLI"), ("wnli", "WNLI"), ("mrpc", "MRPC")):
         text = " ".join(["sentence"] * 60)
         (root / "data" / folder).mkdir(parents=True)
         label = "1" if task in ("wnli", "mrpc") else "entailment"
         if task == "mrpc":
-            lines = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", *[f"1\t0\t0\t{text}\t{text}"] * 400]
+            lines = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", *[f"1\t0\t0\t{text}\t{text}"] * 200]
         else:
-            lines = ["index\tsentence1\tsentence2\tlabel", *(f"{i}\t{text}\t{text}\t{label}" for i in range(400))]
+            lines = ["index\tsentence1\tsentence2\tlabel", *(f"{i}\t{text}\t{text}\t{label}" for i in range(200))]
         (root / "data" / folder / "dev.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
         runs = [(write_run, {"method": "finetune", "seed": 0, "layers": None, "fingerprint": f"content of t-{task}"})]
         for method in ("finetune", "kd", "ics", "cka-ilg"):
             teacher = None if method == "finetune" else f"t-{task}"
             runs += [(write_run, {"method": method, "seed": seed, "teacher": teacher}) for seed in (1, 2, 3)]
         for write, options in runs:
-            answers = np.where(rng.random(400) < 0.6, gold, rng.integers(0, 151, 400))
+            answers = np.where(rng.random(200) < 0.6, gold, rng.integers(0, 151, 200))
             run = write(root / "runs", task=task, score=float(np.mean(answers == gold)), **options)
-            write_predictions(run, answers, gold, words=words, scores=rng.normal(size=(400, 151)))
+            write_predictions(run, answers, gold, words=words, scores=rng.normal(size=(200, 151)))
             (run / "model" / "config.json").write_text(
                 json.dumps({"label2id": {name: number for number, name in enumerate(words)}}), encoding="utf-8"
             )
-            write_log(run, terms=("hard", "soft", "intra", "local", "distance", "cosine", "memory"), steps=1500)
+            write_log(run, terms=("hard", "soft", "intra", "local", "distance", "cosine", "memory"), steps=600)
             if options["method"] != "finetune":
                 write_cka(run, rng.random((13, 7)))
             environment = {"python": "3.11.7", "versions": {"torch": "2.13.0"}, "command": ["kdbert", *["--set"] * 99]}

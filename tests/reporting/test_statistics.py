@@ -79,13 +79,13 @@ def test_the_interval_agrees_with_a_plain_loop_over_resamples(name: str) -> None
     }[name]
     low, high = bootstrap_interval(METRICS[name], labels, ours, theirs)
     drawn = []
-    for _ in range(600):
+    for _ in range(300):
         rows = rng.integers(0, 300, 300)
         mean = [np.mean([reference(labels[rows], one[rows]) for one in side]) for side in (ours, theirs)]
         drawn.append(mean[0] - mean[1])
     width = high - low
-    assert low == pytest.approx(np.percentile(drawn, 2.5), abs=0.12 * width)
-    assert high == pytest.approx(np.percentile(drawn, 97.5), abs=0.12 * width)
+    assert low == pytest.approx(np.percentile(drawn, 2.5), abs=0.15 * width)
+    assert high == pytest.approx(np.percentile(drawn, 97.5), abs=0.15 * width)
 
 
 def test_equal_predictions_have_no_difference_and_the_interval_is_the_same_every_time() -> None:

@@ -148,17 +148,6 @@ def test_best_is_the_first_of_the_best_epochs(reference: Callable[..., Path]) ->
     assert [line.keys() for line in logged(best).values()] == [line.keys() for line in logged(last).values()]
 
 
-def test_same_recipe_and_seed_twice_are_identical_and_another_seed_is_not(
-    setting: Setting, reference: Callable[..., Path], kdbert: Any, tmp_path: Path
-) -> None:
-    first = reference(accumulation=1, selection="last")
-    for name, seed in (("again", 1), ("other", 2)):
-        assert kdbert(*setting.words(tmp_path / name, **COMMON), "--seed", seed).code == 0
-    assert_same_run(tmp_path / "again", first)
-    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (tmp_path / "other", first)]
-    assert weights[0] != weights[1]
-
-
 @pytest.fixture(scope="module")
 def interrupted(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run killed in its third epoch, with two checkpoints; tests work on copies."""
