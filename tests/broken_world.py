@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import WORDS, make_bert, make_custom_files
-from in_processes import saved_steps, start, wait_until
+from in_processes import manifest, saved_steps, start, wait_until
 
 STEPS, CUT = 12, 6  # of the student's run; the other copy of it was killed behind this one
 # What a command makes anew, relative to the place; of the others what counts is what they print.
@@ -36,8 +36,8 @@ def words(place: Path, command: str) -> list[str]:
             "--output-dir", place / "teacher",
         ],
         "distill": [
-            *student, "memory.centroids=4", f"train.max_steps={STEPS}", "train.checkpoint_steps=3", "--output-dir",
-            place / "run",
+            *student, "memory.centroids=4", f"train.max_steps={STEPS}", "train.checkpoint_steps=3",
+            "train.selection=best", "train.learning_rate=1e-3", "--diagnose", "--output-dir", place / "run",
         ],
         "short": [*student, "memory.centroids=4", "train.max_steps=2", "--output-dir", place / "short"],
         "given": [
@@ -95,6 +95,9 @@ def make(place: Path, kdbert: Callable[..., Any]) -> Path:
     for command in ("distill", "short", "given", "ve-kd"):
         done = kdbert(*words(place, command))
         assert done.code == 0, done.err
+    assert (
+        manifest(place / "run")["best"]["step"] == STEPS
+    )  # else its weights would say nothing of the steps behind CUT
     return place
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from in_processes import manifest, start
+from in_processes import manifest, start, wait_until
+from kdbert.runs import FileLock
 from small_run import Setting
 
 
@@ -29,23 +30,37 @@ def test_two_runs_at_once_on_an_empty_root_end_as_each_does_alone(
 ) -> None:
     setting = Setting(*custom_files, tiny_bert, tiny_bert)
 
-    def runs(root: Path, seeds: tuple[int, ...]) -> str:
-        """Started in one moment and waited for; what they told."""
+    def read(output: Path) -> str:
+        return output.read_text(encoding="utf-8") if output.exists() else ""
+
+    def runs(root: Path, seeds: tuple[int, ...], hold: FileLock | None = None) -> str:
+        """Started in one moment and waited for; what they told.
+
+        Args:
+            hold: what all of them want first; it is let go when all of them wait for it.
+        """
         outputs = [tmp_path / f"{root.name}-{seed}" for seed in seeds]
         started = [start(words(setting, root, seed), output) for seed, output in zip(seeds, outputs, strict=True)]
         try:
+            if hold is not None:
+                for process, output in zip(started, outputs, strict=True):
+                    wait_until(lambda o=output: "waiting for" in read(o), process.is_alive, "waiting")
+                hold.release()
             for process in started:
                 process.join(300)
         finally:
             for process in started:
                 process.kill()
-        told = "\n".join(output.read_text(encoding="utf-8") for output in outputs)
+        told = "\n".join(map(read, outputs))
         assert [process.exitcode for process in started] == [0] * len(seeds), told
         return told
 
-    both = runs(tmp_path / "both", (1, 2))
     runs(tmp_path / "alone", (1,))
     runs(tmp_path / "alone", (2,))
+    (teacher,) = (tmp_path / "alone" / "custom" / "finetune").iterdir()
+    lock = FileLock(tmp_path / "both" / "custom" / "finetune" / teacher.name / "run.lock")
+    assert lock.acquire()
+    both = runs(tmp_path / "both", (1, 2), lock)
     made, expected = (
         {
             str(path.relative_to(root)): path.read_bytes()

@@ -1,9 +1,10 @@
-"""The lock by which a run, a claim or a store belongs to one process at a time."""
+"""The lock by which a run, a claim or a store belongs to one process at a time; files that are written whole or not."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from in_processes import processes, wait_until
-from kdbert.runs import FileLock
+from kdbert.runs import FileLock, replace_folder, write_text
 
 HOLD = """
 import sys, time
@@ -181,3 +182,62 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_the_system(tmp_path: Path) 
     lock = FileLock(tmp_path / "file" / "run.lock")
     with pytest.raises(OSError):
         lock.acquire()
+
+
+# ---- what killed processes left beside a file that is written
+
+WRITE = """
+import os, signal, sys
+from pathlib import Path
+from kdbert.runs import atomic_write, replace_folder
+
+def half(file: Path) -> None:
+    (file / "part" if file.is_dir() else file).write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+(replace_folder if sys.argv[2] == "folder" else atomic_write)(Path(sys.argv[1]), half)
+"""
+
+
+def write(path: Path, kind: str) -> None:
+    """Write a file or a folder with a file."""
+    if kind == "folder":
+        replace_folder(path, lambda folder: write_text(folder / "part", "whole"))
+    else:
+        write_text(path, "whole")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_writer_left_goes_when_the_same_is_written(
+    kind: str, tmp_path: Path, started: Callable[..., subprocess.Popen[str]]
+) -> None:
+    path = tmp_path / "vocab[1]"
+    assert started(WRITE, path, kind).wait(60) == -signal.SIGKILL
+    (litter,) = tmp_path.iterdir()
+    assert litter.name.startswith(f".vocab[1].{socket.gethostname()}.")
+    write(tmp_path / "other", kind)
+    assert litter.exists()
+    for _ in range(2):
+        write(path, kind)
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["other", "vocab[1]"]
+
+
+def test_of_others_only_what_no_process_can_be_at_goes(tmp_path: Path) -> None:
+    dead, here = 4194000, socket.gethostname()  # no Linux gives a process so high an id, unless it is told to
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "part").write_text("own")
+    names = [f"of-elsewhere.{dead}", f"{here}.{os.getppid()}", f"{here}.1", f"{here}.{dead}.x", str(dead)]
+    stay = [tmp_path / f".model.{name}.tmp" for name in names]
+    for folder in stay:
+        folder.mkdir()
+    go = [tmp_path / f".model.{here}.{dead}.{kind}" for kind in ("tmp", "old")]
+    go[0].symlink_to(own)
+    go[1].mkdir()
+    with pytest.raises(NotADirectoryError):
+        replace_folder(tmp_path / "model", lambda folder: (tmp_path / "own" / "part" / "x").mkdir())
+    assert go[1].is_dir()  # it may be all that there is
+    write(tmp_path / "model", "folder")
+    assert [folder for folder in go if folder.is_symlink() or folder.exists()] == []
+    assert all(folder.is_dir() for folder in stay)
+    assert (own / "part").read_text() == "own"

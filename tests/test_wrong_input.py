@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import pickle
 import re
 import shutil
@@ -21,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from bombs import bombs
 from conftest import VOCABULARY, make_bert
 
 Words = list[Any]
@@ -1277,23 +1277,7 @@ def link_to_itself_as_train_file(world: World) -> Words:
     return world.finetune(train=Path("loop"))
 
 
-# ---- pickles and code: each of them would make the folder `executed` in the working folder
-
-
-class Bomb:
-    """What does something when it is unpickled."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, ("executed",)
-
-
-def bombs() -> dict[str, bytes]:
-    """A plain pickle, and one in torch's own form."""
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save({"weight": Bomb()}, buffer)
-    return {"pickle": pickle.dumps(Bomb()), "torch": buffer.getvalue()}
+# ---- pickles and code: each of them would make the folder `executed` in the working folder (bombs.py)
 
 
 def planted(command: str, file: str, form: str, *, without: tuple[str, ...] = ()) -> Callable[[World], Words]:

@@ -208,7 +208,7 @@ class RunFolder:
         for place in (self.path, *(self.path / name for name in FOLDERS)):
             for pattern in (".*.tmp", ".*.old"):
                 for litter in place.glob(pattern):
-                    shutil.rmtree(litter) if litter.is_dir() and not litter.is_symlink() else litter.unlink()
+                    _remove(litter)
 
     def tidy(self) -> None:
         """Remove what a process left that was killed when the run was finished: its lock, checkpoints nobody keeps."""
@@ -363,13 +363,15 @@ def atomic_write(path: Path, write: Callable[[Path], object], name: str | None =
 
     Args:
         name: of the temporary file, for the holder of a lock: it takes the place of what a killed process left. Else
-            it is one of this process.
+            it is one of this process, and those that killed ones left go.
 
     Raises:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(name or f".{path.name}.{os.getpid()}.tmp")
+    if name is None:
+        _clear(path, "tmp")
+    temporary = path.with_name(name) if name is not None else _own(path, "tmp")
     try:
         with full_disk(path):
             write(temporary)
@@ -408,12 +410,17 @@ def write_json(path: Path, content: Any) -> None:
 def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary folder beside `path`, and put it in `path`'s place.
 
+    What killed processes left of such folders goes: what was half-written at once, what it was to replace when there is
+    a new one.
+
     Raises:
         OSError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _own(path, "tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _clear(path, "tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary.mkdir()
     try:
         with full_disk(path):
             write(temporary)
@@ -422,15 +429,47 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
                 file.chmod(0o644)  # safetensors makes its files readable for their owner only
                 fsync(file)
         if path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            old = _own(path, "old")
             path.rename(old)
             temporary.rename(path)
             shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.rename(path)
         fsync(path.parent)
+        _clear(path, "old")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _own(path: Path, kind: str) -> Path:
+    """A name beside `path` that is of this process, on whichever machine of a shared file system."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{kind}")
+
+
+def _clear(path: Path, kind: str) -> None:
+    """Remove what `_own` names for processes that are no more; of another machine nobody here can tell."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(socket.gethostname())}\.(\d{{1,9}})\.{kind}")
+    with contextlib.suppress(OSError):  # another process is at it, too; the folder may not be listed
+        for litter in path.parent.iterdir():
+            match = name.fullmatch(litter.name)
+            if match and not _alive(int(match[1])):
+                _remove(litter)
+
+
+def _alive(process: int) -> bool:
+    """Whether there is a process of this id on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link (not what it leads to), or a folder."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def move_aside(path: Path) -> Path:

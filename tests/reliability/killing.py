@@ -1,19 +1,25 @@
-"""A run that is killed at random times, continued by the same command each time, and compared with one left alone."""
+"""A run that is killed, at random times or at each change of the disk, continued by the same command, and compared with
+one left alone.
+"""
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from equal_runs import differences, different_files, half_written
 
-from in_processes import manifest, saved_steps, start
+from in_processes import manifest, processes, saved_steps, start
+from small_run import run_command
 
 
 @dataclass(frozen=True)
@@ -155,3 +161,88 @@ def compare(run: Path, expected: Path) -> list[str]:
         + [f"runs/{name} differs" for name in different_files(*(place / "runs" for place in places))]
         + [f"{name} is left" for name in half_written(run.parent)]
     )
+
+
+# ---- kills at every change of the disk, one after the other
+
+CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")  # audit events; os.replace is one of the first
+
+
+def run_to_change(number: int | None, root: Path, words: list[str], output: Path) -> None:
+    """Body of a process that runs the command and dies (SIGKILL) when it is about to change the disk for the so-manyth
+    time: to make, rename or remove something below `root`, or to flush a file.
+
+    Args:
+        number: from 1 on; None: it lives, and each change is told in a line of `output`.calls.
+    """
+    count = 0
+    calls = os.open(f"{output}.calls", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+
+    def change(what: str, path: str) -> None:
+        nonlocal count
+        count += 1
+        os.write(calls, f"{what} {Path(path).name}\n".encode())
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def audited(event: str, arguments: tuple[Any, ...]) -> None:
+        # The last argument is a folder's descriptor, or -1; with one, shutil.rmtree is at work.
+        if event in CHANGES and (arguments[-1] != -1 or str(arguments[0]).startswith(str(root))):
+            change(event, str(arguments[0]))
+
+    flush = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        change("os.fsync", os.readlink(f"/proc/self/fd/{descriptor}"))
+        flush(descriptor)
+
+    os.fsync = fsync
+    sys.addaudithook(audited)
+    run_command(words, output)
+
+
+def die_at_changes(
+    words_of: Callable[[Path], list[str]],
+    root: Path,
+    choose: Callable[[list[str]], list[int]] = lambda calls: list(range(1, len(calls) + 1)),
+    tell: Callable[[str], None] = lambda line: None,
+) -> Figures:
+    """A run for each chosen change of the disk, killed right before it, continued by the same command, compared.
+
+    Args:
+        words_of: see `kill_runs`. root: see there. tell: see there.
+        choose: of the changes in an undisturbed run (`os.rename .state.json.tmp`) those to die before, from 1 on.
+    """
+    output = root / "output"
+    root.mkdir(parents=True)
+
+    def ended(run: Path, number: int | None) -> int | None:
+        process = processes.Process(target=run_to_change, args=(number, root, words_of(run), output))
+        process.start()
+        process.join()
+        return process.exitcode
+
+    expected = root / "alone" / "run"
+    begun = time.monotonic()
+    assert ended(expected, None) == 0, output.read_text(encoding="utf-8")
+    figures = Figures(time.monotonic() - begun)
+    calls = Path(f"{output}.calls").read_text(encoding="utf-8").splitlines()
+    for number in choose(calls):
+        run = root / f"killed-{number}" / "run"
+        begun = time.monotonic()
+        found = []
+        if ended(run, number) != -signal.SIGKILL:
+            found.append("was not killed")
+        last = Path(f"{output}.calls").read_text(encoding="utf-8").splitlines()[-1]
+        litter = half_written(run.parent)
+        figures.kills.append(Kill(figures.runs, time.monotonic() - begun, reached(run), litter))
+        code = ended(run, None)
+        told = output.read_text(encoding="utf-8", errors="replace")
+        figures.skipped += told.count("skipping checkpoint")
+        found += [f"exit code {code}: {told.strip().splitlines()[-1:]}"] if code else compare(run, expected)
+        tell(f"change {number} of {len(calls)} ({last}), at {figures.kills[-1].reached}: {'; '.join(found) or 'equal'}")
+        figures.faults += [f"run {figures.runs}: before change {number} ({last}): {fault}" for fault in found]
+        figures.runs += 1
+        if not found:
+            shutil.rmtree(run.parent)
+    return figures

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,10 +19,12 @@ from typing import Any
 import pytest
 import torch
 
+from bombs import EXECUTED, bombs
 from broken_world import CUT, MADE, inputs, make, result, unprivileged, words
 from kdbert.errors import UserError
 from kdbert.memory import Memory
-from kdbert.runs import RunFolder
+from kdbert.reporting.collect import read_run
+from kdbert.runs import RunFolder, sha256
 from kdbert.training.checkpoint import newest_checkpoint
 
 # ---- what can become of a file
@@ -69,7 +72,20 @@ def unreadable(file: Path) -> None:
     file.chmod(0)
 
 
-DAMAGES = (truncated, flipped, emptied, deleted, a_folder, unreadable)
+def a_pickle(file: Path) -> None:
+    """A pickle lies there that does something when it is read."""
+    file.write_bytes(bombs()["pickle"])
+
+
+def torchs_pickle(file: Path) -> None:
+    """The same in the form of torch.save."""
+    file.write_bytes(bombs()["torch"])
+
+
+BOMBS = (a_pickle, torchs_pickle)
+DAMAGES = (truncated, flipped, emptied, deleted, a_folder, unreadable, *BOMBS)
+# Of a file that another row damages in each way and that is read by the same code.
+SOME = (truncated, deleted, a_folder)
 
 # ---- what must follow
 
@@ -81,6 +97,7 @@ TELLING = ("damaged", "skipping", "cannot be read", "no checkpoint")
 NOTED = "the rest is shown, with the file and what is wrong with it"
 MODEL = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 NEWEST = f"run/checkpoints/step-{CUT}"
+ATTEMPT = ("status", "message", "environment", "recipe", "sha256")  # in run.json, of the last attempt (and its place)
 
 
 @dataclass(frozen=True)
@@ -98,47 +115,62 @@ class Row:
 
 
 ROWS = [
-    # A checkpoint: the one before is taken.
-    *(
-        Row("distill", f"{NEWEST}/{file}", HEALED)
-        for file in ("weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
-    ),
-    Row("distill", NEWEST, HEALED, {deleted: SAME}, (deleted, a_file)),
-    Row("distill", "run/checkpoints", HEALED, {a_file: REFUSED}, (deleted, a_file)),
+    # A checkpoint: the one before is taken (each of its files: see below).
+    Row("distill", f"{NEWEST}/weights.safetensors", HEALED),
+    Row("distill", NEWEST, HEALED, {deleted: SAME}, (deleted, a_file, unreadable)),
+    Row("distill", "run/checkpoints", HEALED, {a_file: REFUSED, unreadable: REFUSED}, (deleted, a_file, unreadable)),
     # The rest of a run that is continued.
     Row("distill", "run/run.json", REFUSED),
     Row("distill", "run/metrics.jsonl", RECORD, {a_folder: REFUSED, unreadable: REFUSED}),
     Row("distill", "run/recipe.yaml", SAME, {a_folder: REFUSED}, (truncated, deleted, a_folder, unreadable)),
     # A finished run, read by each command that reads one.
     *(Row("evaluate", f"run/model/{file}", REFUSED) for file in MODEL),
-    *(Row(command, "run/model/model.safetensors", REFUSED, damages=(flipped,)) for command in ("export", "benchmark")),
-    *(Row(command, "run/run.json", REFUSED) for command in ("evaluate", "table", "export", "benchmark")),
+    *(
+        Row(command, f"run/model/{file}", REFUSED, damages=(flipped, deleted, a_pickle))
+        for command in ("export", "benchmark")
+        for file in ("model.safetensors", "tokenizer.json")
+    ),
+    *(Row(command, "run/model", REFUSED, damages=(deleted, a_file)) for command in ("evaluate", "export", "benchmark")),
+    Row("evaluate", "run/run.json", REFUSED),
+    *(Row(command, "run/run.json", REFUSED, damages=SOME) for command in ("table", "export", "benchmark")),
     Row("evaluate", "run/predictions/dev.jsonl", SAME, {a_folder: REFUSED}),
     Row("evaluate", "run/model/README.md", SAME, damages=(flipped, deleted)),
+    # (Each of their files in each way: see below.)
     *(
-        Row("report", f"run/{file}", NOTED, damages=(flipped, deleted))
-        for file in ("run.json", "metrics.jsonl", "predictions/dev.jsonl", "model/config.json")
+        Row("report", f"run/{file}", NOTED, damages=(damage,))
+        for file, damage in (
+            ("run.json", truncated), ("run.json", deleted), ("metrics.jsonl", unreadable),
+            ("predictions/dev.jsonl", flipped), ("model/config.json", a_folder), ("diagnostics/cka.csv", deleted),
+        )
     ),
+    # What no command reads.
+    Row("evaluate", "run/method.safetensors", SAME, damages=SOME),
     # As a teacher.
     *(Row("short", f"teacher/{file}", REFUSED) for file in ("run.json", *(f"model/{file}" for file in MODEL))),
+    Row("short", "teacher/model", REFUSED, damages=(deleted, a_file)),
     # Memory: that which a run makes for itself, and one that is named.
     Row("short", "runs/custom/memory/*.safetensors", HEALED, {deleted: SAME, a_folder: REFUSED}),
     Row("given", "memory.safetensors", REFUSED),
-    # What is kept of a teacher (more in tests/training/test_teacher_store.py).
-    Row("short", "runs/.teacher-outputs/*/hidden.*", HEALED, {deleted: SAME}, (deleted, a_folder, unreadable)),
-    Row("short", "runs/.teacher-outputs/*/about.json", SAME, damages=(truncated, deleted, a_folder)),
-    # A domain's tokenizer, and its text as tokens.
+    # What is kept of a teacher: its features, and what is computed of them (more in
+    # tests/training/test_teacher_store.py).
+    Row("short", "runs/.teacher-outputs/*/hidden.*", HEALED, {deleted: SAME}),
     *(
-        Row("ve-kd", f"vocab/{file}", REFUSED, damages=(truncated, flipped, deleted, unreadable))
-        for file in ("tokenizer.json", "tokenizer_config.json")
+        Row("short", f"runs/.teacher-outputs/*/{quantity}.*", HEALED, damages=(truncated, flipped, emptied))
+        for quantity in ("logits", "gram", "global")
     ),
-    Row("ve-kd", "vocab/expansion.json", REFUSED, {deleted: SAME}, (truncated, flipped, deleted, unreadable)),
+    Row("short", "runs/.teacher-outputs/*/about.json", SAME, damages=SOME),
+    # A domain's tokenizer, and its text as tokens.
+    *(Row("ve-kd", f"vocab/{file}", REFUSED) for file in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")),
+    Row("ve-kd", "vocab/expansion.json", REFUSED, {deleted: SAME}),
     *(
         Row("ve-kd", f"runs/corpus/text/*/{file}", HEALED)
         for file in ("ids.bin", "offsets.bin")
     ),
     # (Two numbers in it are only told in the log; a flipped one of these goes unnoticed.)
-    Row("ve-kd", "runs/corpus/text/*/about.json", HEALED, damages=(truncated, emptied, deleted, a_folder, unreadable)),
+    Row(
+        "ve-kd", "runs/corpus/text/*/about.json", HEALED,
+        damages=(truncated, emptied, deleted, a_folder, unreadable, a_pickle),
+    ),
 ]  # fmt: skip
 
 
@@ -173,14 +205,22 @@ def place(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "place"))
 
 
-def contents(place: Path) -> dict[Path, bytes]:
+def contents(place: Path) -> dict[Path, Any]:
     """What no refusal may change: everything but what tells how the last attempt went."""
-    told = ("run.json", "recipe.yaml", "run.lock")
     return {
-        path: path.read_bytes()
+        path: unchanged(path)
         for path in place.rglob("*")
-        if path.is_file() and os.access(path, os.R_OK) and path.name not in told and not path.name.startswith("events.")
+        if path.is_file() and os.access(path, os.R_OK) and not path.name.startswith(("events.", "recipe.yaml"))
     }
+
+
+def unchanged(path: Path) -> Any:
+    """A file's bytes; of a run that was begun, the part of its run.json that is the same after each attempt."""
+    content = path.read_bytes()
+    with contextlib.suppress(ValueError):
+        if path.name == "run.json" and (facts := json.loads(content))["status"] != "finished":
+            return {key: value for key, value in facts.items() if key not in ATTEMPT}
+    return content
 
 
 CASES = [
@@ -195,8 +235,15 @@ CASES = [
 @pytest.mark.slow  # all of them together
 @pytest.mark.parametrize(("row", "damage", "outcome"), CASES)
 def test_damage_is_named_and_no_other_result_is_given(
-    row: Row, damage: Callable[[Path], None], outcome: str, place: Path, expected: Callable[..., Any], kdbert: Any
+    row: Row,
+    damage: Callable[[Path], None],
+    outcome: str,
+    place: Path,
+    expected: Callable[..., Any],
+    kdbert: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(place.parent)
     if row.command == "distill":
         shutil.rmtree(place / "run")
         (place / "cut").rename(place / "run")
@@ -210,6 +257,7 @@ def test_damage_is_named_and_no_other_result_is_given(
     with unprivileged() if damage is unreadable else contextlib.nullcontext():
         done = kdbert(*words(place, row.command))
     assert "Traceback" not in done.err
+    assert not Path(EXECUTED).exists()
     name = files[0].name
     if outcome == REFUSED:
         assert done.code == 2, done.err
@@ -218,6 +266,7 @@ def test_damage_is_named_and_no_other_result_is_given(
         assert name in last
         after = contents(place)
         assert {path: after.get(path) for path in before} == before
+        assert list(place.rglob("*.lock")) == []
         return
     assert done.code == 0, done.err
     found, wanted = result(place, row.command, done.out), expected(row.command)
@@ -232,6 +281,83 @@ def test_damage_is_named_and_no_other_result_is_given(
         places = [name, *(str(file.parent) for file in files)]
         lines = [line for line in done.err.splitlines() if any(place in line for place in places)]
         assert any(word in line for line in lines for word in TELLING), done.err
+
+
+# ---- files that are read by the same code, without a whole command for each
+
+
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "optimizer.safetensors", "best.safetensors", "state.json", "manifest.json"]
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+    name: str, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for damage in DAMAGES:
+        folder = Path(shutil.copytree(whole / "cut" / "checkpoints", tmp_path / damage.__name__))
+        damage(folder / f"step-{CUT}" / name)
+        with unprivileged():
+            found = newest_checkpoint(folder)
+        assert found is not None
+        assert found.path == folder / f"step-{CUT - 3}", damage.__name__
+        (line,) = [record.getMessage() for record in caplog.records if str(folder) in record.getMessage()]
+        assert line.startswith(f"skipping checkpoint {folder / f'step-{CUT}'}: ")
+        assert name in line or (name, damage) == ("manifest.json", flipped)  # which lists another file with other bytes
+    assert not Path(EXECUTED).exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["run.json", "metrics.jsonl", "predictions/dev.jsonl", "model/config.json", "diagnostics/cka.csv"],
+)
+def test_no_report_or_table_reads_what_is_damaged(
+    name: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for damage in DAMAGES:
+        run = Path(shutil.copytree(whole / "run", tmp_path / damage.__name__))
+        damage(run / name)
+        with unprivileged(), pytest.raises(ValueError, match=re.escape(Path(name).name)):
+            read_run(run).read(name)
+    assert not Path(EXECUTED).exists()
+
+
+# ---- bombs that every checksum vouches for: whoever can write a pickle can write these, too
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "best.safetensors"])
+def test_a_pickle_that_a_checkpoint_lists_as_its_own_is_not_executed(
+    name: str, bomb: Callable[[Path], None], place: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.chdir(place)
+    newest = place / "cut" / "checkpoints" / f"step-{CUT}"
+    bomb(newest / name)
+    listed = json.loads((newest / "manifest.json").read_text())
+    listed[name] = {"bytes": (newest / name).stat().st_size, "sha256": sha256(newest / name)}
+    (newest / "manifest.json").write_text(json.dumps(listed))
+    found = newest_checkpoint(newest.parent)
+    assert found is not None
+    assert found.path.name == f"step-{CUT - 3}"
+    assert f"skipping checkpoint {newest}" in caplog.text
+    assert not Path(EXECUTED).exists()
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+@pytest.mark.parametrize("name", MODEL)
+def test_a_pickle_that_run_json_lists_as_the_runs_own_is_not_executed(
+    name: str, bomb: Callable[[Path], None], place: Path, kdbert: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    file = place / "run" / "model" / name
+    bomb(file)
+    RunFolder(place / "run").rewritten([file])
+    for command in ("evaluate", "export", "benchmark"):
+        done = kdbert(*words(place, command))
+        assert done.code == 2, done.err
+        assert "Traceback" not in done.err
+        assert str(place / "run") in done.err.splitlines()[-1]
+    assert not Path(EXECUTED).exists()
 
 
 # ---- whichever byte

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from equal_runs import differences
-from killing import kill_runs
+from killing import die_at_changes, kill_runs
 
 from in_processes import manifest, saved_steps, wait_until
 from small_run import FEATURES, Setting, make_teacher
@@ -34,8 +34,35 @@ def test_twenty_kills_at_random_times_change_nothing(setting: Setting, tmp_path:
     figures = kill_runs(lambda run: setting.words(run, **changes), tmp_path / "runs", kills=20, seed=1)
     print(figures)
     assert figures.faults == []
+    assert figures.skipped == 0  # what has its name is whole, whenever the kill was
     assert len(figures.kills) == 20
     assert sum(kill.reached.startswith("step") for kill in figures.kills) >= 4  # else it tried little
+
+
+KINDS = "logits teacher run step dev model".split()  # of temporary names; the second is the memory
+
+
+def telling(calls: list[str]) -> list[int]:
+    """Changes of the disk at which something is half-done, one of each kind, from the middle of the run."""
+    also = ("os.fsync state.json", "os.remove weights.safetensors", "os.rmdir checkpoints", "os.remove run.lock")
+    kinds: dict[str, list[int]] = {}
+    for number, call in enumerate(calls, 1):
+        if call in also or (re.match(rf"os\.rename \.({'|'.join(KINDS)})\d*\b", call) and ".about." not in call):
+            kinds.setdefault(re.sub(r"\d+", "", call), []).append(number)
+    return [numbers[len(numbers) // 2] for numbers in kinds.values()]
+
+
+@pytest.mark.slow
+def test_a_kill_right_before_something_gets_its_name_or_goes_changes_nothing(setting: Setting, tmp_path: Path) -> None:
+    """`tests/reliability/kills --changes` does all of them."""
+    changes = {"max_steps": 3, "checkpoint_steps": 1, **FEATURES["cka-ilg"]}
+    figures = die_at_changes(lambda run: setting.words(run, **changes), tmp_path / "runs", telling)
+    print(figures)
+    assert figures.faults == []
+    assert figures.skipped == 0
+    litter = [Path(name).name for kill in figures.kills for name in kill.half_written]
+    assert [kind for kind in KINDS if not any(re.match(rf"\.{kind}\d*\b", name) for name in litter)] == []
+    assert len(figures.kills) == len(KINDS) + 4
 
 
 def test_what_a_kill_behind_the_end_leaves_goes_at_the_next_start(

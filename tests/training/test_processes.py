@@ -136,7 +136,7 @@ def test_two_processes_write_one_run_that_says_so(
     assert both["status"] == "finished"
     assert both["fingerprints"] == one["fingerprints"]
     assert runs[0].name == runs[1].name  # the number of processes is no part of the recipe
-    assert len(list(runs[1].glob("events.out.tfevents.*"))) == 2  # one for each start
+    assert len(list(runs[1].glob("events.out.tfevents.*"))) == 3  # one for each start
     ended = two[2]
     assert "2 processes" in ended.stderr
     assert ended.stdout.count("run: ") == 1  # one table, printed by one process
@@ -214,9 +214,11 @@ def both(
     for name in RUNS:
         run_recipe(recipe(name, root / "one", epochs=2, max_steps=20))
     recipes = {name: recipe(name, root / "one") for name in METHODS}
+    alone = recipe("kd", root / "alone", epochs=2, checkpoint_steps=5)  # the run of `words`; nobody kills it
     one = {name: all_gradients(each) for name, each in recipes.items()}  # two processes read the same memory
     files = [write(root / f"{number}.yaml", each) for number, each in enumerate(recipes.values())]
     whole = [write(root / f"{name}.yaml", recipe(name, root / "two", epochs=2, max_steps=20)) for name in RUNS]
+    whole.append(write(root / "alone.yaml", alone))
     script = Path(__file__).with_name("by_processes.py")
     ended = torchrun(script, root / "two.safetensors", *files, "--runs", *whole)
     if ended.returncode:
@@ -257,6 +259,19 @@ def test_gradients_of_the_ragged_batch_are_those_of_one_process(
         torch.testing.assert_close(kept_by_two[key], value, rtol=1e-5, atol=1e-5 * float(value.abs().max()))
     own = {key for key in of(one[name], "ragged|1|") if key.startswith("method.")}
     assert bool(own) == (name == "ics" or name.startswith(("cka-g", "cka-ilg")))
+
+
+def test_a_run_of_two_processes_that_was_killed_twice_ends_with_the_bits_of_one_left_alone(
+    two: tuple[Path, list[Ended], Ended], both: tuple[dict[str, Found], dict[str, Found], Path, Ended]
+) -> None:
+    _, _, root, ended = both
+    assert ended.returncode == 0, ended.stderr
+    killed, alone = only_run(two[0]), root / "alone" / "kd"
+    facts = [json.loads((run / "run.json").read_text(encoding="utf-8")) for run in (killed, alone)]
+    assert facts[0]["identity"] == facts[1]["identity"]
+    assert facts[1]["timings"]["resumed_from_step"] == 0 < facts[0]["timings"]["resumed_from_step"]
+    for name in ("model/model.safetensors", "metrics.jsonl", "predictions/dev.jsonl"):
+        assert (killed / name).read_bytes() == (alone / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -8,6 +8,7 @@ import logging
 import os
 import resource
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
 
 from conftest import ROOT
-from in_processes import start, wait_until
+from in_processes import processes, start, wait_until
 from kdbert.runs import FileLock
+from kdbert.training import store
 from kdbert.training.precision import make_accelerator
 from kdbert.training.store import FOLDER, Allocate, stored, used_bytes
-from small_run import Setting, logged, predictions
+from small_run import Setting, logged, predictions, run_command
 
 STEPS = 4
 READ, KEPT = " logits: read from ", " logits: kept in "
@@ -489,3 +491,31 @@ def test_two_runs_at_once_compute_it_once_and_the_second_waits(setting: Setting,
     assert_same(tmp_path / "run1", made / "first")
     assert predictions(tmp_path / "run2") != predictions(tmp_path / "run1")
     assert not list(root.rglob("*.lock"))
+
+
+def fill_for_ever(given: list[str], output: Path) -> None:
+    """Body of a process whose run fills a file of the store and never ends it."""
+    store._File.seal = lambda self: time.sleep(300)  # type: ignore[assignment,method-assign,return-value]
+    run_command(given, output)
+
+
+def test_when_the_run_that_fills_the_store_is_killed_the_one_that_waits_does_it_anew(
+    setting: Setting, made: Path, tmp_path: Path
+) -> None:
+    root, outputs = tmp_path / "runs", [tmp_path / "output1", tmp_path / "output2"]
+    started = [processes.Process(target=fill_for_ever, args=(words(setting, tmp_path / "killed", root), outputs[0]))]
+    try:
+        started[0].start()
+        wait_until(lambda: bool(list(root.glob(f"{FOLDER}/*/.*.tmp"))), started[0].is_alive, "the store")
+        started.append(start(words(setting, tmp_path / "run", root), outputs[1]))
+        told = f"waiting for the teacher's outputs, which process {started[0].pid} on"
+        wait_until(lambda: told in outputs[1].read_text() if outputs[1].exists() else False, started[1].is_alive, told)
+        started[0].kill()
+        started[1].join(120)
+    finally:
+        for process in started:
+            process.kill()
+    assert started[1].exitcode == 0, outputs[1].read_text()
+    assert outputs[1].read_text().count(KEPT) == 2
+    assert_same(tmp_path / "run", made / "first")
+    assert not [path for path in root.rglob("*") if path.name.endswith((".lock", ".tmp"))]

@@ -192,6 +192,7 @@ def _contenders(models: Sequence[str], backends: Sequence[str], asked: Mapping[s
         like = first if given not in runs and asked["task"] is None else None
         saved[given] = saved_classifier(source, **asked, like=like)
         saved[given].check()
+        saved[given].tokenizer()  # refuses one that is damaged, before a worker stumbles over it
         if given in formats:
             found.append(Contender("", saved[given], formats[given], given))
     tasks = {one.spec.name: given for given, one in saved.items()}

@@ -326,7 +326,7 @@ class _Page:
                 found = []
                 for run in member.runs:
                     path = run.path / "diagnostics" / "cka.csv"
-                    if path.exists():
+                    if path.exists() or "diagnostics/cka.csv" in mapping(run.facts.get("files")):
                         try:
                             found.append(_read_cka(run.read("diagnostics/cka.csv")))
                         except ValueError as error:

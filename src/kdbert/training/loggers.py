@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from kdbert.runs import sha256
+from kdbert.runs import full_disk, sha256
 
 log = logging.getLogger("kdbert")
 
@@ -57,8 +57,9 @@ class MetricsLog:
         """Record numbers at a step under their names."""
         if not self.active:
             return
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
-        self.file.flush()  # for who looks on
+        with full_disk(self.path):
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
+            self.file.flush()  # for who looks on
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
         for key, value in numbers.items():
             self.board.add_scalar(key, value, step)
@@ -69,8 +70,9 @@ class MetricsLog:
         """Bytes of metrics.jsonl so far, flushed to the disk."""
         if not self.active:
             return 0
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with full_disk(self.path):
+            self.file.flush()
+            os.fsync(self.file.fileno())
         return self.path.stat().st_size
 
     def digest(self) -> str:
