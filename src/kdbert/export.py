@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from kdbert.metrics import pearson
 from kdbert.models.load import load_classifier, load_config
 from kdbert.reporting.predictions import predicted
 from kdbert.runs import move_aside, replace_folder, write_json
+from kdbert.seal import parse_json
 from kdbert.training.forward import predict
 from kdbert.training.precision import make_accelerator
 
@@ -175,7 +175,7 @@ def read_about(folder: Path) -> dict[str, Any] | None:
         UserError: it is damaged.
     """
     try:
-        content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        content = parse_json((folder / ABOUT).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:

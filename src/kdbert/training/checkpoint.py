@@ -23,6 +23,7 @@ from torch import nn
 
 from kdbert.errors import UserError
 from kdbert.runs import fsync, full_disk, sha256
+from kdbert.seal import parse_json
 
 log = logging.getLogger("kdbert")
 KEEP = 2  # the newest, and one to fall back to should the disk damage it
@@ -98,7 +99,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
         if fault is None:
             try:
                 tensors = {file.stem: load(file.read_bytes()) for file in sorted(path.glob("*.safetensors"))}
-                return Checkpoint(path, tensors, json.loads((path / "state.json").read_text(encoding="utf-8")))
+                return Checkpoint(path, tensors, parse_json((path / "state.json").read_text(encoding="utf-8")))
             except (SafetensorError, ValueError) as error:  # as its manifest says, and no checkpoint all the same
                 fault = str(error)
         damaged.append(f"{path.name} ({fault})")
@@ -123,7 +124,7 @@ def _steps(folder: Path) -> list[Path]:
 def _fault(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        manifest = parse_json((path / "manifest.json").read_text(encoding="utf-8"))
         for name, facts in manifest.items():
             file = path / name
             if not file.is_file():
