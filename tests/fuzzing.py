@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import itertools
@@ -9,26 +10,33 @@ import json
 import tarfile
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import torch
 from hypothesis import strategies as st
-from safetensors.torch import save
+from safetensors import safe_open
+from safetensors.torch import save, save_file
 
 from kdbert.data.corpus import read_texts
 from kdbert.data.download import unpack
 from kdbert.data.files import read_lines
 from kdbert.data.tables import read_table
 from kdbert.errors import UserError
-from kdbert.memory import Memory
+from kdbert.memory import Memory, _whole
+from kdbert.models.locate import locate_tokenizer
 from kdbert.models.vocabulary import given_pieces
 from kdbert.recipe import Recipe
-from kdbert.reporting.collect import read_run
+from kdbert.reporting.benchmarks import read_benchmark
+from kdbert.reporting.collect import Run, read_predictions, read_run, read_scores
+from kdbert.reporting.curves import read_log
 from kdbert.runs import RunFolder, sha256
+from kdbert.seal import KEY, sealed
 from kdbert.tasks.custom import _rows, infer_columns
 from kdbert.tasks.intent import read_clinc
 from kdbert.tasks.readers import Columns, read_multi_label, read_tagged, read_tsv
@@ -57,6 +65,7 @@ TOKENS = [
     *(b"\n", b"\t", b" ", b"\r\n", b"\x00", b"\xef\xbb\xbf", b"\xff\xfe", b"\xe9", b"\xed\xa0\x80", b"\xe2\x80\xa8"),
     *(b"!!python/object/apply:os.system", b"!!binary", b"<<: *o", b"\\ud83d", b"2001-99-99", b"=", b"? ", b"--- "),
     *(b"##", b"\x1f\x8b\x08", b"../", b"9" * 400, b"[" * 60, b'{"a":' * 60),
+    *(b"[" * 3000, b'{"a":' * 3000, b"[" * 300 + b"]" * 300),
 ]
 
 
@@ -120,17 +129,56 @@ def read_checkpoint(path: Path) -> object:
 
 
 def read_archive(path: Path) -> object:
-    """A zip or tar of one wanted member; nothing else may come out of it."""
+    """A zip or tar of one wanted member; nothing else may come out of it, neither there nor in the folders above."""
+    above = path.parent.parent.parent
     try:
         return unpack(path, {"a/b.txt": path.parent / "out" / "b.txt"}, {})
     finally:
-        assert {file.name for file in path.parent.rglob("*")} <= {path.name, "out", "b.txt"}
+        found = {str(file.relative_to(above)) for file in above.rglob("*")}
+        inner = str(path.parent.relative_to(above))
+        expected = {inner.partition("/")[0], inner, *(f"{inner}/{name}" for name in (path.name, "out", "out/b.txt"))}
+        assert found <= expected
+
+
+def sealed_anew(path: Path) -> None:
+    """Give a JSON document the checksum of what it holds now, where it can be read at all."""
+    with contextlib.suppress(ValueError, AttributeError, TypeError, RecursionError):
+        path.write_text(json.dumps(sealed(json.loads(path.read_bytes()))), encoding="utf-8")
+
+
+def read_memory(path: Path) -> object:
+    """A memory whose checksums are those of what it holds now, where it can be read at all."""
+    with contextlib.suppress(Exception):
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["memory"])
+            tensors = {name: file.get_tensor(name) for name in ("centroids", "counts", "assignments")}
+        memory = Memory(tensors["centroids"], tensors["counts"], facts["about"])
+        facts |= {"sha256": memory.fingerprint, "whole": _whole(tensors, memory.about)}
+        save_file(tensors, path, {"memory": json.dumps(facts)})
+    return Memory.load(path)
+
+
+def read_run_json(path: Path) -> object:
+    """A run.json whose checksum is that of what it holds now: by its two readers."""
+    sealed_anew(path)
+    return read_run(path.parent), RunFolder(path.parent).manifest()
+
+
+def read_expansion(path: Path) -> object:
+    """A tokenizer folder whose expansion.json was changed and sealed anew."""
+    sealed_anew(path)
+    return locate_tokenizer(str(path.parent))
+
+
+def of_a_run(read: Callable[[Run], object]) -> Callable[[Path], object]:
+    """The reader of a file of a run, which lies in the run folder or in a folder of it."""
+    return lambda path: read(Run(path.parents[1], "finished", 1, {"task.name": "rte"}, {}, {}, "", {}))
 
 
 def archives() -> list[bytes]:
     """A zip and a tar.gz."""
     zipped, tarred = io.BytesIO(), io.BytesIO()
-    with zipfile.ZipFile(zipped, "w") as archive:
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/b.txt", "text" * 9)
     with tarfile.open(fileobj=tarred, mode="w:gz") as tar:
         info = tarfile.TarInfo("a/b.txt")
@@ -157,13 +205,29 @@ def targets(folder: Path, tokenizer: Any) -> dict[str, Target]:
     glue = b"index\tsentence1\tsentence2\tlabel\n0\ta cat\ta dog\tentailment\n1\tb\tc\tnot_entailment\n"
     state = json.dumps({"step": 1, "version": 3}).encode()
     run = (UserError, ValueError)
+    classes = {"info": {"features": {"label": {"names": ["bad", "good"], "_type": "ClassLabel"}}}}
+    table = pyarrow.table({"text": ["good", "bad"], "label": [1, 0]}, metadata={"huggingface": json.dumps(classes)})
+    pyarrow.parquet.write_table(table, folder / "sample.parquet")
+    parquet = (folder / "sample.parquet").read_bytes()
+    answers = "".join(
+        json.dumps({"id": name, "label": label, "prediction": "entailment", "scores": [0.5, -0.5]}) + "\n"
+        for name, label in (("0", "entailment"), ("1", "not_entailment"))
+    ).encode()
+    log = b'{"step": 1, "train/loss": 0.5}\n{"step": 2, "train/loss": 0.25, "epoch": 1}\n'
+    engine = {
+        "name": "a", "quality": {"accuracy": 0.5}, "size_mib": 1.0, "backend": "torch", "parameters": 9,
+        "batches": [{"batch_size": 1, "total_ms": {"p50": 1.0, "p95": 2.0}, "examples_per_second": 3.0}],
+    }  # fmt: skip
+    timed = json.dumps({"metric": "accuracy", "task": "rte", "split": "dev", "engines": [engine]}).encode()
+    expansion = json.dumps({"files": {"a.txt": "0" * 64}, "added": 3}).encode()
     return {
-        "recipe": Target(read_recipe, "recipe.yaml", [RECIPE], 2500),
+        "recipe": Target(read_recipe, "recipe.yaml", [RECIPE], 2000),
         "sets": Target(read_sets, "sets", [b"train.epochs=3\nmethod=kd\ntask.name=rte", b"method.name=cka-i"], 1500),
-        "csv": Target(read_custom, "a.csv", [TABLE], 2000),
+        "csv": Target(read_custom, "a.csv", [TABLE], 1500),
         "csv.gz": Target(read_custom, "a.csv.gz", [gzip.compress(TABLE)], 500),
         "tsv": Target(read_custom, "a.tsv", [TABLE.replace(b",", b"\t")], 1500),
-        "json lines": Target(read_custom, "a.jsonl", [json_lines], 2000),
+        "json lines": Target(read_custom, "a.jsonl", [json_lines], 1500),
+        "parquet": Target(read_custom, "a.parquet", [parquet], 1000),
         "glue tsv": Target(lambda path: list(read_tsv(path, Columns(1, 2, 3, 0))), "dev.tsv", [glue], 1500),
         "tagged": Target(lambda path: list(read_tagged(path)), "a.json", [tagged], 1000),
         "multi-label": Target(lambda path: list(read_multi_label(path, "text", ("a", "b"))), "b.json", [marks], 1000),
@@ -173,7 +237,7 @@ def targets(folder: Path, tokenizer: Any) -> dict[str, Target]:
             lambda path: given_pieces((line for _, line in read_lines(path)), tokenizer), "v.txt",
             [b"good\n##ness\ncell\n"], 1500,
         ),
-        "memory": Target(Memory.load, "m.safetensors", [memory.read_bytes()], 2000),
+        "memory": Target(read_memory, "m.safetensors", [memory.read_bytes()], 1500),
         "teacher's outputs": Target(
             lambda path: _read(path, "logits", 3, np.dtype(np.float32)), "logits.safetensors", [kept], 1000
         ),
@@ -183,11 +247,17 @@ def targets(folder: Path, tokenizer: Any) -> dict[str, Target]:
             lambda path: newest_checkpoint(path.parent.parent), "step-2/manifest.json",
             [json.dumps({"state.json": {"bytes": 9, "sha256": "00"}}).encode()], 300,
         ),
-        "run": Target(
-            lambda path: (read_run(path.parent), RunFolder(path.parent).manifest()), "run.json",
-            [json.dumps(RUN).encode()], 1500, run,
+        "run": Target(read_run_json, "run.json", [json.dumps({**RUN, KEY: "0" * 64}).encode()], 1500, run),
+        "predictions": Target(
+            of_a_run(lambda run: (read_predictions(run, "dev"), read_scores(run, "dev", ["0"]))),
+            "predictions/dev.jsonl", [answers], 500, run,
         ),
-        "archive": Target(read_archive, "archive", archives(), 700),
+        "log": Target(
+            of_a_run(lambda run: read_log(replace(run, path=run.path / "log"))), "log/metrics.jsonl", [log], 300, run
+        ),
+        "benchmark": Target(read_benchmark, "benchmark.json", [timed], 500, (ValueError,)),
+        "expansion": Target(read_expansion, "expansion.json", [expansion], 400),
+        "archive": Target(read_archive, "deep/inside/archive", archives(), 700),
     }  # fmt: skip
 
 

@@ -16,7 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
+import torch
 import yaml
 
 from kdbert.seal import sealed
@@ -45,6 +47,24 @@ def manifest(run: Path) -> dict[str, Any]:
 
 
 # ---- help and the commands that only tell
+
+
+OUT_OF_MEMORY = {
+    "torch": lambda: torch.empty(10**15),
+    "numpy": lambda: numpy.empty(10**15),
+    "python": lambda: bytearray(2**62),
+}
+
+
+@pytest.mark.parametrize("place", OUT_OF_MEMORY)
+def test_out_of_memory_is_told_with_a_cure(place: str, kdbert: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdbert.cli.app", lambda **_: OUT_OF_MEMORY[place]())
+    ended = kdbert("distill")
+    assert ended.code == 1
+    assert ended.err.startswith("kdbert: out of memory")
+    assert ended.err.count("\n") == 1
+    for cure in ("--batch-size", "train.accumulation", "--max-length"):
+        assert cure in ended.err
 
 
 def test_help_answers_at_once() -> None:

@@ -20,6 +20,8 @@ TRIES = (
     f"import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('{ELSEWHERE}', 53))",
     "import socket; socket.getaddrinfo('huggingface.co', 443)",
     "import socket; socket.gethostbyname('huggingface.co')",
+    f"import socket; socket.gethostbyaddr('{ELSEWHERE}')",
+    f"import socket; socket.getnameinfo(('{ELSEWHERE}', 80), 0)",
     f"import urllib.request; urllib.request.urlopen('http://{ELSEWHERE}/', timeout=0.2)",
 )
 

@@ -72,6 +72,14 @@ def test_looking_creates_nothing(path: Path) -> None:
     assert list(path.parent.iterdir()) == []
 
 
+def test_a_lock_of_any_bytes_names_its_holder_in_one_line(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\xff\xfe process\n 7\x1b[2J")
+    assert FileLock(path).holder() == "\ufffd\ufffd process 7 [2J"
+    path.write_bytes(b"x" * 10_000)
+    assert len(FileLock(path).holder()) == 200
+
+
 def test_a_file_that_nobody_holds_is_no_lock(path: Path) -> None:
     path.parent.mkdir()
     path.write_text("process 1 on elsewhere, long ago")

@@ -60,11 +60,22 @@ def test_the_password_of_an_address_is_not_told(tmp_path: Path) -> None:
     assert PASSWORD not in ended.stdout + ended.stderr
 
 
+def test_nor_where_a_data_set_is_fetched(kdbert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", f"http://user:{PASSWORD}@127.0.0.1:1")
+    for words in (["data", "fetch", "emotion"], ["data", "fetch", "emotion", "--dry-run"]):
+        ended = kdbert(*words, "--data-dir", tmp_path)
+        assert PASSWORD not in ended.out + ended.err
+    ended = kdbert("data", "fetch", "emotion", "--data-dir", tmp_path)
+    assert ended.code == 2
+    assert "http://127.0.0.1:1/datasets/dair-ai/emotion" in ended.err
+
+
 def test_addresses_keep_all_but_the_credentials() -> None:
     told = "cannot reach https://user:pass@hub.example:8080/a@b, nor http://token@host; mail me@example.org"
     assert without_credentials(told) == (
         "cannot reach https://hub.example:8080/a@b, nor http://host; mail me@example.org"
     )
+    assert without_credentials("http://user:p@ss@host/x") == "http://host/x"
 
 
 def test_what_is_cleared_away_is_the_link_and_not_what_it_leads_to(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from bombs import bombs
 from conftest import VOCABULARY, make_bert
 
 Words = list[Any]
+DEEP = "[" * 100_000  # JSON that Python's reader does not get to the end of
 
 
 @dataclass
@@ -201,6 +202,19 @@ def config(content: str | bytes) -> Callable[[World], Words]:
     return lambda world: ["distill", "--config", world.write("recipe.yaml", content)]
 
 
+def laughs(first: str, of_ten: Callable[[str], str]) -> str:
+    """YAML whose every line stands for ten of the line before: a billion values and more in a few hundred bytes."""
+    lines = [f"l0: &l0 {first}"]
+    for number in range(1, 13):
+        lines.append(f"l{number}: &l{number} {of_ten(', '.join([f'*l{number - 1}'] * 10))}")
+    return "\n".join(lines) + "\n"
+
+
+BOMB = laughs("lol", lambda ten: f"[{ten}]")
+MERGED_BOMB = laughs("{a: lol}", lambda ten: f"{{<<: [{ten}]}}")
+LONG_BOMB = f"a: &a {'x' * 9_000}\nb: [{', '.join(['*a'] * 999)}]\n"
+
+
 for name, content, told in (
     ("config_bad_yaml", "train: {epochs: 3\nseed: 1", ("recipe.yaml", "not valid YAML")),
     ("config_empty", "", ("recipe.yaml", "not a recipe")),
@@ -211,7 +225,10 @@ for name, content, told in (
     ("config_method_wrong_kind", "method: [kd]\n", ("method",)),
     ("config_teacher_wrong_kind", "teachers: runs/teacher\n", ("teachers",)),
     ("config_number_as_key", "train: {1: 2}\n", ("train",)),
-    ("config_bottomless", "&a [*a]\n", ("recipe.yaml",)),
+    ("config_bottomless", "&a [*a]\n", ("recipe.yaml", "holds itself")),
+    ("config_of_a_billion_values", BOMB, ("recipe.yaml", "1,000,000 values", "alias")),
+    ("config_of_a_billion_merged_keys", MERGED_BOMB, ("recipe.yaml", "1,000,000 values", "alias")),
+    ("config_of_a_billion_characters", LONG_BOMB, ("recipe.yaml", "1,000,000 values", "alias")),
 ):
     CASES.append(Case(name, config(content), told))
 for name, words in {
@@ -221,6 +238,23 @@ for name, words in {
     "config_infinite_rate": "train: {learning_rate: .inf}\n",
 }.items():
     CASES.append(Case(name, config(words), (words.split(":")[0],)))
+
+
+BOMB_OF_ONE_VALUE = f"[{', '.join(line.partition(': ')[2] for line in BOMB.splitlines())}]"
+for name, words, told in (
+    (
+        "set_to_a_billion_values",
+        ["distill", "--set", f"train.epochs={BOMB_OF_ONE_VALUE}"],
+        ("train.epochs=", "YAML"),
+    ),
+    ("grid_of_a_billion_values", ["sweep", "--grid", f"train.epochs={BOMB_OF_ONE_VALUE}"], ("train.epochs=", "YAML")),
+):
+    CASES.append(Case(name, lambda world, words=words: words, told))  # type: ignore[misc]
+
+
+@wrong("sweep.yaml", "1,000,000 values")
+def sweep_file_of_a_billion_values(world: World) -> Words:
+    return ["sweep", world.write("sweep.yaml", BOMB)]
 
 
 # ---- models
@@ -316,6 +350,63 @@ def teacher_weights_cut_in_half(world: World) -> Words:
     return world.distill("--teacher", "spoiled", "--student", world.bert)
 
 
+@wrong("spoiled", "config.json")
+def model_with_a_config_of_thousands_of_brackets(world: World) -> Words:
+    folder = copied(world)
+    (folder / "config.json").write_text(DEEP, encoding="utf-8")
+    return world.finetune("--model", folder)
+
+
+@wrong("deep.json", "nested too deeply")
+def configuration_of_thousands_of_brackets(world: World) -> Words:
+    return world.distill("--student-config", world.write("deep.json", DEEP))
+
+
+@wrong("run.json", "nested too deeply")
+def run_of_thousands_of_brackets(world: World) -> Words:
+    world.write("broken-run/run.json", DEEP)
+    return world.distill("--teacher", "broken-run")
+
+
+def changed(world: World, file: str, **values: Any) -> str:
+    """A copy of a good model in one of whose files some values are others."""
+    place = copied(world) / file
+    place.write_text(json.dumps({**json.loads(place.read_text(encoding="utf-8")), **values}), encoding="utf-8")
+    return "spoiled"
+
+
+for name, file, values in (
+    ("config_of_a_word_for_a_number", "config.json", {"hidden_size": "x"}),
+    ("config_of_no_heads", "config.json", {"num_attention_heads": 0}),
+    ("config_of_a_negative_size", "config.json", {"intermediate_size": -5}),
+    (
+        "config_of_a_quantised_model",
+        "config.json",
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+    ),
+    ("config_of_an_unknown_quantisation", "config.json", {"quantization_config": 5}),
+    ("config_of_unknown_activation", "config.json", {"hidden_act": "zzz"}),
+    ("config_of_labels_that_are_a_word", "config.json", {"id2label": "x"}),
+    ("config_of_architectures_that_are_a_number", "config.json", {"architectures": 5}),
+    ("tokenizer_whose_model_is_a_number", "tokenizer.json", {"model": 5}),
+    ("tokenizer_of_a_version_to_come", "tokenizer.json", {"version": "99"}),
+    ("tokenizer_of_a_number_for_a_class", "tokenizer_config.json", {"tokenizer_class": 5}),
+):
+    CASES.append(
+        Case(
+            name,
+            lambda world, file=file, values=values: world.finetune("--model", changed(world, file, **values)),
+            ("spoiled",),
+        )  # type: ignore[misc]
+    )
+
+
+@wrong("spoiled", "'clip'", "num_hidden_layers", "encoder of texts")
+def model_for_pictures(world: World) -> Words:
+    (copied(world) / "config.json").write_text('{"model_type": "clip"}', encoding="utf-8")
+    return world.finetune("--model", "spoiled")
+
+
 @wrong("unfinished", "not finished", "running")
 def unfinished_run_as_teacher(world: World) -> Words:
     world.write("unfinished/run.json", '{"status": "running"}')
@@ -352,6 +443,11 @@ WANTED = {
     "half_a_json_line": ("bad.jsonl, line 2", "JSON"),
     "json_of_lists": ("bad.jsonl, line 1", "JSON object"),
     "half_a_parquet": ("bad.parquet", "parquet"),
+    "parquet_not_utf8": ("bad.parquet", "parquet", "utf-8"),
+    "parquet_of_noted_nothing": ("bad.parquet", "`datasets` has noted"),
+    "parquet_of_half_a_note": ("bad.parquet", "`datasets` has noted"),
+    "json_of_thousands_of_brackets": ("bad.jsonl, line 1", "JSON"),
+    "json_of_thousands_of_digits": ("bad.jsonl, line 1", "JSON"),
     "unknown_kind": ("bad.xlsx", "format"),
     "foreign_folder": ("bad", "save_to_disk"),
     "half_a_saved_dataset": ("bad",),
@@ -429,6 +525,48 @@ def half_a_parquet(world: World) -> Path:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), world.here / "bad.parquet")
     whole = (world.here / "bad.parquet").read_bytes()
     return world.write("bad.parquet", whole[: len(whole) // 2])
+
+
+@both
+def parquet_not_utf8(world: World) -> Path:
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = pyarrow.Array.from_buffers(
+        pyarrow.string(), 1, [None, pyarrow.py_buffer(b"\0\0\0\0\4\0\0\0"), pyarrow.py_buffer(b"caf\xe9")]
+    )
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts, "label": ["positive"]}), world.here / "bad.parquet")
+    return world.here / "bad.parquet"
+
+
+def parquet_with_note(world: World, note: str) -> Path:
+    """A parquet file in whose metadata this stands where `datasets` describes the columns."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = pyarrow.table({"text": ["good", "bad"], "label": [1, 0]}, metadata={"huggingface": note})
+    pyarrow.parquet.write_table(rows, world.here / "bad.parquet")
+    return world.here / "bad.parquet"
+
+
+@both
+def parquet_of_noted_nothing(world: World) -> Path:
+    return parquet_with_note(world, '{"info": null}')
+
+
+@both
+def parquet_of_half_a_note(world: World) -> Path:
+    return parquet_with_note(world, "{")
+
+
+@both
+def json_of_thousands_of_brackets(world: World) -> Path:
+    return world.write("bad.jsonl", DEEP)
+
+
+@both
+def json_of_thousands_of_digits(world: World) -> Path:
+    return world.write("bad.jsonl", f'{{"text": "good", "label": {"9" * 5000}}}\n')
 
 
 @both
@@ -584,6 +722,18 @@ def glue_dev_missing(world: World) -> Words:
 @wrong("data_oos_plus.json", "JSON")
 def clinc_truncated(world: World) -> Words:
     world.write("data/data_oos_plus.json", '{"train": [["hello", "greeting"], ["pay my')
+    return ["finetune-teacher", "--task", "clinc150", "--data-dir", "data", "--model", world.bert]
+
+
+@wrong("data_oos_plus.json", "nested too deeply")
+def clinc_of_thousands_of_brackets(world: World) -> Words:
+    world.write("data/data_oos_plus.json", DEEP)
+    return ["finetune-teacher", "--task", "clinc150", "--data-dir", "data", "--model", world.bert]
+
+
+@wrong("data_oos_plus.json", "'train'")
+def clinc_of_a_number(world: World) -> Words:
+    world.write("data/data_oos_plus.json", '{"train": 5, "oos_train": []}')
     return ["finetune-teacher", "--task", "clinc150", "--data-dir", "data", "--model", world.bert]
 
 

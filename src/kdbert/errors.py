@@ -54,7 +54,15 @@ def few(examples: Sequence[str], rest: str = "") -> str:
 
 def without_credentials(text: str) -> str:
     """The text without the user names and passwords of the addresses in it (`https://user:password@host`)."""
-    return re.sub(r"(\w://)[^/\s@]*@", r"\1", text)
+    return re.sub(r"(\w://)[^/\s]*@", r"\1", text)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether there was no more memory, of the machine (torch: a plain RuntimeError) or of a GPU."""
+    words = ("can't allocate memory", "out of memory", "Unable to allocate")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:

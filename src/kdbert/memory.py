@@ -19,6 +19,7 @@ import torch
 
 from kdbert.errors import UserError
 from kdbert.runs import atomic_write
+from kdbert.seal import parse_json
 
 log = logging.getLogger("kdbert")
 FORMAT = "kdbert memory 1"
@@ -313,7 +314,7 @@ class Memory:
         try:
             path.open("rb").close()  # safetensors calls a file that may not be read missing
             with safe_open(path, framework="pt") as file:
-                facts = json.loads((file.metadata() or {}).get("memory", "{}"))
+                facts = parse_json((file.metadata() or {}).get("memory", "{}"))
                 if not isinstance(facts, dict) or facts.get("format") != FORMAT:
                     raise UserError(f"{path} is no memory of kdbert; make one with `kdbert train-memory`")
                 tensors = {name: file.get_tensor(name) for name in ("centroids", "counts", "assignments")}
@@ -323,7 +324,7 @@ class Memory:
             raise UserError(
                 f"no memory file {str(path)!r}: check the path, or make one with `kdbert train-memory`"
             ) from None
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
                 f"memory file {path} cannot be read ({error}); make it again with `kdbert train-memory`"
             ) from None

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,8 @@ from kdbert.errors import UserError, near_miss
 from kdbert.keys import ADDED_LATER, FILES_BY_CONTENT, OUTSIDE_IDENTITY, put
 from kdbert.methods import MethodOptions, all_methods, get_method, source_of
 from kdbert.tasks import CORPUS, CUSTOM, get_task, task_name
+
+MOST_YAML = 1_000_000  # values and characters of a YAML text, each alias counted as what it stands for
 
 
 class Section(BaseModel):
@@ -455,13 +458,33 @@ class Recipe(Section):
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML's plain values; a key that stands twice in a mapping is an error instead of the last one winning."""
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's plain values; a key that stands twice in a mapping is an error instead of the last one winning, and so is
+    text that says far more than it is long, through aliases (`*a`) of aliases.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The whole of the text, each alias counted as often as it is reached, before anything is made of it."""
+        root = super().get_single_node()
+        left, waiting = MOST_YAML, [] if root is None else [root]
+        while waiting:
+            node = waiting.pop()
+            parts = node.value if isinstance(node, yaml.SequenceNode) else []
+            if isinstance(node, yaml.MappingNode):
+                parts = [part for pair in node.value for part in pair]
+            left -= len(parts) or len(node.value) + 1
+            if left < 0:
+                raise ValueError(
+                    f"written out it has more than {MOST_YAML:,} values and characters (does an alias stand for a "
+                    "value that holds itself, or for very many others?)"
+                )
+            waiting += parts
+        return root
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        for name in names:
-            if names.count(name) > 1:
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
+        for name, count in names.items():
+            if count > 1:
                 raise ValueError(f"the key {name!r} stands twice{node.start_mark}")
         return super().construct_mapping(node, deep)
 
@@ -470,11 +493,11 @@ def load_yaml(text: str) -> Any:
     """YAML text as plain values; no tag constructs an object.
 
     Raises:
-        ValueError: it is no YAML, or a value holds itself (`&a [*a]`).
+        ValueError: it is no YAML, a value holds itself (`&a [*a]`), or aliases make it longer than `MOST_YAML`.
     """
     try:
-        value = yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader
-        json.dumps(value, default=str, skipkeys=True)  # would not end on a value that holds itself, and says so
+        value = yaml.load(text, Loader=_StrictLoader)
+        json.dumps(value, default=str, skipkeys=True)  # what cannot be written down later is refused now
     # PyYAML raises more than its own errors: `2001-99-99` is a ValueError, `!!bool x` a KeyError, and so on.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())) from None

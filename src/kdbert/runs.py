@@ -22,6 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
+from kdbert.data.download import no_link
 from kdbert.errors import RunBusy, UserError
 from kdbert.keys import flatten
 from kdbert.recipe import Recipe
@@ -282,7 +283,7 @@ class FileLock:
         while True:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # a holder has just removed the file, or the folder
-                file = open(self.path, "a+", encoding="utf-8", opener=_no_link)
+                file = open(self.path, "a+", encoding="utf-8", opener=no_link)
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
                     if os.fstat(file.fileno()).st_ino == self.path.stat().st_ino:
@@ -311,7 +312,8 @@ class FileLock:
     def holder(self) -> str:
         """Who wrote their name into the file."""
         try:
-            return self.path.read_text(encoding="utf-8") or "unknown"
+            told = self.path.read_text(encoding="utf-8", errors="replace")[:200]
+            return " ".join("".join(letter if letter.isprintable() else " " for letter in told).split()) or "unknown"
         except OSError:
             return "unknown"
 
@@ -334,10 +336,6 @@ class FileLock:
                 self.path.unlink()
         self._file.close()
         self._file = None
-
-
-def _no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def identity_of(recipe: Recipe, fingerprints: Mapping[str, str]) -> dict[str, Any]:

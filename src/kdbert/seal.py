@@ -1,4 +1,6 @@
-"""JSON documents that carry the sha256 of their content, so that no changed byte goes unnoticed."""
+"""JSON from files: any of them, and documents that carry the sha256 of their content, so that no changed byte goes
+unnoticed.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,18 @@ from collections.abc import Mapping
 from typing import Any
 
 KEY = "sha256"
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The values of a JSON text from outside.
+
+    Raises:
+        ValueError: it is no JSON, or nested so deeply that Python cannot read it.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,9 +35,9 @@ def unsealed(text: str) -> dict[str, Any]:
     """What `sealed` was given; a document without a checksum, as older versions wrote it, is taken as it is.
 
     Raises:
-        ValueError: it is no JSON, no mapping, or not what was written.
+        ValueError: it is no JSON, no mapping, nested too deeply, or not what was written.
     """
-    content = json.loads(text)
+    content = parse_json(text)
     if not isinstance(content, dict):
         raise ValueError("it is no mapping")
     told = content.pop(KEY, None)
@@ -33,4 +47,7 @@ def unsealed(text: str) -> dict[str, Any]:
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    try:
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    except RecursionError:  # what can just be read cannot always be written
+        raise ValueError("it is nested too deeply") from None

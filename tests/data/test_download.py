@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import multiprocessing
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbert.data.download import download, unpack
+from kdbert.data.download import alone, download, unpack, write_checked
 from kdbert.errors import UserError
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB
@@ -34,6 +35,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[tuple[str, str | None]] = []
+        self.credentials: set[str | None] = set()
         self.left = 0  # transfers that break off in the middle
 
     @property
@@ -54,6 +56,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer."""
         wanted = self.headers.get("Range")
+        self.server.credentials.add(self.headers["Authorization"])
         self.server.asked.append((self.path, wanted))
         if self.path == "/moved":
             self.send_response(302)
@@ -262,6 +265,24 @@ def test_a_link_is_refused(make: Callable[..., Path], tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_members_that_cannot_be_unpacked_are_told(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "whole.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("T/a", bytes(range(256)) * 9)
+    whole = (tmp_path / "whole.zip").read_bytes()
+    start, listed = whole.index(b"T/a") + 3, whole.index(b"PK\x01\x02")
+    spoiled = bytearray(whole)
+    spoiled[start : start + 4] = b"\xff" * 4
+    (tmp_path / "spoiled.zip").write_bytes(spoiled)  # zlib.error
+    for name, place, value in (("encrypted.zip", 8, 1), ("unknown.zip", 10, 77)):  # RuntimeError, NotImplementedError
+        changed = bytearray(whole)
+        changed[listed + place] = changed[place - 2] = value
+        (tmp_path / name).write_bytes(changed)
+    for name in ("spoiled.zip", "encrypted.zip", "unknown.zip"):
+        with pytest.raises(UserError, match="no archive, or a damaged one"):
+            unpack(tmp_path / name, {"T/a": tmp_path / "out" / "a"}, {})
+        assert not any((tmp_path / "out").glob("*"))
+
+
 def test_what_is_no_archive_or_a_damaged_one_is_told(tmp_path: Path) -> None:
     (tmp_path / "page.zip").write_bytes(b"<html>not here</html>")
     whole = make_zip(tmp_path / "x", {"T/a": b"1" * 5000}).read_bytes()
@@ -272,3 +293,43 @@ def test_what_is_no_archive_or_a_damaged_one_is_told(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="no archive, or a damaged one"):
             unpack(tmp_path / name, {"T/a": tmp_path / "out" / "a"}, {})
         assert not (tmp_path / "out" / "a").exists()
+
+
+def test_nothing_is_written_through_a_link(server: Server, tmp_path: Path) -> None:
+    """Whoever may write into the folder may have laid the link."""
+    diary, folder = tmp_path / "diary", tmp_path / "data"
+    diary.write_text("dear diary", encoding="utf-8")
+    folder.mkdir()
+    (folder / "a.bin.part.lock").symlink_to(diary)
+    with pytest.raises(UserError, match=r"a\.bin\.part\.lock is a link"):
+        download(server.url + "/file", folder / "a.bin", sha256(CONTENT))
+    (folder / "a.bin.part.lock").unlink()
+    for wanted in (sha256(CONTENT), None):
+        (folder / "a.bin.part").symlink_to(diary)
+        download(server.url + "/file", folder / "a.bin", wanted)
+        assert not (folder / "a.bin").is_symlink()
+        assert (folder / "a.bin").read_bytes() == CONTENT
+    (folder / "b.txt.part").symlink_to(diary)
+    write_checked(io.BytesIO(b"text"), folder / "b.txt", None)
+    assert (folder / "b.txt").read_bytes() == b"text"
+    assert diary.read_text(encoding="utf-8") == "dear diary"
+    assert only(folder) == ["a.bin", "b.txt"]
+
+
+def test_a_lock_that_is_there_already_is_not_emptied(tmp_path: Path) -> None:
+    (tmp_path / "a.lock").write_text("notes", encoding="utf-8")
+    with alone(tmp_path / "a"):
+        assert (tmp_path / "a.lock").read_text(encoding="utf-8") == "notes"
+
+
+@pytest.mark.parametrize("path", ["/none", "/file"])
+def test_the_password_of_an_address_is_sent_and_not_told(server: Server, path: str, tmp_path: Path) -> None:
+    url = server.url.replace("//", "//somebody:hunt%40er2@") + path
+    with pytest.raises(UserError) as told:
+        download(url, tmp_path / "a.bin", "0" * 64)
+    assert server.url + path in str(told.value)
+    assert "hunt" not in str(told.value)
+    assert "somebody" not in str(told.value)
+    assert server.credentials == {f"Basic {base64.b64encode(b'somebody:hunt@er2').decode()}"}
+    with pytest.raises(UserError, match=r"'ftp://host/a': it is no http"):
+        download("ftp://somebody:hunter2@host/a", tmp_path / "a.bin", None)

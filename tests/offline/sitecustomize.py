@@ -31,6 +31,8 @@ def _here(host: Any) -> bool:
 def _refuse(event: str, given: tuple[Any, ...]) -> None:
     if event in ("socket.getaddrinfo", "socket.gethostbyname"):
         host = given[0]
+    elif event in ("socket.gethostbyaddr", "socket.getnameinfo"):
+        host = given[0][0] if isinstance(given[0], tuple) else given[0]
     elif event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
         address = given[1]
         if not isinstance(address, tuple) or given[0].family not in (socket.AF_INET, socket.AF_INET6):

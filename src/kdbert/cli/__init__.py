@@ -30,7 +30,7 @@ from kdbert.cli import (
     table,
     train_memory,
 )
-from kdbert.errors import Interrupted, KdbertError
+from kdbert.errors import Interrupted, KdbertError, out_of_memory
 
 app = typer.Typer(
     name="kdbert",
@@ -100,6 +100,15 @@ def _to_go_on(sentence: str) -> str:
     )
 
 
+def _of_the_memory(error: BaseException) -> str:
+    """What to do where a machine or GPU has no more memory; the recipe may be right for a larger one."""
+    reason = " ".join(str(error).split()).split(". ")[0] or "Python was given none"
+    return (
+        f"out of memory ({reason}): take a smaller --batch-size, or the same one in more parts "
+        "(--set train.accumulation=4), or a smaller --max-length"
+    )
+
+
 def main() -> None:
     """Run the command; a person's mistake ends in one sentence, never in a traceback.
 
@@ -122,11 +131,13 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
-    except (OSError, RuntimeError) as error:
-        sentence = _of_the_disk(error)
+    except (OSError, RuntimeError, MemoryError) as error:
+        full = out_of_memory(error)
+        sentence = _of_the_memory(error) if full else _of_the_disk(error)
         if sentence is None:
             raise
         if debug:
             traceback.print_exc()
+        logging.shutdown()
         print(f"kdbert: {sentence}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if full else 2)

@@ -21,6 +21,7 @@ from kdbert.data.encode import Encoded
 from kdbert.data.files import read_lines, text_digest
 from kdbert.data.masking import Masking, tokenizer_digest
 from kdbert.errors import UserError
+from kdbert.seal import parse_json
 
 log = logging.getLogger("kdbert")
 SUFFIXES = (".txt", ".text", ".raw")
@@ -188,7 +189,7 @@ def _mapped(kept: Path, tokenizer: Any, about: dict[str, Any]) -> Encoded | None
         return None
     files = kept / "ids.bin", kept / "offsets.bin"
     try:
-        told = json.loads((kept / "about.json").read_text(encoding="utf-8"))
+        told = parse_json((kept / "about.json").read_text(encoding="utf-8"))
         truncated = int(told["truncated"])
         whole = told["about"] == about and told["sha256"] == [text_digest(file) for file in files]
     except (OSError, UserError, ValueError, KeyError, TypeError):

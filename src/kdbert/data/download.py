@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import fcntl
 import hashlib
 import logging
+import lzma
 import os
 import shutil
+import struct
 import sys
 import tarfile
 import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
+from urllib.parse import unquote, urlsplit
 
-from kdbert.errors import UserError
+from kdbert.errors import UserError, without_credentials
 
 log = logging.getLogger("kdbert")
 BLOCK = 1 << 18
 TRIES = 3  # a broken connection is taken up again so often before a person is asked to
 TIMEOUT = 60  # seconds without a byte
+# What zipfile and tarfile raise of bytes that are no archive; RuntimeError: of an encrypted member, or of a compression
+# that Python does not know (NotImplementedError).
+NO_ARCHIVE = (
+    zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, struct.error, ValueError, RuntimeError
+)  # fmt: skip
 
 
 def download(url: str, target: Path, sha256: str | None) -> None:
@@ -42,7 +52,7 @@ def download(url: str, target: Path, sha256: str | None) -> None:
     """
     part = target.with_name(target.name + ".part")
     if not url.startswith(("http://", "https://")):
-        raise UserError(f"cannot fetch {url!r}: it is no http or https address")
+        raise UserError(f"cannot fetch {without_credentials(url)!r}: it is no http or https address")
     try:
         with alone(part):
             if sha256 is not None and target.exists() and file_sha256(target) == sha256:
@@ -58,7 +68,7 @@ def alone(path: Path) -> Iterator[None]:
     lock = path.with_name(path.name + ".lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        held = open(lock, "w")
+        held = open(lock, "a", opener=no_link)
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(held, fcntl.LOCK_EX)
         with contextlib.suppress(FileNotFoundError):
@@ -72,9 +82,19 @@ def alone(path: Path) -> Iterator[None]:
         held.close()
 
 
+def no_link(path: str, flags: int) -> int:
+    """`opener` of a file that is to be written: whoever laid a link there means another file to be written.
+
+    Raises:
+        OSError: ELOOP where it is a link.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def _fetch(url: str, part: Path, target: Path, sha256: str | None) -> None:
     """`download`, alone."""
-    if sha256 is None:
+    shown = without_credentials(url)
+    if sha256 is None or part.is_symlink():
         part.unlink(missing_ok=True)
     for attempt in range(TRIES):
         try:
@@ -82,19 +102,19 @@ def _fetch(url: str, part: Path, target: Path, sha256: str | None) -> None:
             break
         except (ConnectionError, TimeoutError, urllib.error.URLError, HTTPException, _Interrupted) as error:
             if isinstance(error, urllib.error.HTTPError):
-                raise UserError(f"cannot fetch {url}: the server says {error.code} {error.reason}") from None
+                raise UserError(f"cannot fetch {shown}: the server says {error.code} {error.reason}") from None
             if attempt == TRIES - 1:
                 size = part.stat().st_size if part.exists() else 0
                 reason = getattr(error, "reason", None) or error
                 raise UserError(
-                    f"cannot fetch {url}: {reason} ({size:,} bytes have come; the same command goes on from there)"
+                    f"cannot fetch {shown}: {reason} ({size:,} bytes have come; the same command goes on from there)"
                 ) from None
             time.sleep(attempt)
     found = file_sha256(part)
     if sha256 is not None and found != sha256:
         part.unlink()
         raise UserError(
-            f"{url} is not the file that was expected (sha256 {found[:16]}…, expected {sha256[:16]}…); nothing of "
+            f"{shown} is not the file that was expected (sha256 {found[:16]}…, expected {sha256[:16]}…); nothing of "
             "it was kept: try again, or get the file from elsewhere"
         )
     os.replace(part, target)
@@ -111,7 +131,7 @@ def _receive(url: str, part: Path) -> None:
     if have:
         headers["Range"] = f"bytes={have}-"
     try:
-        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        answer = urllib.request.urlopen(_request(url, headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not have:
             raise
@@ -120,7 +140,7 @@ def _receive(url: str, part: Path) -> None:
             return
         part.unlink()
         raise _Interrupted("what had come was longer than the file, so it is fetched anew") from None
-    with answer, open(part, "ab" if answer.status == 206 else "wb") as file:
+    with answer, open(part, "ab" if answer.status == 206 else "wb", opener=no_link) as file:
         begun = file.tell()
         length = answer.headers.get("Content-Length")
         expected = None if length is None else begun + int(length)
@@ -130,6 +150,16 @@ def _receive(url: str, part: Path) -> None:
                 bar.update(len(block))
         if expected is not None and file.tell() < expected:
             raise _Interrupted(f"the connection broke off after {file.tell():,} of {expected:,} bytes")
+
+
+def _request(url: str, headers: Mapping[str, str]) -> urllib.request.Request:
+    """What is asked for; a user and password in the address are told to its host alone, as urllib itself cannot."""
+    request = urllib.request.Request(without_credentials(url), headers=dict(headers))
+    place = urlsplit(url)
+    if place.username is not None:
+        told = f"{unquote(place.username)}:{unquote(place.password or '')}".encode()
+        request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(told).decode()}")
+    return request
 
 
 def _bar(url: str, begun: int, expected: int | None) -> Any:
@@ -165,7 +195,7 @@ def unpack(archive: Path, members: Mapping[str, Path], checksums: Mapping[str, s
             for name, target in members.items():
                 with read(name) as source:
                     write_checked(source, target, checksums.get(name))
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+    except NO_ARCHIVE as error:
         raise UserError(f"{archive} is no archive, or a damaged one ({error})") from None
     except OSError as error:
         raise _told(error, archive) from None
@@ -193,7 +223,8 @@ def write_checked(source: IO[bytes], target: Path, sha256: str | None) -> None:
     part = target.with_name(target.name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
+        part.unlink(missing_ok=True)
+        with open(part, "xb") as file:
             shutil.copyfileobj(source, file, BLOCK)
         found = file_sha256(part)
         if sha256 is not None and found != sha256:
@@ -220,4 +251,6 @@ def file_sha256(path: Path) -> str:
 def _told(error: OSError, target: Path) -> UserError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UserError(f"no room for {target.name} in {target.parent}: make some, and run the same command again")
+    if error.errno == errno.ELOOP and error.filename:
+        return UserError(f"{error.filename} is a link, and nothing is written through one: remove it")
     return UserError(f"cannot write {target}: {error.strerror or error}")

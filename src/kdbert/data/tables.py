@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,8 +11,11 @@ from typing import Any
 
 from kdbert.data.files import read_lines
 from kdbert.errors import UserError
+from kdbert.seal import parse_json
 
 Record = tuple[str, Mapping[str, Any]]
+# What Arrow and `datasets` raise, besides Arrow's own, where bytes are not as they should be.
+FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 _AT_A_TIME = 1000  # rows of a parquet file or saved dataset that are Python objects at once
 
 
@@ -99,8 +101,8 @@ def _json_lines(path: Path) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+            value = parse_json(line)
+        except ValueError:
             raise UserError(f"{path}, line {number}: not a JSON object on one line (is the file truncated?)") from None
         if not isinstance(value, dict):
             raise UserError(f'{path}, line {number}: expected a JSON object such as {{"text": …, "label": …}}')
@@ -115,8 +117,8 @@ def _parquet(path: Path) -> Iterator[Record]:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = _class_names((file.schema_arrow.metadata or {}).get(b"huggingface"))
             yield from _records((batch.to_pylist() for batch in file.iter_batches(_AT_A_TIME)), names)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from None
+    except (pyarrow.ArrowException, *FAULTS) as error:
+        raise UserError(f"{path}: not a readable parquet file ({first_line(error)})") from None
 
 
 def _saved_dataset(path: Path, split: str | None) -> Iterator[Record]:
@@ -127,8 +129,8 @@ def _saved_dataset(path: Path, split: str | None) -> Iterator[Record]:
         data = datasets.load_from_disk(str(path))
     except FileNotFoundError:
         raise UserError(f"{path}: a folder, but not one written by datasets.save_to_disk") from None
-    except (pyarrow.ArrowInvalid, OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: the saved dataset is damaged ({str(error).splitlines()[0]})") from None
+    except (pyarrow.ArrowException, *FAULTS) as error:
+        raise UserError(f"{path}: the saved dataset is damaged ({first_line(error)})") from None
     if isinstance(data, datasets.DatasetDict):
         name = {"dev": "validation"}.get(split or "train", split or "train")
         if name not in data and (split or "train") in data:
@@ -143,20 +145,32 @@ def _saved_dataset(path: Path, split: str | None) -> Iterator[Record]:
     }
     try:
         yield from _records((batch.to_pylist() for batch in data.with_format("arrow").iter(_AT_A_TIME)), names)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: the saved dataset is damaged ({str(error).splitlines()[0]})") from None
+    except (pyarrow.ArrowException, *FAULTS) as error:
+        raise UserError(f"{path}: the saved dataset is damaged ({first_line(error)})") from None
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an exception says, or at least of what class it is."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _class_names(metadata: bytes | None) -> dict[str, tuple[str, ...]]:
-    """Names of the classes that a parquet file written by `datasets` stores as numbers."""
+    """Names of the classes that a parquet file written by `datasets` stores as numbers.
+
+    Raises:
+        ValueError: what it noted cannot be read.
+    """
     if metadata is None:
         return {}
-    features = json.loads(metadata).get("info", {}).get("features", {})
-    return {
-        column: tuple(feature["names"])
-        for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-    }
+    try:
+        features = parse_json(metadata).get("info", {}).get("features", {})
+        return {
+            column: tuple(map(str, feature["names"]))
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError("what `datasets` has noted in it of its columns is damaged") from None
 
 
 def _records(batches: Iterator[list[dict[str, Any]]], names: Mapping[str, tuple[str, ...]]) -> Iterator[Record]:

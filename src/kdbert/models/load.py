@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from kdbert.data.masking import vocabulary_size
-from kdbert.errors import UserError, without_credentials
+from kdbert.errors import KdbertError, UserError, out_of_memory, without_credentials
 from kdbert.hub import ask_only_if_it_answers
 from kdbert.models.kernels import register_attention
 from kdbert.models.labels import is_generic, label_permutation
@@ -36,7 +36,7 @@ def load_config(place: ModelPlace) -> Any:
     if key not in _CONFIGS:
         try:
             with _explained(place):
-                _CONFIGS[key] = AutoConfig.from_pretrained(place.source, **NO_CODE)
+                _CONFIGS[key] = _checked(AutoConfig.from_pretrained(place.source, **NO_CODE))
         except UserError as error:
             if place.local:
                 raise
@@ -45,6 +45,20 @@ def load_config(place: ModelPlace) -> Any:
     if isinstance(found, UserError):
         raise found
     return copy.deepcopy(found)
+
+
+def _checked(config: Any) -> Any:
+    """The configuration, if what is read of it before the model is there can be read."""
+    label_names(config)
+    if not all(isinstance(name, str) for name in config.architectures or ()):
+        raise ValueError("architectures in config.json is no list of names")
+    for name in ("num_hidden_layers", "hidden_size"):
+        if not isinstance(getattr(config, name, None), int):
+            raise ValueError(
+                f"a model of type {config.model_type!r} has no {name} that is a number; take an encoder of texts, such "
+                "as BERT"
+            )
+    return config
 
 
 def check_weights(place: ModelPlace) -> None:
@@ -296,8 +310,16 @@ def _explained(place: ModelPlace) -> Iterator[None]:
             f"the weights of model {place.given!r} are a pickle that holds more than tensors, which is never run; save "
             "them as model.safetensors"
         ) from None
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except KdbertError:
+        raise
+    # A file that is not as the library expects it fails wherever it is first used, in any way: tokenizers raise a bare
+    # Exception, a number in the place of a mapping is an AttributeError, and so on.
+    except Exception as error:
+        if out_of_memory(error):
+            raise
         reason = without_credentials(" ".join(str(error).split())).split(". ")[0][:200]
+        if not isinstance(error, (OSError, ValueError, RuntimeError, ImportError)):
+            reason = f"its files are not as they should be ({type(error).__name__}: {reason})"
         if place.local:
             raise UserError(f"cannot load model {place.given!r}: {reason}") from None
         raise UserError(

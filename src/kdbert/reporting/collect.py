@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 import os
 import re
@@ -23,7 +22,7 @@ from kdbert.errors import UserError
 from kdbert.keys import ADDED_LATER, FILES_BY_CONTENT, MODELS_BY_CONTENT, OUTSIDE_IDENTITY, flatten
 from kdbert.metrics import score
 from kdbert.reporting.predictions import HIDDEN
-from kdbert.seal import unsealed
+from kdbert.seal import parse_json, unsealed
 from kdbert.tasks import TaskSpec, get_task, task_names
 
 UNFINISHED = ("running", "interrupted", "failed")
@@ -302,19 +301,19 @@ def read_scores(run: Run, split: str, ids: Collection[str]) -> dict[str, np.ndar
         name = str(_row(line)["id"])
         if name in ids:
             with contextlib.suppress(ValueError, KeyError, TypeError):
-                found[name] = np.array(json.loads(line)["scores"], dtype=np.float64)
+                found[name] = np.array(parse_json(line)["scores"], dtype=np.float64)
     return found
 
 
 def _row(line: str) -> Any:
     """A line of a predictions file without its scores, which may be hundreds and are not wanted here."""
     head, found, _ = line.partition(', "scores": [')  # inside a JSON string its quotes would be escaped
-    return json.loads(head + "}" if found else line)
+    return parse_json(head + "}" if found else line)
 
 
 def _label_names(run: Run, words: set[Any]) -> list[str]:
     """The classes in the task's order: the registered task's, else those of the run's model."""
     if run.task in task_names() and words <= set(get_task(run.task).labels):
         return list(get_task(run.task).labels)
-    config = json.loads(run.read("model/config.json"))
+    config = parse_json(run.read("model/config.json"))
     return sorted(config["label2id"], key=lambda name: int(config["label2id"][name]))

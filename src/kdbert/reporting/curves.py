@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from kdbert.reporting.collect import Run, number
 from kdbert.reporting.figures import Line
+from kdbert.seal import parse_json
 
 MOST = 60  # points of a curve; of more, means of consecutive ones are drawn
 Log = Sequence[Mapping[str, Any]]
@@ -25,7 +25,7 @@ def read_log(run: Run) -> list[dict[str, Any]]:
     records = []
     for line in run.json_lines("metrics.jsonl", errors="replace"):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             continue
         if isinstance(record, dict) and number(record.get("step")) is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import logging
 import os
 import re
@@ -27,6 +26,7 @@ from submitit.slurm.slurm import SlurmExecutor
 from kdbert.errors import Interrupted, UserError, near_miss
 from kdbert.recipe import load_yaml
 from kdbert.runs import FileLock, write_json
+from kdbert.seal import parse_json
 from kdbert.sweep.jobs import DONE, Job, now_on
 from kdbert.sweep.local import count_finished, last_line
 from kdbert.sweep.progress import Progress, counted
@@ -258,7 +258,7 @@ def _record(job: Job) -> Path:
 def _recorded(job: Job) -> Queued | None:
     """What the file says; nothing, if it is not of this user (runs may be shared, and `_clear` removes files)."""
     try:
-        content = json.loads(_record(job).read_text(encoding="utf-8"))
+        content = parse_json(_record(job).read_text(encoding="utf-8"))
         found = Queued(content["job"], Path(content["files"]))
         ours = found.files.parent == private_folder() and re.fullmatch(r"\d+(_\d+)?", found.id, re.ASCII)
         return found if ours else None

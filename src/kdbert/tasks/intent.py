@@ -15,6 +15,7 @@ from kdbert.data.examples import Row
 from kdbert.data.files import read_text
 from kdbert.data.tables import read_table
 from kdbert.errors import UserError
+from kdbert.seal import parse_json
 from kdbert.tasks.readers import label_file, read_columns
 from kdbert.tasks.spec import Split, TaskSpec
 
@@ -24,11 +25,13 @@ OUT_OF_SCOPE = "oos"
 def read_clinc(path: Path, parts: tuple[str, ...]) -> Iterator[Row]:
     """Rows of a `data_*.json` file: the lists named by `parts`, one after the other."""
     try:
-        content = json.loads(read_text(path))
+        content = parse_json(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON (is the file truncated?)") from None
+    except ValueError as error:  # a number of thousands of digits, thousands of brackets
+        raise UserError(f"{path}: no JSON that can be read ({error})") from None
     for part in parts:
-        if not isinstance(content, dict) or part not in content:
+        if not isinstance(content, dict) or not isinstance(content.get(part), list):
             raise UserError(f"{path}: no list {part!r}; it is not a CLINC150 data_*.json file")
         for number, entry in enumerate(content[part]):
             if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(x, str) for x in entry)):

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from kdbert.data.download import alone, download, unpack, write_checked
 from kdbert.data.files import find_file, read_lines, unpacked_sha256
-from kdbert.errors import UserError
+from kdbert.data.tables import FAULTS, first_line
+from kdbert.errors import UserError, without_credentials
 from kdbert.tasks.spec import TaskSpec
 
 GLUE = "https://dl.fbaipublicfiles.com/glue/data/"
@@ -263,6 +264,11 @@ def _emotion_address(name: str) -> str:
     return f"{hub}/datasets/dair-ai/emotion/resolve/main/split/{split}-00000-of-00001.parquet"
 
 
+def _told_address(name: str) -> str:
+    """Where the emotion data comes from, for a person to read."""
+    return without_credentials(_emotion_address(name))
+
+
 def make_emotion(folder: Path, checksums: Mapping[str, str]) -> list[Path]:
     """The emotion data's `text;label` files of the Hub's data set dair-ai/emotion."""
     import pyarrow.parquet
@@ -275,9 +281,9 @@ def make_emotion(folder: Path, checksums: Mapping[str, str]) -> list[Path]:
             try:
                 table = pyarrow.parquet.read_table(source, columns=["text", "label"]).to_pylist()
                 rows[name] = [f"{row['text']};{EMOTIONS[row['label']]}" for row in table]
-            except (pyarrow.ArrowInvalid, OSError, KeyError, IndexError, TypeError) as error:
-                reason = str(error).splitlines()[0]
-                raise UserError(f"{_emotion_address(name)} has another form than expected ({reason})") from None
+            except (pyarrow.ArrowException, *FAULTS) as error:
+                reason = first_line(error)
+                raise UserError(f"{_told_address(name)} has another form than expected ({reason})") from None
             finally:
                 source.unlink()
     return _write(rows, folder, checksums)
@@ -316,5 +322,5 @@ MADE = {
         make_mrpc,
         ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "dev_ids.tsv"),
     ),
-    "emotion": Made(_emotion_address, make_emotion),
+    "emotion": Made(_told_address, make_emotion),
 }

@@ -24,6 +24,7 @@ from torch import nn
 
 from kdbert.errors import UserError
 from kdbert.runs import fsync, full_disk, sha256
+from kdbert.seal import parse_json
 
 log = logging.getLogger("kdbert")
 KEEP = 2  # the newest, and one to fall back to should the disk damage it
@@ -100,10 +101,10 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
         fault = _fault(path)
         if fault is None:
             try:
-                listed = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+                listed = parse_json((path / "manifest.json").read_text(encoding="utf-8"))
                 files = [path / name for name in sorted(listed) if name.endswith(".safetensors")]
                 tensors = {file.stem: load(file.read_bytes()) for file in files}
-                return Checkpoint(path, tensors, json.loads((path / "state.json").read_text(encoding="utf-8")))
+                return Checkpoint(path, tensors, parse_json((path / "state.json").read_text(encoding="utf-8")))
             except (SafetensorError, ValueError) as error:  # as its manifest says, and no checkpoint all the same
                 fault = str(error)
         damaged.append(f"{path.name} ({fault})")
@@ -137,7 +138,7 @@ def _number(path: Path) -> int:
 def _fault(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        manifest = parse_json((path / "manifest.json").read_text(encoding="utf-8"))
         for name, facts in manifest.items():
             file = path / name
             if not file.is_file():

@@ -23,6 +23,7 @@ import torch
 from accelerate import Accelerator
 
 from kdbert.runs import FileLock, atomic_write, fsync
+from kdbert.seal import parse_json
 
 log = logging.getLogger("kdbert")
 FOLDER = ".teacher-outputs"
@@ -272,7 +273,7 @@ def _read(path: Path, quantity: str, rows: int, dtype: np.dtype[Any]) -> np.ndar
             length = int.from_bytes(file.read(8), "little")
             if not 0 < length <= min(size - 8, 1 << 20):
                 raise ValueError("its header is not whole")
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
         entry, digest = header[quantity], header["__metadata__"]["sha256"]
         shape = tuple(map(int, entry["shape"]))
         wanted = int(np.prod(shape)) * dtype.itemsize
