@@ -148,3 +148,21 @@ def test_links_within_a_run_and_to_the_whole_of_it_are_fine(setting: Any, kdbert
     (tmp_path / "run").symlink_to(tmp_path / "scratch")
     assert kdbert(*setting.words(tmp_path / "run", max_steps=1)).code == 0
     assert (tmp_path / "scratch" / "run.json").exists()
+
+
+def test_labels_cannot_steer_the_terminal_or_the_card(tiny_bert: Path, kdbert: Any, tmp_path: Path) -> None:
+    """Colours, titles of windows, and letters that turn the direction of writing."""
+    names = ("\x1b]0;title\x07\x1b[31mred", "\u202eback to front")
+    for split in ("train", "dev"):
+        lines = [json.dumps({"text": f"a text {row}", "label": names[row % 2]}) for row in range(20)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    ended = kdbert(
+        "finetune-teacher", "--task", "custom", "--train-file", tmp_path / "train.jsonl", "--dev-file",
+        tmp_path / "dev.jsonl", "--model", tiny_bert, "--max-length", 32, "--output-dir", tmp_path / "run",
+        "train.max_steps=1",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+    for text in (ended.err, ended.out, card):
+        assert not set(text) & {"\x1b", "\x07", "\u202e"}
+    assert "\ufffd[31mred" in card

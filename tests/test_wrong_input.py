@@ -133,6 +133,12 @@ table(
         "unknown_precision": (["--precision", "fp8"], ("train.precision", "'fp8'", "'bf16'")),
         "unknown_variant": (["--variant", "orginal"], ("method.variant", "'orginal'")),
         "unknown_schedule": (["--set", "train.schedule=step"], ("train.schedule", "'linear'")),
+        "seed_of_no_machine": (["--seed", 10**23], ("seed", "4294967295")),
+        "teacher_seed_of_no_machine": (["--set", f"teacher_training.seed={2**32}"], ("teacher_training.seed",)),
+        "epochs_without_end": (["--epochs", 10**20], ("train.epochs", "1000000")),
+        "a_section_that_is_a_number": (["--set", "train=3"], ("train", "expected keys below it")),
+        "empty_teacher": (["--teacher", ""], ("name of a model is empty",)),
+        "layers_that_are_not_there": (["--student-init", "7,8,9"], ("layers 7, 8, 9",)),
         "no_epochs": (["--epochs", 0], ("train.epochs", "0")),
         "empty_batch": (["--batch-size", 0], ("train.batch_size",)),
         "negative_rate": (["--learning-rate", -1], ("train.learning_rate",)),
@@ -238,6 +244,20 @@ for name, words in {
     "config_infinite_rate": "train: {learning_rate: .inf}\n",
 }.items():
     CASES.append(Case(name, config(words), (words.split(":")[0],)))
+
+
+@wrong("cannot be a run folder", "is a file")
+def a_runs_folder_below_a_file(world: World) -> Words:
+    """`--runs-dir` names a file."""
+    return world.distill(
+        "--teacher", world.models / "teacher", "--student", world.bert, "--runs-dir", world.write("f", "x")
+    )
+
+
+@wrong("recipe.yaml", "no text in UTF-8")
+def config_that_is_a_program(world: World) -> Words:
+    """Bytes that no text has."""
+    return ["distill", "--config", world.write("recipe.yaml", b"\x7fELF\xff\xfe")]
 
 
 BOMB_OF_ONE_VALUE = f"[{', '.join(line.partition(': ')[2] for line in BOMB.splitlines())}]"

@@ -52,6 +52,18 @@ def few(examples: Sequence[str], rest: str = "") -> str:
     return ", ".join(examples[:SHOWN_EXAMPLES]) + more
 
 
+def printable(text: str) -> str:
+    """The text without what steers a terminal or turns the direction of writing; labels and names may hold it."""
+    return "".join(
+        letter
+        if letter.isprintable() or letter in "\n\r\t"
+        else " "
+        if letter.isspace()
+        else "\N{REPLACEMENT CHARACTER}"
+        for letter in text
+    )
+
+
 def without_credentials(text: str) -> str:
     """The text without the user names and passwords of the addresses in it (`https://user:password@host`)."""
     return re.sub(r"(\w://)[^/\s]*@", r"\1", text)

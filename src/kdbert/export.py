@@ -138,8 +138,8 @@ def export_model(
     }
     there = read_about(folder)
     if there is not None and {key: there.get(key) for key in identity} == identity and (folder / MODEL).exists():
-        log.info("already exported: %s", folder)
         _refuse_beyond(there["checks"], format, bounds)
+        log.info("already exported: %s", folder)
         return Exported(folder, there)
     if folder.exists() and any(folder.iterdir()) and not (overwrite and there is not None):
         what = "holds the export of something else" if there is not None else "is not empty and holds no export"

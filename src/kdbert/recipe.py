@@ -34,6 +34,8 @@ from kdbert.tasks import CORPUS, CUSTOM, get_task, task_name
 
 MOST_YAML = 1_000_000  # values and characters of a YAML text, each alias counted as what it stands for
 
+LARGEST_SEED = 2**32 - 1  # of numpy and torch alike
+
 
 class Section(BaseModel):
     """A part of the recipe; unknown keys are errors."""
@@ -119,10 +121,10 @@ class TeacherTraining(Section):
     model: str | None = Field(
         None, description="pretrained model to fine-tune (bert-base-uncased; the quickstart's own)"
     )
-    epochs: int = Field(3, ge=1, description="passes over the training data")
+    epochs: int = Field(3, ge=1, le=1_000_000, description="passes over the training data")
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate")
     batch_size: int = Field(32, ge=1, description="examples per optimiser step")
-    seed: int = Field(1, ge=0, description="its own, so that all seeds of a student share one teacher")
+    seed: int = Field(1, ge=0, le=LARGEST_SEED, description="its own, so that all seeds of a student share one teacher")
 
 
 class MemorySection(Section):
@@ -140,7 +142,12 @@ class MemorySection(Section):
         None, ge=1, description="passes over the training split, at most (kmeans: 20; legacy: 3, as published)"
     )
     batch_size: int = Field(1, ge=1, description="legacy: examples that count as one step of the running average")
-    seed: int = Field(1, ge=0, description="of the first centroids; its own, so that all seeds of a student share one")
+    seed: int = Field(
+        1,
+        ge=0,
+        le=LARGEST_SEED,
+        description="of the first centroids; its own, so that all seeds of a student share one",
+    )
 
     @model_validator(mode="after")
     def _file_or_how(self) -> MemorySection:
@@ -189,7 +196,7 @@ class StudentSection(Section):
 class TrainSection(Section):
     """The optimisation. Defaults follow the published GLUE scripts of BERT distillation."""
 
-    epochs: int = Field(3, ge=1, description="passes over the training data")
+    epochs: int = Field(3, ge=1, le=1_000_000, description="passes over the training data")
     batch_size: int = Field(32, ge=1, description="examples per optimiser step, over all processes")
     accumulation: int = Field(1, ge=1, description="micro-batches that a step is cut into")
     eval_batch_size: int = Field(64, ge=1, description="examples per batch of evaluation and of the teacher pass")
@@ -313,7 +320,7 @@ class Recipe(Section):
     method: SerializeAsAny[MethodOptions] = Field(default_factory=lambda: _method_options("kd"))
     memory: MemorySection | None = None
     train: TrainSection = Field(default_factory=TrainSection)
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, le=LARGEST_SEED)
     output: OutputSection = Field(default_factory=OutputSection)
 
     @field_validator("method", mode="before")
@@ -514,8 +521,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"no recipe {str(path)!r}: check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read recipe {str(path)!r}: {error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"cannot read recipe {str(path)!r}: it is no text in UTF-8") from None
+    except OSError as error:
+        raise UserError(f"cannot read recipe {str(path)!r}: {error.strerror}") from None
     try:
         content = load_yaml(text)
     except ValueError as error:
@@ -547,6 +556,8 @@ def _explain(error: ValidationError, prefix: str = "", method: str = "") -> list
             sentences.append(f"unknown key {key!r}{near_miss(key, [known for known in _known_keys() if known != key])}")
             continue
         message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] in ("model_type", "model_attributes_type", "dict_type"):
+            message = "expected keys below it, not one value"
         value = problem["input"]
         got = f" (got {value!r})" if isinstance(value, (str, int, float)) and repr(value) not in message else ""
         sentences.append(f"{key.rstrip('.') or 'recipe'}: {message[0].lower() + message[1:]}{got}")

@@ -92,9 +92,11 @@ class RunFolder:
             return unsealed(self.manifest_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
+        except NotADirectoryError:
+            raise UserError(f"{self.path} cannot be a run folder: a part of this path is a file") from None
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{self.manifest_path} is damaged ({error}); move the folder away or pass --overwrite"
+                f"{self.manifest_path} is damaged ({error}); move the folder away, or train it again with --overwrite"
             ) from None
 
     def update(self, **values: Any) -> None:

@@ -481,7 +481,9 @@ def test_the_same_command_on_a_damaged_finished_run_is_refused(
     (run / "model" / "README.md").write_text("A card that a person has edited.")
     assert kdbert(*words).code == 0
     shutil.rmtree(run / "model")  # to save room: what it was stands in run.json
-    assert kdbert(*words).code == 0
+    ended = kdbert(*words)
+    assert ended.code == 0
+    assert "its model folder was deleted" in ended.err
 
 
 def test_continuing_by_other_versions_is_told(setting: Setting, kdbert: Any, run: Path) -> None:

@@ -256,7 +256,7 @@ def _teacher(named: str | None, contenders: Sequence[Contender]) -> SavedClassif
                 found = saved_classifier(teacher["model"], labels=teacher.get("labels"), like=one.saved)
                 found.check()
             except UserError as error:
-                log.warning("agreement with the teacher is left out: %s", error)
+                log.warning("agreement with the teacher is left out (name it with --teacher): %s", error)
                 return None
             return found
     return None

@@ -30,7 +30,8 @@ from kdbert.cli import (
     table,
     train_memory,
 )
-from kdbert.errors import Interrupted, KdbertError, out_of_memory
+from kdbert.errors import Interrupted, KdbertError, out_of_memory, printable
+from kdbert.training.signals import ended_by_signals
 
 app = typer.Typer(
     name="kdbert",
@@ -117,13 +118,14 @@ def main() -> None:
     """
     debug = "--debug" in sys.argv
     try:
-        app(standalone_mode=True)
+        with ended_by_signals():
+            app(standalone_mode=True)
     except KdbertError as error:
         if debug and not isinstance(error, Interrupted):
             traceback.print_exc()
         logging.shutdown()
         told = _to_go_on(str(error)) if isinstance(error, Interrupted) else str(error)
-        print(f"kdbert: {told}", file=sys.stderr)
+        print(f"kdbert: {printable(told)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print(_to_go_on("kdbert: stopped at once; run the same command again to continue"), file=sys.stderr)
@@ -139,5 +141,5 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         logging.shutdown()
-        print(f"kdbert: {sentence}", file=sys.stderr)
+        print(f"kdbert: {printable(sentence)}", file=sys.stderr)
         sys.exit(1 if full else 2)

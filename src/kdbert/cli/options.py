@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdbert.errors import UserError, printable
+
 if TYPE_CHECKING:
     from kdbert.recipe import Recipe
     from kdbert.runs import RunResult
@@ -73,9 +75,18 @@ Where = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
+class _Printable(logging.Formatter):
+    """Names of labels and files come from data, and a terminal does what is in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def start(quiet: bool) -> None:
     """Send progress to stderr: everything, or warnings only."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Printable("%(message)s"))
     logging.getLogger("kdbert").setLevel(logging.WARNING if quiet or not main_process() else logging.INFO)
 
 
@@ -90,7 +101,6 @@ def where_of(words: list[str] | None) -> dict[str, str]:
     Raises:
         UserError: a word without an equals sign.
     """
-    from kdbert.errors import UserError
 
     wanted = {}
     for text in words or []:

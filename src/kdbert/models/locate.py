@@ -79,6 +79,8 @@ def locate(given: str) -> ModelPlace:
     Raises:
         UserError: no such folder, a run that is not finished, or whose model is damaged, a folder without a model.
     """
+    if not given:
+        raise UserError("the name of a model is empty; name a model folder, a run folder or a Hub id")
     if given == QUICKSTART_MODEL and not Path(given).exists():
         return ModelPlace(given, str(_quickstart_folder()))
     try:

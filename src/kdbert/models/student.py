@@ -32,8 +32,8 @@ def kept_layers(depth: int, count: int | None, init: Literal["first", "last", "e
         else:
             picks = [matched_layer(layer, depth, size) for layer in range(1, size + 1)]
     if not picks or max(picks) > depth or min(picks) < 1 or len(set(picks)) != len(picks):
-        wanted = count if isinstance(init, str) else ",".join(map(str, picks))
-        raise UserError(f"the model has {depth} layers, so a student cannot keep {wanted} of them")
+        wanted = f"{count} of them" if isinstance(init, str) else f"layers {', '.join(map(str, picks))}"
+        raise UserError(f"the model has {depth} layers, so a student cannot keep {wanted}")
     return picks
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from kdbert import __version__
+from kdbert.errors import printable
 from kdbert.methods import get_method
 from kdbert.models.load import auto_class_name
 from kdbert.recipe import Recipe
@@ -179,7 +180,7 @@ def _limits(recipe: Recipe, spec: TaskSpec) -> list[str]:
 
 def code(text: str) -> str:
     """A text as a code span, whatever is in it."""
-    one = " ".join(text.split())
+    one = printable(" ".join(text.split()))
     ticks = "`" * (max(map(len, re.findall("`+", one)), default=0) + 1)
     gap = " " if "`" in one else ""
     return f"{ticks}{gap}{one}{gap}{ticks}"
@@ -187,7 +188,7 @@ def code(text: str) -> str:
 
 def plain(text: str) -> str:
     """A text in which nothing is markup."""
-    return re.sub(r"([\\`*_\[\]|#])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    return re.sub(r"([\\`*_\[\]|#])", r"\\\1", html.escape(printable(" ".join(text.split())), quote=False))
 
 
 def _fenced(language: str, text: str) -> list[str]:

@@ -111,6 +111,16 @@ def make_report(
     if baseline is None and BASELINE in students and len(students) > 1:
         table = compared(table, BASELINE)
     page = _Page(table, data_dir)
+    parts = {
+        "speed": page.speed(paths),
+        "curves": page.curves(),
+        "heat_maps": page.heat_maps(),
+        "classes": page.classes(),
+        "examples": page.examples(),
+    }
+    for part in parts.values():
+        for note in part.get("notes", ()):
+            log.info("%s", note)
     environment = Environment(
         loader=PackageLoader("kdbert.reporting", "."),
         autoescape=True,
@@ -131,11 +141,7 @@ def make_report(
         broken=table.broken,
         tasks=page.tasks,
         summary=Markup(html_text(table)),
-        speed=page.speed(paths),
-        curves=page.curves(),
-        heat_maps=page.heat_maps(),
-        classes=page.classes(),
-        examples=page.examples(),
+        **parts,
         most={"classes": MOST_CLASSES, "characters": MOST_CHARACTERS},
         experiments=page.experiments(),
         environments=page.environments,

@@ -40,14 +40,12 @@ from kdbert.training.forward import StudentWithMethod, predict
 from kdbert.training.loop import epoch_order, train, trained_rows
 from kdbert.training.masked_lm import masked_lm_sums
 from kdbert.training.precision import Precision, choose_attention, choose_precision, make_accelerator
-from kdbert.training.signals import ended_by_signals
 from kdbert.training.teacher import LOGITS, StoredTeacher, Teacher
 from kdbert.training.teachers import Teachers, encode_splits
 
 log = logging.getLogger("kdbert")
 
 
-@ended_by_signals()
 def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
     """Run a resolved recipe in its folder, or return what is there.
 
@@ -66,6 +64,8 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
             log.info("already finished: %s", folder.path)
             if main:
                 folder.tidy()
+            if not (folder.path / "model").is_dir():
+                log.warning("its model folder was deleted; pass --overwrite to train it again")
             if recipe.output.diagnose and not (folder.path / "diagnostics").is_dir():
                 log.warning("it was made without --diagnose; pass --overwrite to train it again with it")
             return folder.result()

@@ -96,7 +96,8 @@ def train(
         Interrupted: a signal asked to stop; the state is saved.
     """
     batches_per_epoch = -(-len(data) // options.batch_size)
-    total_steps = min(options.epochs * batches_per_epoch, options.max_steps or 10**12)
+    whole = options.epochs * batches_per_epoch
+    total_steps = min(whole, options.max_steps or whole)
     wrapped = accelerator.prepare_model(module)
     optimizer = build_optimizer(module, options)
     scheduler = _schedule(options, optimizer, total_steps)

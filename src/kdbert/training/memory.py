@@ -190,9 +190,10 @@ def _make(
                 passes=passes,
                 progress=progress,
             )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted) as error:
         raise Interrupted(
-            "stopped while the memory was made; nothing of it is kept: the same command starts it again", signal.SIGINT
+            "stopped while the memory was made; nothing of it is kept: the same command starts it again",
+            error.exit_code - 128 if isinstance(error, Interrupted) else signal.SIGINT,
         ) from None
     counts = found.counts
     log.info(

@@ -33,8 +33,8 @@ class StopRequest:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end the block as Ctrl-C does, by an exception: nothing stays half-written, and
-    the run says how it ended. Inside, `stop_request` may listen instead.
+    """Let a signal end the block by an exception: nothing stays half-written, and what was ended says so. Inside,
+    `stop_request` may listen instead.
 
     Raises:
         Interrupted: by one of them.
@@ -45,7 +45,7 @@ def ended_by_signals() -> Iterator[None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         raise Interrupted(f"stopped by {signal.Signals(number).name}; run the same command again to continue", number)
 
-    with _handled(handle, (signal.SIGTERM, signal.SIGHUP)):
+    with _handled(handle, SIGNALS):
         yield
 
 
