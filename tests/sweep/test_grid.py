@@ -172,7 +172,7 @@ def test_cells_with_equal_recipes_are_one(tmp_path: Path) -> None:
         ("method=kd,hintn", "did you mean 'hinton'?"),
         ("task=rte,mnlli", "did you mean 'mnli'?"),
         ("train.learning_rate=0.1,fast", "cell train.learning_rate=fast: train.learning_rate: "),
-        ("train=[1]", "train: input should be"),
+        ("train=[1]", "train: expected keys below it"),
         ("output.dir=a,b", "--runs-dir"),
     ],
 )
@@ -316,7 +316,7 @@ def test_any_text_is_seeds_or_refused(text: str) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=6))
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=6))
 def test_any_list_of_seeds_is_taken_as_it_is(seeds: list[int]) -> None:
     found = [cell.recipe.seed for cell in expand(seeds=",".join(map(str, seeds)) + ",")]
     assert found == list(dict.fromkeys(seeds))

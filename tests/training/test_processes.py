@@ -311,7 +311,8 @@ def test_the_memories_by_one_and_two_processes_are_the_same_and_stores_are_fille
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-5)
-    kept = [str(path) for path in (root / "two" / "runs").rglob("*.safetensors") if path.parent != made[1][0].parent]
+    stores = [path for side in ("two", "alone") for path in (root / side / "runs").rglob("*.safetensors")]
+    kept = [str(path) for path in stores if path.parent != made[1][0].parent]
     filled = [line.partition(": kept in ")[2] for line in ended.stderr.splitlines() if ": kept in " in line]
     assert sorted(filled) == sorted(kept)
     assert filled
