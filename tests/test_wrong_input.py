@@ -847,7 +847,7 @@ def more_even_layers_than_there_are(world: World) -> Words:
     return world.distill("--student", world.bert, "--student-layers", 9, "--student-init", "even")
 
 
-@wrong("4 layers", "1,9")
+@wrong("4 layers", "layers 1, 9")
 def a_layer_that_is_not_there(world: World) -> Words:
     return world.distill("--student", world.bert, "--student-init", "1,9")
 
