@@ -44,6 +44,7 @@ from kdbert.training.teacher import LOGITS, StoredTeacher, Teacher
 from kdbert.training.teachers import Teachers, encode_splits
 
 log = logging.getLogger("kdbert")
+LOWER_RATE = "; try a lower train.learning_rate"
 
 
 def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
@@ -378,7 +379,7 @@ class Job:
             "threads": torch.get_num_threads(),
         }
         now = {**machine, "processor": self.environment["processor"], **self.environment["versions"]}
-        then = {**before, **before.get("environment", {}), **before.get("environment", {}).get("versions", {})}
+        then = {**before.get("environment", {}), **before.get("environment", {}).get("versions", {}), **before}
         changed = [f"{k} {then[k]} then, {now[k]} now" for k in now if then.get(k, now[k]) != now[k]]
         if changed:
             log.warning(
@@ -485,10 +486,10 @@ class Job:
             precision=self.precision,
             accelerator=self.accelerator,
         )
-        self._check_finite(logits, "the model's outputs", split)
+        self._check_finite(logits, "the model's outputs", split, LOWER_RATE)
         return self.encoded[split].label_logits(logits, self.plan.spec.labels)
 
-    def _hidden_sums(self, model: nn.Module, split: str, whose: str = "the model") -> np.ndarray:
+    def _hidden_sums(self, model: nn.Module, split: str, teacher: str | None = None) -> np.ndarray:
         """In place of logits: how a masked-LM answers the hidden pieces of a split, text by text."""
         sums = masked_lm_sums(
             model,
@@ -497,10 +498,13 @@ class Job:
             precision=self.precision,
             accelerator=self.accelerator,
         )
-        self._check_finite(sums, f"{whose}'s losses", split)
+        if teacher is None:
+            self._check_finite(sums, "the model's losses", split, LOWER_RATE)
+        else:
+            self._check_finite(sums, f"the losses of teacher {teacher}", split)
         return sums
 
-    def _check_finite(self, values: np.ndarray, what: str, split: str) -> None:
+    def _check_finite(self, values: np.ndarray, what: str, split: str, cure: str = "") -> None:
         """Refuse what a model that has diverged answers.
 
         Raises:
@@ -515,17 +519,13 @@ class Job:
         examples = [ids[row] if ids is not None else str(row) for row in bad.tolist()]
         shown = few(examples, ", see run.json")
         raise Diverged(
-            f"{what} on {split} are not finite for examples {shown}"
-            + ("" if what.startswith("teacher") else "; try a lower train.learning_rate"),
-            {"split": split, "examples": examples},
+            f"{what} on {split} are not finite for examples {shown}{cure}", {"split": split, "examples": examples}
         )
 
     def _teacher_logits(self, number: int, split: str) -> np.ndarray:
         """A teacher's logits of all that has a label, in the task's order of classes."""
         if self.plan.spec.kind == "masked_lm":
-            return self._hidden_sums(
-                self.teachers.models[number], split, f"teacher {self.plan.recipe.teachers[number].model}"
-            )
+            return self._hidden_sums(self.teachers.models[number], split, self.plan.recipe.teachers[number].model)
         logits = self.teachers.values(number, split, LOGITS)["logits"][:, self.plan.teacher_permutations[number]]
         return self.teachers.encoded[number][split].label_logits(logits, self.plan.spec.labels)
 
