@@ -18,19 +18,26 @@ from kdbert.data.examples import Examples
 from kdbert.data.masking import masking_of
 from kdbert.errors import UserError
 from kdbert.metrics import masked_lm_scores, score
-from kdbert.models.kernels import use_first_token, use_late_head, use_packing
+from kdbert.models.kernels import use_late_head
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import (
     check_trained_head,
     check_weights,
     label_names,
-    load_classifier,
     load_config,
-    load_masked_lm,
     load_tokenizer,
 )
 from kdbert.models.locate import ModelPlace, locate
-from kdbert.plan import check_length
+from kdbert.models.open import (
+    Asked,
+    Way,
+    check_length,
+    decide,
+    device_type,
+    fit_tokenizer,
+    open_classifier,
+    open_masked_lm,
+)
 from kdbert.recipe import Recipe
 from kdbert.reporting.predictions import predicted, write_hidden, write_predictions, write_submission
 from kdbert.resolve import task_of
@@ -39,7 +46,7 @@ from kdbert.tasks import CORPUS, CUSTOM, TaskSpec, get_task, task_name
 from kdbert.tasks.corpus import corpus_task
 from kdbert.training.forward import predict
 from kdbert.training.masked_lm import masked_lm_sums
-from kdbert.training.precision import choose_attention, choose_precision, make_accelerator
+from kdbert.training.precision import choose_precision, make_accelerator
 
 log = logging.getLogger("kdbert")
 
@@ -100,10 +107,7 @@ def evaluate(
     accelerator = make_accelerator()
     chosen = choose_precision(precision, accelerator.device)
     tokenizer = saved.tokenizer()
-    network, _ = load_classifier(place, spec, attention=choose_attention("auto", accelerator.device), keep_head=True)
-    use_first_token(network)  # as in the run that trained it
-    use_packing(network)
-    network.to(accelerator.device)
+    network = saved.network().to(accelerator.device)
     folder = _own_folder(spec.name, place, output_dir, saved.max_length, chosen)
     if output_dir is None and place.run is not None and trained is not None:
         # With another length or precision the scores are not those of the run's own results.
@@ -111,21 +115,23 @@ def evaluate(
         if own == (spec.name, saved.max_length, chosen):
             RunFolder(place.run).check_links()
             folder = place.run / "predictions"
-    _make(folder)
-    metrics: dict[str, dict[str, float]] = {}
-    files = []
+    answers: dict[str, np.ndarray] = {}
     for name, part in examples.items():
         data = encode(part, tokenizer, saved.max_length)
-        logits = predict(network, data, batch_size=batch_size, precision=chosen, accelerator=accelerator)
-        logits = saved.label_logits(logits, data)
-        if part.labels is not None:
-            metrics[name] = saved.score(logits, part)
-        if accelerator.is_main_process:
-            write_predictions(folder / f"{name}.jsonl", spec, part, logits)
-            files.append(folder / f"{name}.jsonl")
-            if name in spec.submission:
-                write_submission(folder / spec.submission[name], spec, logits)
-                files.append(folder / spec.submission[name])
+        logits = predict(
+            network, data, batch_size=batch_size, precision=chosen, accelerator=accelerator,
+            told=f"{model} on {name}", ids=part.ids,
+        )  # fmt: skip
+        answers[name] = saved.label_logits(logits, data)
+    _make(folder)  # only now, so that what is there stays where the outputs are not finite
+    metrics = {name: saved.score(answers[name], part) for name, part in examples.items() if part.labels is not None}
+    files = []
+    for name, part in examples.items() if accelerator.is_main_process else ():
+        write_predictions(folder / f"{name}.jsonl", spec, part, answers[name])
+        files.append(folder / f"{name}.jsonl")
+        if name in spec.submission:
+            write_submission(folder / spec.submission[name], spec, answers[name])
+            files.append(folder / spec.submission[name])
     if accelerator.is_main_process and place.run is not None and folder == place.run / "predictions":
         RunFolder(place.run).rewritten(files)
     return Evaluation(spec.name, metrics, files)
@@ -160,11 +166,19 @@ class SavedClassifier:
         Raises:
             UserError: with the cure.
         """
-        config = load_config(self.place)
-        check_trained_head(config, self.given, self.spec)
+        check_trained_head(load_config(self.place), self.given, self.spec)
         check_weights(self.place)
         _ = self.permutation  # refuses other labels
-        check_length(self.max_length, config, self.given)
+        check_length(self.max_length, self.way.limit, self.given)
+
+    @cached_property
+    def way(self) -> Way:
+        """How it is run: as its run ran it, where it is a run's model."""
+        return decide(load_config(self.place), self.spec.kind, self.given, asked_by(self.place), device_type())
+
+    def network(self, way: Way | None = None) -> Any:
+        """The model itself, in eval mode."""
+        return open_classifier(self.place, self.spec, way or self.way, keep_head=True)[0]
 
     @cached_property
     def permutation(self) -> list[int]:
@@ -176,7 +190,7 @@ class SavedClassifier:
 
     def tokenizer(self) -> Any:
         """What it reads by."""
-        return load_tokenizer(self.place, words=self.spec.kind == "token")
+        return fit_tokenizer(load_tokenizer(self.place, words=self.spec.kind == "token"), self.way, self.given)
 
     def label_logits(self, logits: np.ndarray, data: Encoded) -> np.ndarray:
         """The model's logits as logits of what has a label, in the order of the task's classes."""
@@ -187,6 +201,12 @@ class SavedClassifier:
         assert examples.labels is not None
         groups = self.spec.label_groups(examples)
         return score(self.spec.metrics, predicted(self.spec, logits), examples.labels, groups, self.spec.labels)
+
+
+def asked_by(place: ModelPlace) -> Asked:
+    """The way that a model's own run asked for; for another model the default."""
+    way = {} if place.run is None else RunFolder(place.run).manifest().get("way", {})
+    return Asked(**{name: way[name] for name in ("attention", "packing", "first_token") if name in way})
 
 
 def trained_on(model: str) -> tuple[ModelPlace, Recipe | None]:
@@ -271,9 +291,10 @@ def _evaluate_text(
     spec = corpus_task(source)
     config = load_config(place)
     check_trained_head(config, place.given, spec)
-    length = max_length or (own.max_length if own else None) or min(spec.max_length, config.max_position_embeddings)
-    check_length(length, config, place.given)
-    tokenizer = load_tokenizer(place)
+    way = decide(config, spec.kind, place.given, asked_by(place), device_type())
+    length = max_length or (own.max_length if own else None) or min(spec.max_length, way.limit or spec.max_length)
+    check_length(length, way.limit, place.given)
+    tokenizer = fit_tokenizer(load_tokenizer(place), way, place.given)
     accelerator = make_accelerator()
     chosen = choose_precision(precision, accelerator.device)
     folder = _own_folder(CORPUS, place, output_dir, length, chosen, corpus_digest(source))
@@ -281,9 +302,8 @@ def _evaluate_text(
         RunFolder(place.run).check_links()
         folder = place.run / "predictions"
     _make(folder)
-    model, _ = load_masked_lm(place, tokenizer, attention=choose_attention("auto", accelerator.device))
+    model, _ = open_masked_lm(place, tokenizer, way)
     use_late_head(model)
-    use_packing(model)
     model.to(accelerator.device)
     with tempfile.TemporaryDirectory() as temporary:
         part = "dev" if corpus is None and own is not None and own.dev_file is None else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,8 @@ from kdbert.data.examples import Kind
 from kdbert.errors import KdbertError, UserError, near_miss
 from kdbert.evaluation import SavedClassifier, saved_classifier
 from kdbert.metrics import pearson
-from kdbert.models.load import load_classifier, load_config
+from kdbert.models.load import load_config
+from kdbert.models.open import INPUTS, Asked, Way, decide
 from kdbert.reporting.predictions import predicted
 from kdbert.runs import RunFolder, damaged, move_aside, replace_folder, sha256, write_json
 from kdbert.seal import sealed, unsealed
@@ -33,6 +34,7 @@ log = logging.getLogger("kdbert")
 FORMATS = ("onnx", "onnx-int8")
 MODEL, ABOUT = "model.onnx", "export.json"
 OPSET = 17
+PLAIN = Asked(attention="eager", packing=False, first_token=False)
 LARGEST_DIFFERENCE = 1e-3  # of a float32 logit, times the largest logit where that is above 1
 MIN_AGREEMENT, MAX_DROP = 0.95, 0.02
 
@@ -52,16 +54,22 @@ class Exported:
 class OnnxModel(nn.Module):
     """An exported model in the form that `predict` runs.
 
+    Args:
+        way: that of the model that it was made of.
+
     Raises:
         UserError: onnxruntime is not installed, or cannot read the file.
     """
 
-    def __init__(self, folder: Path, threads: int = 0) -> None:
+    def __init__(self, folder: Path, way: Way, threads: int = 0) -> None:
         super().__init__()
-        self.config = SimpleNamespace(num_hidden_layers=0, _attn_implementation="eager")
+        self.config = SimpleNamespace(num_hidden_layers=0)
         self.base_model = None
         self.session = open_session(folder, threads)
         self.inputs = [one.name for one in self.session.get_inputs()]
+        self.way = replace(
+            way, attention="eager", own_mask=False, packing=False, first_token=False, inputs=tuple(self.inputs)
+        )
 
     def forward(self, output_hidden_states: bool = False, **given: torch.Tensor) -> SimpleNamespace:
         """Logits of a padded batch, [B, C] or [B, L, C]."""
@@ -228,9 +236,9 @@ class _Logits(nn.Module):
 def _write_model(saved: SavedClassifier, format: str, folder: Path) -> Any:
     """The model's file, its configuration and its tokenizer; returns the tokenizer."""
     # The plain attention function: all that it does stands in the graph, whatever the first batch looks like.
-    network, _ = load_classifier(saved.place, saved.spec, attention="eager", keep_head=True)
+    network = saved.network(decide(load_config(saved.place), saved.spec.kind, saved.given, PLAIN))
     tokenizer = saved.tokenizer()
-    inputs = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in tokenizer.model_input_names]
+    inputs = [name for name in INPUTS if name in tokenizer.model_input_names]
     example = tokenizer(["a text", "and a longer one"], padding=True, return_tensors="pt")
     words = {0: "batch", 1: "tokens"}
     axes = {**dict.fromkeys(inputs, words), "logits": words if saved.spec.kind == "token" else {0: "batch"}}
@@ -273,7 +281,7 @@ def _compare(saved: SavedClassifier, folder: Path, tokenizer: Any) -> dict[str, 
         UserError: dev has no labels.
     """
     accelerator = make_accelerator()
-    network, _ = load_classifier(saved.place, saved.spec, attention="sdpa", keep_head=True)
+    network = saved.network()
     checks: dict[str, Any] = {}
     for split in saved.spec.split_names("dev"):
         examples = saved.load(split)
@@ -283,7 +291,7 @@ def _compare(saved: SavedClassifier, folder: Path, tokenizer: Any) -> dict[str, 
         # In 8 bits all examples of a batch share a scale, so that batches are the harder test.
         settings: dict[str, Any] = {"batch_size": 32, "precision": "fp32", "accelerator": accelerator}
         theirs = predict(network.to(accelerator.device), data, **settings)
-        ours = predict(OnnxModel(folder), data, **settings)
+        ours = predict(OnnxModel(folder, saved.way), data, **settings)
         theirs, ours = (saved.label_logits(logits, data) for logits in (theirs, ours))
         difference = np.abs(theirs - ours)
         checks[split] = {

@@ -16,10 +16,12 @@ from kdbert.data.masking import base_size, masking_of, tokenizer_digest, vocabul
 from kdbert.errors import UserError, near_miss
 from kdbert.memory import Memory
 from kdbert.methods import Models, Needs, Shape, all_methods, get_method, source_of
+from kdbert.models.architectures import architecture
 from kdbert.models.labels import teacher_permutation
-from kdbert.models.load import auto_class, check_trained_head, label_names, load_config, load_tokenizer, same_tokenizer
+from kdbert.models.load import check_trained_head, label_names, load_config, load_tokenizer, same_tokenizer
 from kdbert.models.locate import ModelPlace, locate, locate_tokenizer
-from kdbert.models.student import cut_layers, kept_layers
+from kdbert.models.open import Asked, Way, check_cut, check_length, count_parameters, decide, device_type, fit_tokenizer
+from kdbert.models.student import kept_layers
 from kdbert.models.vocabulary import check_expansion
 from kdbert.recipe import MemorySection, Recipe, warmup_steps
 from kdbert.resolve import base_model, missing_teachers, resolve_distill, task_of
@@ -192,15 +194,32 @@ class Plan:
         return self.student_place.given
 
     @cached_property
+    def way(self) -> Way:
+        """How the student is run."""
+        return self._way(self.student_config, self.student_place.given)
+
+    @cached_property
+    def teacher_ways(self) -> list[Way]:
+        """How each teacher is run, those to come among them."""
+        return [self._way(load_config(p), p.given) for p in (*self.teacher_places, *self.teachers_to_come)]
+
+    def _way(self, config: Any, name: str) -> Way:
+        train = self.recipe.train
+        packing = train.packing and not self.needs.reads_padding
+        return decide(config, self.spec.kind, name, Asked(train.attention, packing, train.first_token), device_type())
+
+    @cached_property
     def tokenizer(self) -> Any:
         """The student's tokenizer."""
-        words = self.spec.kind == "token"
+        place = self.student_place if self.tokenizer_name == self.student_place.given else None
         if self.recipe.student.tokenizer is not None:
-            return load_tokenizer(locate_tokenizer(self.recipe.student.tokenizer), words=words)
-        return load_tokenizer(
-            self.student_place if self.tokenizer_name == self.student_place.given else self.teacher_places[0],
-            words=words,
-        )
+            place = locate_tokenizer(self.recipe.student.tokenizer)
+        found = load_tokenizer(place or self.teacher_places[0], words=self.spec.kind == "token")
+        return fit_tokenizer(found, self.way, self.student_place.given, grows=True)
+
+    def _teacher_tokenizer(self, place: ModelPlace, way: Way) -> Any:
+        found = load_tokenizer(place, words=self.spec.kind == "token")
+        return fit_tokenizer(found, way, place.given)
 
     @cached_property
     def teacher_labels(self) -> list[list[str]]:
@@ -265,6 +284,15 @@ class Plan:
                     f"method {method.name!r} reads layer {wrong[0]} of a {role} with layers 0 (embeddings) to "
                     f"{shape.layers}"
                 )
+        for role, config, layers in (
+            *(("teacher", load_config(place), read) for place in (*self.teacher_places, *self.teachers_to_come)),
+            ("student", self.student_config, set(needs.student_hidden)),
+        ):
+            if layers and not architecture(config.model_type, role).hidden:
+                raise UserError(
+                    f"method {method.name!r} reads hidden states of each layer, and a {role} of type "
+                    f"{config.model_type!r} has none of one size; use a method that reads logits only, such as kd"
+                )
         return needs
 
     @property
@@ -285,12 +313,13 @@ class Plan:
             if source_of(get_method(name)):
                 raise UserError(f"train.cache_for names {name!r}, which is no method of kdbert's own; leave it out")
         self._check_head()
-        check_length(recipe.task.max_length, self.student_config, self.student_place.given)
+        check_length(recipe.task.max_length, self.way.limit, self.student_place.given)
+        check_cut(self.student_config, self.spec.kind, self.kept_layers, self.student_place.given)
         _ = self.teacher_permutations, self.kept_layers, self.needs
         if self.spec.kind == "masked_lm":  # before a large corpus is read
             for place in (*self.teacher_places, *self.teachers_to_come):
                 self.check_tokenizer(place)
-        _ = self.train_examples, self.eval_examples
+        _ = self.tokenizer, self.train_examples, self.eval_examples
         known = [place.fingerprint() for place in self.teacher_places]
         if len(set(known)) < len(known):
             log.warning("the same teacher is named twice")
@@ -301,8 +330,9 @@ class Plan:
             raise UserError(
                 f"--diagnose compares the student with its teacher; method {recipe.method.name!r} reads none"
             )
-        for place in (*self.teacher_places, *self.teachers_to_come):
-            check_length(recipe.task.max_length, load_config(place), place.given)
+        for place, way in zip((*self.teacher_places, *self.teachers_to_come), self.teacher_ways, strict=True):
+            check_length(recipe.task.max_length, way.limit, place.given)
+            self._teacher_tokenizer(place, way)
             if self.spec.kind != "masked_lm" and (self.needs.compares_tokens or self.spec.kind == "token"):
                 self.check_tokenizer(place)
         self._check_memory()
@@ -421,8 +451,8 @@ class Plan:
         own: list[Any] = []
         if self.spec.kind == "masked_lm":  # what it does not know is hidden from it
             return [None for _ in self.teacher_places]
-        for place in self.teacher_places:
-            tokenizer = load_tokenizer(place, words=self.spec.kind == "token")
+        for place, way in zip(self.teacher_places, self.teacher_ways, strict=False):
+            tokenizer = self._teacher_tokenizer(place, way)
             same = same_tokenizer(self.tokenizer, tokenizer)
             same &= set(tokenizer.model_input_names) == set(self.tokenizer.model_input_names)
             own.append(None if same else tokenizer)
@@ -437,8 +467,10 @@ class Plan:
 
     def parameters(self) -> tuple[int, list[int]]:
         """Numbers of parameters of the student and of each teacher, from their configurations."""
-        whole = count_parameters(self.student_config, self.spec, self.kept_layers, vocabulary_size(self.tokenizer))
-        return whole, [count_parameters(load_config(place), self.spec) for place in self.teacher_places]
+        whole = count_parameters(
+            self.student_config, self.spec, self.student_place.given, self.kept_layers, vocabulary_size(self.tokenizer)
+        )
+        return whole, [count_parameters(load_config(place), self.spec, place.given) for place in self.teacher_places]
 
     def memory_estimate(self) -> float:
         """Bytes that training needs, roughly: weights, gradients, AdamW's two moments, activations.
@@ -478,25 +510,6 @@ def shape_of(config: Any) -> Shape:
     return Shape(config.num_hidden_layers, config.hidden_size)
 
 
-def count_parameters(config: Any, spec: TaskSpec, layers: list[int] | None = None, pieces: int = 0) -> int:
-    """Parameters of a model for the task with this configuration, and a vocabulary of so many pieces if that is larger;
-    no memory is taken for them.
-    """
-    import copy
-
-    import torch
-
-    config = copy.deepcopy(config)
-    if spec.kind != "masked_lm":
-        config.num_labels = spec.num_outputs
-    config.vocab_size = max(config.vocab_size, pieces)
-    with torch.device("meta"):
-        model = auto_class(spec.kind).from_config(config, trust_remote_code=False)
-    if layers is not None:
-        cut_layers(model, layers)
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def check_trackers(names: list[str]) -> None:
     """Refuse trackers that accelerate does not know or that are not installed.
 
@@ -512,22 +525,3 @@ def check_trackers(names: list[str]) -> None:
             raise UserError(f"unknown tracker {name!r}{near_miss(name, LOGGER_TYPE_TO_CLASS)} (known: {known})")
         if name not in available:
             raise UserError(f"tracker {name!r} is not installed: pip install {name}")
-
-
-def check_length(length: int, config: Any, model: str) -> None:
-    """Refuse a sequence length beyond the model's position embeddings.
-
-    Raises:
-        UserError: with the largest length.
-    """
-    if length < 4:
-        raise UserError(f"--max-length {length} is too short: a pair needs 4 tokens or more")
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is None:
-        return
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        limit -= 2  # their positions start behind the padding id
-    if length > limit:
-        raise UserError(
-            f"--max-length {length} is beyond the {limit} positions of model {model!r}; use {limit} or less"
-        )

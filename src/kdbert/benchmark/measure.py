@@ -28,7 +28,6 @@ from kdbert.data.examples import Examples
 from kdbert.errors import KdbertError, UserError, near_miss
 from kdbert.evaluation import SavedClassifier, saved_classifier
 from kdbert.export import FORMATS, OnnxModel, agreement, export_model, read_about
-from kdbert.models.load import load_classifier
 from kdbert.models.locate import locate
 from kdbert.reporting.predictions import predicted
 from kdbert.runs import RunFolder, atomic_write, cores, environment, write_json, write_text
@@ -210,6 +209,12 @@ def _contenders(models: Sequence[str], backends: Sequence[str], asked: Mapping[s
         for backend in backends if given not in formats else ():
             folder = one.place.source if backend not in FORMATS else str(export_model(given, backend, **asked).path)
             found.append(Contender("", one, backend, folder))
+    for one in saved.values() if "pipeline" in backends else ():
+        if not one.way.padding:
+            raise UserError(
+                f"{one.given!r} is of type {one.way.model_type!r}, whose outputs padding changes, and a pipeline pads; "
+                "leave out --backend pipeline"
+            )
     order = {given: number for number, given in enumerate(saved)}
     found.sort(key=lambda one: order.get(one.folder, order.get(one.saved.given, 0)))
     names = _names({one.saved.given: one.saved for one in found})
@@ -351,6 +356,7 @@ def _time(
             reply = worker.ask(
                 do="load", backend=one.backend, folder=one.folder, kind=one.saved.spec.kind,
                 max_length=one.saved.max_length, threads=threads, pair=examples.text_b is not None,
+                inputs=one.saved.way.inputs, padding=one.saved.way.padding,
             )  # fmt: skip
             one.parameters, one.load_seconds = reply["parameters"], reply["load_seconds"]
             workers.append(worker)
@@ -386,8 +392,7 @@ def _time(
 
 def _parameters(saved: SavedClassifier) -> int:
     """Number of a model's parameters."""
-    model, _ = load_classifier(saved.place, saved.spec, attention="sdpa", keep_head=True)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in saved.network().parameters())
 
 
 def _texts(examples: Examples) -> list[Text]:
@@ -421,9 +426,9 @@ def _score(contenders: Sequence[Contender], examples: Examples, teacher: SavedCl
         if key not in answers:
             data = encode(examples, saved.tokenizer(), saved.max_length)
             if export is None:
-                model: Any = load_classifier(saved.place, saved.spec, attention="sdpa", keep_head=True)[0].to(device)
+                model: Any = saved.network().to(device)
             else:
-                model = OnnxModel(Path(export), threads)
+                model = OnnxModel(Path(export), saved.way, threads)
             answers[key] = saved.label_logits(predict(model, data, **settings), data)
         return answers[key]
 

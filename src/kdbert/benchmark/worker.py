@@ -18,9 +18,15 @@ Text = str | list[str]
 
 
 class TorchEngine:
-    """The library's model in float32, as `from_pretrained` gives it."""
+    """The library's model in float32, as `from_pretrained` gives it.
 
-    def __init__(self, folder: Path, kind: str, max_length: int, threads: int) -> None:
+    Args:
+        inputs: names of what the model takes. padding: whether texts of different lengths share a forward pass.
+    """
+
+    def __init__(
+        self, folder: Path, kind: str, max_length: int, threads: int, inputs: Sequence[str], padding: bool
+    ) -> None:
         import torch
         import transformers
 
@@ -28,6 +34,8 @@ class TorchEngine:
         self.torch = torch
         self.words = kind == "token"
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self.tokenizer.model_input_names = [one for one in self.tokenizer.model_input_names if one in inputs]
+        self.padding = padding
         head = transformers.AutoModelForTokenClassification if self.words else None
         self.model = (head or transformers.AutoModelForSequenceClassification).from_pretrained(
             folder, dtype=torch.float32, trust_remote_code=False
@@ -37,25 +45,34 @@ class TorchEngine:
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
 
     def encode(self, texts: Sequence[Text], pair: bool) -> Any:
-        """Padded inputs of a batch."""
+        """Inputs of a batch, as padded tensors for each forward pass that it takes."""
         first = [text[0] for text in texts] if pair else list(texts)
         second = [text[1] for text in texts] if pair else None
-        return self.tokenizer(
-            first, second, padding=True, truncation="longest_first", max_length=self.max_length, return_tensors="pt",
-            is_split_into_words=self.words,
-        )  # fmt: skip
+        coded = self.tokenizer(
+            first, second, truncation="longest_first", max_length=self.max_length, is_split_into_words=self.words
+        )
+        parts = [list(range(len(first)))] if self.padding else alike([len(ids) for ids in coded["input_ids"]])
+        return [
+            self.tokenizer.pad(
+                {name: [coded[name][row] for row in rows] for name in self.tokenizer.model_input_names},
+                return_tensors="pt",
+            )
+            for rows in parts
+        ]
 
     def answer(self, inputs: Any) -> Any:
-        """Logits of a batch."""
+        """Logits of a batch, for each forward pass."""
         with self.torch.inference_mode():
-            return self.model(**inputs).logits
+            return [self.model(**part).logits for part in inputs]
 
 
 class PipelineEngine(TorchEngine):
     """A transformers pipeline, as people call it: texts in, labels out."""
 
-    def __init__(self, folder: Path, kind: str, max_length: int, threads: int) -> None:
-        super().__init__(folder, kind, max_length, threads)
+    def __init__(
+        self, folder: Path, kind: str, max_length: int, threads: int, inputs: Sequence[str], padding: bool
+    ) -> None:
+        super().__init__(folder, kind, max_length, threads, inputs, padding)
         import transformers
 
         task = "token-classification" if self.words else "text-classification"
@@ -73,9 +90,11 @@ class PipelineEngine(TorchEngine):
 
 
 class OnnxEngine:
-    """An export of kdbert's, by onnxruntime and tokenizers alone."""
+    """An export of kdbert's, by onnxruntime and tokenizers alone; `inputs` are those of its file."""
 
-    def __init__(self, folder: Path, kind: str, max_length: int, threads: int) -> None:
+    def __init__(
+        self, folder: Path, kind: str, max_length: int, threads: int, inputs: Sequence[str], padding: bool
+    ) -> None:
         import numpy
         import onnxruntime
         from tokenizers import Tokenizer
@@ -85,7 +104,9 @@ class OnnxEngine:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.enable_truncation(max_length)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self.tokenizer.enable_padding(pad_id=config.get("pad_token_id") or 0)
+        self.padding = padding
+        if padding:
+            self.tokenizer.enable_padding(pad_id=config.get("pad_token_id") or 0)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(
@@ -95,7 +116,7 @@ class OnnxEngine:
         self.parameters = None
 
     def encode(self, texts: Sequence[Text], pair: bool) -> Any:
-        """Padded inputs of a batch."""
+        """Inputs of a batch, as padded arrays for each forward pass that it takes."""
         asked = [tuple(text) for text in texts] if pair else list(texts)
         found = self.tokenizer.encode_batch(asked, is_pretokenized=self.words)
         known = {
@@ -103,16 +124,26 @@ class OnnxEngine:
             "attention_mask": lambda one: one.attention_mask,
             "token_type_ids": lambda one: one.type_ids,
         }
-        return {
-            name: self.numpy.array([known[name](one) for one in found], dtype=self.numpy.int64) for name in self.inputs
-        }
+        parts = [list(range(len(found)))] if self.padding else alike([len(one.ids) for one in found])
+        return [
+            {
+                name: self.numpy.array([known[name](found[row]) for row in rows], dtype=self.numpy.int64)
+                for name in self.inputs
+            }
+            for rows in parts
+        ]
 
     def answer(self, inputs: Any) -> Any:
-        """Logits of a batch."""
-        return self.session.run(None, inputs)[0]
+        """Logits of a batch, for each forward pass."""
+        return [self.session.run(None, part)[0] for part in inputs]
 
 
-ENGINES: dict[str, Callable[[Path, str, int, int], Any]] = {
+def alike(lengths: Sequence[int]) -> list[list[int]]:
+    """Numbers of the texts of each length."""
+    return [[row for row, one in enumerate(lengths) if one == length] for length in sorted(set(lengths))]
+
+
+ENGINES: dict[str, Callable[[Path, str, int, int, Sequence[str], bool], Any]] = {
     "torch": TorchEngine,
     "pipeline": PipelineEngine,
     "onnx": OnnxEngine,
@@ -171,7 +202,10 @@ def main() -> None:
                 started = time.perf_counter()
                 pair = order["pair"]
                 make = ENGINES[order["backend"]]
-                engine = make(Path(order["folder"]), order["kind"], order["max_length"], order["threads"])
+                engine = make(
+                    Path(order["folder"]), order["kind"], order["max_length"], order["threads"], order["inputs"],
+                    order["padding"],
+                )  # fmt: skip
                 reply = {"parameters": engine.parameters, "load_seconds": time.perf_counter() - started}
             else:
                 reply = {**time_calls(engine, order["calls"], pair), "peak_mib": memory_mib(peak=True)}

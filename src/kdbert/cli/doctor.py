@@ -17,7 +17,7 @@ def doctor(
 
     from kdbert.models.locate import QUICKSTART_MODEL, quickstart_installed
     from kdbert.runs import environment
-    from kdbert.training.precision import choose_attention, choose_precision, has_bf16_units, make_accelerator
+    from kdbert.training.precision import choose_precision, has_bf16_units, make_accelerator
 
     facts = environment()
     device = make_accelerator().device
@@ -31,7 +31,10 @@ def doctor(
         print("cuda        none")
     print("versions    " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
     print(f"bf16 units  {'yes' if has_bf16_units(device) else 'no'} ({device})")
-    print(f"will pick   device {device}, precision {precision}, attention {choose_attention('auto', device)}")
+    print(
+        f"will pick   device {device}, precision {precision}, attention {'kdbert' if device.type == 'cpu' else 'sdpa'} "
+        "(for BERT and its kin; the library's own for other model types)"
+    )
     print(
         f"quickstart  {QUICKSTART_MODEL}: "
         + ("installed" if quickstart_installed() else "not installed: pip install 'kdbert[quickstart]'")

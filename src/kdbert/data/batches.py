@@ -108,7 +108,7 @@ class Batch:
         share: this micro-batch's part of the step (1 without accumulation), for terms that compare
             examples and are computed on the whole micro-batch by every process.
         padded: whether any row may be shorter than L (known on the host, so that no device is asked).
-        rows: `example` on the host.
+        rows: `example` on the host. lengths: int64 [B], tokens of each, on the host.
         everyone: the examples of all processes' parts of this micro-batch, on the host.
         start: where this process's part begins in `everyone`.
         world: number of processes.
@@ -133,6 +133,25 @@ class Batch:
     known_count: int = 0
     known_scale: float = 0.0
     world: int = 1
+    lengths: np.ndarray | None = None
+
+    def alike(self, rows: np.ndarray) -> Batch:
+        """The inputs of some rows, which are all of one length, without padding."""
+        assert self.lengths is not None
+        place = torch.from_numpy(rows).to(self.input_ids.device)
+        length = int(self.lengths[rows[0]])
+
+        def taken(values: torch.Tensor) -> torch.Tensor:
+            return values[place, :length]
+
+        return replace(
+            self,
+            input_ids=taken(self.input_ids),
+            attention_mask=taken(self.attention_mask),
+            token_type_ids=None if self.token_type_ids is None else taken(self.token_type_ids),
+            lengths=self.lengths[rows],
+            padded=False,
+        )
 
     @property
     def count(self) -> int:
@@ -318,6 +337,7 @@ def collate(
         scale=1.0 / len(rows),
         padded=not bool(real.all()),
         rows=rows,
+        lengths=data.lengths[rows],
         label_scale=label_scale,
         known=known,
     )

@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kdbert.models.architectures import ARCHITECTURES
+
 ATTENTION = "kdbert"
 _LEVELS = 1 << 15  # a draw is 15 random bits
-# Layers built as BERT's, and a classification head that reads the first token only.
-_LIKE_BERT = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 
 
 def draw_keep(shape: torch.Size, rate: float, dtype: torch.dtype) -> torch.Tensor:
@@ -303,9 +303,15 @@ def packed(model: Any, mask: torch.Tensor, on: bool = True) -> Iterator[Packing 
         _packing.reset(token)
 
 
+def built_as_bert(config: Any) -> bool:
+    """Whether embeddings and layers are built as BERT's, and read in both directions."""
+    known = ARCHITECTURES.get(config.model_type)
+    return known is not None and known.own_layers and not config.is_decoder
+
+
 def use_packing(model: Any) -> None:
     """Prepare a classifier for `packed`; models built otherwise than BERT are left alone."""
-    if model.config.model_type in _LIKE_BERT and not model.config.is_decoder:
+    if built_as_bert(model.config):
         model.can_pack = True
         embeddings, layer = model.base_model.embeddings, model.base_model.encoder.layer[-1]
         embeddings.forward = types.MethodType(_embeddings_forward, embeddings)
@@ -338,7 +344,7 @@ def use_first_token(model: Any) -> None:
     Models built otherwise than BERT are left alone, and so are those whose head reads every token.
     """
     tokens = type(model).__name__.endswith(("ForTokenClassification", "ForMaskedLM"))
-    if model.config.model_type in _LIKE_BERT and not model.config.is_decoder and not tokens:
+    if built_as_bert(model.config) and not tokens:
         layer = model.base_model.encoder.layer[-1]
         layer.first_token_only = False
         layer.forward = types.MethodType(_layer_forward, layer)

@@ -1,4 +1,4 @@
-"""Loading tokenizers and classifiers, with every failure told in one sentence."""
+"""Reading a model's configuration and tokenizer, with every failure told in one sentence; `open` loads its weights."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from typing import Any
 
 import torch
 
-from kdbert.data.masking import vocabulary_size
 from kdbert.errors import KdbertError, UserError, out_of_memory, without_credentials
 from kdbert.hub import ask_only_if_it_answers
-from kdbert.models.kernels import register_attention
-from kdbert.models.labels import is_generic, label_permutation
+from kdbert.models.architectures import architecture
 from kdbert.models.locate import ModelPlace
 from kdbert.tasks import Kind, TaskSpec
 
@@ -35,8 +33,10 @@ def load_config(place: ModelPlace) -> Any:
     key = place.given, str(file.absolute()) if place.local else place.source, changed
     if key not in _CONFIGS:
         try:
-            with _explained(place):
-                _CONFIGS[key] = _checked(AutoConfig.from_pretrained(place.source, **NO_CODE))
+            with explained(place):
+                config = AutoConfig.from_pretrained(place.source, **NO_CODE)
+                architecture(config.model_type, place.given)
+                _CONFIGS[key] = _checked(config)
         except UserError as error:
             if place.local:
                 raise
@@ -70,7 +70,7 @@ def check_weights(place: ModelPlace) -> None:
     from safetensors import safe_open
 
     if place.local:
-        with _explained(place):
+        with explained(place):
             for file in sorted(Path(place.source).glob("*.safetensors")):
                 with safe_open(file, framework="pt"):
                     pass
@@ -96,7 +96,7 @@ def load_tokenizer(place: ModelPlace, *, words: bool = False) -> Any:
             f"model folder {place.given!r} has no tokenizer (none of {', '.join(_VOCABULARIES[:3])}, …); "
             "save the tokenizer beside the model"
         )
-    with _explained(place):
+    with explained(place):
         tokenizer = AutoTokenizer.from_pretrained(place.source, **NO_CODE)
         if words and not _reads_words(tokenizer):  # RoBERTa's: a word begins with a space
             tokenizer = AutoTokenizer.from_pretrained(place.source, add_prefix_space=True, **NO_CODE)
@@ -193,102 +193,8 @@ def label_names(config: Any) -> list[str]:
     return [str(config.id2label[i]) for i in range(config.num_labels)]
 
 
-def load_classifier(place: ModelPlace, spec: TaskSpec, *, attention: str, keep_head: bool) -> tuple[Any, bool]:
-    """A classifier for the task, of whole examples or of tokens, in float32.
-
-    A head is kept if its labels are the task's (its rows are put into the task's order); any other is
-    replaced by a fresh one.
-
-    Args:
-        attention: `eager`, `sdpa`, or `kdbert` (`kdbert.models.kernels`).
-        keep_head: take the head as it is, whatever its labels are called (a teacher's, whose logits
-            are permuted later).
-
-    Returns:
-        The model in eval mode, and whether it kept a trained head.
-    """
-    config = load_config(place)
-    permutation = None
-    if not keep_head:
-        names = label_names(config)
-        if has_head(config, spec.kind) and len(names) == spec.num_outputs and not is_generic(names):
-            with contextlib.suppress(ValueError):
-                permutation = label_permutation(spec.labels, spec.aliases, names) if spec.labels else [0]
-        config.num_labels = spec.num_outputs
-        if spec.labels:
-            config.id2label = dict(enumerate(spec.labels))
-            config.label2id = {label: i for i, label in enumerate(spec.labels)}
-        config.problem_type = PROBLEMS.get(spec.kind)
-    options = {} if place.fresh else {"ignore_mismatched_sizes": not keep_head}
-    model = _open(place, auto_class(spec.kind), config, attention, **options)
-    if not keep_head and permutation is None:
-        _fresh_head(model)
-    elif permutation is not None and permutation != sorted(permutation):
-        _permute_head(model, permutation)
-    return model.eval(), keep_head or permutation is not None
-
-
-def load_masked_lm(place: ModelPlace, tokenizer: Any, *, attention: str) -> tuple[Any, bool]:
-    """A masked-LM in float32.
-
-    Args:
-        tokenizer: what it reads by; a model that is drawn at random has a vocabulary of this size.
-
-    Returns:
-        The model in eval mode, and whether its head was trained.
-    """
-    import transformers
-
-    config = load_config(place)
-    if place.fresh:
-        config.vocab_size = vocabulary_size(tokenizer)
-        config.pad_token_id = tokenizer.pad_token_id
-    model = _open(place, transformers.AutoModelForMaskedLM, config, attention)
-    return model.eval(), not place.fresh and has_head(config, "masked_lm")
-
-
-def _open(place: ModelPlace, kind: Any, config: Any, attention: str, **options: Any) -> Any:
-    """A model of a class of the library's: its weights, or for a configuration alone, some drawn at random."""
-    register_attention()
-    with _explained(place):
-        if place.fresh:
-            return kind.from_config(config, dtype=torch.float32, attn_implementation=attention, **NO_CODE)
-        return kind.from_pretrained(
-            place.source, config=config, dtype=torch.float32, attn_implementation=attention, **NO_CODE, **options
-        )
-
-
-def _output_layer(model: Any) -> torch.nn.Linear:
-    """The last linear layer of the head: the one with as many outputs as there are labels."""
-    layers = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and not name.startswith(model.base_model_prefix)
-        and module.out_features == model.config.num_labels
-    ]
-    if not layers:
-        raise UserError(f"cannot find the classification head of a {type(model).__name__}")
-    return layers[-1]
-
-
-def _fresh_head(model: Any) -> None:
-    layer = _output_layer(model)
-    torch.nn.init.normal_(layer.weight, std=getattr(model.config, "initializer_range", 0.02))
-    if layer.bias is not None:
-        torch.nn.init.zeros_(layer.bias)
-
-
-def _permute_head(model: Any, permutation: list[int]) -> None:
-    layer = _output_layer(model)
-    with torch.no_grad():
-        layer.weight.copy_(layer.weight[permutation].clone())
-        if layer.bias is not None:
-            layer.bias.copy_(layer.bias[permutation].clone())
-
-
 @contextlib.contextmanager
-def _explained(place: ModelPlace) -> Iterator[None]:
+def explained(place: ModelPlace) -> Iterator[None]:
     """Turn the library's many exceptions into one sentence."""
     from huggingface_hub.utils import logging as hub_logging
     from safetensors import SafetensorError

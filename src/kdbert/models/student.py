@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -35,22 +35,6 @@ def kept_layers(depth: int, count: int | None, init: Literal["first", "last", "e
         wanted = f"{count} of them" if isinstance(init, str) else f"layers {', '.join(map(str, picks))}"
         raise UserError(f"the model has {depth} layers, so a student cannot keep {wanted}")
     return picks
-
-
-def cut_layers(model: Any, picks: Sequence[int]) -> Any:
-    """Keep the given encoder layers (numbered from 1) of a Hugging Face model, in place.
-
-    Raises:
-        UserError: the architecture keeps its layers in no list that can be recognised.
-    """
-    depth = model.config.num_hidden_layers
-    for module in model.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) == depth:
-                setattr(module, name, nn.ModuleList(child[number - 1] for number in picks))
-                model.config.num_hidden_layers = len(picks)
-                return model
-    raise UserError(f"cannot cut layers out of a {type(model).__name__}: its encoder layers are in no list")
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:

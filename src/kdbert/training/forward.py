@@ -20,7 +20,7 @@ from kdbert.data.batches import Batch, evaluation_batches, micro_batches
 from kdbert.data.encode import Encoded
 from kdbert.errors import Diverged, few
 from kdbert.methods import LossTerms, Method, Outputs
-from kdbert.models.kernels import ATTENTION, first_token_only, packed
+from kdbert.models.kernels import first_token_only, packed
 from kdbert.training.precision import DTYPES, Precision
 
 log = logging.getLogger("kdbert")
@@ -38,14 +38,22 @@ Kind = Literal["example", "token", "token_pair"]
 
 
 def run_model(model: Any, batch: Batch, precision: Precision, layers: Collection[int] = ()) -> Outputs:
-    """Forward one batch. Half-precision outputs are turned into float32 before any loss sees them.
+    """Forward one batch, in the way that `kdbert.models.open` decided for the model (`model.way`).
+
+    Half-precision outputs are turned into float32 before any loss sees them. Where padding would change a model's
+    outputs, texts of one length are run at a time, without any.
 
     Args:
         layers: hidden states to hand out.
     """
-    inputs = {"input_ids": batch.input_ids, "attention_mask": _attention_mask(model, batch, precision)}
-    if batch.token_type_ids is not None:
-        inputs["token_type_ids"] = batch.token_type_ids
+    if batch.padded and not model.way.padding:
+        return _by_length(model, batch, precision, layers)
+    given = {
+        "input_ids": batch.input_ids,
+        "attention_mask": _attention_mask(model, batch, precision),
+        "token_type_ids": batch.token_type_ids,
+    }
+    inputs = {name: given[name] for name in model.way.inputs if name != "token_type_ids" or given[name] is not None}
     whole = model.config.num_hidden_layers in layers
     with (
         encoder_autocast(batch.input_ids.device, precision),
@@ -68,6 +76,26 @@ def run_model(model: Any, batch: Batch, precision: Precision, layers: Collection
         hidden=hidden,
         mask=batch.attention_mask,
         head=head,
+    )
+
+
+def _by_length(model: Any, batch: Batch, precision: Precision, layers: Collection[int]) -> Outputs:
+    """`run_model`, texts of one length at a time; what is of tokens is 0 at padding."""
+    assert batch.lengths is not None
+    width = batch.input_ids.shape[1]
+    groups = [np.flatnonzero(batch.lengths == length) for length in np.unique(batch.lengths)]
+    parts = [run_model(model, batch.alike(rows), precision, layers) for rows in groups]
+    order = torch.from_numpy(np.argsort(np.concatenate(groups))).to(batch.input_ids.device)
+
+    def joined(values: Sequence[torch.Tensor], of_tokens: bool) -> torch.Tensor:
+        if of_tokens:
+            values = [F.pad(value, (0, 0, 0, width - value.shape[1])) for value in values]
+        return torch.cat(list(values))[order]
+
+    return Outputs(
+        logits=joined([part.logits for part in parts], parts[0].logits.dim() == 3),
+        hidden={layer: joined([part.hidden[layer] for part in parts], True) for layer in layers},
+        mask=batch.attention_mask,
     )
 
 
@@ -97,18 +125,17 @@ class LateHead:
 
 
 def _attention_mask(model: Any, batch: Batch, precision: Precision) -> torch.Tensor | None:
-    """The mask in the form that the attention function takes.
+    """The mask in the form that the model takes.
 
-    The library turns a 2-D mask into this very one, but first asks the device whether the batch has
-    padding at all, which on a GPU makes the host wait at every step.
+    Ready-made it is 4-D. The library turns a 2-D mask into this very one, but first asks the device whether the batch
+    has padding at all, which on a GPU makes the host wait at every step.
     """
-    function = model.config._attn_implementation
-    if function not in ("sdpa", ATTENTION):
+    if not model.way.own_mask:
         return batch.attention_mask
     if not batch.padded:
         return None
     real = batch.attention_mask.bool()[:, None, None, :]
-    if function == "sdpa":
+    if model.way.attention == "sdpa":
         rows, length = batch.attention_mask.shape
         return real.expand(rows, 1, length, length)
     dtype = model.dtype if precision == "fp32" else DTYPES[precision]
@@ -158,9 +185,20 @@ class StudentWithMethod(nn.Module):
 
 
 def predict(
-    model: Any, data: Encoded, *, batch_size: int, precision: Precision, accelerator: Accelerator
+    model: Any,
+    data: Encoded,
+    *,
+    batch_size: int,
+    precision: Precision,
+    accelerator: Accelerator,
+    told: str | None = None,
+    ids: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Logits in the order of the split, the same on every process: float32 [N, C], or [tokens, C] (`Encoded`)."""
+    """Logits in the order of the split, the same on every process: float32 [N, C], or [tokens, C] (`Encoded`).
+
+    Raises:
+        Diverged: see `pass_over`, which takes `told` and `ids`.
+    """
     found = pass_over(
         model,
         data,
@@ -169,6 +207,8 @@ def predict(
         batch_size=batch_size,
         precision=precision,
         accelerator=accelerator,
+        told=told,
+        ids=ids,
     )
     assert found["logits"] is not None
     return found["logits"]

@@ -24,10 +24,11 @@ from kdbert.errors import Diverged, Interrupted, KdbertError, UserError, few
 from kdbert.layers import told
 from kdbert.methods import Context, get_method
 from kdbert.metrics import majority_score, masked_lm_scores, score
-from kdbert.models.kernels import ATTENTION, use_fast_dropout, use_first_token, use_late_head, use_packing
-from kdbert.models.load import check_weights, load_classifier, load_config, load_masked_lm, load_tokenizer
+from kdbert.models.kernels import use_fast_dropout, use_late_head
+from kdbert.models.load import check_weights, load_config, load_tokenizer
 from kdbert.models.locate import ModelPlace
-from kdbert.models.student import cut_layers, set_dropout
+from kdbert.models.open import open_classifier, open_masked_lm
+from kdbert.models.student import set_dropout
 from kdbert.models.vocabulary import check_expansion, grow_embeddings
 from kdbert.plan import Plan
 from kdbert.recipe import Recipe
@@ -39,7 +40,8 @@ from kdbert.training.diagnostics import Diagnostics
 from kdbert.training.forward import StudentWithMethod, predict
 from kdbert.training.loop import epoch_order, train, trained_rows
 from kdbert.training.masked_lm import masked_lm_sums
-from kdbert.training.precision import Precision, choose_attention, choose_precision, make_accelerator
+from kdbert.training.precision import Precision, choose_precision, make_accelerator
+from kdbert.training.saved import check_saved
 from kdbert.training.teacher import LOGITS, StoredTeacher, Teacher
 from kdbert.training.teachers import Teachers, encode_splits
 
@@ -123,23 +125,26 @@ def baseline_scores(recipe: Recipe) -> dict[str, Any] | None:
     return None
 
 
-def load_student(plan: Plan, attention: str) -> tuple[Any, bool]:
-    """The whole model that the student starts from, with an embedding for each piece of its tokenizer.
+def load_student(plan: Plan) -> tuple[Any, bool]:
+    """The student as it starts: its layers of the model, with an embedding for each piece of its tokenizer.
 
     Returns:
         The model, and whether it kept a trained head.
     """
     place, named = plan.student_place, plan.recipe.student.tokenizer
+    layers = plan.kept_layers if plan.recipe.student.layers is not None else None
     if plan.spec.kind == "masked_lm":
-        student, kept_head = load_masked_lm(place, plan.tokenizer, attention=attention)
+        student, kept_head = open_masked_lm(place, plan.tokenizer, plan.way, layers=layers)
     else:
-        student, kept_head = load_classifier(place, plan.spec, attention=attention, keep_head=False)
+        student, kept_head = open_classifier(place, plan.spec, plan.way, keep_head=False, layers=layers)
+    pieces = vocabulary_size(plan.tokenizer)
     if named is not None and not place.fresh:
         own = load_tokenizer(place)
         check_expansion(own, plan.tokenizer, place.given, named)
         grow_embeddings(student, own, plan.tokenizer, from_pieces=plan.recipe.method.variant == "corrected")
-    elif vocabulary_size(plan.tokenizer) > student.config.vocab_size:  # its configuration says less than there are
-        student.resize_token_embeddings(vocabulary_size(plan.tokenizer), mean_resizing=False)
+    elif pieces > student.config.vocab_size:
+        log.info("%s: %d new rows for pieces of its tokenizer", place.given, pieces - student.config.vocab_size)
+        student.resize_token_embeddings(pieces, mean_resizing=False)
     if plan.spec.kind == "masked_lm":
         use_late_head(student)
     return student, kept_head
@@ -154,27 +159,19 @@ class Job:
         self.accelerator = make_accelerator(log_with=recipe.output.tracker or None, project_dir=str(plan.folder.path))
         device = self.accelerator.device
         self.precision: Precision = choose_precision(recipe.train.precision, device)
-        attention = choose_attention(recipe.train.attention, device)
         torch.manual_seed(recipe.seed)  # a fresh head is drawn here
-        student, kept_head = load_student(plan, attention)
-        if recipe.student.layers is not None:
-            student = cut_layers(student, plan.kept_layers)
+        student, kept_head = load_student(plan)
         if recipe.train.dropout is not None:
             set_dropout(student, recipe.train.dropout)
-        if recipe.train.fast_dropout:
+        if recipe.train.fast_dropout and plan.way.levers:
             use_fast_dropout(student)
-        if recipe.train.first_token:
-            use_first_token(student)
-        if recipe.train.packing and not plan.needs.reads_padding:
-            use_packing(student)
         self.student = student.to(device)
         self.kept_head = kept_head
         for place in plan.teacher_places:
             check_weights(place)  # they are loaded when something is read of them, which is after the folder is opened
         self.encoded = encode_splits(plan, plan.tokenizer)
         self.teachers = Teachers(
-            plan, self.encoded, accelerator=self.accelerator, precision=self.precision, attention=attention,
-            environment=self.environment,
+            plan, self.encoded, accelerator=self.accelerator, precision=self.precision, environment=self.environment,
         )  # fmt: skip
 
     @cached_property
@@ -339,8 +336,8 @@ class Job:
             "trained" if self.kept_head else "fresh", self.precision, self.accelerator.device,
             self.accelerator.num_processes, "es" if self.accelerator.num_processes > 1 else "", torch.get_num_threads(),
         )  # fmt: skip
-        if recipe.train.packing and recipe.train.attention not in ("auto", ATTENTION):
-            log.info("packing is off: it goes with train.attention=%s", ATTENTION)
+        for way in dict.fromkeys([plan.way, *plan.teacher_ways]):
+            log.info("%s", way.words())
         for term, pairs in plan.needs.pairs.items():
             log.info("%s compares layers (teacher:student) %s", term, told(pairs))
         if plan.needs.compares_examples and plan.micro_batch != recipe.train.batch_size:
@@ -396,6 +393,7 @@ class Job:
             fingerprints=fingerprints,
             data=self.plan.data_files,
             **machine,
+            way=self.plan.way.record(),
             steps=self.plan.steps,
             environment=self.environment,
         )
@@ -415,6 +413,7 @@ class Job:
                 "layers": load_config(plan.teacher_places[number]).num_hidden_layers,
                 "parameters": parameters,
                 "size_mib": round(parameters * 4 / 2**20, 2),
+                "way": plan.teacher_ways[number].record(),
             })  # fmt: skip
             self._warn_if_untrained(given.model, metrics)
         return facts, time.perf_counter() - started
@@ -538,12 +537,6 @@ class Job:
 
     def _write_results(self, facts: dict[str, Any], logits: Mapping[str, np.ndarray]) -> None:
         plan, recipe, folder = self.plan, self.plan.recipe, self.plan.folder
-        for name, values in logits.items():
-            path, examples = folder.path / "predictions" / f"{name}.jsonl", plan.eval_examples[name]
-            if isinstance(examples, Examples):
-                write_predictions(path, plan.spec, examples, values)
-            else:
-                write_hidden(path, values)
 
         def fill(target: Path) -> None:
             self.student.save_pretrained(target)
@@ -553,8 +546,22 @@ class Job:
             known = {**facts, "environment": self.environment}
             card = model_card(recipe, plan.spec, facts["metrics"], known)
             (target / "README.md").write_text(card, encoding="utf-8")
+            dev = plan.spec.split_names("dev")[0]
+            part = plan.eval_examples[dev]
+            texts = part if isinstance(part, Examples) else None
+            assert recipe.task.max_length is not None
+            check_saved(
+                target, self.student, plan.spec, self.encoded[dev], texts, logits[dev], self.precision,
+                recipe.task.max_length,
+            )  # fmt: skip
 
         replace_folder(folder.path / "model", fill)
+        for name, values in logits.items():
+            path, examples = folder.path / "predictions" / f"{name}.jsonl", plan.eval_examples[name]
+            if isinstance(examples, Examples):
+                write_predictions(path, plan.spec, examples, values)
+            else:
+                write_hidden(path, values)
         own = self.module.method.state_dict()
         if own:
             from safetensors.torch import save_file

@@ -259,7 +259,10 @@ def train(
 
 def trained_rows(options: TrainSection, data: Encoded, module: StudentWithMethod) -> AbstractContextManager[None]:
     """Within it, only the word vectors that the data uses are trained, where that gives the same result."""
-    if not options.used_rows or options.weight_decay:  # with weight decay, unused rows shrink too
+    student: Any = module.student
+    if (
+        not options.used_rows or not student.way.levers or options.weight_decay
+    ):  # with weight decay, unused rows shrink too
         return contextlib.nullcontext()
     return training_used_rows(module.student, data.pieces())
 

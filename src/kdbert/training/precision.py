@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 
 from kdbert.errors import UserError
-from kdbert.models.kernels import ATTENTION
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: Mapping[Precision, torch.dtype] = {
@@ -132,10 +131,3 @@ class LossScale:
         self.skipped = state.get("skipped", 0)
         if self.scaler.is_enabled():
             self.scaler.load_state_dict({key: value for key, value in state.items() if key != "skipped"})
-
-
-def choose_attention(asked: str, device: torch.device) -> str:
-    """The attention function: on a CPU the backward pass of torch's own, in bf16 or with dropout, is the slower one."""
-    if asked != "auto":
-        return asked
-    return ATTENTION if device.type == "cpu" else "sdpa"

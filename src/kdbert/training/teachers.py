@@ -23,8 +23,9 @@ from kdbert.data.masking import vocabulary_size
 from kdbert.errors import UserError
 from kdbert.memory import Memory
 from kdbert.methods import Method, Needs, Outputs, get_method, source_of
-from kdbert.models.kernels import use_first_token, use_late_head, use_packing
-from kdbert.models.load import load_classifier, load_config, load_masked_lm, load_tokenizer
+from kdbert.models.kernels import use_late_head
+from kdbert.models.load import load_config, load_tokenizer
+from kdbert.models.open import open_classifier, open_masked_lm
 from kdbert.plan import Plan
 from kdbert.training.forward import pass_over
 from kdbert.training.memory import about_memory, make_memory, memory_path
@@ -61,14 +62,12 @@ class Teachers:
         *,
         accelerator: Accelerator,
         precision: Precision,
-        attention: str,
         environment: Mapping[str, Any],
     ) -> None:
         self.plan = plan
         self.student_encoded = encoded
         self.accelerator = accelerator
         self.precision = precision
-        self.attention = attention
         self.environment = environment
 
     @cached_property
@@ -81,17 +80,13 @@ class Teachers:
     def models(self) -> list[Any]:
         """The networks; not loaded at all where everything that is read of them is stored."""
         found = []
-        for place in self.plan.teacher_places:
+        for place, way in zip(self.plan.teacher_places, self.plan.teacher_ways, strict=True):
             if self.plan.spec.kind == "masked_lm":
                 tokenizer = load_tokenizer(place)
-                model, _ = load_masked_lm(place, tokenizer, attention=self.attention)
+                model, _ = open_masked_lm(place, tokenizer, way)
                 use_late_head(model, vocabulary_size(tokenizer))
             else:
-                model, _ = load_classifier(place, self.plan.spec, attention=self.attention, keep_head=True)
-            if self.plan.recipe.train.first_token:
-                use_first_token(model)
-            if self.plan.recipe.train.packing and not self.plan.needs.reads_padding:
-                use_packing(model)
+                model, _ = open_classifier(place, self.plan.spec, way, keep_head=True)
             found.append(model.to(self.accelerator.device))
         return found
 
@@ -247,9 +242,7 @@ class Teachers:
                 "max_length": recipe.task.max_length,
                 # What may change the last bits of a number:
                 "precision": self.precision,
-                "attention": self.attention,
-                "first_token": recipe.train.first_token,
-                "packing": recipe.train.packing and not plan.needs.reads_padding,
+                "way": plan.teacher_ways[number].record(),
                 "batch_size": recipe.train.eval_batch_size,
                 "processes": self.accelerator.num_processes,
                 "device": self.accelerator.device.type,

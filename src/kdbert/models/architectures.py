@@ -1,0 +1,118 @@
+"""The model types that kdbert runs, and what is known of each; tests/models/test_architectures.py proves every line.
+
+A type that is not listed is refused. docs/models.md shows this table as the test found it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kdbert.errors import UserError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What is true of every model of a type.
+
+    Attributes:
+        padding: whether a text's outputs are the same in a padded batch as alone. Where they are not, only texts of the
+            same length share a forward pass.
+        own_attention: whether kdbert's attention function and its ready-made mask may replace the library's.
+        own_layers: whether the embeddings and the last layer are built as BERT's, so that packing and the shortcut for
+            the first token apply.
+        hidden: whether `hidden_states` are one [B, L, H] for the embeddings and each layer.
+        relative: whether positions are relative only, so that a text may be of any length.
+        any_segment: whether every segment id is understood, though there is no table of segments.
+        masked_lm: whether a masked-LM of this type can be trained and distilled on plain text.
+    """
+
+    padding: bool = True
+    own_attention: bool = False
+    own_layers: bool = False
+    hidden: bool = True
+    relative: bool = False
+    any_segment: bool = False
+    masked_lm: bool = False
+
+
+_BERT = Architecture(own_attention=True, own_layers=True, masked_lm=True)
+_LIBRARY = Architecture()
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "albert": _LIBRARY,
+    "bert": _BERT,
+    "big_bird": _LIBRARY,
+    "camembert": _BERT,
+    "convbert": Architecture(padding=False),
+    "data2vec-text": _LIBRARY,
+    "deberta": Architecture(relative=True),
+    "deberta-v2": Architecture(relative=True),
+    "distilbert": Architecture(own_attention=True, masked_lm=True),
+    "electra": _BERT,
+    "ernie": _LIBRARY,
+    "esm": _LIBRARY,
+    "esmc": _LIBRARY,
+    "eurobert": _LIBRARY,
+    "flaubert": Architecture(any_segment=True),
+    "fnet": Architecture(padding=False),
+    "funnel": Architecture(padding=False, hidden=False, relative=True, any_segment=True),
+    "gte": _LIBRARY,
+    "ibert": _LIBRARY,
+    "jina_embeddings_v3": _LIBRARY,
+    "layoutlm": _LIBRARY,
+    "longformer": _LIBRARY,
+    "luke": _LIBRARY,
+    "markuplm": _LIBRARY,
+    "megatron-bert": _LIBRARY,
+    "mobilebert": _LIBRARY,
+    "modernbert": _LIBRARY,
+    "mpnet": _LIBRARY,
+    "mra": _LIBRARY,
+    "nomic_bert": _LIBRARY,
+    "nystromformer": Architecture(padding=False),
+    "rembert": _LIBRARY,
+    "roberta": _BERT,
+    "roberta-prelayernorm": _LIBRARY,
+    "roformer": _LIBRARY,
+    "squeezebert": _LIBRARY,
+    "ultrabert": _LIBRARY,
+    "xlm": Architecture(any_segment=True),
+    "xlm-roberta": _BERT,
+    "xlm-roberta-xl": _LIBRARY,
+    "xlnet": Architecture(padding=False, relative=True, any_segment=True),
+    "xmod": _LIBRARY,
+    "yoso": Architecture(padding=False),
+}
+
+# Encoders that are not run, and why. What is left reads from left to right, or has a decoder.
+REFUSED: Mapping[str, str] = {
+    "bros": "it reads where each word lies on a page, and kdbert reads texts only",
+    "canine": "it reads characters by hash, without a fast tokenizer",
+    "layoutlmv2": "it reads the picture of a page, and kdbert reads texts only",
+    "layoutlmv3": "it reads where each word lies on a page, and kdbert reads texts only",
+    "lilt": "it reads where each word lies on a page, and kdbert reads texts only",
+    "modernvbert": "it reads pictures beside texts, and kdbert reads texts only",
+    "openai_privacy_filter": "its attention reads other tokens in a batch than alone",
+    "perceiver": "it reads bytes, without a fast tokenizer",
+    "reformer": "its attention draws random hashes, so that no two answers are the same",
+    "roc_bert": "its tokenizer also gives the shapes and sounds of characters, and kdbert reads token ids only",
+    "tapas": "it reads tables, and kdbert reads texts only",
+    "ultravbert": "it reads pictures beside texts, and kdbert reads texts only",
+}
+INSTEAD = "take an encoder such as BERT, RoBERTa, DeBERTa or ModernBERT (docs/models.md has all of them)"
+
+
+def architecture(model_type: str, name: str) -> Architecture:
+    """What is known of a model type.
+
+    Args:
+        name: what the person called the model, for the error.
+
+    Raises:
+        UserError: the type is not run, with what to use instead.
+    """
+    if model_type in ARCHITECTURES:
+        return ARCHITECTURES[model_type]
+    reason = REFUSED.get(model_type) or "kdbert runs encoders of texts, and only of types that it was tested with"
+    raise UserError(f"model {name!r} is of type {model_type!r}: {reason}; {INSTEAD}")

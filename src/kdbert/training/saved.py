@@ -1,0 +1,114 @@
+"""What is saved is what was scored: a run ends by asking its saved model the way that anybody else will."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdbert.data.batches import collate
+from kdbert.data.encode import Encoded
+from kdbert.data.examples import Examples
+from kdbert.errors import KdbertError, few
+from kdbert.models.load import NO_CODE, auto_class
+from kdbert.tasks import TaskSpec
+from kdbert.training.forward import run_model
+from kdbert.training.precision import Precision
+
+ALLOWED, ALLOWED_HALF = 1e-4, 3e-2  # of a logit, times the largest logit where that is above 1
+TRAINED = "the trained one in float32"
+
+
+@torch.no_grad()
+def check_saved(
+    folder: Path,
+    model: Any,
+    spec: TaskSpec,
+    data: Encoded,
+    examples: Examples | None,
+    reported: np.ndarray,
+    precision: Precision,
+    max_length: int,
+) -> None:
+    """Load a saved model with the library alone (float32, eager attention) and compare its logits.
+
+    Of the shortest and the longest example of a split, in one padded batch (alone, where padding changes a model's
+    outputs): with the trained model's own way in float32, and with what the run reports.
+
+    Args:
+        folder: the saved model and tokenizer. model: the trained one.
+        data, examples: the split, encoded and as texts; no texts for plain text, of which nothing is compared with
+            `reported`.
+        reported: logits of what has a label, in the task's order of classes, computed in `precision`.
+
+    Raises:
+        KdbertError: they differ, or are not finite.
+    """
+    from transformers import AutoTokenizer
+
+    rows = np.unique([int(data.lengths.argmin()), int(data.lengths.argmax())])
+    device = next(model.parameters()).device
+    batch = collate(data, rows)
+    training = model.training
+    seen = run_model(model.eval(), batch.to(device), "fp32")
+    model.train(training)
+    library = auto_class(spec.kind).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **NO_CODE)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
+    groups = [np.arange(len(rows))] if model.way.padding else np.split(np.arange(len(rows)), len(rows))
+    largest = max(1.0, float(np.abs(reported).max())) if examples is not None else 1.0
+    names = [examples.ids[row] if examples is not None else str(row) for row in rows.tolist()]
+
+    def compare(found: torch.Tensor, expected: torch.Tensor, allowed: float, what: str) -> None:
+        difference = float((found - expected).abs().max()) if found.numel() else 0.0
+        if not difference <= allowed:
+            raise KdbertError(
+                f"the saved model, loaded by transformers alone, answers otherwise than {what}: a logit of examples "
+                f"{few(names)} differs by {difference:.2g} (at most {allowed:.2g}); the run is not finished, and its "
+                f"model ({model.way.model_type}) should not be trusted: please report this"
+            )
+
+    for group in groups:
+        if examples is not None:
+            inputs = _encoded(tokenizer, examples, rows[group], max_length)
+        else:
+            inputs = {"input_ids": batch.input_ids[group], "attention_mask": batch.attention_mask[group]}
+        theirs = library(**{name: inputs[name] for name in model.way.inputs if name in inputs}).logits
+        for place, one in enumerate(group):
+            row, real = int(rows[one]), inputs["attention_mask"][place].bool()
+            if inputs["input_ids"][place][real].tolist() != batch.input_ids[one, : data.lengths[row]].tolist():
+                raise KdbertError(
+                    f"the saved tokenizer reads example {names[one]} otherwise than the run did; the run is not "
+                    "finished"
+                )
+            answer = theirs[place]
+            if examples is None:
+                assert seen.head is not None
+                positions = int(one) * batch.input_ids.shape[1] + torch.arange(int(real.sum()), device=device)
+                mine = seen.head(positions).cpu()
+                answer = answer[real][:, : mine.shape[1]]
+                compare(mine, answer, ALLOWED * max(1.0, float(mine.abs().max())), TRAINED)
+                continue
+            mine, kept = seen.logits[one].cpu(), reported[row : row + 1]
+            if data.word_tokens is not None:
+                words = slice(int(examples.word_offsets[row]), int(examples.word_offsets[row + 1]))
+                tokens = data.word_tokens[words]
+                mine, answer, kept = mine[: int(real.sum())], answer[real], reported[words][tokens >= 0]
+            compare(mine, answer, ALLOWED * largest, TRAINED)
+            if data.word_tokens is not None:
+                answer = answer[torch.from_numpy(tokens[tokens >= 0] - data.offsets[row])]
+            allowed = (ALLOWED if precision == "fp32" else ALLOWED_HALF) * largest
+            compare(torch.from_numpy(np.array(kept)).view_as(answer), answer, allowed, "the run reports")
+
+
+def _encoded(tokenizer: Any, examples: Examples, rows: np.ndarray, max_length: int) -> dict[str, torch.Tensor]:
+    """Some examples as the saved tokenizer reads them, padded."""
+    words = examples.words
+    first = [examples.text_a[row] if words is None else list(words[row]) for row in rows.tolist()]
+    second = None if examples.text_b is None else [examples.text_b[row] for row in rows.tolist()]
+    found: dict[str, torch.Tensor] = tokenizer(
+        first, second, padding=True, truncation="longest_first", max_length=max_length, return_tensors="pt",
+        return_attention_mask=True, is_split_into_words=words is not None,
+    )  # fmt: skip
+    return found
