@@ -290,10 +290,10 @@ def cut_config(config: Any, picks: Sequence[int]) -> Any:
     small = copy.deepcopy(config)
     depth = config.num_hidden_layers
     for key, value in config.to_dict().items():
-        if isinstance(value, (list, tuple)) and len(value) == depth:
-            # Words of each layer are in keys such as layer_types; as many other words (languages, say) are none of them.
-            if "layer" in key or not any(isinstance(one, str) for one in value):
-                setattr(small, key, type(value)(value[number - 1] for number in picks))
+        a_list = isinstance(value, (list, tuple)) and len(value) == depth
+        # Words of each layer have keys such as layer_types; as many other words, say languages, are not of layers.
+        if a_list and ("layer" in key or not any(isinstance(one, str) for one in value)):
+            setattr(small, key, type(value)(value[number - 1] for number in picks))
     small.num_hidden_layers = len(picks)
     return small
 

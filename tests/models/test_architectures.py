@@ -1,0 +1,350 @@
+"""Every model type that the library can classify texts or tag words with: run as the library runs it, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kdbert.data.encode import Encoded, encode
+from kdbert.data.examples import Examples
+from kdbert.data.masking import vocabulary_size
+from kdbert.errors import UserError
+from kdbert.models.architectures import ARCHITECTURES, REFUSED
+from kdbert.models.load import auto_class, load_config, load_tokenizer
+from kdbert.models.locate import ModelPlace, locate
+from kdbert.models.open import Way, check_cut, cut_layers, decide, fit_tokenizer, open_classifier, open_masked_lm
+from kdbert.models.student import kept_layers
+from kdbert.tasks.spec import TaskSpec
+from kdbert.training.forward import pass_over, predict, run_model
+from kdbert.training.precision import make_accelerator
+from small_architectures import (
+    LAYERS,
+    MORE,
+    PAIR,
+    Variant,
+    config_of,
+    encoder_types,
+    library_logits,
+    make_model,
+    mapped,
+    padding_matters,
+    texts,
+    tokenizer_of,
+    variant_of,
+    variants,
+    worst,
+)
+
+CLOSE = 1e-5
+LONGEST = 64
+SEQUENCE = TaskSpec("texts", "", "single_label", {}, ("accuracy",), PAIR)
+TOKEN = TaskSpec("words", "", "token", {}, ("accuracy",), PAIR)
+
+
+class Opened:
+    """A tiny model as kdbert opens it, and as the library does.
+
+    Attributes:
+        first, second: its texts, words or pairs; `data` is what it reads of them.
+        expected: the library's logits, one text at a time, eager attention.
+    """
+
+    def __init__(self, folder: Path, name: str, head: str, *, pairs: bool = False, count: int = 12) -> None:
+        from transformers import AutoTokenizer
+
+        self.spec = SEQUENCE if head == "sequence" else TOKEN
+        self.place = locate(str(make_model(folder, variant_of(name), head)))
+        self.config = load_config(self.place)
+        self.way = decide(self.config, self.spec.kind, name)
+        self.library = self.load(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.length = min(LONGEST, self.way.limit or LONGEST)
+        lines = texts(count)
+        self.second = texts(count, seed=1) if pairs else None
+        words = [tuple(line.split()) for line in lines] if head == "token" else None
+        self.first: list[Any] = lines if words is None else [list(one) for one in words]
+        own = fit_tokenizer(load_tokenizer(self.place, words=head == "token"), self.way, name)
+        ids = [str(number) for number in range(count)]
+        self.data = encode(Examples("dev", ids, lines, self.second, None, words), own, self.length)
+        self.expected = self.answers(self.library)
+
+    def load(self, folder: Path) -> Any:
+        return auto_class(self.spec.kind).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+
+    def answers(self, library: Any) -> list[np.ndarray]:
+        return library_logits(library, self.tokenizer, self.first, self.second, self.length)
+
+    def difference(self, model: Any, expected: list[np.ndarray], size: int) -> float:
+        accelerator = make_accelerator()
+        found = predict(model, self.data, batch_size=size, precision="fp32", accelerator=accelerator)
+        return worst(found, expected, self.data.offsets)
+
+
+def test_every_type_is_listed_once() -> None:
+    """A type that a new version of the library brings makes this fail, and is then examined."""
+    assert sorted([*ARCHITECTURES, *REFUSED]) == list(encoder_types())
+    assert set(ARCHITECTURES) >= {"bert", "roberta", "distilbert", "electra", "deberta", "deberta-v2", "modernbert"}
+
+
+@pytest.mark.parametrize("name", variants("sequence"))
+def test_answers_cuts_and_hidden_states_are_the_librarys(tmp_path: Path, name: str) -> None:
+    opened = Opened(tmp_path / "model", name, "sequence", pairs=variant_of(name).types)
+    known, depth = ARCHITECTURES[opened.config.model_type], opened.config.num_hidden_layers
+    model, kept = open_classifier(opened.place, opened.spec, opened.way, keep_head=False)
+    assert kept
+    largest = max(float(np.abs(one).max()) for one in opened.expected)
+    assert largest > 0.05  # else nothing would be compared
+    for size in (1, 5, 64):
+        assert opened.difference(model, opened.expected, size) <= CLOSE * max(1.0, largest)
+    if known.hidden:
+        found = pass_over(
+            model, opened.data, lambda seen, batch: {"last": seen.hidden[depth], "first": seen.hidden[0]},
+            {"last": "token", "first": "token"}, layers=(0, depth), batch_size=5, precision="fp32",
+            accelerator=make_accelerator(),
+        )  # fmt: skip
+        seen = opened.library(**_inputs(opened, 1), output_hidden_states=True).hidden_states
+        row = slice(opened.data.offsets[1], opened.data.offsets[2])
+        assert len(seen) == depth + 1
+        for part, layer in (("first", 0), ("last", depth)):
+            np.testing.assert_allclose(found[part][row], seen[layer][0].detach(), atol=1e-4, rtol=1e-4)
+    for init in ("first", "even", "last"):
+        picks = kept_layers(depth, depth // 2, init)
+        try:
+            check_cut(opened.config, opened.spec.kind, picks, name)
+        except UserError:
+            continue
+        small, _ = open_classifier(opened.place, opened.spec, opened.way, keep_head=False, layers=picks)
+        small.save_pretrained(tmp_path / init)
+        assert opened.difference(small, opened.answers(opened.load(tmp_path / init)), 5) <= CLOSE * max(1.0, largest)
+
+
+def _inputs(opened: Opened, row: int) -> dict[str, Any]:
+    """One text as the library reads it."""
+    second = None if opened.second is None else opened.second[row]
+    coded = opened.tokenizer(
+        opened.first[row], second, return_tensors="pt", truncation="longest_first", max_length=opened.length
+    )
+    return {key: value for key, value in coded.items() if key in opened.way.inputs}
+
+
+@pytest.mark.parametrize("name", variants("token"))
+def test_tags_are_the_librarys(tmp_path: Path, name: str) -> None:
+    opened = Opened(tmp_path / "model", name, "token", count=6)
+    model, _ = open_classifier(opened.place, opened.spec, opened.way, keep_head=True)
+    for size in (1, 4):
+        largest = max(float(np.abs(one).max()) for one in opened.expected)
+        assert opened.difference(model, opened.expected, size) <= CLOSE * max(1.0, largest)
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_padding_matters_where_the_table_says_so(tmp_path: Path, name: str) -> None:
+    """Measured on the library's own model, so that a type is not batched wrongly because nobody looked."""
+    head = "sequence" if name in mapped("sequence") else "token"
+    opened = Opened(tmp_path / "model", name, head, count=6)
+    moved = padding_matters(opened.library, opened.tokenizer, opened.first, opened.expected)
+    assert (moved <= CLOSE * 3) == ARCHITECTURES[name].padding, f"a logit moves by {moved:.2g}"
+
+
+CANNOT_BE_CUT = {"albert", "albert, two groups", "esm", "esm, rotary", "funnel"}
+FIRST_LAYERS_ONLY = {"modernbert", "modernbert, mean"}
+
+
+@pytest.mark.parametrize("name", variants("sequence"))
+def test_what_cannot_be_cut_is_refused(name: str) -> None:
+    config = config_of(variant_of(name))
+    depth = config.num_hidden_layers
+    for init in ("first", "even", "last"):
+        picks = kept_layers(depth, depth // 2, init)
+        if name in CANNOT_BE_CUT or (name in FIRST_LAYERS_ONLY and init != "first"):
+            with pytest.raises(UserError, match="layers"):
+                check_cut(config, "single_label", picks, name)
+        else:
+            check_cut(config, "single_label", picks, name)
+    check_cut(config, "single_label", list(range(1, depth + 1)), name)  # all of them is no cut
+
+
+def test_lists_of_layers_are_cut_with_them() -> None:
+    import transformers
+
+    config = config_of(variant_of("longformer"))
+    small = cut_layers(transformers.AutoModelForSequenceClassification.from_config(config), [2, 4])
+    assert small.config.attention_window == [8, 4]
+    config = config_of(variant_of("modernbert, mean"))
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    assert cut_layers(model, [1, 2, 3]).config.layer_types == config.layer_types[:3]
+    # As many languages as layers are not of layers.
+    config = config_of(Variant("xmod", {"languages": ["a", "b", "c", "d"], "default_language": "a"}))
+    assert config.num_hidden_layers == LAYERS
+    check_cut(config, "single_label", [1, 2], "xmod")
+
+
+LIMITS = {
+    "bert": 80, "roberta": 79, "roberta, own tokenizer": 78, "roberta, padding id 3": 76, "mpnet": 78, "xlnet": None,
+    "deberta-v2": 80, "deberta-v2, relative": None, "funnel": None, "modernbert": 80, "nystromformer": 80,
+    "big_bird": 80, "big_bird, block_sparse": 28, "longformer": 79, "distilbert": 80, "esm": 79, "roformer": 80,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(LIMITS))
+def test_the_longest_text_is_what_the_model_can_read(name: str) -> None:
+    way = decide(config_of(variant_of(name)), "single_label", name)
+    assert way.limit == LIMITS[name]
+    assert "-1" not in way.words()
+
+
+@pytest.mark.parametrize("name", ["roberta, padding id 3", "mpnet", "nystromformer", "longformer", "bert", "esm"])
+def test_a_text_as_long_as_that_is_read_and_a_longer_one_is_not(tmp_path: Path, name: str) -> None:
+    opened = Opened(tmp_path / "model", name, "sequence", count=4)
+    assert opened.way.limit is not None
+    ids = torch.full((1, opened.way.limit), 9)
+    opened.library(input_ids=ids)
+    if name != "nystromformer":  # it has two rows more than its configuration says
+        with pytest.raises((IndexError, RuntimeError)):
+            opened.library(input_ids=torch.full((1, opened.way.limit + 1), 9))
+
+
+# What is refused --------------------------------------------------------------------------------------------------
+
+
+OTHERS = ("gpt2", "llama", "t5", "bart", "mistral4")
+
+
+@pytest.mark.parametrize("model_type", [*sorted(REFUSED), *OTHERS])
+def test_other_types_are_refused_before_their_weights_are_opened(tmp_path: Path, model_type: str) -> None:
+    from safetensors.torch import save_file
+    from transformers import AutoConfig
+
+    AutoConfig.for_model(model_type).save_pretrained(tmp_path)
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError) as error:
+        load_config(locate(str(tmp_path)))
+    assert model_type in str(error.value)
+    assert "docs/models.md" in str(error.value)
+
+
+def test_plain_text_is_for_types_whose_head_was_tested() -> None:
+    with pytest.raises(UserError, match="plain text"):
+        decide(config_of(variant_of("deberta-v2")), "masked_lm", "m")
+
+
+@pytest.mark.parametrize("name", [name for name, known in ARCHITECTURES.items() if known.masked_lm])
+def test_a_masked_lm_answers_as_the_librarys(tmp_path: Path, name: str) -> None:
+    import transformers
+
+    from kdbert.models.kernels import use_late_head
+
+    variant = variant_of(name)
+    torch.manual_seed(3)
+    library = transformers.AutoModelForMaskedLM.from_config(config_of(variant), attn_implementation="eager").eval()
+    library.save_pretrained(tmp_path)
+    tokenizer_of(variant).save_pretrained(tmp_path)
+    place = locate(str(tmp_path))
+    way = decide(load_config(place), "masked_lm", name)
+    tokenizer = fit_tokenizer(load_tokenizer(place), way, name)
+    model, _ = open_masked_lm(place, tokenizer, way)
+    use_late_head(model)
+    lines = texts(6)
+    data = encode(Examples("dev", [str(i) for i in range(6)], lines, None, None), tokenizer, LONGEST)
+    from kdbert.data.batches import collate
+
+    with torch.no_grad():
+        batch = collate(data, np.arange(6))
+        seen = run_model(model, batch, "fp32")
+        for row in range(6):
+            length = int(data.lengths[row])
+            ids = batch.input_ids[row : row + 1, :length]
+            at = row * batch.input_ids.shape[1] + torch.arange(length)
+            assert seen.head is not None
+            torch.testing.assert_close(seen.head(at), library(input_ids=ids).logits[0], atol=1e-5, rtol=1e-5)
+
+
+def _opened(folder: Path, change: Callable[[Any, Any], None], variant: Variant) -> tuple[ModelPlace, Way, Any]:
+    """A model folder whose tokenizer or model was changed, and what is decided of it."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    make_model(folder, variant, "sequence")
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    change(model, tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    place = locate(str(folder))
+    return place, decide(load_config(place), "single_label", str(folder)), load_tokenizer(place)
+
+
+def test_a_tokenizer_with_more_pieces_than_rows_is_refused(tmp_path: Path) -> None:
+    place, way, tokenizer = _opened(
+        tmp_path / "m", lambda model, tokenizer: tokenizer.add_tokens(["<url>", "<user>"]), variant_of("bert")
+    )
+    with pytest.raises(UserError) as error:
+        fit_tokenizer(tokenizer, way, place.given)
+    assert str(way.pieces) in str(error.value)
+    assert str(vocabulary_size(tokenizer)) in str(error.value)
+    fit_tokenizer(tokenizer, way, place.given, grows=True)  # a student gets new rows
+
+
+def test_more_segments_than_the_model_has_are_refused(tmp_path: Path) -> None:
+    import dataclasses
+
+    place, way, tokenizer = _opened(tmp_path / "m", lambda model, tokenizer: None, variant_of("bert"))
+    assert way.segments == 2
+    with pytest.raises(UserError, match="segments"):  # as XLNet's tokenizer beside a model of two: it numbers three
+        fit_tokenizer(_Three(tokenizer), way, place.given)
+    one = dataclasses.replace(way, segments=1, inputs=("input_ids", "attention_mask"))
+    assert "token_type_ids" not in fit_tokenizer(tokenizer, one, place.given).model_input_names
+
+
+class _Three:
+    """A tokenizer that numbers three segments."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.model_input_names = list(tokenizer.model_input_names)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, first: str, second: str) -> dict[str, list[int]]:
+        found = self.tokenizer(first, second)
+        return {"token_type_ids": [*found["token_type_ids"][:-1], 2]}
+
+
+def test_weights_that_are_not_there_are_not_drawn(tmp_path: Path) -> None:
+    """A folder of another architecture under this one's name: the library would draw what it does not find."""
+    from safetensors.torch import load_file, save_file
+
+    make_model(tmp_path / "m", variant_of("bert"), "sequence")
+    file = tmp_path / "m" / "model.safetensors"
+    weights = load_file(file)
+    dropped = [key for key in weights if ".layer.1.attention.self.query" in key]
+    assert dropped
+    save_file({key: value for key, value in weights.items() if key not in dropped}, file, metadata={"format": "pt"})
+    place = locate(str(tmp_path / "m"))
+    way = decide(load_config(place), "single_label", "m")
+    for keep_head in (True, False):
+        with pytest.raises(UserError, match="lacks"):
+            open_classifier(place, SEQUENCE, way, keep_head=keep_head)
+
+
+def test_every_variant_is_of_a_type_that_is_run() -> None:
+    assert {variant.model_type for variant in MORE.values()} <= set(ARCHITECTURES)
+
+
+def test_texts_of_one_length_share_a_pass_where_padding_matters(tmp_path: Path) -> None:
+    """What is of tokens comes back padded with 0, and a gradient reaches every text."""
+    from kdbert.data.batches import collate
+
+    opened = Opened(tmp_path / "model", "convbert", "sequence", count=6)
+    model, _ = open_classifier(opened.place, opened.spec, opened.way, keep_head=True)
+    data: Encoded = opened.data
+    batch = collate(data, np.array([1, 0, 2, 3]))
+    seen = run_model(model, batch, "fp32", (2,))
+    assert seen.hidden[2].shape[:2] == batch.input_ids.shape
+    assert not seen.hidden[2][batch.attention_mask == 0].any()
+    seen.logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.classifier.parameters())
+    np.testing.assert_allclose(seen.logits.detach(), np.stack([opened.expected[i] for i in (1, 0, 2, 3)]), atol=1e-5)
