@@ -189,8 +189,16 @@ def kdbert() -> Callable[..., Finished]:
     return run
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that no process is left alone with one at the end."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--long` runs the long tests, and nothing else."""
+    parser.addoption("--long", action="store_true", help="run the tests marked long, and no others")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long tests only where they are asked for; files with slow tests first, so that no process is left alone with one
+    at the end.
+    """
+    items[:] = [item for item in items if bool(item.get_closest_marker("long")) == config.getoption("long")]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.path not in slow, item.path.name != "test_quickstart_run.py"))
 
