@@ -227,7 +227,7 @@ def test_numbers_of_a_batch_do_not_depend_on_padding_in_float32(run: Path, kdber
     assert kdbert("export", run).code == 0
     saved = saved_classifier(str(run))
     data = encode(saved.load("dev"), saved.tokenizer(), saved.max_length)
-    model = OnnxModel(run / "export" / "onnx")
+    model = OnnxModel(run / "export" / "onnx", saved.way)
     one, many = (
         predict(model, data, batch_size=size, precision="fp32", accelerator=make_accelerator()) for size in (1, 32)
     )

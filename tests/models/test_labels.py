@@ -16,14 +16,22 @@ from hypothesis import strategies as st
 from conftest import make_bert
 from kdbert import Recipe, UserError, distill
 from kdbert.data.encode import Encoded
+from kdbert.export import PLAIN
 from kdbert.models.labels import is_generic, label_permutation, plain, teacher_permutation
-from kdbert.models.load import label_names, load_classifier, load_config
-from kdbert.models.locate import locate
-from kdbert.tasks import get_task
+from kdbert.models.load import label_names, load_config
+from kdbert.models.locate import ModelPlace, locate
+from kdbert.models.open import decide, open_classifier
+from kdbert.tasks import TaskSpec, get_task
 from kdbert.tasks.custom import custom_task
 from kdbert.training.teacher import LOGITS, LiveTeacher, StoredTeacher
 
 IDS = torch.tensor([[2, 7, 8, 9, 3], [2, 11, 12, 13, 3]])
+
+
+def opened(place: ModelPlace, spec: TaskSpec, *, keep_head: bool) -> tuple[Any, bool]:
+    """A classifier in the library's own way, eager attention."""
+    way = decide(load_config(place), spec.kind, place.given, PLAIN)
+    return open_classifier(place, spec, way, keep_head=keep_head)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +196,7 @@ def test_live_and_stored_teachers_give_logits_in_the_tasks_order(
         place = locate(str(teacher))
         names = label_names(load_config(place))
         permutation = teacher_permutation(str(teacher), spec.name, spec.labels, spec.aliases, names, None)
-        model, kept = load_classifier(place, spec, attention="eager", keep_head=True)
+        model, kept = opened(place, spec, keep_head=True)
         assert kept
         outputs.append(LiveTeacher(model, permutation, "fp32").outputs(batch).logits)
         with torch.no_grad():
@@ -209,7 +217,7 @@ def test_a_student_that_starts_from_a_trained_head_keeps_it_in_the_tasks_order(
     spec = custom_task(str(colours[0]), str(colours[1]))
     logits = []
     for teacher in teachers:
-        model, kept = load_classifier(locate(str(teacher)), spec, attention="eager", keep_head=False)
+        model, kept = opened(locate(str(teacher)), spec, keep_head=False)
         assert kept
         assert [model.config.id2label[i] for i in range(3)] == LABELS
         with torch.no_grad():
@@ -219,9 +227,9 @@ def test_a_student_that_starts_from_a_trained_head_keeps_it_in_the_tasks_order(
 
 def test_a_head_of_other_labels_is_replaced_by_a_fresh_one(teachers: tuple[Path, Path]) -> None:
     torch.manual_seed(5)
-    model, kept = load_classifier(locate(str(teachers[0])), get_task("mnli"), attention="eager", keep_head=False)
+    model, kept = opened(locate(str(teachers[0])), get_task("mnli"), keep_head=False)
     assert not kept
-    old, _ = load_classifier(locate(str(teachers[0])), get_task("mnli"), attention="eager", keep_head=True)
+    old, _ = opened(locate(str(teachers[0])), get_task("mnli"), keep_head=True)
     assert not torch.equal(model.classifier.weight, old.classifier.weight)
     assert model.classifier.bias.abs().max() == 0
     assert torch.equal(model.bert.embeddings.word_embeddings.weight, old.bert.embeddings.word_embeddings.weight)

@@ -94,7 +94,6 @@ REFUSED: Mapping[str, str] = {
     "layoutlmv3": "it reads where each word lies on a page, and kdbert reads texts only",
     "lilt": "it reads where each word lies on a page, and kdbert reads texts only",
     "modernvbert": "it reads pictures beside texts, and kdbert reads texts only",
-    
     "perceiver": "it reads bytes, without a fast tokenizer",
     "reformer": "its attention draws random hashes, so that no two answers are the same",
     "roc_bert": "its tokenizer also gives the shapes and sounds of characters, and kdbert reads token ids only",
