@@ -35,7 +35,9 @@ def task_of(recipe: Recipe) -> TaskSpec:
         return get_task(task.name)
     assert task.train_file is not None
     assert task.dev_file is not None
-    return custom_task(task.train_file, task.dev_file, task.test_file, task.text_columns, task.label_column)
+    return custom_task(
+        task.train_file, task.dev_file, task.test_file, task.text_columns, task.label_column, task.kind
+    )
 
 
 def missing_teachers(recipe: Recipe) -> int:
