@@ -1,4 +1,4 @@
-"""What a label is as text: one rule for the training, dev and test file, and for the names in a model's configuration."""
+"""What a label is as text: one rule for the training, dev and test file, and for a model's own labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from datetime import date, time, timedelta
 from typing import Any
 
-NO_LABEL = "-1"  # what data sets write in a file whose labels are not given away; a class where other labels stand beside
+NO_LABEL = "-1"  # written where labels are not given away; a class where a training file has other labels, too
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0*")
 _LONGEST = 10_000  # characters of a text that is looked at as a list

@@ -22,8 +22,10 @@ _AT_A_TIME = 1000  # rows of a parquet file or saved dataset that are Python obj
 _TAGGED = (".conll", ".conllu", ".iob", ".iob2", ".bio")
 _TAG = re.compile(r"O|[BIOESLU]-\S+")
 _LOOKED_AT = 20  # lines of a .txt file
-_NO_HEADER = {"\0": "the names hold zero bytes (UTF-16? convert it with `iconv -f utf-16le -t utf-8`)",
-              "\r": "lines end in lone carriage returns; convert them, for example with `tr '\\r' '\\n'`"}
+_NO_HEADER = {
+    "\0": "the names hold zero bytes (UTF-16? convert it with `iconv -f utf-16le -t utf-8`)",
+    "\r": "lines end in lone carriage returns; convert them, for example with `tr '\\r' '\\n'`",
+}
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,10 @@ def _delimited(path: Path, split: Callable[[Path], Iterator[tuple[int, list[str]
                 "own are not read yet)"
             )
         if len(cells) != len(header):
+            what = "is there a tab in a text" if split is _tab_separated else "is a comma not quoted"
             raise UserError(
-                f"{path}, line {number}: {len(cells)} columns where the header has {len(header)} "
-                "(is the file truncated, or a " + ("tab in a text?)" if split is _tab_separated else "comma not quoted?)")
+                f"{path}, line {number}: {len(cells)} columns where the header has {len(header)} ({what}, or is the file "
+                "truncated?)"
             )
         yield f"line {number}", dict(zip(header, cells, strict=True))
 
@@ -141,7 +144,8 @@ def _header(path: Path, cells: list[str]) -> tuple[str, ...]:
     if twice:
         raise UserError(f"{where}: a column name stands twice ({twice})")
     if "" in names[1:] or names in ((), ("",)):
-        raise UserError(f"{where}: column {names.index('', 1) + 1 if names[1:] else 1} has no name (is there a header?)")
+        column = names.index("", 1) + 1 if names[1:] else 1
+        raise UserError(f"{where}: column {column} has no name; write a header with a name for each column")
     odd = next((what for sign, what in _NO_HEADER.items() if sign in "".join(names)), None)
     if odd:
         raise UserError(f"{where}: {odd}")

@@ -30,7 +30,7 @@ TEXT_PAIRS = (
     ("query", "document"), ("claim", "evidence"),
 )  # fmt: skip
 TEXT_COLUMNS = ("text", "sentence", "utterance", "utt", "query", "question", "tweet", "review", "content")
-# Columns of these names, or named like `tweet_id` and `pairID`, say where a row is from as long as they hold single words.
+# Columns of these names, or named like `tweet_id` and `pairID`, say where a row is from, if they hold single words.
 ABOUT = (
     "idx", "index", "guid", "uid", "uuid", "split", "subset", "fold", "partition", "dataset", "source", "genre",
     "domain", "filename", "file", "url", "link", "date", "year", "time", "timestamp", "created_at", "lang", "language",
@@ -46,10 +46,10 @@ def infer_columns(
 ) -> tuple[tuple[str, ...], str]:
     """The text column(s) and the label column, as told by the person or inferred.
 
-    The label is the column `label`, or the only one of `LABEL_COLUMNS`, or of two columns the second. Of the others, one
-    is read if it is the only one that holds text, and two if they alone hold text and their names are one of
-    `TEXT_PAIRS`. A column holds text if some cell is text that is no number, date or truth value. Columns `ABOUT` a row
-    do so only if some cell is more than one word, and those whose name has `label` in it never.
+    The label is the column `label`, or the only one of `LABEL_COLUMNS`, or of two columns the second. Of the others,
+    one is read if it alone holds text, and two if they alone hold text and their names are one of `TEXT_PAIRS`. A
+    column holds text if some cell is text that is no number, date or truth value; one of `ABOUT` only if some cell is
+    more than one word, and one with `label` in its name never.
 
     Raises:
         UserError: a named column is missing, or the columns cannot be told.
@@ -97,9 +97,8 @@ def _label_column(table: Table, text_columns: list[str] | None) -> str:
         return (exact or known)[0]
     listed = ", ".join(table.columns)
     if known:
-        raise UserError(
-            f"{table.path}: cannot tell the label column: {', '.join(exact or known)} may be it; name it with --label-column"
-        )
+        may = ", ".join(exact or known)
+        raise UserError(f"{table.path}: cannot tell the label column: {may} may be it; name it with --label-column")
     if text_columns is None and len(table.columns) == 2:
         return table.columns[1]
     raise UserError(
@@ -218,12 +217,15 @@ def _label(value: Any, where: str) -> str | None:
     """
     what = no_class(value)
     if what is not None:
-        shown = str(value)
         raise UserError(
-            f"{where}: the label {shown[:_SHOWN]}{'…' * (len(shown) > _SHOWN)} looks like {what}; own data of that form "
-            "is not read yet, only one class or one score for each row"
+            f"{where}: the label {_cut(str(value))} looks like {what}; own data of that form is not read yet, only one "
+            "class or one score for each row"
         )
     return label_text(value)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _refuse_swallowed(record: Mapping[str, Any], known: Collection[str], where: str) -> None:
@@ -237,8 +239,8 @@ def _refuse_swallowed(record: Mapping[str, Any], known: Collection[str], where: 
             parts = line.split(",")
             if len(parts) > 1 and any(part in known for part in parts):
                 raise UserError(
-                    f"{where}: a quoted field holds several lines, one of which looks like a row ({line[:_SHOWN]}): a "
-                    "quote at the beginning of a field is to be doubled, or if it is one text write it as .jsonl"
+                    f"{where}: a quoted field holds several lines, and one looks like a row ({_cut(line)}): is a quote "
+                    "not closed? (if it is one text, write the file as .jsonl)"
                 )
 
 
@@ -298,12 +300,12 @@ class _Labels:
                 f"--label-column{scores}"
             )
         if same := alike(names):
-            raise UserError(f"{where} has the labels {same[0]!r} and {same[1]!r}, which are matched as one; write them alike")
+            raise UserError(f"{where} has the labels {same[0]!r} and {same[1]!r}, which count as one; write them alike")
         several = next((name for name in names if _several(name, names)), None)
         if several is not None:
             raise UserError(
-                f"{where} has labels such as {several!r}, which look like several classes; own data of that form is not "
-                "read yet, only one class for each row"
+                f"{where} has labels such as {several!r}, which look like several classes; own data of that form is "
+                "not read yet, only one class for each row"
             )
 
     def words(self) -> str:
@@ -312,7 +314,8 @@ class _Labels:
             return "scores (regression)"
         shown = ", ".join(self.names[:8]) + (", …" if len(self.names) > 8 else "")
         read = f"{len(self.names)} classes ({shown})"
-        return f"{read}; if these numbers are scores, say --kind regression" if self.whole else read
+        scores = self.whole and len(self.names) > 2
+        return f"{read}; if these numbers are scores, say --kind regression" if scores else read
 
 
 _KINDS: dict[str, Kind] = {"single-label": "single_label", "regression": "regression"}
@@ -405,7 +408,7 @@ def _tell_columns(table: Table, own: Own, labels: _Labels) -> None:
     broken = f" ({table.broken} with line breaks in a quoted field)" if table.broken else ""
     _, first = next(table.rows)
     shown = [str(first.get(name)) for name in (*own.text, own.label)]
-    example = [repr(cell if len(cell) <= _SHOWN else f"{cell[:_SHOWN]}…") for cell in shown]
+    example = [repr(_cut(cell)) for cell in shown]
     _tell(
         f"{table.path}: {labels.rows} rows{broken}; text from {' + '.join(own.text)}; label from {own.label!r}: "
         f"{labels.words()}" + (f"; not read: {', '.join(left)}" if left else "")

@@ -47,6 +47,10 @@ class Own:
     label: str
     digests: Mapping[str, str] = field(default_factory=dict)
 
+    def scored_on(self, split: str) -> tuple[object, ...]:
+        """What two runs have in common that are scored on the same examples of a split."""
+        return self.text, self.label, self.digests.get(split)
+
 
 def _tenth(identity: str) -> int:
     return int(hashlib.sha256(identity.encode()).hexdigest()[:8], 16) % 10
