@@ -126,8 +126,8 @@ def _delimited(path: Path, split: Callable[[Path], Iterator[tuple[int, list[str]
         if len(cells) != len(header):
             what = "is there a tab in a text" if split is _tab_separated else "is a comma not quoted"
             raise UserError(
-                f"{path}, line {number}: {len(cells)} columns where the header has {len(header)} ({what}, or is the file "
-                "truncated?)"
+                f"{path}, line {number}: {len(cells)} columns where the header has {len(header)} ({what}, or is "
+                "the file truncated?)"
             )
         yield f"line {number}", dict(zip(header, cells, strict=True))
 
@@ -184,7 +184,8 @@ def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
             lines.clear()
     except csv.Error as error:
         line = start + _last_quote("".join(lines))
-        raise UserError(f"{path}, line {line}: {error} (is a quote not closed, or the file truncated?)") from None
+        cure = _NO_HEADER["\r"] if "new-line" in str(error) else "is a quote not closed, or the file truncated?"
+        raise UserError(f"{path}, line {line}: {error} ({cure})") from None
 
 
 def _last_quote(text: str) -> int:

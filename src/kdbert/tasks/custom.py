@@ -30,7 +30,7 @@ TEXT_PAIRS = (
     ("query", "document"), ("claim", "evidence"),
 )  # fmt: skip
 TEXT_COLUMNS = ("text", "sentence", "utterance", "utt", "query", "question", "tweet", "review", "content")
-# Columns of these names, or named like `tweet_id` and `pairID`, say where a row is from, if they hold single words.
+# Columns of these names (or these with a number) or named like `tweet_id` and `pairID`, if they hold single words.
 ABOUT = (
     "idx", "index", "guid", "uid", "uuid", "split", "subset", "fold", "partition", "dataset", "source", "genre",
     "domain", "filename", "file", "url", "link", "date", "year", "time", "timestamp", "created_at", "lang", "language",
@@ -99,7 +99,7 @@ def _label_column(table: Table, text_columns: list[str] | None) -> str:
     if known:
         may = ", ".join(exact or known)
         raise UserError(f"{table.path}: cannot tell the label column: {may} may be it; name it with --label-column")
-    if text_columns is None and len(table.columns) == 2:
+    if text_columns is None and len(table.columns) == 2 and table.columns[1].lower() not in TEXT_COLUMNS:
         return table.columns[1]
     raise UserError(
         f"{table.path}: cannot tell the label column (columns: {listed}); name it with --label-column, or write a "
@@ -126,7 +126,7 @@ def _text_like(table: Table, names: list[str]) -> list[str]:
 
 
 def _about(name: str) -> bool:
-    return not name or name.lower() in ABOUT or _ID.fullmatch(name) is not None
+    return not name or name.lower().rstrip("_0123456789") in ABOUT or _ID.fullmatch(name) is not None
 
 
 def _is_text(cell: Any, words: int) -> bool:
@@ -185,7 +185,8 @@ def own_rows(table: Table, own: Own, labelled: bool, known: Collection[str] = ()
         UserError: a cell without text, a label that is no class and no score, a field of a csv file that has swallowed
             rows; with its line.
     """
-    empty = 0
+    empty = quoted = 0
+    tabbed = ".tsv" in table.path.suffixes
     for count, (place, record) in enumerate(table.rows):
         where = f"{table.path}, {place}"
         cells = []
@@ -196,6 +197,7 @@ def own_rows(table: Table, own: Own, labelled: bool, known: Collection[str] = ()
                 raise UserError(f"{where}: column {column!r} holds no text{what}")
             cells.append(value)
         empty += not all(cell.strip() for cell in cells)
+        quoted += tabbed and any(_quoted(cell) for cell in cells)
         if table.broken:
             _refuse_swallowed(record, known, where)
         yield Row(
@@ -205,8 +207,21 @@ def own_rows(table: Table, own: Own, labelled: bool, known: Collection[str] = ()
             label=_label(record.get(own.label), where) if labelled else None,
             place=place,
         )
+    if table.broken:
+        _tell(f"{table.path}: {table.broken} of the rows have a quoted field with line breaks")
     if empty:
         _tell(f"{table.path}: {empty} of the rows have an empty text", logging.WARNING)
+    if quoted:
+        _tell(
+            f"{table.path}: {quoted} of the texts look quoted as in csv, but in .tsv a quote is a character; "
+            "write the file without quoting, or as .csv",
+            logging.WARNING,
+        )
+
+
+def _quoted(cell: str) -> bool:
+    """Whether a cell is in quotes and has doubled ones inside, as csv writers do it."""
+    return len(cell) > 3 and cell[0] == cell[-1] == '"' and '""' in cell[1:-1]
 
 
 def _label(value: Any, where: str) -> str | None:
@@ -236,7 +251,7 @@ def _refuse_swallowed(record: Mapping[str, Any], known: Collection[str], where: 
     """
     for cell in record.values():
         for line in cell.split("\n") if "\n" in cell else ():
-            parts = line.split(",")
+            parts = line.replace('"', "").split(",")
             if len(parts) > 1 and any(part in known for part in parts):
                 raise UserError(
                     f"{where}: a quoted field holds several lines, and one looks like a row ({_cut(line)}): is a quote "
@@ -352,7 +367,9 @@ def custom_task(
     train = read_table(Path(train_file), "train")
     text, label = infer_columns(train, text_columns, label_column)
     labels = _Labels(train, label, kind)
-    if label_column is None and label.lower() not in LABEL_COLUMNS and label_text(label) in labels.names:
+    name = label_text(label) or ""
+    by_place = label_column is None and label.lower() not in LABEL_COLUMNS
+    if by_place and (name in labels.names or number(name) is not None):
         raise UserError(
             f"{train_file}: the first line looks like a row ({', '.join(train.columns)}); write a header such as text, "
             "label in front of it, or name the columns with --text-columns and --label-column"
@@ -405,12 +422,10 @@ def own_task(own: Own, kind: Kind, labels: Collection[str], splits: Mapping[str,
 def _tell_columns(table: Table, own: Own, labels: _Labels) -> None:
     """What is read of a training file and how, with its first row."""
     left = [name or "(without a name)" for name in table.columns if name not in (*own.text, own.label)]
-    broken = f" ({table.broken} with line breaks in a quoted field)" if table.broken else ""
     _, first = next(table.rows)
-    shown = [str(first.get(name)) for name in (*own.text, own.label)]
-    example = [repr(_cut(cell)) for cell in shown]
+    example = [repr(_cut(str(first.get(name)))) for name in own.text] + [str(label_text(first.get(own.label)))]
     _tell(
-        f"{table.path}: {labels.rows} rows{broken}; text from {' + '.join(own.text)}; label from {own.label!r}: "
+        f"{table.path}: {labels.rows} rows; text from {' + '.join(own.text)}; label from {own.label!r}: "
         f"{labels.words()}" + (f"; not read: {', '.join(left)}" if left else "")
         + f"; the first row: {' + '.join(example[:-1])} -> {example[-1]}"
     )  # fmt: skip
