@@ -56,6 +56,7 @@ def labels(spec: TaskSpec, split: str = "train") -> list[Any]:
     return [spec.labels[number] for number in found] if spec.labels else found.tolist()
 
 
+@pytest.mark.real_data
 @pytest.mark.parametrize("folder", GLUE)
 def test_every_file_of_glue_gives_the_rows_of_the_registered_task(glue_dir: Path, folder: str) -> None:
     name, text, label = GLUE[folder]
@@ -80,12 +81,14 @@ def test_every_file_of_glue_gives_the_rows_of_the_registered_task(glue_dir: Path
     assert read
 
 
+@pytest.mark.real_data
 def test_a_malformed_row_that_qqps_own_reader_skips_is_refused(glue_dir: Path, tmp_path: Path) -> None:
     whole = (glue_dir / "QQP_head" / "train.head.tsv").read_text(encoding="utf-8")
     with pytest.raises(UserError, match="line 11: 3 columns where the header has 6"):
         read_table(put(tmp_path / "train.tsv", f"{whole.rstrip()}\n9\t1\t2\n"))
 
 
+@pytest.mark.real_data
 def test_davidsons_csv_gives_every_row_though_many_take_several_lines(
     data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
