@@ -112,6 +112,7 @@ def test_davidsons_csv_gives_every_row_though_many_take_several_lines(
         ("text label_text label", "a b|very good", "text"),  # SetFit's
         ("genre source1 sentence1 sentence2 label", "news|none|a b|c d", "sentence1 sentence2"),
         ("number text length label", "3|a b|0.5", "text"),
+        ("source mark sentence label", "gj04|*|a b", "sentence"),  # CoLA's, with a header
         ("digits label", "123", "digits"),  # the only one left
     ],
 )

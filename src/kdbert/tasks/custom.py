@@ -132,7 +132,7 @@ def _about(name: str) -> bool:
 def _is_text(cell: Any, words: int) -> bool:
     """Whether a cell is a text of so many words or more, and no number, date or truth value."""
     text = cell.strip() if isinstance(cell, str) else ""
-    if len(text.split(None, 1)) < words:
+    if len(text.split(None, 1)) < words or not any(letter.isalnum() for letter in text):
         return False
     return number(text) is None and text.lower() not in ("true", "false", "nan") and not _DATE.fullmatch(text)
 
