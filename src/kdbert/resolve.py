@@ -84,10 +84,8 @@ def saved_task(run: Path | str, facts: Mapping[str, Any], data_dir: str | None, 
     except (LookupError, TypeError, ValueError, AttributeError):
         raise UserError(f"{run}: run.json does not say what was read; train it again with --overwrite") from None
     if test_file is not None:
-        if not Path(test_file).exists():
-            raise UserError(f"no file {test_file!r}: check the path")
-        digests["test"] = content_digest(Path(test_file))
         splits["test"] = own_split(read_table(Path(test_file), "test"), own, "test", labels)
+        digests["test"] = content_digest(Path(test_file))
     return own_task(replace(own, digests=digests), kind, labels, splits, source)
 
 
@@ -99,9 +97,13 @@ def _saved_split(own: Own, name: str, file: Mapping[str, Any], labels: list[str]
 
     def read(path: Path) -> Iterator[Row]:
         cure = "bring it back or name its folder with --data-dir"
-        if not path.exists():
-            raise UserError(f"{path}, the run's {name} file, is not there any more; {cure}")
-        if content_digest(path) != file["sha256"]:
+        try:
+            if not path.exists():
+                raise UserError(f"{path}, the run's {name} file, is not there any more; {cure}")
+            digest = content_digest(path)
+        except OSError as error:
+            raise UserError(f"{path}, the run's {name} file, cannot be read ({error.strerror}); {cure}") from None
+        if digest != file["sha256"]:
             raise UserError(f"{path} is not the run's {name} file any more, its content is another; {cure}")
         return own_split(read_table(path, name), own, name, labels).read(path)
 

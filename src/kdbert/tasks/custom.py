@@ -37,6 +37,7 @@ ABOUT = (
     "author", "user", "username", "annotator",
 )  # fmt: skip
 _ID = re.compile(r"(?:.*[^a-zA-Z]|)[iI][dD]\d*|.*[a-z]I[dD]")
+_LABEL = re.compile(r"(^|_)labels?(_|$)")  # another form of the label, such as `label_text`
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d{1,2}:\d{2}\S*)?|\d{1,2}:\d{2}(:\d{2})?")
 _SHOWN = 60  # characters of the example that is told
 
@@ -49,7 +50,7 @@ def infer_columns(
     The label is the column `label`, or the only one of `LABEL_COLUMNS`, or of two columns the second. Of the others,
     one is read if it alone holds text, and two if they alone hold text and their names are one of `TEXT_PAIRS`. A
     column holds text if some cell is text that is no number, date or truth value; one of `ABOUT` only if some cell is
-    more than one word, and one with `label` in its name never.
+    more than one word, and one like `label_text` never.
 
     Raises:
         UserError: a named column is missing, or the columns cannot be told.
@@ -115,7 +116,7 @@ def _both(pair: tuple[str, str], names: list[str]) -> tuple[str, ...]:
 
 def _text_like(table: Table, names: list[str]) -> list[str]:
     """Those of the columns that hold text."""
-    open_ = {name: _about(name) for name in names if "label" not in name.lower()}
+    open_ = {name: _about(name) for name in names if not _LABEL.search(name.lower())}
     found = {name for name in open_ if name.lower() in TEXT_COLUMNS}
     for _, record in table.rows:
         left = [name for name in open_ if name not in found]
@@ -316,11 +317,12 @@ class _Labels:
             )
         if same := alike(names):
             raise UserError(f"{where} has the labels {same[0]!r} and {same[1]!r}, which count as one; write them alike")
-        several = next((name for name in names if _several(name, names)), None)
-        if several is not None:
+        known = set(names)
+        several = next((name for name in names if _several(name, known)), None)
+        if several is not None and not asked:
             raise UserError(
                 f"{where} has labels such as {several!r}, which look like several classes; own data of that form is "
-                "not read yet, only one class for each row"
+                "not read yet (--kind single-label takes each as one class)"
             )
 
     def words(self) -> str:
@@ -393,6 +395,7 @@ def own_split(table: Table, own: Own, name: str, known: Collection[str]) -> Spli
     Raises:
         UserError: it lacks a column, or labels.
     """
+    known = frozenset(known)
     labelled = name == "train" or has_labels(table, own.label, known)
     _require(table, [*own.text, own.label] if labelled or name != "test" else list(own.text))
     if not labelled and name != "test":
