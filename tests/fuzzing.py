@@ -37,9 +37,10 @@ from kdbert.reporting.collect import Run, read_predictions, read_run, read_score
 from kdbert.reporting.curves import read_log
 from kdbert.runs import RunFolder, sha256
 from kdbert.seal import KEY, sealed
-from kdbert.tasks.custom import _rows, infer_columns
+from kdbert.tasks.custom import infer_columns, own_rows
 from kdbert.tasks.intent import read_clinc
 from kdbert.tasks.readers import Columns, read_multi_label, read_tagged, read_tsv
+from kdbert.tasks.spec import Own
 from kdbert.training.checkpoint import newest_checkpoint, save_checkpoint
 from kdbert.training.store import _read
 
@@ -105,7 +106,7 @@ def read_custom(path: Path) -> object:
     """A person's own file, as task custom reads it."""
     table = read_table(path)
     text, label = infer_columns(table, None, None)
-    return list(_rows(table, text, label, True))
+    return list(own_rows(table, Own(text, label), True))
 
 
 def read_recipe(path: Path) -> object:

@@ -478,6 +478,9 @@ WANTED = {
     "null_text": ("bad.jsonl, line 1", "'text'", "no text"),
     "half_a_character": ("bad.jsonl",),
     "column_twice": ("bad.csv, line 1", "twice"),
+    "label_of_a_list": ("bad.jsonl, line 2", "several classes", "not read yet"),
+    "rows_in_a_quoted_field": ("bad.csv, line 3", "looks like a row"),
+    "tagged_words": ("bad.conll", "tagged words"),
 }
 
 
@@ -650,10 +653,29 @@ def column_twice(world: World) -> Path:
     return world.write("bad.csv", "text,label,label\ngood,positive,x\nbad,negative,x\n")
 
 
+@both
+def label_of_a_list(world: World) -> Path:
+    return world.write("bad.jsonl", '{"text": "a", "label": "positive"}\n{"text": "b", "label": ["positive"]}\n')
+
+
+@both
+def rows_in_a_quoted_field(world: World) -> Path:
+    rows = ["good,positive", '"bad,negative', 'fine",positive', "poor,negative"]
+    return world.write("bad.csv", "\n".join(["text,label", *rows]))
+
+
+@both
+def tagged_words(world: World) -> Path:
+    return world.write("bad.conll", "EU B-ORG\nrejects O\n")
+
+
 # ---- columns and labels
 
 table(
     {
+        "kind_of_no_such_name": (["--kind", "scores"], ("task.kind", "'regression'", "'scores'")),
+        "words_as_scores": (["--kind", "regression"], ("train.csv, line 2", "--kind regression")),
+        "kind_of_a_registered_task": (["--task", "rte", "--kind", "regression"], ("--train-file", "--task custom")),
         "label_column_missing": (["--label-column", "lable"], ("train.csv", "'lable'", "did you mean 'label'")),
         "text_column_missing": (["--text-columns", "sentence"], ("train.csv", "'sentence'", "text, label")),
         "three_text_columns": (["--text-columns", "text,text,text"], ("--text-columns", "one or two")),
@@ -685,6 +707,11 @@ def label_only_in_test(world: World) -> Words:
 def word_among_scores(world: World) -> Words:
     train = world.write("train.csv", "text,score\na,0.5\nb,1.25\nc,3.0\n")
     return world.finetune(train=train, dev=world.write("dev.csv", "text,score\na,high\n"))
+
+
+@wrong("train.csv", "title, text all hold text", "--text-columns")
+def two_columns_of_text(world: World) -> Words:
+    return world.finetune(train=world.write("train.csv", "title,text,label\na b,c d,positive\ne f,g h,negative\n"))
 
 
 @wrong("same file")
@@ -1193,6 +1220,11 @@ def evaluate_an_unknown_task(world: World) -> Words:
 @wrong("'rte'", "test.tsv", "--data-dir")
 def evaluate_a_missing_file(world: World) -> Words:
     return ["evaluate", world.models / "nli", "--task", "rte", "--split", "test", "--data-dir", "nowhere"]
+
+
+@wrong("--test-file", "--task custom")
+def evaluate_a_test_file_of_a_registered_task(world: World) -> Words:
+    return evaluate_rte(world, "rte", "--test-file", "glue/RTE/dev.tsv")
 
 
 @wrong("custom")

@@ -40,7 +40,7 @@ from kdbert.models.open import (
 )
 from kdbert.recipe import Recipe
 from kdbert.reporting.predictions import predicted, write_hidden, write_predictions, write_submission
-from kdbert.resolve import task_of
+from kdbert.resolve import saved_task, task_of
 from kdbert.runs import RunFolder, short_name
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec, get_task, task_name
 from kdbert.tasks.corpus import corpus_task
@@ -65,7 +65,8 @@ def evaluate(
     task: str | None = None,
     *,
     corpus: str | None = None,
-    split: str = "dev",
+    split: str | None = None,
+    test_file: str | None = None,
     data_dir: str | None = None,
     output_dir: str | None = None,
     labels: list[str] | None = None,
@@ -79,9 +80,10 @@ def evaluate(
         model: run folder, model folder or Hub id.
         task: registered task; by default the run's own.
         corpus: plain text to score a masked-LM on, all of it (task `corpus`).
-        split: `dev`, `test`, or one split's name (`dev_matched`).
+        split: `dev` (the default), `test`, or one split's name (`dev_matched`).
+        test_file: of a run of own data: a file with the same columns, with labels or without, as the test split.
         output_dir: where predictions go; by default the run's `predictions/`, and where they are not the run's own
-            (another model, task, text, length or precision) `predictions/<task>/<model>-<8 hex of all that>`.
+            (another model, task, text, file, length or precision) `predictions/<task>/<model>-<8 hex of all that>`.
         labels: the model's labels in order, where its configuration does not name them.
         max_length: tokens per example; by default the run's, or the task's.
 
@@ -93,12 +95,19 @@ def evaluate(
     if corpus is not None or CORPUS in (task, trained.task.name if trained is not None and task is None else None):
         if task not in (None, CORPUS):
             raise UserError(f"--corpus is plain text, which is task corpus, not {task}")
+        if test_file is not None:
+            raise UserError("--test-file goes with a run of own data (--task custom); name plain text with --corpus")
         return _evaluate_text(
-            place, trained, corpus, split=split, output_dir=output_dir, max_length=max_length, batch_size=batch_size,
-            precision=precision,
+            place, trained, corpus, split=split or "dev", output_dir=output_dir, max_length=max_length,
+            batch_size=batch_size, precision=precision,
         )  # fmt: skip
-    saved = saved_classifier(model, task, data_dir=data_dir, labels=labels, max_length=max_length)
+    if test_file is not None and split not in (None, "test"):
+        raise UserError(f"--test-file is a test split, not {split}; leave --split out")
+    saved = saved_classifier(model, task, data_dir=data_dir, labels=labels, max_length=max_length, test_file=test_file)
     spec = saved.spec
+    split = split or ("dev" if test_file is None else "test")
+    if spec.own is not None and split == "test" and "test" not in spec.splits:
+        raise UserError(f"{model} was made without a test file; name one with --test-file")
     examples = {name: saved.load(name) for name in spec.split_names(split)}
     saved.check()
     before = spec.name if trained is None or trained.task.name == CUSTOM else trained.task.name
@@ -108,8 +117,9 @@ def evaluate(
     chosen = choose_precision(precision, accelerator.device)
     tokenizer = saved.tokenizer()
     network = saved.network().to(accelerator.device)
-    folder = _own_folder(spec.name, place, output_dir, saved.max_length, chosen)
-    if output_dir is None and place.run is not None and trained is not None:
+    foreign = spec.own.digests["test"] if spec.own is not None and test_file is not None else ""
+    folder = _own_folder(spec.name, place, output_dir, saved.max_length, chosen, *filter(None, [foreign]))
+    if output_dir is None and not foreign and place.run is not None and trained is not None:
         # With another length or precision the scores are not those of the run's own results.
         own = (trained.task.name, trained.task.max_length, RunFolder(place.run).manifest().get("precision"))
         if own == (spec.name, saved.max_length, chosen):
@@ -229,11 +239,13 @@ def saved_classifier(
     data_dir: str | None = None,
     labels: list[str] | None = None,
     max_length: int | None = None,
+    test_file: str | None = None,
     like: SavedClassifier | None = None,
 ) -> SavedClassifier:
     """A model with the task that it is asked about: the one named, or its run's own.
 
     Args:
+        test_file: in place of the test file of a run of own data.
         like: another model, whose task and length are taken instead.
 
     Raises:
@@ -248,15 +260,22 @@ def saved_classifier(
     if task is None and trained is None:
         raise UserError(f"{model!r} is no run folder, so its task is not known; name it with --task")
     if trained is not None and (task is None or task_name(task) == trained.task.name):
-        spec = task_of(trained)
+        if trained.task.name == CUSTOM:
+            assert place.run is not None
+            spec = saved_task(place.run, RunFolder(place.run).manifest(), data_dir, test_file)
+        else:
+            spec = task_of(trained)
         data_dir = data_dir or trained.task.data_dir
     else:
         assert task is not None
         if task_name(task) == CUSTOM:
             raise UserError("--task custom needs a run that was trained on the custom task")
         spec = get_task(task)
-        if data_dir is None and trained is not None and task_of(trained).data_dir == spec.data_dir:
+        registered = trained is not None and trained.task.name != CUSTOM
+        if data_dir is None and trained is not None and registered and task_of(trained).data_dir == spec.data_dir:
             data_dir = trained.task.data_dir  # GLUE's tasks lie side by side
+    if test_file is not None and spec.own is None:
+        raise UserError(f"--test-file goes with a run of own data (--task custom), not with task {spec.name!r}")
     if spec.kind == "masked_lm":
         raise UserError(
             f"{model!r} is a masked-LM, which answers no task yet; fine-tune it first: "

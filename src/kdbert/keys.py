@@ -16,7 +16,7 @@ ADDED_LATER = {
     "memory": None, "train.batch_sampler": "random", "train.examples_per_class": 4, "train.attention": "auto",
     "train.fast_dropout": True, "train.used_rows": True, "train.first_token": True, "train.packing": True,
     "train.cache_precision": "fp32", "train.patience": None, "student.tokenizer": None, "task.mask_probability": 0.15,
-    "task.mask_words": False, "task.text_unit": "line",
+    "task.mask_words": False, "task.text_unit": "line", "task.kind": None,
 }  # fmt: skip
 # Keys whose value is a path, which counts by what is in it, wherever it lies.
 FILES_BY_CONTENT = ("task.train_file", "task.dev_file", "task.test_file")

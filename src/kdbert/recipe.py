@@ -62,6 +62,9 @@ class TaskSection(Section):
     test_file: str | None = Field(None, description="custom: test file")
     text_columns: list[str] | None = Field(None, description="custom: one or two columns")
     label_column: str | None = Field(None, description="custom: the label's column")
+    kind: Literal["single-label", "regression"] | None = Field(
+        None, description="custom: how labels are read, single-label or regression (scores if some are not whole)"
+    )
     text_unit: Literal["line", "document", "file"] = Field(
         "line", description="corpus: what one text is: a line, a document (lines up to a blank one), or a file"
     )
@@ -72,6 +75,11 @@ class TaskSection(Section):
     @classmethod
     def _list(cls, value: Any) -> Any:
         return split_names(value)
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _hyphen(cls, value: Any) -> Any:
+        return value.replace("_", "-") if isinstance(value, str) else value  # `kdbert data list` says single_label
 
     @field_validator("name")
     @classmethod
@@ -84,10 +92,11 @@ class TaskSection(Section):
     @model_validator(mode="after")
     def _files(self) -> TaskSection:
         files = {"train_file": self.train_file, "dev_file": self.dev_file}
+        of_tables = ("test_file", "text_columns", "label_column", "kind")
         if self.name == CORPUS:
             if self.train_file is None:
                 raise ValueError("task 'corpus' is plain text of yours: name a file or folder with --corpus")
-            tables = [k for k in ("test_file", "text_columns", "label_column") if getattr(self, k) is not None]
+            tables = [k for k in of_tables if getattr(self, k) is not None]
             if tables:
                 raise ValueError(f"--{tables[0].replace('_', '-')} says nothing of plain text (task 'corpus')")
         elif self.name == CUSTOM:
@@ -95,7 +104,7 @@ class TaskSection(Section):
             if missing:
                 raise ValueError(f"task 'custom' needs {' and '.join('--' + key for key in missing)}")
         else:
-            given = [k for k in (*files, "test_file", "text_columns", "label_column") if getattr(self, k) is not None]
+            given = [k for k in (*files, *of_tables) if getattr(self, k) is not None]
             if given:
                 raise ValueError(
                     f"--{given[0].replace('_', '-')} goes with --task custom; task {self.name!r} has its own files"

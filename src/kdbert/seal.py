@@ -10,18 +10,30 @@ from collections.abc import Mapping
 from typing import Any
 
 KEY = "sha256"
+TWICE = "a key stands twice"
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, once: bool = False) -> Any:
     """The values of a JSON text from outside.
 
+    Args:
+        once: no key may stand twice in an object.
+
     Raises:
-        ValueError: it is no JSON, or nested so deeply that Python cannot read it.
+        ValueError: it is no JSON, or nested so deeply that Python cannot read it, or a key stands twice.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_each_once if once else None)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{TWICE} ({next(name for name in names if names.count(name) > 1)})")
+    return found
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:

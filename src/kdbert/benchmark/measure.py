@@ -137,7 +137,9 @@ def benchmark(
     asked: dict[str, Any] = {"task": task, "data_dir": data_dir, "max_length": max_length}
     contenders = _contenders(models, backends, asked)
     spec = contenders[0].saved.spec
-    examples = contenders[0].saved.load(split or _scored_split(spec))
+    scored = split or _scored_split(spec)
+    _check_own_data([one.saved for one in contenders], scored)
+    examples = contenders[0].saved.load(scored)
     if examples.labels is None:
         raise UserError(f"{examples.split} of task {spec.name!r} has no labels to score by; choose another --split")
     master = _teacher(teacher, contenders)
@@ -221,6 +223,25 @@ def _contenders(models: Sequence[str], backends: Sequence[str], asked: Mapping[s
     for contender in found:
         contender.name = names[contender.saved.given]
     return found
+
+
+def _check_own_data(models: Sequence[SavedClassifier], split: str) -> None:
+    """Refuse runs of own data that read other columns, labels or another file of the split than the first.
+
+    Raises:
+        UserError: with two that differ.
+    """
+    first = models[0]
+    for one in models:
+        if (
+            one.spec.own is not None
+            and first.spec.own is not None
+            and one.spec.own.scored_on(split) != (first.spec.own.scored_on(split))
+        ):
+            raise UserError(
+                f"{first.given} and {one.given} are runs on different data of yours (the columns or the {split} file "
+                "differ); benchmark them apart"
+            )
 
 
 def _names(models: Mapping[str, SavedClassifier]) -> dict[str, str]:

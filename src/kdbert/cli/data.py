@@ -59,7 +59,7 @@ def describe(
 
     own = {
         CUSTOM: "your own files; to see what is made of them: "
-        "kdbert distill --task custom --train-file a.csv --dev-file b.csv --dry-run",
+        "kdbert distill --task custom --train-file a.csv --dev-file b.csv --dry-run (docs/tasks.md says how)",
         CORPUS: "your own plain text; to see what is made of it: "
         "kdbert finetune-teacher --corpus FILE --model MODEL --dry-run",
     }

@@ -52,6 +52,7 @@ def distill(
     test_file: o.TestFile = None,
     text_columns: o.TextColumns = None,
     label_column: o.LabelColumn = None,
+    kind: o.Kind = None,
     epochs: o.Epochs = None,
     batch_size: o.BatchSize = None,
     learning_rate: o.LearningRate = None,

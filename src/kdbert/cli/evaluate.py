@@ -13,7 +13,10 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Run folder, model folder or Hub id.")],
     task: Annotated[str | None, typer.Option(help="Task. [the run's own]")] = None,
     corpus: o.Corpus = None,
-    split: Annotated[str, typer.Option(help="dev, test, or one split's name such as dev_matched.")] = "dev",
+    split: Annotated[str | None, typer.Option(help="dev, test, or one split's name such as dev_matched. [dev]")] = None,
+    test_file: Annotated[
+        str | None, typer.Option(help="A run of own data: another file to score or answer, of the same columns.")
+    ] = None,
     data_dir: o.RunsDataDir = None,
     output_dir: Annotated[
         str | None, typer.Option(help="Where predictions go. [the run's own; else predictions/TASK/MODEL-…]")
@@ -28,13 +31,14 @@ def evaluate(
     """Score a saved model on a task's split and write its predictions (GLUE upload files for GLUE tests).
 
     kdbert evaluate runs/rte/kd/… --split test --data-dir glue_data
+    kdbert evaluate runs/custom/kd/… --test-file new.csv
     """
     o.start(quiet)
     from kdbert.evaluation import evaluate as evaluate_model
 
     found = evaluate_model(
-        model, task, corpus=corpus, split=split, data_dir=data_dir, output_dir=output_dir, labels=o.split_list(labels),
-        max_length=max_length, batch_size=batch_size, precision=precision,
+        model, task, corpus=corpus, split=split, test_file=test_file, data_dir=data_dir, output_dir=output_dir,
+        labels=o.split_list(labels), max_length=max_length, batch_size=batch_size, precision=precision,
     )  # fmt: skip
     if not o.main_process():
         return
@@ -45,6 +49,7 @@ def evaluate(
             row = SummaryRow("model", found.metrics)
             print_table(*summary_tables(found.task, [row]))
         else:
-            print(f"{found.task}: the {split} split has no labels, so there are predictions but no scores")
+            which = f"the {split} split" if test_file is None else test_file
+            print(f"{found.task}: {which} has no labels, so there are predictions but no scores")
     for file in found.files:
         print(file if quiet else f"predictions: {file}")

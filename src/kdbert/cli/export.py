@@ -38,11 +38,13 @@ def export(
     )  # fmt: skip
     if not quiet:
         for split, found in made.about["checks"].items():
-            metric = found["metric"]
+            metric = found.get("metric")
+            scores = f"{metric} {found['export'][metric]:.4f} (model {found['model'][metric]:.4f}), " if metric else ""
             print(
-                f"{split} ({found['examples']} examples): {metric} {found['export'][metric]:.4f} "
-                f"(model {found['model'][metric]:.4f}), agreement {found['agreement']:.4f}, "
+                f"{split} ({found['examples']} examples): {scores}agreement {found['agreement']:.4f}, "
                 f"largest difference of a logit {found['largest_difference']:.2g}"
             )
+        for split in made.about.get("unchecked", ()):
+            print(f"{split}: not checked, its file was not at hand")
         print(f"{made.about['format']}, {made.about['size_mib']:.1f} MiB: ", end="")
     print(made.path)

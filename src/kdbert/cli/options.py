@@ -31,6 +31,9 @@ Tokenizer = Annotated[
 ]
 TextColumns = Annotated[str | None, typer.Option(help="--task custom: one or two columns, a,b. [by name]")]
 LabelColumn = Annotated[str | None, typer.Option(help="--task custom: the label's column. [by name]")]
+Kind = Annotated[
+    str | None, typer.Option(help="--task custom: single-label, or regression. [scores if some are not whole]")
+]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training data. [3; quickstart 8]")]
 BatchSize = Annotated[int | None, typer.Option(help="Examples per step, over all processes. [32]")]
 LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate. [5e-5; quickstart 3e-4; corpus 5e-4]")]
@@ -205,7 +208,7 @@ def run_flags(given: Mapping[str, Any]) -> dict[str, Any]:
     flags = {
         f"{section}.{name}": given[name]
         for section, names in {
-            "task": ("data_dir", "max_length", "train_file", "dev_file", "test_file", "label_column"),
+            "task": ("data_dir", "max_length", "train_file", "dev_file", "test_file", "label_column", "kind"),
             "train": ("epochs", "batch_size", "learning_rate", "precision", "bucketing", "batch_sampler"),
             "output": ("runs_dir", "tracker"),
         }.items()

@@ -33,6 +33,7 @@ def train_memory(
     test_file: o.TestFile = None,
     text_columns: o.TextColumns = None,
     label_column: o.LabelColumn = None,
+    kind: o.Kind = None,
     precision: o.Precision = None,
     config: o.Config = None,
     set_: o.Set = None,
@@ -62,6 +63,7 @@ def train_memory(
         "task.test_file": test_file,
         "task.text_columns": o.split_list(text_columns),
         "task.label_column": label_column,
+        "task.kind": kind,
         "train.precision": precision,
         "output.runs_dir": runs_dir,
     }

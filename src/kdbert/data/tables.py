@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from kdbert.data.files import read_lines
 from kdbert.errors import UserError
-from kdbert.seal import parse_json
+from kdbert.seal import TWICE, parse_json
 
 Record = tuple[str, Mapping[str, Any]]
 # What Arrow and `datasets` raise, besides Arrow's own, where bytes are not as they should be.
 FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 _AT_A_TIME = 1000  # rows of a parquet file or saved dataset that are Python objects at once
+_TAGGED = (".conll", ".conllu", ".iob", ".iob2", ".bio")
+_TAG = re.compile(r"O|[BIOESLU]-\S+")
+_LOOKED_AT = 20  # lines of a .txt file
+_NO_HEADER = {
+    "\0": "the names hold zero bytes (UTF-16? convert it with `iconv -f utf-16le -t utf-8`)",
+    "\r": "lines end in lone carriage returns; convert them, for example with `tr '\\r' '\\n'`",
+}
 
 
 @dataclass(frozen=True)
@@ -24,11 +33,15 @@ class Table:
     """A file opened for reading: its columns, and its rows as (place, column -> value).
 
     Rows are read from the file whenever they are asked for, so that a large one is never held as Python objects.
+
+    Attributes:
+        broken: of a csv file, how many rows have a quoted field that holds line breaks.
     """
 
     path: Path
     columns: tuple[str, ...]
     read: Callable[[], Iterator[Record]]
+    broken: int = 0
 
     @property
     def rows(self) -> Iterator[Record]:
@@ -38,6 +51,10 @@ class Table:
 
 def read_table(path: Path, split: str | None = None) -> Table:
     """Open any supported file or folder, and read through it once to check it.
+
+    In `.tsv` a line is a row, and a quote is a character like any other, as in GLUE's files. `.csv` follows RFC 4180: a
+    field in quotes may hold commas, line breaks and doubled quotes; in a field that does not begin with one, a quote is
+    a character. Every row has as many columns as the header. Blank lines at the end are no rows.
 
     Args:
         path: `.csv`, `.tsv`, `.json`/`.jsonl` (one object a line), each plain or `.gz`; `.parquet`;
@@ -52,57 +69,152 @@ def read_table(path: Path, split: str | None = None) -> Table:
     suffix = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
     if path.is_dir():
         read = partial(_saved_dataset, path, split)
-    elif suffix in (".csv", ".tsv"):
-        read = partial(_delimited, path, "\t" if suffix == ".tsv" else ",")
+    elif suffix == ".csv":
+        read = partial(_delimited, path, _comma_separated)
+    elif suffix == ".tsv":
+        read = partial(_delimited, path, _tab_separated)
     elif suffix in (".json", ".jsonl"):
         read = partial(_json_lines, path)
     elif suffix == ".parquet":
         read = partial(_parquet, path)
     else:
-        raise UserError(
-            f"{path}: cannot tell its format; expected .csv, .tsv, .jsonl, .json (plain or .gz), .parquet "
-            "or a folder written by datasets.save_to_disk"
-        )
+        raise UserError(_another_format(path, suffix))
     columns: dict[str, None] = {}
-    count = 0
+    count = broken = 0
     for _, record in read():
         columns.update(dict.fromkeys(record))
         count += 1
+        broken += suffix == ".csv" and any("\n" in cell for cell in record.values())
     if not count:
         raise UserError(f"{path} has no examples" + (" (only a header?)" if path.is_file() else ""))
-    return Table(path, tuple(columns), read)
+    return Table(path, tuple(columns), read, broken)
 
 
-def _delimited(path: Path, delimiter: str) -> Iterator[Record]:
-    lines = read_lines(path)
-    reader = csv.reader((line + "\n" for _, line in lines), delimiter=delimiter, strict=True)
+def _another_format(path: Path, suffix: str) -> str:
+    """What is said of a file of no known form."""
+    tagged = suffix in _TAGGED
+    if suffix == ".txt":
+        lines = [line.split() for _, line in islice(read_lines(path), _LOOKED_AT) if line.strip()]
+        tagged = bool(lines) and all(len(parts) > 1 and _TAG.fullmatch(parts[-1]) for parts in lines)
+    if tagged:
+        return (
+            f"{path}: tagged words, one a line (CoNLL); tagged words of your own are not read yet, only those of "
+            "registered tasks (kind token in `kdbert data list`)"
+        )
+    return (
+        f"{path}: cannot tell its format; expected .csv, .tsv, .jsonl, .json (plain or .gz), .parquet "
+        "or a folder written by datasets.save_to_disk" + (" (plain text goes with --corpus)" * (suffix == ".txt"))
+    )
+
+
+def _delimited(path: Path, split: Callable[[Path], Iterator[tuple[int, list[str]]]]) -> Iterator[Record]:
+    """Records of a file with a header, from (line, cells) of each of its rows."""
     header: tuple[str, ...] | None = None
-    start = 1  # a quoted cell may span lines; an error names the line on which its row starts
+    blank = 0  # the first blank line behind the last row
+    for number, cells in split(path):
+        if header is None:
+            header = _header(path, cells)
+            continue
+        if not any(cell.strip() for cell in cells) and (len(cells) != len(header) or cells == [""]):
+            blank = blank or number
+            continue
+        if blank:
+            raise UserError(
+                f"{path}, line {blank}: a blank line between rows (if each line is a tagged word: tagged words of your "
+                "own are not read yet)"
+            )
+        if len(cells) != len(header):
+            what = "is there a tab in a text" if split is _tab_separated else "is a comma not quoted"
+            raise UserError(
+                f"{path}, line {number}: {len(cells)} columns where the header has {len(header)} ({what}, or is "
+                "the file truncated?)"
+            )
+        yield f"line {number}", dict(zip(header, cells, strict=True))
+
+
+def _header(path: Path, cells: list[str]) -> tuple[str, ...]:
+    """The names of the columns; the first may have none, as where pandas has written its index.
+
+    Raises:
+        UserError: a name stands twice or is missing, or the line is no header.
+    """
+    names = tuple(name.strip() for name in cells)
+    where = f"{path}, line 1"
+    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if twice:
+        raise UserError(f"{where}: a column name stands twice ({twice})")
+    if "" in names[1:] or names in ((), ("",)):
+        column = names.index("", 1) + 1 if names[1:] else 1
+        raise UserError(f"{where}: column {column} has no name; write a header with a name for each column")
+    odd = next((what for sign, what in _NO_HEADER.items() if sign in "".join(names)), None)
+    if odd:
+        raise UserError(f"{where}: {odd}")
+    if len(names) == 1 and (between := next((sign for sign in "\t;,|" if sign in names[0]), None)):
+        raise UserError(f"{where}: columns are separated by {between!r}, but .csv needs commas and .tsv needs tabs")
+    if any(len(name) > 1 and name[0] == name[-1] == '"' for name in names):
+        raise UserError(f"{where}: the names are in quotes, and .tsv has no quoting; write it without, or as .csv")
+    return names
+
+
+def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of each line."""
+    for number, line in read_lines(path):
+        yield number, line.split("\t")
+
+
+def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line on which it starts, cells) of each row.
+
+    Raises:
+        UserError: a quote that is not closed, or text behind one that is, with the line on which the field starts.
+    """
+    lines: list[str] = []  # of the row that is read
+
+    def following() -> Iterator[str]:
+        for _, line in read_lines(path):
+            lines.append(line + "\n")
+            yield lines[-1]
+
+    reader = csv.reader(following(), strict=True)
+    start = 1
     try:
         for cells in reader:
-            if header is None:
-                header = tuple(name.strip() for name in cells)
-                if len(set(header)) != len(header):
-                    raise UserError(f"{path}, line 1: a column name stands twice ({', '.join(header)})")
-            elif cells:
-                if len(cells) != len(header):
-                    raise UserError(
-                        f"{path}, line {start}: {len(cells)} columns where the header has {len(header)} "
-                        "(is the file truncated, or a comma not quoted?)"
-                    )
-                yield f"line {start}", dict(zip(header, cells, strict=True))
+            yield start, cells
             start = reader.line_num + 1
+            lines.clear()
     except csv.Error as error:
-        raise UserError(f"{path}, line {start}: {error} (is a quote not closed, or the file truncated?)") from None
+        line = start + _last_quote("".join(lines))
+        cure = _NO_HEADER["\r"] if "new-line" in str(error) else "is a quote not closed, or the file truncated?"
+        raise UserError(f"{path}, line {line}: {error} ({cure})") from None
+
+
+def _last_quote(text: str) -> int:
+    """Line, from 0, on which the last quoted field of a row begins."""
+    inside, line, found, before = False, 0, 0, ","
+    for letter in text:
+        if letter == '"' and inside:
+            inside = False
+        elif letter == '"' and before in ',"\n':  # behind another quote it is one that is doubled
+            inside, found = True, line if before != '"' else found
+        line += letter == "\n"
+        before = letter
+    return found
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
     for number, line in read_lines(path):
         if not line.strip():
             continue
+        if number == 1 and line.lstrip().startswith("["):
+            raise UserError(
+                f"{path}, line 1: a JSON list, where a JSON object on each line was expected (pandas: "
+                "to_json(path, orient='records', lines=True))"
+            )
         try:
-            value = parse_json(line)
-        except ValueError:
+            value = parse_json(line, once=True)
+        except ValueError as error:
+            if str(error).startswith(TWICE):
+                raise UserError(f"{path}, line {number}: {error}") from None
             raise UserError(f"{path}, line {number}: not a JSON object on one line (is the file truncated?)") from None
         if not isinstance(value, dict):
             raise UserError(f'{path}, line {number}: expected a JSON object such as {{"text": …, "label": …}}')
@@ -115,6 +227,9 @@ def _parquet(path: Path) -> Iterator[Record]:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            if len(set(columns)) != len(columns):
+                raise UserError(f"{path}: a column name stands twice ({', '.join(columns)})")
             names = _class_names((file.schema_arrow.metadata or {}).get(b"huggingface"))
             yield from _records((batch.to_pylist() for batch in file.iter_batches(_AT_A_TIME)), names)
     except (pyarrow.ArrowException, *FAULTS) as error:

@@ -5,12 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from kdbert.data.labels import plain
 from kdbert.errors import UserError
-
-
-def plain(label: str) -> str:
-    """A label for comparison: case-folded, with `-`, `_` and space alike."""
-    return re.sub(r"[-_\s]+", " ", label.strip().casefold())
 
 
 def is_generic(names: Sequence[str]) -> bool:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 from kdbert.data.examples import Examples
 from kdbert.errors import UserError
 from kdbert.recipe import Recipe
 from kdbert.reporting.answers import Example
 from kdbert.reporting.collect import Run, mapping
-from kdbert.resolve import task_of
-from kdbert.runs import content_digest
+from kdbert.resolve import saved_task, task_of
 from kdbert.tasks import CUSTOM
 
 MOST_CHARACTERS = 300  # of a shown text
@@ -29,8 +27,12 @@ class Texts:
     def __init__(self, run: Run, split: str, data_dir: str | None) -> None:
         self.found: Examples | None = None
         self.fault = self.warning = ""
+        own = run.task == CUSTOM
         try:
-            spec = task_of(Recipe.of({"task": run.facts["recipe"]["task"], "method": "finetune"}))
+            if own:
+                spec = saved_task(run.path, run.facts, data_dir, None)
+            else:
+                spec = task_of(Recipe.of({"task": run.facts["recipe"]["task"], "method": "finetune"}))
         except UserError as error:
             self.fault = str(error)
             return
@@ -38,11 +40,7 @@ class Texts:
         places = [place for place in (data_dir, run.told.get("task.data_dir")) if isinstance(place, str)]
         for place in places or (None,):
             try:
-                if run.task == CUSTOM:
-                    known = run.identity.get(f"task.{split}_file")
-                    there = content_digest(Path(str(run.told.get(f"task.{split}_file"))))
-                else:
-                    known, there = mapping(run.facts.get("data")).get(split), spec.digest(split, place)
+                known, there = mapping(run.facts.get("data")).get(split), "" if own else spec.digest(split, place)
                 if there and known not in (None, there):
                     raise UserError(f"the {split} file there is not the one of the runs")
                 self.found, self.fault = spec.load(split, place), ""

@@ -1,64 +1,159 @@
 """A person's own classification or regression data: csv, tsv, json lines, parquet, a saved dataset.
 
-Columns and labels are inferred by name, and what was inferred is told before it is used.
+Columns and labels are inferred by name and content, and what was inferred is told before it is used. Where two readings
+are possible, the person is asked.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from kdbert.data.examples import Kind, Row
+from kdbert.data.labels import NO_LABEL, alike, label_text, no_class, number
 from kdbert.data.tables import Table, read_table
 from kdbert.errors import UserError, near_miss
-from kdbert.tasks.spec import Split, TaskSpec
+from kdbert.tasks.spec import Own, Split, TaskSpec
 
 log = logging.getLogger("kdbert")
 _TOLD: set[str] = set()
 
 LABEL_COLUMNS = ("label", "labels", "intent", "class", "category", "target", "gold_label", "score", "y")
 TEXT_PAIRS = (
-    ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text1", "text2"),
-    ("text_a", "text_b"), ("question", "sentence"), ("question", "context"), ("query", "passage"),
+    ("sentence1", "sentence2"), ("sentence_1", "sentence_2"), ("sentence_a", "sentence_b"), ("sent1", "sent2"),
+    ("premise", "hypothesis"), ("question1", "question2"), ("text1", "text2"), ("text_1", "text_2"),
+    ("text_a", "text_b"), ("text", "text_pair"), ("#1 string", "#2 string"), ("question", "sentence"),
+    ("question", "context"), ("question", "passage"), ("question", "answer"), ("query", "passage"),
+    ("query", "document"), ("claim", "evidence"),
 )  # fmt: skip
 TEXT_COLUMNS = ("text", "sentence", "utterance", "utt", "query", "question", "tweet", "review", "content")
-IGNORED = ("id", "idx", "index", "guid", "split")
+# Columns of these names (or these with a number) or named like `tweet_id` and `pairID`, if they hold single words.
+ABOUT = (
+    "idx", "index", "guid", "uid", "uuid", "split", "subset", "fold", "partition", "dataset", "source", "genre",
+    "domain", "filename", "file", "url", "link", "date", "year", "time", "timestamp", "created_at", "lang", "language",
+    "author", "user", "username", "annotator",
+)  # fmt: skip
+_ID = re.compile(r"(?:.*[^a-zA-Z]|)[iI][dD]\d*|.*[a-z]I[dD]")
+_LABEL = re.compile(r"(^|_)labels?(_|$)")  # another form of the label, such as `label_text`
+_DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d{1,2}:\d{2}\S*)?|\d{1,2}:\d{2}(:\d{2})?")
+_SHOWN = 60  # characters of the example that is told
 
 
 def infer_columns(
     table: Table, text_columns: list[str] | None, label_column: str | None
 ) -> tuple[tuple[str, ...], str]:
-    """The text column(s) and the label column, as told by the person or inferred by name.
+    """The text column(s) and the label column, as told by the person or inferred.
+
+    The label is the column `label`, or the only one of `LABEL_COLUMNS`, or of two columns the second. Of the others,
+    one is read if it alone holds text, and two if they alone hold text and their names are one of `TEXT_PAIRS`. A
+    column holds text if some cell is text that is no number, date or truth value; one of `ABOUT` only if some cell is
+    more than one word, and one like `label_text` never.
 
     Raises:
         UserError: a named column is missing, or the columns cannot be told.
     """
-    listed = ", ".join(table.columns)
     _require(table, [*(text_columns or []), *([label_column] if label_column else [])])
     if text_columns and len(text_columns) > 2:
         raise UserError(f"--text-columns takes one or two columns, not {len(text_columns)}")
-    by_lower = {name.lower(): name for name in table.columns}
-    label = label_column or next((by_lower[name] for name in LABEL_COLUMNS if name in by_lower), None)
-    if label is None and text_columns is None and len(table.columns) == 2:
-        label = table.columns[1]
-    if label is None:
-        raise UserError(f"{table.path}: cannot tell the label column (columns: {listed}); name it with --label-column")
+    if text_columns and len(set(text_columns)) < len(text_columns):
+        raise UserError(f"--text-columns names {text_columns[0]!r} twice")
+    _refuse_tagged_words(table)
+    label = label_column or _label_column(table, text_columns)
     if text_columns:
         if label in text_columns:
             raise UserError(f"{table.path}: column {label!r} is the label, so it cannot be a text column too")
         return tuple(text_columns), label
-    rest = {lower: name for lower, name in by_lower.items() if name != label and lower not in IGNORED}
-    for first, second in TEXT_PAIRS:
-        if first in rest and second in rest:
-            return (rest[first], rest[second]), label
-    for name in TEXT_COLUMNS:
-        if name in rest:
-            return (rest[name],), label
-    if len(rest) == 1:
-        return (next(iter(rest.values())),), label
-    raise UserError(f"{table.path}: cannot tell the text columns (columns: {listed}); name them with --text-columns")
+    rest = [name for name in table.columns if name != label]
+    pair = next((both for both in (_both(pair, rest) for pair in TEXT_PAIRS) if both), ())
+    text = _text_like(table, rest)
+    if len(pair) == 2 and set(text) <= set(pair):
+        return pair, label
+    if len(text) == 1:
+        return (text[0],), label
+    if not text and len(rest) == 1:
+        return (rest[0],), label
+    if not text:
+        listed = ", ".join(table.columns)
+        raise UserError(
+            f"{table.path}: cannot tell the text columns (columns: {listed}); name them with --text-columns"
+        )
+    raise UserError(
+        f"{table.path}: cannot tell the text columns: {', '.join(text)} all hold text; name the one or two that are to "
+        f"be read, such as --text-columns {','.join((pair or text)[:2])}"
+    )
+
+
+def _label_column(table: Table, text_columns: list[str] | None) -> str:
+    """The label's column by its name, or the second of two.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    known = [name for name in table.columns if name.lower() in LABEL_COLUMNS and name not in (text_columns or [])]
+    exact = [name for name in known if name.lower() == "label"]
+    if len(exact or known) == 1:
+        return (exact or known)[0]
+    listed = ", ".join(table.columns)
+    if known:
+        may = ", ".join(exact or known)
+        raise UserError(f"{table.path}: cannot tell the label column: {may} may be it; name it with --label-column")
+    if text_columns is None and len(table.columns) == 2 and table.columns[1].lower() not in TEXT_COLUMNS:
+        return table.columns[1]
+    raise UserError(
+        f"{table.path}: cannot tell the label column (columns: {listed}); name it with --label-column, or write a "
+        "header line if the file has none"
+    )
+
+
+def _both(pair: tuple[str, str], names: list[str]) -> tuple[str, ...]:
+    """The columns that are called as this pair, in any case, if each is there once."""
+    found = [[name for name in names if name.lower() == one] for one in pair]
+    return tuple(names[0] for names in found) if [len(names) for names in found] == [1, 1] else ()
+
+
+def _text_like(table: Table, names: list[str]) -> list[str]:
+    """Those of the columns that hold text."""
+    open_ = {name: _about(name) for name in names if not _LABEL.search(name.lower())}
+    found = {name for name in open_ if name.lower() in TEXT_COLUMNS}
+    for _, record in table.rows:
+        left = [name for name in open_ if name not in found]
+        if not left:
+            break
+        found.update(name for name in left if _is_text(record.get(name), words=2 if open_[name] else 1))
+    return [name for name in names if name in found]
+
+
+def _about(name: str) -> bool:
+    return not name or name.lower().rstrip("_0123456789") in ABOUT or _ID.fullmatch(name) is not None
+
+
+def _is_text(cell: Any, words: int) -> bool:
+    """Whether a cell is a text of so many words or more, and no number, date or truth value."""
+    text = cell.strip() if isinstance(cell, str) else ""
+    if len(text.split(None, 1)) < words or not any(letter.isalnum() for letter in text):
+        return False
+    return number(text) is None and text.lower() not in ("true", "false", "nan") and not _DATE.fullmatch(text)
+
+
+def _refuse_tagged_words(table: Table) -> None:
+    """Refuse a table whose first row has a list of words and another list, as long, of their tags.
+
+    Raises:
+        UserError: it has.
+    """
+    _, first = next(table.rows)
+    lists = {name: value for name, value in first.items() if isinstance(value, list) and value}
+    for words in lists:
+        if words.lower() in ("tokens", "words"):
+            tags = [name for name, value in lists.items() if name != words and len(value) == len(lists[words])]
+            if tags:
+                raise UserError(
+                    f"{table.path}: columns {words!r} and {tags[0]!r} look like words and their tags; tagged words of "
+                    "your own are not read yet, only those of registered tasks (kind token in `kdbert data list`)"
+                )
 
 
 def _require(table: Table, names: list[str]) -> None:
@@ -73,36 +168,180 @@ def _require(table: Table, names: list[str]) -> None:
             raise UserError(f"{table.path} has no column {name!r}{near_miss(name, table.columns)} (it has: {listed})")
 
 
-def _rows(table: Table, text: tuple[str, ...], label: str, labelled: bool) -> Iterator[Row]:
-    for number, (place, record) in enumerate(table.rows):
+def has_labels(table: Table, label: str, known: Collection[str] = ()) -> bool:
+    """Whether some row has a label: one that is not missing, and not -1 unless that is one of the `known` classes."""
+    if label not in table.columns:
+        return False
+    none = (None,) if NO_LABEL in known else (None, NO_LABEL)
+    return any(label_text(record.get(label)) not in none for _, record in table.rows)
+
+
+def own_rows(table: Table, own: Own, labelled: bool, known: Collection[str] = ()) -> Iterator[Row]:
+    """The rows of a table as examples.
+
+    Args:
+        known: labels of the training file.
+
+    Raises:
+        UserError: a cell without text, a label that is no class and no score, a field of a csv file that has swallowed
+            rows; with its line.
+    """
+    empty = quoted = 0
+    tabbed = ".tsv" in table.path.suffixes
+    for count, (place, record) in enumerate(table.rows):
+        where = f"{table.path}, {place}"
         cells = []
-        for column in text:
+        for column in own.text:
             value = record.get(column)
             if not isinstance(value, str):
-                raise UserError(f"{table.path}, {place}: column {column!r} holds no text")
+                what = " but a list" if isinstance(value, list) else ""
+                raise UserError(f"{where}: column {column!r} holds no text{what}")
             cells.append(value)
-        value = record.get(label) if labelled else None
+        empty += not all(cell.strip() for cell in cells)
+        quoted += tabbed and any(_quoted(cell) for cell in cells)
+        if table.broken:
+            _refuse_swallowed(record, known, where)
         yield Row(
-            id=str(number),
+            id=str(count),
             text_a=cells[0],
             text_b=cells[1] if len(cells) > 1 else None,
-            label=None if value is None else str(value).strip(),
+            label=_label(record.get(own.label), where) if labelled else None,
             place=place,
+        )
+    if table.broken:
+        _tell(f"{table.path}: {table.broken} of the rows have a quoted field with line breaks")
+    if empty:
+        _tell(f"{table.path}: {empty} of the rows have an empty text", logging.WARNING)
+    if quoted:
+        _tell(
+            f"{table.path}: {quoted} of the texts look quoted as in csv, but in .tsv a quote is a character; "
+            "write the file without quoting, or as .csv",
+            logging.WARNING,
         )
 
 
-def _kind_of(labels: list[str]) -> Kind:
-    """Regression if every label is a number and some number is not whole; else classes."""
-    whole = True
-    for label in labels:
-        try:
-            value = float(label)
-        except ValueError:
-            return "single_label"
-        if not math.isfinite(value):
-            return "single_label"
-        whole = whole and value == int(value)
-    return "single_label" if whole else "regression"
+def _quoted(cell: str) -> bool:
+    """Whether a cell is in quotes and has doubled ones inside, as csv writers do it."""
+    return len(cell) > 3 and cell[0] == cell[-1] == '"' and '""' in cell[1:-1]
+
+
+def _label(value: Any, where: str) -> str | None:
+    """A cell of the label's column as a label.
+
+    Raises:
+        UserError: it is neither a class nor a score.
+    """
+    what = no_class(value)
+    if what is not None:
+        raise UserError(
+            f"{where}: the label {_cut(str(value))} looks like {what}; own data of that form is not read yet, only one "
+            "class or one score for each row"
+        )
+    return label_text(value)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _refuse_swallowed(record: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    """Refuse a field of several lines one of which has a label as one of its cells: it is likely to be rows.
+
+    Raises:
+        UserError: with the line on which the row begins.
+    """
+    for cell in record.values():
+        for line in cell.split("\n") if "\n" in cell else ():
+            parts = line.replace('"', "").split(",")
+            if len(parts) > 1 and any(part in known for part in parts):
+                raise UserError(
+                    f"{where}: a quoted field holds several lines, and one looks like a row ({_cut(line)}): is a quote "
+                    "not closed? (if it is one text, write the file as .jsonl)"
+                )
+
+
+def _tell(sentence: str, level: int = logging.INFO) -> None:
+    """Say something once, though a process asks for its task several times."""
+    if sentence not in _TOLD:
+        _TOLD.add(sentence)
+        log.log(level, "%s", sentence)
+
+
+class _Labels:
+    """The labels of a training file.
+
+    Attributes:
+        names: sorted.
+        kind: how they are read: as told, or as scores where all are numbers and some are not whole.
+        rows: number of rows.
+    """
+
+    def __init__(self, table: Table, column: str, kind: str | None) -> None:
+        """Raises: UserError: a label is missing, or no label of this kind."""
+        names: set[str] = set()
+        missing = ""
+        self.rows = 0
+        for place, record in table.rows:
+            where = f"{table.path}, {place}"
+            name = _label(record.get(column), where)
+            self.rows += 1
+            if name is None:
+                missing = missing or where
+                continue
+            if kind == "regression" and name not in names and number(name) is None:
+                raise UserError(f"{where}: label {name!r} is not a number, so --kind regression cannot read it")
+            names.add(name)
+        if not names or names == {NO_LABEL}:
+            raise UserError(f"{table.path}: column {column!r} has no labels (all are missing or {NO_LABEL})")
+        if missing:
+            raise UserError(f"{missing}: the label is missing")
+        self.names = sorted(names)
+        values = [number(name) for name in self.names]
+        self.numbers = None not in values
+        self.whole = self.numbers and all(value == int(value) for value in values if value is not None)
+        inferred: Kind = "regression" if self.numbers and not self.whole else "single_label"
+        self.kind = inferred if kind is None else _KINDS[kind]
+        self._check(f"{table.path}: column {column!r}", asked=kind is not None)
+
+    def _check(self, where: str, asked: bool) -> None:
+        names = self.names
+        if len(names) < 2:
+            raise UserError(f"{where} has one label only ({names[0]!r}); two or more are needed")
+        if self.kind == "regression":
+            return
+        scores = "; if the labels are scores, say --kind regression" if self.numbers else ""
+        if len(names) > max(2, self.rows // 2) and not asked:
+            raise UserError(
+                f"{where} has {len(names)} different labels in {self.rows} rows; is it the label? name it with "
+                f"--label-column{scores}"
+            )
+        if same := alike(names):
+            raise UserError(f"{where} has the labels {same[0]!r} and {same[1]!r}, which count as one; write them alike")
+        known = set(names)
+        several = next((name for name in names if _several(name, known)), None)
+        if several is not None and not asked:
+            raise UserError(
+                f"{where} has labels such as {several!r}, which look like several classes; own data of that form is "
+                "not read yet (--kind single-label takes each as one class)"
+            )
+
+    def words(self) -> str:
+        """How they are read, for people."""
+        if self.kind == "regression":
+            return "scores (regression)"
+        shown = ", ".join(self.names[:8]) + (", …" if len(self.names) > 8 else "")
+        read = f"{len(self.names)} classes ({shown})"
+        scores = self.whole and len(self.names) > 2
+        return f"{read}; if these numbers are scores, say --kind regression" if scores else read
+
+
+_KINDS: dict[str, Kind] = {"single-label": "single_label", "regression": "regression"}
+
+
+def _several(name: str, names: Collection[str]) -> bool:
+    """Whether a label is others of them, put together by commas and such."""
+    parts = re.split(r"\s*[,;|]\s*", name)
+    return len(parts) > 1 and all(part in names for part in parts)
 
 
 def custom_task(
@@ -111,8 +350,12 @@ def custom_task(
     test_file: str | None = None,
     text_columns: list[str] | None = None,
     label_column: str | None = None,
+    kind: str | None = None,
 ) -> TaskSpec:
     """Make a task of a person's files; the label space is that of the training file.
+
+    Args:
+        kind: `single-label` or `regression`; by default as the labels look.
 
     Raises:
         UserError: a fault in a file or its columns, fewer than two classes, or the same file given as
@@ -125,43 +368,67 @@ def custom_task(
         raise UserError(f"--train-file and --dev-file are the same file ({train_file}); give a dev file of its own")
     train = read_table(Path(train_file), "train")
     text, label = infer_columns(train, text_columns, label_column)
-    names: set[str] = set()
-    rows = 0
-    for place, record in train.rows:
-        name = "" if (value := record.get(label)) is None else str(value).strip()
-        if not name:
-            raise UserError(f"{train_file}, {place}: the label is missing")
-        names.add(name)
-        rows += 1
-    found = sorted(names)
-    kind = _kind_of(found)
-    if kind == "single_label" and len(found) < 2:
-        raise UserError(f"{train_file}: column {label!r} has one label only ({found[0]!r}); two or more are needed")
-    if kind == "single_label" and len(found) > max(2, rows // 2):
+    labels = _Labels(train, label, kind)
+    name = label_text(label) or ""
+    by_place = label_column is None and label.lower() not in LABEL_COLUMNS
+    if by_place and (name in labels.names or number(name) is not None):
         raise UserError(
-            f"{train_file}: column {label!r} has {len(found)} different labels in {rows} rows; "
-            "is it the label? name it with --label-column"
+            f"{train_file}: the first line looks like a row ({', '.join(train.columns)}); write a header such as text, "
+            "label in front of it, or name the columns with --text-columns and --label-column"
         )
-    shown = ", ".join(found[:8]) + (", …" if len(found) > 8 else "")
-    what = f"{len(found)} classes ({shown})" if kind == "single_label" else "scores (regression)"
-    told = f"{train_file}: {rows} rows; text from {' + '.join(text)}; label from {label!r}: {what}"
-    if told not in _TOLD:  # a process asks for the task several times
-        _TOLD.add(told)
-        log.info("%s", told)
+    own = Own(text, label)
+    _tell_columns(train, own, labels)
 
     def split(name: str) -> Split:
         table = train if name == "train" else read_table(Path(files[name]), name)
-        labelled = name != "test" or label in table.columns
-        _require(table, [*text, label] if labelled else list(text))
-        return Split((), lambda path: _rows(table, text, label, labelled), labelled, place=Path(files[name]))
+        return own_split(table, own, name, labels.names)
 
+    return own_task(own, labels.kind, labels.names, {name: split(name) for name in files}, Path(train_file))
+
+
+def own_split(table: Table, own: Own, name: str, known: Collection[str]) -> Split:
+    """A file of own data as a split; test files may be without labels.
+
+    Args:
+        known: labels of the training file.
+
+    Raises:
+        UserError: it lacks a column, or labels.
+    """
+    known = frozenset(known)
+    labelled = name == "train" or has_labels(table, own.label, known)
+    _require(table, [*own.text, own.label] if labelled or name != "test" else list(own.text))
+    if not labelled and name != "test":
+        raise UserError(f"{table.path}: column {own.label!r} has no labels (all are missing or {NO_LABEL})")
+    return Split((), lambda path: own_rows(table, own, labelled, known), labelled, place=table.path)
+
+
+def own_task(own: Own, kind: Kind, labels: Collection[str], splits: Mapping[str, Split], source: Path) -> TaskSpec:
+    """The task of own data of one kind.
+
+    Args:
+        source: the training file.
+    """
     return TaskSpec(
         name="custom",
-        title=f"custom data ({Path(train_file).name})",
+        title=f"custom data ({source.name})",
         kind=kind,
-        labels=tuple(found) if kind == "single_label" else (),
+        labels=tuple(labels) if kind == "single_label" else (),
         metrics=("accuracy", "macro_f1") if kind == "single_label" else ("pearson_and_spearman", "pearson", "spearman"),
-        splits={name: split(name) for name in files},
-        pair=len(text) == 2,
-        source=train_file,
+        splits=splits,
+        pair=len(own.text) == 2,
+        source=str(source),
+        own=own,
     )
+
+
+def _tell_columns(table: Table, own: Own, labels: _Labels) -> None:
+    """What is read of a training file and how, with its first row."""
+    left = [name or "(without a name)" for name in table.columns if name not in (*own.text, own.label)]
+    _, first = next(table.rows)
+    example = [repr(_cut(str(first.get(name)))) for name in own.text] + [str(label_text(first.get(own.label)))]
+    _tell(
+        f"{table.path}: {labels.rows} rows; text from {' + '.join(own.text)}; label from {own.label!r}: "
+        f"{labels.words()}" + (f"; not read: {', '.join(left)}" if left else "")
+        + f"; the first row: {' + '.join(example[:-1])} -> {example[-1]}"
+    )  # fmt: skip

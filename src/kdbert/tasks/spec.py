@@ -36,6 +36,22 @@ class Split:
         return (row for row in self.read(path) if not self.tenths or _tenth(row.id) in self.tenths)
 
 
+@dataclass(frozen=True)
+class Own:
+    """What is read of a person's own files: one or two text columns, and the label's.
+
+    `digests`: of a finished run's task, split -> what the content of its file is known by.
+    """
+
+    text: tuple[str, ...]
+    label: str
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    def scored_on(self, split: str) -> tuple[object, ...]:
+        """What two runs have in common that are scored on the same examples of a split."""
+        return self.text, self.label, self.digests.get(split)
+
+
 def _tenth(identity: str) -> int:
     return int(hashlib.sha256(identity.encode()).hexdigest()[:8], 16) % 10
 
@@ -60,6 +76,7 @@ class TaskSpec:
         rows: published number of examples of each split.
         document: id of an example -> name of the document that it is a part of, where metrics are of documents.
         warning: what a person should know before examples are shown.
+        own: of a person's own files, what is read of them.
     """
 
     name: str
@@ -81,6 +98,7 @@ class TaskSpec:
     source: str = ""
     document: Callable[[str], str] | None = None
     warning: str = ""
+    own: Own | None = None
 
     @property
     def num_outputs(self) -> int:

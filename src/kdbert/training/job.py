@@ -34,7 +34,7 @@ from kdbert.plan import Plan
 from kdbert.recipe import Recipe
 from kdbert.reporting.model_card import model_card
 from kdbert.reporting.predictions import predicted, write_hidden, write_predictions
-from kdbert.resolve import baseline_recipe
+from kdbert.resolve import baseline_recipe, task_record
 from kdbert.runs import RunFolder, RunResult, atomic_write, environment, identity_of, replace_folder, write_text
 from kdbert.training.diagnostics import Diagnostics
 from kdbert.training.forward import StudentWithMethod, predict
@@ -392,6 +392,7 @@ class Job:
             identity=identity_of(recipe, self.plan.fingerprints),
             fingerprints=fingerprints,
             data=self.plan.data_files,
+            **task_record(self.plan.spec),
             **machine,
             way=self.plan.way.record(),
             steps=self.plan.steps,

@@ -1,0 +1,100 @@
+"""What a label is as text: one rule for the training, dev and test file, and for a model's own labels."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Iterable
+from datetime import date, time, timedelta
+from typing import Any
+
+NO_LABEL = "-1"  # written where labels are not given away; a class where a training file has other labels, too
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0*")
+_LONGEST = 10_000  # characters of a text that is looked at as a list
+
+
+def label_text(value: Any) -> str | None:
+    """A label as text; None where it is missing.
+
+    A text without the space around it. A whole number is written without decimals, whether it is a number or a text: 0,
+    0.0, "0" and "0.0" are "0". True and False in any case are "true" and "false", and not 1 and 0. None, NaN, "nan" and
+    an empty text are missing.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = "" if value is None else str(value).strip()
+    lower = text.lower()
+    if lower in ("", "nan"):
+        return None
+    if lower in ("true", "false"):
+        return lower
+    whole = _WHOLE.fullmatch(text)
+    text = whole[1] if whole else text
+    return "0" if text == "-0" else text
+
+
+def number(text: str) -> float | None:
+    """The finite number that a text is, or None."""
+    value = float(text) if _NUMBER.fullmatch(text) else math.nan
+    return value if math.isfinite(value) else None
+
+
+def plain(label: str) -> str:
+    """A label for comparison with a model's: case-folded, with `-`, `_` and space alike."""
+    return re.sub(r"[-_\s]+", " ", (label_text(label) or label.strip()).casefold())
+
+
+def alike(labels: Iterable[str]) -> tuple[str, str] | None:
+    """Two of these labels that are the same number, or the same name but for case, `-`, `_` and space; or None."""
+    seen: dict[float | str, str] = {}
+    for label in labels:
+        value = number(label)
+        other = seen.setdefault(plain(label) if value is None else value, label)
+        if other != label:
+            return other, label
+    return None
+
+
+def no_class(value: Any) -> str | None:
+    """What a value looks like that cannot be the name of a class, nor a score; None where it can."""
+    if isinstance(value, str):
+        text = value.strip()
+        if len(text) > _LONGEST or text[:1] + text[-1:] not in ("[]", "{}", "()"):
+            return None
+        value = _parsed(text)
+    if isinstance(value, (date, time, timedelta)):
+        return "a date or time"
+    if isinstance(value, bytes):
+        return "bytes"
+    if isinstance(value, dict):
+        soft = value and all(isinstance(one, (int, float)) for one in value.values())
+        return "soft labels (a number for each class)" if soft else "a JSON object"
+    if not isinstance(value, (list, tuple, set)):
+        return None
+    if value and all(isinstance(one, str) for one in value):
+        return "several classes (a list of names)"
+    if not value or not all(isinstance(one, (int, float)) for one in value):
+        return "a list"
+    if all(float(one).is_integer() for one in value):
+        ones = len(value) > 1 and all(one in (0, 1) for one in value)
+        return "several classes (a list of 0 and 1)" if ones else "several classes (a list of numbers)"
+    return "soft labels (a list of numbers, one for each class)"
+
+
+def _parsed(text: str) -> Any:
+    """The list or mapping that a text in brackets holds, as JSON, Python or numpy write it; else None."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        pass
+    parts = re.split(r"[,\s]+", text[1:-1].strip())
+    if all(number(part) is not None for part in parts):
+        return [float(part) for part in parts]
+    return parts if "," in text else None
