@@ -148,9 +148,9 @@ def memory_plan(recipe: Recipe, layer: int | None) -> Plan:
     layer = max(depth - 1, 0) if layer is None else layer
     if not 0 <= layer <= depth:
         raise UserError(f"--layer {layer}: teacher {teacher.model!r} has layers 0 (embeddings) to {depth}")
-    # A student of one layer stands in for all of them: the memory knows nothing of students.
+    # The teacher itself stands in for the student: the memory knows nothing of students.
     options = recipe.method.model_copy(update={"layer_map": [(layer, 1)]})
-    student = recipe.student.model_copy(update={"model": teacher.model, "layers": 1, "init": "first"})
+    student = recipe.student.model_copy(update={"model": teacher.model, "layers": None, "init": "first"})
     plan = Plan(resolve_distill(recipe.model_copy(update={"method": options, "student": student})))
     plan.check()
     return plan

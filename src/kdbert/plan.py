@@ -288,10 +288,11 @@ class Plan:
             *(("teacher", load_config(place), read) for place in (*self.teacher_places, *self.teachers_to_come)),
             ("student", self.student_config, set(needs.student_hidden)),
         ):
-            if layers and not architecture(config.model_type, role).hidden:
+            reads = "--diagnose" if self.recipe.output.diagnose else f"method {method.name!r}" if layers else ""
+            if reads and not architecture(config.model_type, role).hidden:
                 raise UserError(
-                    f"method {method.name!r} reads hidden states of each layer, and a {role} of type "
-                    f"{config.model_type!r} has none of one size; use a method that reads logits only, such as kd"
+                    f"{reads} reads hidden states of each layer, and a {role} of type {config.model_type!r} has none "
+                    "of one size; use a method that reads logits only, such as kd, without --diagnose"
                 )
         return needs
 

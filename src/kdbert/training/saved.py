@@ -56,8 +56,9 @@ def check_saved(
     model.train(training)
     library = auto_class(spec.kind).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **NO_CODE)
     tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
-    groups = [np.arange(len(rows))] if model.way.padding else np.split(np.arange(len(rows)), len(rows))
-    largest = max(1.0, float(np.abs(reported).max())) if examples is not None else 1.0
+    together = model.way.padding and tokenizer.pad_token_id is not None
+    groups = [np.arange(len(rows))] if together else np.split(np.arange(len(rows)), len(rows))
+    largest = max(1.0, float(np.abs(reported[np.isfinite(reported)]).max(initial=0))) if examples is not None else 1.0
     names = [examples.ids[row] if examples is not None else str(row) for row in rows.tolist()]
 
     def compare(found: torch.Tensor, expected: torch.Tensor, allowed: float, what: str) -> None:
@@ -108,7 +109,7 @@ def _encoded(tokenizer: Any, examples: Examples, rows: np.ndarray, max_length: i
     first = [examples.text_a[row] if words is None else list(words[row]) for row in rows.tolist()]
     second = None if examples.text_b is None else [examples.text_b[row] for row in rows.tolist()]
     found: dict[str, torch.Tensor] = tokenizer(
-        first, second, padding=True, truncation="longest_first", max_length=max_length, return_tensors="pt",
-        return_attention_mask=True, is_split_into_words=words is not None,
+        first, second, padding=len(rows) > 1, padding_side="right", truncation="longest_first", max_length=max_length,
+        return_tensors="pt", return_attention_mask=True, is_split_into_words=words is not None,
     )  # fmt: skip
     return found
