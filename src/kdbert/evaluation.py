@@ -114,7 +114,7 @@ def evaluate(
     if before != spec.name and (spec.name, before) != ("ax", "mnli"):
         log.warning("%s was trained on %s and is scored on %s", model, before, spec.name)
     accelerator = make_accelerator()
-    chosen = choose_precision(precision, accelerator.device)
+    chosen = choose_precision(precision if saved.way.half else "fp32", accelerator.device)
     tokenizer = saved.tokenizer()
     network = saved.network().to(accelerator.device)
     foreign = spec.own.digests["test"] if spec.own is not None and test_file is not None else ""

@@ -315,6 +315,11 @@ class Plan:
                 raise UserError(f"train.cache_for names {name!r}, which is no method of kdbert's own; leave it out")
         self._check_head()
         check_length(recipe.task.max_length, self.way.limit, self.student_place.given)
+        if recipe.train.precision in ("bf16", "fp16") and not self.way.half:
+            raise UserError(
+                f"--precision {recipe.train.precision}: the library runs {self.student_place.given!r}, a model of type "
+                f"{self.way.model_type!r}, in float32 only; leave --precision auto"
+            )
         check_cut(self.student_config, self.spec.kind, self.kept_layers, self.student_place.given)
         _ = self.teacher_permutations, self.kept_layers, self.needs
         if self.spec.kind == "masked_lm":  # before a large corpus is read

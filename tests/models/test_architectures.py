@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdbert.data.batches import collate
 from kdbert.data.encode import Encoded, encode
 from kdbert.data.examples import Examples
 from kdbert.data.masking import vocabulary_size
@@ -112,6 +113,12 @@ def test_answers_cuts_and_hidden_states_are_the_librarys(tmp_path: Path, name: s
         assert len(seen) == depth + 1
         for part, layer in (("first", 0), ("last", depth)):
             np.testing.assert_allclose(found[part][row], seen[layer][0].detach(), atol=1e-4, rtol=1e-4)
+    # A step in the precision that a machine with bf16 units takes by itself.
+    model.train()
+    trained = run_model(model, collate(opened.data, np.arange(4)), "bf16").logits
+    assert trained.dtype == torch.float32
+    trained.square().sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
     for init in ("first", "even", "last"):
         picks = kept_layers(depth, depth // 2, init)
         try:
@@ -250,8 +257,6 @@ def test_a_masked_lm_answers_as_the_librarys(tmp_path: Path, name: str) -> None:
     use_late_head(model)
     lines = texts(6)
     data = encode(Examples("dev", [str(i) for i in range(6)], lines, None, None), tokenizer, LONGEST)
-    from kdbert.data.batches import collate
-
     with torch.no_grad():
         batch = collate(data, np.arange(6))
         seen = run_model(model, batch, "fp32")
@@ -336,8 +341,6 @@ def test_every_variant_is_of_a_type_that_is_run() -> None:
 
 def test_texts_of_one_length_share_a_pass_where_padding_matters(tmp_path: Path) -> None:
     """What is of tokens comes back padded with 0, and a gradient reaches every text."""
-    from kdbert.data.batches import collate
-
     opened = Opened(tmp_path / "model", "convbert", "sequence", count=6)
     model, _ = open_classifier(opened.place, opened.spec, opened.way, keep_head=True)
     data: Encoded = opened.data

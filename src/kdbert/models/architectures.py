@@ -24,6 +24,7 @@ class Architecture:
         hidden: whether `hidden_states` are one [B, L, H] for the embeddings and each layer.
         relative: whether positions are relative only, so that a text may be of any length.
         any_segment: whether every segment id is understood, though there is no table of segments.
+        half: whether its encoder runs in bf16 and fp16 (under autocast); else it runs in float32.
         masked_lm: whether a masked-LM of this type can be trained and distilled on plain text.
     """
 
@@ -33,6 +34,7 @@ class Architecture:
     hidden: bool = True
     relative: bool = False
     any_segment: bool = False
+    half: bool = True
     masked_lm: bool = False
 
 
@@ -46,7 +48,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "camembert": _BERT,
     "convbert": Architecture(padding=False),
     "data2vec-text": _LIBRARY,
-    "deberta": Architecture(relative=True),
+    "deberta": Architecture(relative=True, half=False),
     "deberta-v2": Architecture(relative=True),
     "distilbert": Architecture(own_attention=True, masked_lm=True),
     "electra": _BERT,
@@ -71,7 +73,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "mra": _LIBRARY,
     "nomic_bert": _LIBRARY,
     "nystromformer": Architecture(padding=False),
-    "openai_privacy_filter": _LIBRARY,
+    "openai_privacy_filter": Architecture(half=False),
     "rembert": _LIBRARY,
     "roberta": _BERT,
     "roberta-prelayernorm": _LIBRARY,
@@ -82,7 +84,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "xlm-roberta": _BERT,
     "xlm-roberta-xl": _LIBRARY,
     "xlnet": Architecture(padding=False, relative=True, any_segment=True),
-    "xmod": _LIBRARY,
+    "xmod": Architecture(half=False),
     "yoso": Architecture(padding=False),
 }
 

@@ -48,6 +48,7 @@ class Way:
         attention: the attention function: `kdbert`, or one of the library's (`sdpa`, `eager`).
         own_mask: whether the mask is handed over ready-made (4-D), or as the library takes it (2-D).
         padding: whether texts of different lengths may share a forward pass.
+        half: whether it may run in bf16 or fp16; else it runs in float32, whatever the run's precision.
         levers: whether kdbert's own dropout and the training of used word vectors only may be put in (where asked for).
         packing: whether a batch's padding is left out between embeddings and head (on a CPU).
         first_token: whether the last layer computes the first token only where nothing else of it is read.
@@ -61,6 +62,7 @@ class Way:
     attention: str
     own_mask: bool
     padding: bool
+    half: bool
     levers: bool
     packing: bool
     first_token: bool
@@ -81,6 +83,8 @@ class Way:
         said.append("any length" if self.limit is None else f"at most {self.limit} tokens")
         if "token_type_ids" not in self.inputs:
             said.append("no segment ids")
+        if not self.half:
+            said.append("float32 only")
         return f"{self.model_type}: {', '.join(said)}"
 
     def record(self) -> dict[str, Any]:
@@ -142,6 +146,7 @@ def decide(config: Any, kind: Kind, name: str, asked: Asked = Asked(), device: s
         attention=attention,
         own_mask=fast and attention in ("sdpa", ATTENTION),
         padding=known.padding,
+        half=known.half,
         levers=fast,
         packing=own_layers and asked.packing and attention == ATTENTION,
         first_token=own_layers and asked.first_token and kind not in ("token", "masked_lm"),

@@ -46,6 +46,7 @@ def run_model(model: Any, batch: Batch, precision: Precision, layers: Collection
     Args:
         layers: hidden states to hand out.
     """
+    precision = precision if model.way.half else "fp32"
     if batch.padded and not model.way.padding:
         return _by_length(model, batch, precision, layers)
     given = {
@@ -252,6 +253,7 @@ def pass_over(
     """
     training = model.training
     model.eval()
+    precision = precision if model.way.half else "fp32"
     rows_of = {"example": len(data), "token": len(data.input_ids), "token_pair": int(data.pair_offsets[-1])}
     found: dict[str, np.ndarray | None] = {}
     batches = evaluation_batches(data.lengths, batch_size)

@@ -158,7 +158,8 @@ class Job:
         self.plan = plan
         self.accelerator = make_accelerator(log_with=recipe.output.tracker or None, project_dir=str(plan.folder.path))
         device = self.accelerator.device
-        self.precision: Precision = choose_precision(recipe.train.precision, device)
+        asked = recipe.train.precision if plan.way.half else "fp32"
+        self.precision: Precision = choose_precision(asked, device)
         torch.manual_seed(recipe.seed)  # a fresh head is drawn here
         student, kept_head = load_student(plan)
         if recipe.train.dropout is not None:

@@ -18,7 +18,7 @@ from kdbert.training.forward import run_model
 from kdbert.training.precision import Precision
 
 ALLOWED, ALLOWED_HALF = 1e-4, 3e-2  # of a logit, times the largest logit where that is above 1
-TRAINED = "the trained one in float32"
+TRAINED, REPORTED = "the trained one in float32", "the run reports"
 
 
 @torch.no_grad()
@@ -64,10 +64,15 @@ def check_saved(
     def compare(found: torch.Tensor, expected: torch.Tensor, allowed: float, what: str) -> None:
         difference = float((found - expected).abs().max()) if found.numel() else 0.0
         if not difference <= allowed:
+            rounding = what == REPORTED and precision != "fp32"
+            cure = (
+                f"{precision} rounds too much here: train it again with --precision fp32"
+                if rounding
+                else (f"its model ({model.way.model_type}) should not be trusted: please report this")
+            )
             raise KdbertError(
                 f"the saved model, loaded by transformers alone, answers otherwise than {what}: a logit of examples "
-                f"{few(names)} differs by {difference:.2g} (at most {allowed:.2g}); the run is not finished, and its "
-                f"model ({model.way.model_type}) should not be trusted: please report this"
+                f"{few(names)} differs by {difference:.2g} (at most {allowed:.2g}); the run is not finished; {cure}"
             )
 
     for group in groups:
@@ -100,7 +105,7 @@ def check_saved(
             if data.word_tokens is not None:
                 answer = answer[torch.from_numpy(tokens[tokens >= 0] - data.offsets[row])]
             allowed = (ALLOWED if precision == "fp32" else ALLOWED_HALF) * largest
-            compare(torch.from_numpy(np.array(kept)).view_as(answer), answer, allowed, "the run reports")
+            compare(torch.from_numpy(np.array(kept)).view_as(answer), answer, allowed, REPORTED)
 
 
 def _encoded(tokenizer: Any, examples: Examples, rows: np.ndarray, max_length: int) -> dict[str, torch.Tensor]:
