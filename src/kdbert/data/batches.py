@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd.function import once_differentiable
 
 from kdbert.data.encode import NO_LABEL, Encoded
 
@@ -202,6 +203,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, *gradients: torch.Tensor) -> torch.Tensor:
         total = gradients[0].clone()  # contiguous, and not somebody else's
         torch.distributed.all_reduce(total)
