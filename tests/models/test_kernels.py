@@ -442,8 +442,11 @@ def test_the_first_derivative_is_right_and_a_second_one_is_refused(function: Any
     rows = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(function, (rows,))
     (first,) = torch.autograd.grad(function(rows).square().sum(), rows, create_graph=True)
+    penalty = first.square().sum() + rows.square().sum()  # there is a way to `rows` that passes the function by
     with pytest.raises(RuntimeError, match="once_differentiable"):
-        torch.autograd.grad(first.sum(), rows)
+        torch.autograd.grad(penalty, rows, retain_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        penalty.backward()
 
 
 # Packing ---------------------------------------------------------------------------------------------------------

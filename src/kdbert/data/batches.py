@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.autograd.function import once_differentiable
 
 from kdbert.data.encode import NO_LABEL, Encoded
+from kdbert.derivatives import once_differentiable
 
 # A bucket pool holds this many batches, or half of a small data set. Sorting by length happens inside a
 # randomly drawn pool only, so a batch's companions change every epoch.

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
+
+from kdbert.derivatives import once_differentiable
 
 ATTENTION = "kdbert"
 _LEVELS = 1 << 15  # a draw is 15 random bits
