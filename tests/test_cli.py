@@ -272,7 +272,7 @@ def test_python_api_from_teacher_to_scores(
     )
     assert taught.metrics["dev"]["accuracy"] > 0.9
     assert result.metrics["dev"]["accuracy"] > 0.9
-    assert taught.manifest["majority"]["dev"]["accuracy"] < 0.7
+    assert taught.manifest["constant_answer"]["dev"]["accuracy"] < 0.7
     scored = evaluate(str(result.path))
     assert scored.task == "custom"
     assert scored.metrics == {"dev": pytest.approx(result.metrics["dev"])}
@@ -295,7 +295,7 @@ def test_the_run_folder_holds_what_it_should(run: Path) -> None:
         "recipe",
         "parameters",
         "teachers",
-        "majority",
+        "constant_answer",
         "precision",
     ):
         assert facts[key], key

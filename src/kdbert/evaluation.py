@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from kdbert.data.encode import Encoded, encode
 from kdbert.data.examples import Examples
 from kdbert.data.masking import masking_of
 from kdbert.errors import UserError
-from kdbert.metrics import masked_lm_scores, score
+from kdbert.metrics import constant_answer, masked_lm_scores, score
 from kdbert.models.kernels import use_first_token, use_late_head, use_packing
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import (
@@ -32,7 +32,7 @@ from kdbert.models.load import (
 from kdbert.models.locate import ModelPlace, locate
 from kdbert.plan import check_length
 from kdbert.recipe import Recipe
-from kdbert.reporting.predictions import predicted, write_hidden, write_predictions, write_submission
+from kdbert.reporting.predictions import predicted, same_answer, write_hidden, write_predictions, write_submission
 from kdbert.resolve import task_of
 from kdbert.runs import RunFolder, short_name
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec, get_task, task_name
@@ -46,11 +46,22 @@ log = logging.getLogger("kdbert")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores and files of one evaluated model: its task; split -> metric -> value; the files written."""
+    """Scores and files of one evaluated model.
+
+    Attributes:
+        metrics: split -> metric -> value, of the splits that carry labels.
+        files: those written.
+        selection: the metric by which models of the task are compared.
+        constant: split -> metric -> what the constant answer reaches there (see `kdbert.metrics.constant_answer`).
+        same: split -> the answer that the model gives to every example, where it gives one only.
+    """
 
     task: str
     metrics: dict[str, dict[str, float]]
     files: list[Path]
+    selection: str
+    constant: dict[str, dict[str, float]] = field(default_factory=dict)
+    same: dict[str, str] = field(default_factory=dict)
 
 
 def evaluate(
@@ -112,14 +123,18 @@ def evaluate(
             RunFolder(place.run).check_links()
             folder = place.run / "predictions"
     _make(folder)
-    metrics: dict[str, dict[str, float]] = {}
-    files = []
+    found = Evaluation(spec.name, {}, [], spec.metrics[0])
+    files = found.files
     for name, part in examples.items():
         data = encode(part, tokenizer, saved.max_length)
         logits = predict(network, data, batch_size=batch_size, precision=chosen, accelerator=accelerator)
         logits = saved.label_logits(logits, data)
         if part.labels is not None:
-            metrics[name] = saved.score(logits, part)
+            found.metrics[name] = saved.score(logits, part)
+            found.constant[name] = saved.constant(part)
+        same = same_answer(spec, logits)
+        if same is not None:
+            found.same[name] = same
         if accelerator.is_main_process:
             write_predictions(folder / f"{name}.jsonl", spec, part, logits)
             files.append(folder / f"{name}.jsonl")
@@ -128,7 +143,7 @@ def evaluate(
                 files.append(folder / spec.submission[name])
     if accelerator.is_main_process and place.run is not None and folder == place.run / "predictions":
         RunFolder(place.run).rewritten(files)
-    return Evaluation(spec.name, metrics, files)
+    return found
 
 
 @dataclass(frozen=True)
@@ -187,6 +202,11 @@ class SavedClassifier:
         assert examples.labels is not None
         groups = self.spec.label_groups(examples)
         return score(self.spec.metrics, predicted(self.spec, logits), examples.labels, groups, self.spec.labels)
+
+    def constant(self, examples: Examples) -> dict[str, float]:
+        """What the constant answer reaches on a split that has labels."""
+        assert examples.labels is not None
+        return constant_answer(self.spec.metrics, examples.labels, self.spec.label_groups(examples), self.spec.labels)
 
 
 def trained_on(model: str) -> tuple[ModelPlace, Recipe | None]:
@@ -315,7 +335,8 @@ def _evaluate_text(
         write_hidden(folder / "dev.jsonl", sums)
         if place.run is not None and folder == place.run / "predictions":
             RunFolder(place.run).rewritten([folder / "dev.jsonl"])
-    return Evaluation(CORPUS, {"dev": masked_lm_scores(spec.metrics, sums)}, [folder / "dev.jsonl"])
+    metrics = {"dev": masked_lm_scores(spec.metrics, sums)}
+    return Evaluation(CORPUS, metrics, [folder / "dev.jsonl"], spec.metrics[0])
 
 
 def _own_folder(task: str, place: ModelPlace, output_dir: str | None, *about: object) -> Path:

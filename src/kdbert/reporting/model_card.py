@@ -30,7 +30,8 @@ def model_card(
 
     Args:
         metrics: split -> metric -> value.
-        facts: entries of run.json: parameters, size_mib, layers, majority, teachers, baseline, timings, environment.
+        facts: entries of run.json: parameters, size_mib, layers, constant_answer, one_answer, teachers, baseline,
+            timings, environment.
     """
     method = get_method(recipe.method.name)
     distilled = bool(recipe.teachers)
@@ -52,7 +53,7 @@ def model_card(
             for name, value in values.items()
         ],
     )  # fmt: skip
-    constant = facts["majority"]
+    constant = facts["constant_answer"]
     taught: dict[str, dict[str, str]] = {}
     for teacher in facts["teachers"]:
         for split, values in teacher["metrics"].items():
@@ -106,13 +107,18 @@ def model_card(
             "Of pieces hidden at once (15 % unless the recipe says otherwise, and every new one); `new_` is of pieces "
             "that the vocabulary had not before it was expanded."
             if spec.kind == "masked_lm"
-            else "The constant answer is the commonest class or tag, or the mean score."
+            else "The constant answer is the best that one and the same answer to every example reaches on that split."
         )
         + (" Without a teacher: the same student, data order and schedule, fine-tuned." if without else ""),
         "",
         "| split | metric | this model | teacher | without a teacher | constant answer |",
         "|---|---|---|---|---|---|",
         *rows,
+        *(
+            line
+            for split, answer in facts["one_answer"].items()
+            for line in ("", f"**On {split} it gives the same answer to every example: {code(answer)}.**")
+        ),
         *_cost(facts),
         "",
         "## Use",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from kdbert.errors import UserError, near_miss
+from kdbert.metrics import LOWER_IS_BETTER
 from kdbert.reporting.cells import Cell, Row
-from kdbert.reporting.collect import Run, collect
+from kdbert.reporting.collect import Run, collect, reference
 from kdbert.reporting.compare import with_differences
 from kdbert.reporting.published import SOURCES, PublishedRow, published_rows
 from kdbert.tasks.blurb import GROUPS
@@ -352,6 +353,7 @@ def _cell(runs: Sequence[Run], metric: str | None, split: str | None) -> Cell:
         chosen_split, chosen = place, name
         scores[run.seed] = float(run.metrics[place][name])
         kept[run.seed] = run
+    held = {seed: reference(run, chosen_split, chosen) for seed, run in kept.items()}
     return Cell(
         split=chosen_split,
         metric=chosen,
@@ -360,6 +362,8 @@ def _cell(runs: Sequence[Run], metric: str | None, split: str | None) -> Cell:
         diverged=sum(run.status == "diverged" for run in runs),
         unfinished=sum(run.status not in ("finished", "diverged") for run in runs),
         dev_chose=chosen_split.startswith("dev") and any(run.dev_chose for run in kept.values()),
+        constant=max((one.constant for one in held.values() if one.constant is not None), default=None),
+        same={seed: one.same for seed, one in held.items() if one.same is not None},
     )
 
 
@@ -377,12 +381,20 @@ def _average(row: Row, groups: Sequence[Sequence[str]]) -> Cell:
     parts = [[row.cells.get(column, Cell()) for column in group] for group in groups]
     cells = [cell for part in parts for cell in part]
     seeds = sorted(set.intersection(*(set(cell.scores) for cell in cells)))
+
+    def mean(number: Callable[[Cell], float]) -> float:
+        return float(np.mean([np.mean([number(cell) for cell in part]) for part in parts]))
+
+    def of_seed(seed: int) -> float:
+        return mean(lambda cell: cell.scores[seed])
+
+    known = all(cell.constant is not None for cell in cells)
     return Cell(
         split=" and ".join(sorted({cell.split for cell in cells})) if seeds else "",
         metric="mean",
-        scores={
-            seed: float(np.mean([np.mean([cell.scores[seed] for cell in part]) for part in parts])) for seed in seeds
-        },
+        scores={seed: of_seed(seed) for seed in seeds},
+        constant=mean(lambda cell: cell.constant or 0.0) if known and seeds else None,
+        same={seed: cell.same[seed] for cell in cells for seed in seeds if seed in cell.same},
     )
 
 
@@ -440,7 +452,9 @@ def _heading(rows: Sequence[Row], column: str) -> str:
 
 
 def _best(rows: Sequence[Row], columns: Sequence[str]) -> frozenset[tuple[int, str]]:
-    """The best means among cells that are measured alike; teachers, lone cells and what a constant beats are none."""
+    """The best means among cells that are measured alike; teachers and lone cells are none, nor is what does not beat
+    the constant answer or has runs of one answer to every example.
+    """
     rivals: dict[tuple[str, ...], list[tuple[float, int, str]]] = defaultdict(list)
     for number, row in enumerate(rows):
         for column in columns:
@@ -449,13 +463,14 @@ def _best(rows: Sequence[Row], columns: Sequence[str]) -> frozenset[tuple[int, s
                 continue
             tasks = {run.task for run in cell.runs.values()} if cell.runs else {AVERAGE}
             group = (*sorted(tasks), cell.split, cell.metric, *sorted(_data_of(cell)))
-            rivals[group].append((cell.summary.mean, number, column))
+            mean = -cell.summary.mean if cell.metric in LOWER_IS_BETTER else cell.summary.mean
+            rivals[group].append((mean, number, column))
     return frozenset(
         (number, column)
         for group in rivals.values()
         if len(group) > 1
         for value, number, column in group
-        if value == max(group)[0] and rows[number].cells[column].beats_constant
+        if value == max(group)[0] and rows[number].cells[column].may_be_best
     )
 
 
