@@ -178,6 +178,43 @@ def test_teachers_are_known_before_their_students_are_there_and_stay_with_them(k
     assert [line["method"] for line in kept] == ["finetune (teacher, 12 layers)", "kd"]
 
 
+def test_a_baseline_that_also_teaches_stays_the_baseline(kdbert: Kdbert, tmp_path: Path) -> None:
+    """The whole model teaches 6 layers; 6 layers fine-tuned are their baseline, and teach 3 layers in another run."""
+    whole = {"layers": None, "method": "finetune", "fingerprint": "content of whole"}
+    write_run(tmp_path, score=0.9, **whole)
+    for seed in (1, 2):
+        taught = {"fingerprint": "content of six"} if seed == 1 else {}
+        write_run(tmp_path, method="finetune", layers=6, seed=seed, score=0.6, **taught)
+        write_run(tmp_path, layers=6, seed=seed, score=0.7, teacher="whole")
+    write_run(tmp_path, score=0.5, teacher="six", seed=1)
+    lines = tabled(kdbert, tmp_path, "--rows", "method,student.layers", "--baseline", "finetune")
+    rows = {(line["method"], line["student.layers"]): line for line in lines}
+    assert set(rows) == {("finetune (teacher, 12 layers)", "-"), ("finetune", "6"), ("kd", "6"), ("kd", "3")}
+    assert rows["finetune", "6"]["n"] == "2"
+    assert float(rows["kd", "6"]["difference"]) == pytest.approx(0.1)
+    assert "runs of these rows also teach others: finetune, -, 6" in kdbert("table", tmp_path).out
+    # Where it was not asked for, it is but a teacher.
+    kept = tabled(kdbert, tmp_path, "--where", "method=kd", "--rows", "method,student.layers")
+    assert [(line["method"], line["student.layers"]) for line in kept] == [
+        ("finetune (teacher, 12 layers)", "-"),
+        ("finetune (teacher, 6 layers)", "6"),
+        ("kd", "3"),
+        ("kd", "6"),
+    ]
+
+
+def test_a_student_that_teaches_a_smaller_one_stays_a_student(kdbert: Kdbert, tmp_path: Path) -> None:
+    write_run(tmp_path, method="finetune", layers=None, fingerprint="content of whole", score=0.9)
+    write_run(tmp_path, layers=6, score=0.8, teacher="whole", fingerprint="content of assistant")
+    write_run(tmp_path, layers=3, score=0.6, teacher="assistant")
+    lines = tabled(kdbert, tmp_path, "--rows", "method,student.layers")
+    assert [(line["method"], line["best"]) for line in lines] == [
+        ("finetune (teacher, 12 layers)", "0"),
+        ("kd", "0"),
+        ("kd", "1"),
+    ]
+
+
 def test_runs_of_one_cell_in_other_precision_are_told(kdbert: Kdbert, tmp_path: Path) -> None:
     for seed, precision in ((1, "bf16"), (2, "bf16"), (3, "fp32")):
         run = write_run(tmp_path, seed=seed)

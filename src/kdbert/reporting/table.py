@@ -105,8 +105,7 @@ def make_table(
         log.warning("skipped %s: %s", path, why)
     for key in (*rows, *columns, *(where or {})):
         _check_key(key, runs)
-    teaching = _teaching(runs)
-    runs = _chosen(runs, teaching, where or {})
+    runs, teaching = _chosen(runs, where or {})
     runs, notes = _without_copies(runs)
     if metric is not None:
         known = {name for run in runs for values in run.metrics.values() for name in values}
@@ -134,6 +133,15 @@ def make_table(
         )
         for (teacher, labels), row in in_order
     ]
+    names, ends = _taught_by(runs)
+    both = [
+        ", ".join(row.labels)
+        for row in made
+        if not row.teacher
+        and any(_is_named(run, names, ends) for one in row.cells.values() for run in one.runs.values())
+    ]
+    if both:
+        notes.append(f"runs of these rows also teach others: {'; '.join(both)}")
     constants = _constants(made)
     notes += _remarks(made, ordered, metric, split)
     if by_task and len(ordered) > 1:
@@ -213,8 +221,8 @@ def _check_known(what: str, word: str, known: set[str]) -> None:
         raise UserError(f"no run has the {what} {word!r}{near_miss(word, known)}{there}")
 
 
-def _chosen(runs: Sequence[Run], teaching: set[Path], where: Mapping[str, str]) -> list[Run]:
-    """The runs with the wanted values, and their teachers.
+def _chosen(runs: Sequence[Run], where: Mapping[str, str]) -> tuple[list[Run], set[Path]]:
+    """The runs with the wanted values, and their teachers; and the paths of those that stand among the teachers.
 
     Raises:
         UserError: there is none.
@@ -224,7 +232,9 @@ def _chosen(runs: Sequence[Run], teaching: set[Path], where: Mapping[str, str]) 
         raise UserError(f"no run has {' and '.join(f'{key}={value}' for key, value in where.items())}")
     paths = {run.path for run in fitting}
     names, ends = _taught_by(fitting)
-    return [run for run in runs if run.path in paths or (run.path in teaching and _is_named(run, names, ends))]
+    chosen = [run for run in runs if run.path in paths or _is_named(run, names, ends)]
+    teaching = _teaching(runs) | {run.path for run in chosen if run.path not in paths}
+    return chosen, teaching
 
 
 def _taught_by(runs: Iterable[Run]) -> tuple[set[str], set[tuple[str, ...]]]:
@@ -243,11 +253,25 @@ def _is_named(run: Run, names: set[str], ends: set[tuple[str, ...]]) -> bool:
 
 
 def _teaching(runs: Sequence[Run]) -> set[Path]:
-    """The runs whose models teach others, and the same recipe on other tasks, where students are still to come."""
+    """The runs that are nothing but teachers of others, and the same recipe on other tasks, where students are still to
+    come.
+
+    A run that teaches and was made for itself, too, is what it is without its pupils: a student, where it was taught
+    itself; a baseline, where it was fine-tuned from what a student of these runs starts from.
+    """
     names, ends = _taught_by(runs)
-    sure = [run for run in runs if _is_named(run, names, ends)]
-    recipes = {_without_task(run) for run in sure}
-    return {run.path for run in runs if _is_named(run, names, ends) or _without_task(run) in recipes}
+    starts = {_start(run) for run in runs if run.told["teachers"]}
+    recipes = {_without_task(run) for run in runs if _is_named(run, names, ends)}
+    return {
+        run.path
+        for run in runs
+        if _without_task(run) in recipes and not run.told["teachers"] and _start(run) not in starts
+    }
+
+
+def _start(run: Run) -> str:
+    """What a run's model was before it was trained: which one, and which layers of it."""
+    return repr(sorted(item for item in run.identity.items() if item[0].startswith("student.")))
 
 
 def _without_task(run: Run) -> str:
