@@ -196,8 +196,8 @@ def test_a_baseline_that_also_teaches_stays_the_baseline(kdbert: Kdbert, tmp_pat
     # Where it was not asked for, it is but a teacher.
     kept = tabled(kdbert, tmp_path, "--where", "method=kd", "--rows", "method,student.layers")
     assert [(line["method"], line["student.layers"]) for line in kept] == [
-        ("finetune (teacher, 12 layers)", "-"),
         ("finetune (teacher, 6 layers)", "6"),
+        ("finetune (teacher, 12 layers)", "-"),
         ("kd", "3"),
         ("kd", "6"),
     ]
