@@ -347,7 +347,7 @@ def test_runs_of_one_answer_are_marked_in_every_format_and_never_bold(kdbert: Kd
         same = {"same": "entailment"} if seed == 2 else {}
         write_run(tmp_path, seed=seed, score=0.56, constant=0.5271, **same)
         write_run(tmp_path, method="finetune", seed=seed, score=0.54, constant=0.5271)
-    told = "† on rte runs give one answer to every example: kd (1 of 2: entailment)"
+    told = "† on rte, runs that give one answer to every example: kd (1 of 2: entailment)"
     shown = kdbert("table", tmp_path).out
     assert "| kd | 0.5600 ± 0.0000† (2) |" in shown
     assert "| finetune | 0.5400 ± 0.0000 (2) |" in shown  # it is not the best, whatever the other is worth

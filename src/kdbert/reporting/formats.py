@@ -294,7 +294,7 @@ def _same_answers(table: Table) -> list[str]:
             if (answers := ", ".join(sorted(set(cell.same.values()))))
         ]
         if told:
-            notes.append(f"{ONE_ANSWER} on {column} runs give one answer to every example: {'; '.join(told)}")
+            notes.append(f"{ONE_ANSWER} on {column}, runs that give one answer to every example: {'; '.join(told)}")
     return notes
 
 
