@@ -58,7 +58,8 @@ output: &o {runs_dir: runs, tracker: []}
 RUN: dict[str, Any] = {
     "status": "finished", "recipe": {"task": {"name": "rte"}, "method": {"name": "kd"}, "seed": 1, "teachers": []},
     "identity": {"teachers": [{"model": "x"}]}, "metrics": {"dev": {"accuracy": 0.5}}, "selection": "accuracy",
-    "majority": {"dev": {"accuracy": 0.5}}, "data": {"dev": "0123"}, "layers": 3, "model_fingerprint": "ab",
+    "constant_answer": {"dev": {"accuracy": 0.5}}, "one_answer": {"dev": "yes"},
+    "data": {"dev": "0123"}, "layers": 3, "model_fingerprint": "ab",
 }  # fmt: skip
 # Parts of the formats that are read, so that what is inserted is not noise alone.
 TOKENS = [

@@ -817,7 +817,7 @@ def teacher_with_one_score(world: World) -> Words:
     return world.distill("--teacher", world.models / "score")
 
 
-@wrong("generic", "LABEL_0", "--teacher-labels negative,positive")
+@wrong("generic", "LABEL_0", "--teacher-labels, in the order of the teacher's outputs", "negative, positive")
 def teacher_with_generic_labels(world: World) -> Words:
     return world.distill("--teacher", world.models / "generic")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from kdbert.data.encode import Encoded, encode
 from kdbert.data.examples import Examples
 from kdbert.data.masking import masking_of
 from kdbert.errors import UserError
-from kdbert.metrics import masked_lm_scores, score
+from kdbert.metrics import constant_answer, masked_lm_scores, score
 from kdbert.models.kernels import use_late_head
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import (
@@ -39,7 +39,7 @@ from kdbert.models.open import (
     open_masked_lm,
 )
 from kdbert.recipe import Recipe
-from kdbert.reporting.predictions import predicted, write_hidden, write_predictions, write_submission
+from kdbert.reporting.predictions import predicted, same_answer, write_hidden, write_predictions, write_submission
 from kdbert.resolve import saved_task, task_of
 from kdbert.runs import RunFolder, short_name
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec, get_task, task_name
@@ -53,11 +53,22 @@ log = logging.getLogger("kdbert")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores and files of one evaluated model: its task; split -> metric -> value; the files written."""
+    """Scores and files of one evaluated model.
+
+    Attributes:
+        metrics: split -> metric -> value, of the splits that carry labels.
+        files: those written.
+        selection: the metric by which models of the task are compared.
+        constant: split -> metric -> what the constant answer reaches there (see `kdbert.metrics.constant_answer`).
+        same: split -> the answer that the model gives to every example, where it gives one only.
+    """
 
     task: str
     metrics: dict[str, dict[str, float]]
     files: list[Path]
+    selection: str
+    constant: dict[str, dict[str, float]] = field(default_factory=dict)
+    same: dict[str, str] = field(default_factory=dict)
 
 
 def evaluate(
@@ -134,17 +145,25 @@ def evaluate(
         )  # fmt: skip
         answers[name] = saved.label_logits(logits, data)
     _make(folder)  # only now, so that what is there stays where the outputs are not finite
-    metrics = {name: saved.score(answers[name], part) for name, part in examples.items() if part.labels is not None}
-    files = []
-    for name, part in examples.items() if accelerator.is_main_process else ():
-        write_predictions(folder / f"{name}.jsonl", spec, part, answers[name])
-        files.append(folder / f"{name}.jsonl")
-        if name in spec.submission:
-            write_submission(folder / spec.submission[name], spec, answers[name])
-            files.append(folder / spec.submission[name])
+    found = Evaluation(spec.name, {}, [], spec.metrics[0])
+    files = found.files
+    for name, part in examples.items():
+        logits = answers[name]
+        if part.labels is not None:
+            found.metrics[name] = saved.score(logits, part)
+            found.constant[name] = saved.constant(part)
+        same = same_answer(spec, logits)
+        if same is not None:
+            found.same[name] = same
+        if accelerator.is_main_process:
+            write_predictions(folder / f"{name}.jsonl", spec, part, logits)
+            files.append(folder / f"{name}.jsonl")
+            if name in spec.submission:
+                write_submission(folder / spec.submission[name], spec, logits)
+                files.append(folder / spec.submission[name])
     if accelerator.is_main_process and place.run is not None and folder == place.run / "predictions":
         RunFolder(place.run).rewritten(files)
-    return Evaluation(spec.name, metrics, files)
+    return found
 
 
 @dataclass(frozen=True)
@@ -211,6 +230,11 @@ class SavedClassifier:
         assert examples.labels is not None
         groups = self.spec.label_groups(examples)
         return score(self.spec.metrics, predicted(self.spec, logits), examples.labels, groups, self.spec.labels)
+
+    def constant(self, examples: Examples) -> dict[str, float]:
+        """What the constant answer reaches on a split that has labels."""
+        assert examples.labels is not None
+        return constant_answer(self.spec.metrics, examples.labels, self.spec.label_groups(examples), self.spec.labels)
 
 
 def asked_by(place: ModelPlace) -> Asked:
@@ -354,7 +378,8 @@ def _evaluate_text(
         write_hidden(folder / "dev.jsonl", sums)
         if place.run is not None and folder == place.run / "predictions":
             RunFolder(place.run).rewritten([folder / "dev.jsonl"])
-    return Evaluation(CORPUS, {"dev": masked_lm_scores(spec.metrics, sums)}, [folder / "dev.jsonl"])
+    metrics = {"dev": masked_lm_scores(spec.metrics, sums)}
+    return Evaluation(CORPUS, metrics, [folder / "dev.jsonl"], spec.metrics[0])
 
 
 def _own_folder(task: str, place: ModelPlace, output_dir: str | None, *about: object) -> Path:

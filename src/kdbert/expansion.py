@@ -72,6 +72,7 @@ def expand_vocab(
     before = _there(folder, about)
     if before is not None:
         log.info("%s was made so before", folder)
+        _warn_of_few(before)
         return before
     train, held = Counter[str](), Counter[str]()
     if corpus is not None:
@@ -79,8 +80,10 @@ def expand_vocab(
     if pieces is None:
         if not train:
             raise UserError(f"all texts of {corpus!r} are kept for the report ({HELD}); give more text")
-        new, dropped = choose(train, base, add=add, min_count=min_count, min_gain=min_gain)
+        chosen = choose(train, base, add=add, min_count=min_count, min_gain=min_gain)
+        new, dropped = chosen.pieces, chosen.dropped
     else:
+        chosen = None
         new, dropped = given_pieces((line for _, line in read_lines(_file(pieces))), base)
     if not new:
         why = f"no new piece is read {min_count} times in {corpus}"
@@ -98,6 +101,8 @@ def expand_vocab(
             "new_pieces": len(new),
             "continuing": sum(piece.startswith("##") for piece in new),
             "dropped": dict(Counter(dropped.values())),
+            "candidates": None if chosen is None else chosen.candidates,
+            "short": "" if chosen is None else chosen.short,
             "digest": tokenizer_digest(grown),
             "words": None if corpus is None else _words_report(train, held, base, grown),
             "files": {file.name: sha256(file) for file in sorted(target.iterdir())},
@@ -108,7 +113,19 @@ def expand_vocab(
         replace_folder(folder, fill)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from None
+    _warn_of_few(report)
     return report
+
+
+def _warn_of_few(report: Mapping[str, Any]) -> None:
+    """Say that there are fewer pieces than were asked for, and why."""
+    if report.get("short"):
+        log.warning(
+            "%d new pieces, fewer than the %d of --add: %s",
+            report["new_pieces"],
+            report["about"]["add"],
+            report["short"],
+        )
 
 
 def _file(name: str) -> Path:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from in_processes import start, wait_until
 from kdbert.benchmark.measure import milliseconds
-from kdbert.runs import sha256
+from kdbert.runs import FileLock, sha256
 from kdbert.seal import sealed
 from small_run import Setting
 
@@ -129,6 +132,70 @@ def test_wrong_words_end_in_one_sentence_before_anything_is_timed(
     assert {file.name for file in measured.iterdir()} == {"benchmark.json", "benchmark.csv", "benchmark.png"}
 
 
+def timed(folder: Path) -> Any:
+    """What is kept of a benchmark that was stopped."""
+    return json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+
+
+def test_a_benchmark_that_was_stopped_continues_where_it_was(kdbert: KDBERT, run: Path, tmp_path: Path) -> None:
+    """Also where its folder is named by the time."""
+    root = tmp_path / "runs"
+    words = ["benchmark", str(run), "--batch-size", "1", "--threads", "1", "--rounds", "40", "--runs-dir", str(root)]
+    process = start(words, tmp_path / "output")
+    assert process.pid is not None
+    wait_until(lambda: bool(list(root.glob("benchmark/*/progress.json"))), process.is_alive, "a round was timed")
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert "run the same command again to continue" in (tmp_path / "output").read_text()
+    (folder,) = root.glob("benchmark/*")
+    kept = timed(folder)
+    assert 1 <= kept["rounds"] < 40
+    turns = [len(part) for part in np.array_split(range(100), 40)]
+    assert len(kept["engines"][0]["seconds"][0][2]) == sum(turns[: kept["rounds"]])
+    # Nobody takes another benchmark for it, nor one that is still running.
+    lock = FileLock(folder / "benchmark.lock")
+    assert lock.acquire()
+    other = kdbert(*words, "-q")
+    lock.release()
+    assert other.code == 0, other.err
+    assert Path(other.out.strip()) != folder
+    assert timed(folder) == kept
+    done = kdbert(*words)
+    assert done.code == 0, done.err
+    assert f"continuing {folder}: {kept['rounds']} rounds were timed before" in done.err
+    found = content(folder)
+    assert found["settings"]["continued_after"] == [kept["rounds"]]
+    assert [batch["calls"] for batch in found["engines"][0]["batches"]] == [100]
+    assert {file.name for file in folder.iterdir()} == {"benchmark.json", "benchmark.csv", "benchmark.png"}
+
+
+def test_what_was_timed_before_is_counted_and_other_settings_are_refused(
+    kdbert: KDBERT, run: Path, measured: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    words = ["benchmark", run, "--batch-size", "1", "--threads", "1", "--output-dir", folder]
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "progress.json").write_text("{", encoding="utf-8")
+    refused = kdbert(*words[:-1], tmp_path / "broken")
+    assert (refused.code, "is damaged" in refused.err) == (2, True)
+    process = start([str(word) for word in [*words, "--rounds", 2]], tmp_path / "output")
+    wait_until((folder / "progress.json").exists, process.is_alive, "a round was timed")
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    kept = timed(folder)
+    kept["engines"][0] |= {"seconds": [[1, part, [0.25] * 100] for part in ("total", "tokenisation", "model")]}
+    kept["rounds"] = 2
+    (folder / "progress.json").write_text(json.dumps(sealed(kept)), encoding="utf-8")
+    other = kdbert(*words, "--rounds", 3)
+    assert other.code == 2
+    assert "stopped half-way (settings.rounds differ)" in other.err
+    done = kdbert(*words, "--rounds", 2)
+    assert done.code == 0, done.err
+    (batch,) = content(folder)["engines"][0]["batches"]
+    assert batch["total_ms"] == pytest.approx({"mean": 250, "sd": 0, "p50": 250, "p95": 250})
+
+
 def test_an_engine_that_fails_is_named(kdbert: KDBERT, run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "export"
     assert kdbert("export", run, "--output-dir", folder).code == 0
@@ -139,4 +206,4 @@ def test_an_engine_that_fails_is_named(kdbert: KDBERT, run: Path, tmp_path: Path
     done = kdbert("benchmark", folder, "--output-dir", tmp_path / "out")
     assert done.code == 1
     assert "kd, 2 layers, seed 1 (onnx): " in done.err
-    assert not (tmp_path / "out" / "benchmark.json").exists()
+    assert not (tmp_path / "out").exists()

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdbert.data.batches import Batch, classes_of, collate, epoch_batches, evaluation_batches, micro_batches
+from kdbert.data.batches import Batch, _Gather, classes_of, collate, epoch_batches, evaluation_batches, micro_batches
 from kdbert.data.encode import Encoded, encode
 from kdbert.data.examples import Examples
 from kdbert.recipe import TrainSection
@@ -264,6 +264,18 @@ def test_collate_pads_behind_the_tokens(lengths: list[int], types: bool, scores:
     assert batch.labels.tolist() == batch.example.tolist() == rows.tolist()
     assert batch.input_ids.dtype == batch.attention_mask.dtype == torch.int64
     torch.testing.assert_close(batch.mean(torch.ones(len(lengths))), torch.tensor(1.0))
+
+
+def test_gathering_has_a_right_first_derivative_and_refuses_a_second() -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        part = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(_Gather.apply, (part,))
+        (first,) = torch.autograd.grad(_Gather.apply(part).square().sum(), part, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            torch.autograd.grad(first.sum(), part)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_an_unlabelled_split_has_no_labels() -> None:

@@ -103,6 +103,32 @@ def test_adding_stops_where_it_gains_little(tiny_bert: Path, kdbert: Callable[..
     assert sizes == sorted(sizes, reverse=True)
 
 
+@pytest.mark.parametrize(
+    ("limits", "why"),
+    [
+        (["--min-count", "1"], "give more text"),
+        (["--min-count", "60"], "give more text, or a smaller --min-count"),
+        (["--min-gain", "0.02", "--min-count", "1"], "--min-gain 0.02 ends after"),
+    ],
+)
+def test_fewer_pieces_than_were_asked_for_are_told_with_the_reason(
+    tiny_bert: Path, kdbert: Callable[..., Any], tmp_path: Path, limits: list[str], why: str
+) -> None:
+    corpus, out = write(tmp_path / "eyes.txt"), tmp_path / "out"
+    add = 60 if "--min-gain" in limits else 1000
+    words = ("expand-vocab", "--tokenizer", tiny_bert, "--corpus", corpus, "--add", add, *limits, "--out", out, "-q")
+    for _ in range(2):  # when it was made, and when it is there
+        done = kdbert(*words)
+        assert done.code == 0, done.err
+        report = json.loads((out / "expansion.json").read_text(encoding="utf-8"))
+        assert 0 < report["new_pieces"] < add
+        assert report["candidates"] >= report["new_pieces"]
+        assert f"{report['new_pieces']} new pieces, fewer than the {add} of --add: {report['short']}" in done.err
+        assert why in report["short"]
+        if "--min-gain" not in limits:
+            assert f" {report['candidates']} pieces occur" in report["short"]
+
+
 def test_a_list_of_pieces_is_taken_but_for_what_cannot_be_read(
     tiny_bert: Path, kdbert: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -192,9 +218,10 @@ def test_what_is_swallowed_is_replaced_until_all_that_was_asked_for_is_there(
     corpus.write_text("\n".join(" ".join(draw.choices(terms, k=10)) for _ in range(300)), encoding="utf-8")
     words = ("expand-vocab", "--tokenizer", tiny_bert, "--corpus", corpus)
     for add in (3, 20, 60):
-        assert kdbert(*words, "--add", add, "--out", tmp_path / str(add)).code == 0
+        done = kdbert(*words, "--add", add, "--out", tmp_path / str(add))
+        assert (done.code, "fewer than" in done.err) == (0, False), done.err
         report = json.loads((tmp_path / str(add) / "expansion.json").read_text(encoding="utf-8"))
-        assert report["new_pieces"] == add
+        assert (report["new_pieces"], report["short"]) == (add, "")
     assert report["dropped"]  # parts of words that are pieces now
 
 

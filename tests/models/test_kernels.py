@@ -423,6 +423,32 @@ def test_a_prepared_model_is_copied_and_saved_as_it_was(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(IDS).logits, model(IDS).logits, rtol=1e-5, atol=1e-6)
 
 
+# Second derivatives ----------------------------------------------------------------------------------------------
+
+TWO = torch.tensor([[1, 1, 1], [1, 0, 0]])  # the mask of a batch with padding
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda rows: attention(nn.Module(), rows[:, None], rows[:, None], rows[:, None], None)[0],
+        lambda rows: attention(nn.Module(), rows[:, None], rows[:, None], rows[:, None], additive(TWO).double())[0],
+        lambda rows: Packing(TWO).pack(rows),
+        lambda rows: Packing(TWO).unpack(Packing(TWO).pack(rows)),
+    ],
+    ids=["attention", "masked attention", "pack", "unpack"],
+)
+def test_the_first_derivative_is_right_and_a_second_one_is_refused(function: Any) -> None:
+    rows = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(function, (rows,))
+    (first,) = torch.autograd.grad(function(rows).square().sum(), rows, create_graph=True)
+    penalty = first.square().sum() + rows.square().sum()  # there is a way to `rows` that passes the function by
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        torch.autograd.grad(penalty, rows, retain_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        penalty.backward()
+
+
 # Packing ---------------------------------------------------------------------------------------------------------
 
 

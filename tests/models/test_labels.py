@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def test_a_teacher_is_refused_with_the_cure() -> None:
     ask = lambda names, told=None: teacher_permutation("T", "rte", ("entailment", "not_entailment"), {}, names, told)  # noqa: E731
     assert ask(["LABEL_0", "LABEL_1"], ["not_entailment", "entailment"]) == [1, 0]
     assert ask(["yes", "no"], ["entailment", "not entailment"]) == [0, 1]
-    with pytest.raises(UserError, match="--teacher-labels entailment,not_entailment"):
+    with pytest.raises(UserError, match=r"--teacher-labels, in the order of the teacher's outputs"):
         ask(["LABEL_0", "LABEL_1"])
     with pytest.raises(UserError, match=r"3 outputs.*needs 2"):
         ask(["a", "b", "c"])
@@ -125,6 +126,25 @@ def test_a_teacher_is_refused_with_the_cure() -> None:
     with pytest.raises(UserError, match=r"other labels.*lacks entailment"):
         ask(["yes", "no"])
     assert teacher_permutation("T", "stsb", (), {}, ["LABEL_0"], None) == [0]
+
+
+@pytest.mark.parametrize("role", ["teacher", "model"])
+@given(
+    names=st.lists(st.text("abc12 -", min_size=1, max_size=4).map(str.strip), min_size=2, max_size=30, unique_by=plain)
+    | st.lists(st.integers(-3, 40).map(str), min_size=2, max_size=30, unique_by=plain)
+)
+def test_an_order_of_labels_is_suggested_for_whole_numbers_only(role: str, names: list[str]) -> None:
+    flag = "--labels" if role == "model" else "--teacher-labels"
+    generic = [f"LABEL_{number}" for number in range(len(names))]
+    with pytest.raises(UserError) as error:
+        teacher_permutation("T", "custom", sorted(names), {}, generic, None, role=role, flag=flag)
+    suggested = re.search(rf"{flag} (\S+)$", str(error.value))
+    numbers = all(re.fullmatch(r"-?[0-9]+", name) for name in names)
+    assert (suggested is not None) == numbers
+    if suggested is not None:
+        given = [int(word) for word in suggested[1].split(",") if word != "…"]
+        assert given == sorted(given)
+        assert len(given) == len(names) or (len(names) > 20 and len(given) == 4)
 
 
 LABELS = ["blue", "green", "red"]

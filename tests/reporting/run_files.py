@@ -26,6 +26,7 @@ def write_run(
     fingerprint: str | None = None,
     name: str | None = None,
     constant: float = 0.0,
+    same: str | None = None,
     **told: Any,
 ) -> Path:
     """One run folder; `told` are further keys of `train` (`selection="best"` as `choose="best"`)."""
@@ -49,7 +50,8 @@ def write_run(
         content |= {
             "metrics": metrics or {"dev": {selection: score}},
             "selection": selection,
-            "majority": {"dev": {selection: constant}},
+            "constant_answer": {"dev": {selection: constant}},
+            "one_answer": {"dev": same} if same else {},
             "finished": "2026-11-21T15:00:00+0000",
             "model_fingerprint": fingerprint,
         }

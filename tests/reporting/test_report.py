@@ -176,7 +176,7 @@ def test_table_report_card_and_run_json_have_the_same_numbers(kdbert: Kdbert, re
     lines = list(csv.DictReader(io.StringIO(kdbert("table", real_runs, "--format", "csv").out)))
     summary = {row[0]: row[1] for row in real_page.section("summary").tables[0][1:]}
     every = [row for table in real_page.section("runs").tables for row in table]
-    checked = 0
+    checked = unlearned = 0
     for path in real_runs.glob("custom/*/*/run.json"):
         facts = json.loads(path.read_text(encoding="utf-8"))
         scores, name = facts["metrics"]["dev"], facts["recipe"]["method"]["name"]
@@ -188,9 +188,13 @@ def test_table_report_card_and_run_json_have_the_same_numbers(kdbert: Kdbert, re
         label = f"finetune (teacher, {facts['layers']} layers)" if facts["layers"] == 4 else name
         (line,) = (line for line in lines if line["method"] == label)
         assert float(line["mean"]) == scores["accuracy"]
-        assert summary[label] == f"{scores['accuracy']:.4f} (1)"
+        same = facts["one_answer"].get("dev")  # the students, which have learned nothing
+        assert summary[label] == f"{scores['accuracy']:.4f}{'†' * (same is not None)} (1)"
+        assert ("gives the same answer to every example" in card) == (same is not None)
+        assert (f"one answer to every example of dev: {same}" in " ".join(listed)) == (same is not None)
+        unlearned += same is not None
         checked += 1
-    assert checked == 3
+    assert (checked, unlearned) == (3, 2)
 
 
 def test_texts_labels_and_titles_are_no_markup_in_the_page(real_page: Page) -> None:

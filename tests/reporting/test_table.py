@@ -58,8 +58,10 @@ def real_runs(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, custom_
                 "method.name": method,
                 "seed": seed,
                 "task": {"name": "custom", "train_file": str(train), "dev_file": str(dev), "max_length": 32},
-                "teacher_training": {"model": str(tiny_bert), "epochs": 2, "learning_rate": 3e-3},
-                "train.epochs": 1,
+                "teacher_training": {"model": str(tiny_bert), "epochs": 2, "learning_rate": 1e-3},
+                "train.epochs": 4,
+                "train.learning_rate": 2e-3,
+                "train.batch_size": 8,
                 "output.runs_dir": str(runs),
             }
             distill(Recipe.build(flags=flags))
@@ -174,6 +176,43 @@ def test_teachers_are_known_before_their_students_are_there_and_stay_with_them(k
     assert float(only(lines, method="kd", column="rte")["difference"]) == pytest.approx(0.1)
     kept = tabled(kdbert, tmp_path, "--where", "method=kd")  # the teachers of what stays
     assert [line["method"] for line in kept] == ["finetune (teacher, 12 layers)", "kd"]
+
+
+def test_a_baseline_that_also_teaches_stays_the_baseline(kdbert: Kdbert, tmp_path: Path) -> None:
+    """The whole model teaches 6 layers; 6 layers fine-tuned are their baseline, and teach 3 layers in another run."""
+    whole = {"layers": None, "method": "finetune", "fingerprint": "content of whole"}
+    write_run(tmp_path, score=0.9, **whole)
+    for seed in (1, 2):
+        taught = {"fingerprint": "content of six"} if seed == 1 else {}
+        write_run(tmp_path, method="finetune", layers=6, seed=seed, score=0.6, **taught)
+        write_run(tmp_path, layers=6, seed=seed, score=0.7, teacher="whole")
+    write_run(tmp_path, score=0.5, teacher="six", seed=1)
+    lines = tabled(kdbert, tmp_path, "--rows", "method,student.layers", "--baseline", "finetune")
+    rows = {(line["method"], line["student.layers"]): line for line in lines}
+    assert set(rows) == {("finetune (teacher, 12 layers)", "-"), ("finetune", "6"), ("kd", "6"), ("kd", "3")}
+    assert rows["finetune", "6"]["n"] == "2"
+    assert float(rows["kd", "6"]["difference"]) == pytest.approx(0.1)
+    assert "runs of these rows also teach others: finetune, -, 6" in kdbert("table", tmp_path).out
+    # Where it was not asked for, it is but a teacher.
+    kept = tabled(kdbert, tmp_path, "--where", "method=kd", "--rows", "method,student.layers")
+    assert [(line["method"], line["student.layers"]) for line in kept] == [
+        ("finetune (teacher, 6 layers)", "6"),
+        ("finetune (teacher, 12 layers)", "-"),
+        ("kd", "3"),
+        ("kd", "6"),
+    ]
+
+
+def test_a_student_that_teaches_a_smaller_one_stays_a_student(kdbert: Kdbert, tmp_path: Path) -> None:
+    write_run(tmp_path, method="finetune", layers=None, fingerprint="content of whole", score=0.9)
+    write_run(tmp_path, layers=6, score=0.8, teacher="whole", fingerprint="content of assistant")
+    write_run(tmp_path, layers=3, score=0.6, teacher="assistant")
+    lines = tabled(kdbert, tmp_path, "--rows", "method,student.layers")
+    assert [(line["method"], line["best"]) for line in lines] == [
+        ("finetune (teacher, 12 layers)", "0"),
+        ("kd", "0"),
+        ("kd", "1"),
+    ]
 
 
 def test_runs_of_one_cell_in_other_precision_are_told(kdbert: Kdbert, tmp_path: Path) -> None:
@@ -300,6 +339,73 @@ def test_rows_that_do_not_beat_a_constant_answer_are_named(kdbert: Kdbert, tmp_p
     write_run(tmp_path, task="cola", method="finetune", score=0.4, constant=0.5)
     best = [line for line in tabled(kdbert, tmp_path) if line["best"] == "1" and line["column"] != "average"]
     assert [(line["method"], line["column"]) for line in best] == [("kd", "rte")]
+
+
+def test_runs_of_one_answer_are_marked_in_every_format_and_never_bold(kdbert: Kdbert, tmp_path: Path) -> None:
+    """RTE with few examples: students that answer "entailment" 277 times of 277, and a learned one just below."""
+    for seed in (1, 2):
+        same = {"same": "entailment"} if seed == 2 else {}
+        write_run(tmp_path, seed=seed, score=0.56, constant=0.5271, **same)
+        write_run(tmp_path, method="finetune", seed=seed, score=0.54, constant=0.5271)
+    told = "† on rte, runs that give one answer to every example: kd (1 of 2: entailment)"
+    shown = kdbert("table", tmp_path).out
+    assert "| kd | 0.5600 ± 0.0000† (2) |" in shown
+    assert "| finetune | 0.5400 ± 0.0000 (2) |" in shown  # it is not the best, whatever the other is worth
+    assert told in shown
+    assert "$\\pm$ 0.0000$^\\dagger$ (2)" in kdbert("table", tmp_path, "--format", "latex").out
+    assert "caption{" in kdbert("table", tmp_path, "--format", "latex").out
+    lines = tabled(kdbert, tmp_path)
+    assert [(line["method"], line["one_answer"], line["best"]) for line in lines] == [
+        ("finetune", "0", "0"),
+        ("kd", "1", "0"),
+    ]
+    assert {float(line["constant_answer"]) for line in lines} == {0.5271}
+    write_run(tmp_path, method="ics", seed=1, score=0.6, constant=0.5271)
+    assert [line["method"] for line in tabled(kdbert, tmp_path) if line["best"] == "1"] == ["ics"]
+
+
+def test_a_mean_that_equals_the_constant_answer_up_to_rounding_is_not_better(kdbert: Kdbert, tmp_path: Path) -> None:
+    share = 146 / 277
+    for seed in (1, 2, 3):
+        write_run(tmp_path, seed=seed, score=share + 1e-16 * seed, constant=share)
+        write_run(tmp_path, method="finetune", seed=seed, score=0.5, constant=share)
+    assert {line["best"] for line in tabled(kdbert, tmp_path)} == {"0"}
+    assert "no better than the constant answer on rte (0.5271): finetune; kd" in kdbert("table", tmp_path).out
+
+
+def test_an_average_is_bold_only_if_it_beats_the_average_of_the_constant_answers(
+    kdbert: Kdbert, tmp_path: Path
+) -> None:
+    for task, constant in (("rte", 0.5), ("mrpc", 0.7)):
+        write_run(tmp_path, task=task, score=0.6, constant=constant)
+        write_run(tmp_path, task=task, method="finetune", score=0.55, constant=constant)
+    averages = [line for line in tabled(kdbert, tmp_path) if line["column"] == "average"]
+    assert [(float(line["constant_answer"]), line["best"]) for line in averages] == [(pytest.approx(0.6), "0")] * 2
+
+
+def test_runs_that_know_no_constant_answer_are_judged_by_their_predictions(kdbert: Kdbert, tmp_path: Path) -> None:
+    labels = np.array([0, 1, 1, 1, 0] * 8)
+    for method, predictions in (("kd", np.ones(40, dtype=int)), ("finetune", np.arange(40) % 2)):
+        run = write_run(tmp_path, method=method, score=float(np.mean(predictions == labels)))
+        content = json.loads((run / "run.json").read_text())
+        del content["constant_answer"], content["one_answer"]
+        (run / "run.json").write_text(json.dumps({**content, "majority": {"dev": {"accuracy": 0.4}}}))
+        write_predictions(run, predictions, labels)
+    lines = tabled(kdbert, tmp_path)
+    assert {line["constant_answer"] for line in lines} == {"0.6"}
+    assert [(line["method"], line["one_answer"], line["best"]) for line in lines] == [
+        ("finetune", "0", "0"),
+        ("kd", "1", "0"),
+    ]
+    assert "one answer to every example: kd (1 of 1: yes)" in kdbert("table", tmp_path).out
+
+
+def test_of_a_loss_the_lowest_is_bold(kdbert: Kdbert, tmp_path: Path) -> None:
+    for method, loss in (("ve-kd", 2.0), ("finetune", 3.0)):
+        metrics = {"dev": {"masked_accuracy": 0.5, "mlm_loss": loss}}
+        write_run(tmp_path, task="corpus", method=method, metrics=metrics, selection="masked_accuracy")
+    best = [line["method"] for line in tabled(kdbert, tmp_path, "--metric", "mlm_loss") if line["best"] == "1"]
+    assert best == ["ve-kd"]
 
 
 # ---- differences
@@ -440,10 +546,10 @@ def test_a_broken_run_folder_is_named_and_skipped(kdbert: Kdbert, tmp_path: Path
     assert str(broken) in alone.err
 
 
-@pytest.mark.parametrize("majority", [[1], {"dev": None}, {"dev": {"accuracy": "x"}}, "x"], ids=str)
-def test_a_malformed_constant_answer_is_no_answer(kdbert: Kdbert, tmp_path: Path, majority: Any) -> None:
+@pytest.mark.parametrize("constant", [[1], {"dev": None}, {"dev": {"accuracy": "x"}}, "x"], ids=str)
+def test_a_malformed_constant_answer_is_no_answer(kdbert: Kdbert, tmp_path: Path, constant: Any) -> None:
     path = write_run(tmp_path) / "run.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "majority": majority}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "constant_answer": constant, "one_answer": constant}))
     assert tabled(kdbert, tmp_path)[0]["n"] == "1"
 
 

@@ -134,7 +134,8 @@ def test_a_run_learns_and_its_files_tell_what_it_answered(finished: dict[str, Pa
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     metric = {"token": "entity_f1", "multi_label": "document_f1"}[kind]
     assert facts["selection"] == metric
-    assert facts["majority"]["dev"][metric] == 0.0
+    # One entity in a word, or the commonest classes of documents: what can be had without reading.
+    assert 0.0 < facts["constant_answer"]["dev"][metric] < 1.0
     loss = logged(run, "loss/hard")
     assert loss[max(loss)]["loss/hard"] < 0.8 * loss[1]["loss/hard"]
     rows = [json.loads(line) for line in (run / "predictions" / "test.jsonl").read_text(encoding="utf-8").splitlines()]

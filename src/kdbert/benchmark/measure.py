@@ -10,10 +10,10 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,16 @@ import torch
 from tqdm import tqdm
 
 from kdbert import __version__
+from kdbert.benchmark.progress import Progress, opened
 from kdbert.benchmark.worker import ENGINES, Text
 from kdbert.data.encode import encode
 from kdbert.data.examples import Examples
 from kdbert.errors import KdbertError, UserError, near_miss
 from kdbert.evaluation import SavedClassifier, saved_classifier
-from kdbert.export import FORMATS, OnnxModel, agreement, export_model, read_about
+from kdbert.export import FORMATS, MODEL, OnnxModel, agreement, export_model, read_about
 from kdbert.models.locate import locate
 from kdbert.reporting.predictions import predicted
-from kdbert.runs import RunFolder, atomic_write, cores, environment, write_json, write_text
+from kdbert.runs import RunFolder, atomic_write, cores, environment, sha256, write_json, write_text
 from kdbert.tasks import TaskSpec
 from kdbert.training.forward import predict
 from kdbert.training.precision import make_accelerator
@@ -64,6 +65,21 @@ class Contender:
     seconds: dict[tuple[int, str], list[float]] = field(default_factory=dict)
     quality: dict[str, float] = field(default_factory=dict)
     agreement: float | None = None
+
+    def timed(self) -> dict[str, Any]:
+        """What its process gave so far, for JSON."""
+        return {
+            "parameters": self.parameters,
+            "memory_mib": self.memory_mib,
+            "load_seconds": self.load_seconds,
+            "seconds": [[size, part, seconds] for (size, part), seconds in self.seconds.items()],
+        }
+
+    def take(self, timed: Mapping[str, Any]) -> None:
+        """Fill in what `timed` gave."""
+        self.parameters, self.memory_mib = timed["parameters"], timed["memory_mib"]
+        self.load_seconds = timed["load_seconds"]
+        self.seconds = {(size, part): list(seconds) for size, part, seconds in timed["seconds"]}
 
     @property
     def size_mib(self) -> float | None:
@@ -113,7 +129,8 @@ def benchmark(
         calls: counted calls of each engine and batch size, at least 100.
         rounds: how many turns they are spread over.
         teacher: whose answers agreement is measured with; by default the first run's teacher.
-        output_dir: a new or empty folder; by default `benchmark/<task>-<time>` below `runs_dir`.
+        output_dir: a new or empty folder, or one with the same benchmark stopped half-way, which is continued; by
+            default `benchmark/<task>-<time>` below `runs_dir`, or the one of these that was stopped half-way.
 
     Raises:
         UserError: no such model, models of several tasks, an unknown backend, a folder that holds something.
@@ -143,31 +160,46 @@ def benchmark(
     if examples.labels is None:
         raise UserError(f"{examples.split} of task {spec.name!r} has no labels to score by; choose another --split")
     master = _teacher(teacher, contenders)
-    folder = _new_folder(output_dir, runs_dir, spec.name)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        _time(contenders, examples, batch_sizes, threads=threads, calls=calls, rounds=rounds)
-        _score(contenders, examples, master, threads)
-        facts = environment()
-    finally:
-        torch.set_num_threads(before)
-    content = {
+    settings: dict[str, Any] = {
+        "threads": threads, "calls": calls, "rounds": rounds, "warmup": WARM_UP, "batch_sizes": list(batch_sizes),
+    }  # fmt: skip
+    facts = environment()
+    identity = _identity(contenders, examples, master, settings, facts)
+    with opened(output_dir, runs_dir, spec.name, identity) as progress:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            _time(contenders, examples, batch_sizes, progress, threads=threads, calls=calls, rounds=rounds)
+            _score(contenders, examples, master, threads)
+            facts["threads"] = torch.get_num_threads()
+        finally:
+            torch.set_num_threads(before)
+        content = _content(contenders, examples, master, {**settings, "continued_after": progress.continued}, facts)
+        _write(progress.path, content)
+    return Benchmark(progress.path, content)
+
+
+def _content(
+    contenders: Sequence[Contender],
+    examples: Examples,
+    teacher: SavedClassifier | None,
+    settings: Mapping[str, Any],
+    machine: Mapping[str, Any],
+) -> dict[str, Any]:
+    """benchmark.json."""
+    spec = contenders[0].saved.spec
+    return {
         "kdbert": __version__,
         "task": spec.name,
         "split": examples.split,
         "examples": len(examples),
         "metric": spec.metrics[0],
-        "environment": facts,
-        "settings": {
-            "threads": threads, "calls": calls, "rounds": rounds, "warmup": WARM_UP, "batch_sizes": list(batch_sizes),
-        },
+        "environment": machine,
+        "settings": settings,
         "engines": [
-            _facts(one, batch_sizes, None if master is None else master.given) for one in contenders
+            _facts(one, settings["batch_sizes"], None if teacher is None else teacher.given) for one in contenders
         ],
-    }  # fmt: skip
-    _write(folder, content)
-    return Benchmark(folder, content)
+    }
 
 
 def _contenders(models: Sequence[str], backends: Sequence[str], asked: Mapping[str, Any]) -> list[Contender]:
@@ -288,26 +320,31 @@ def _teacher(named: str | None, contenders: Sequence[Contender]) -> SavedClassif
     return None
 
 
-def _new_folder(output_dir: str | None, runs_dir: str, task: str) -> Path:
-    """A folder that holds nothing yet; it is made when there is something to put in.
-
-    Raises:
-        UserError: it holds something, or cannot be made.
-    """
-    if output_dir is None:
-        folder = Path(runs_dir) / "benchmark" / f"{task}-{time.strftime('%Y%m%d-%H%M%S')}"
-    else:
-        folder = Path(output_dir)
-    try:
-        there = folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise UserError(f"--output-dir {str(folder)!r} is not empty; choose another")
-        if not there:
-            folder.rmdir()
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --output-dir") from None
-    return folder
+def _identity(
+    contenders: Sequence[Contender],
+    examples: Examples,
+    teacher: SavedClassifier | None,
+    settings: Mapping[str, Any],
+    machine: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What decides a benchmark: one that was stopped is continued if it was of the same."""
+    return {
+        "engines": [
+            {
+                "model": one.saved.given,
+                "backend": one.backend,
+                "weights": sha256(Path(one.folder) / MODEL)
+                if one.backend in FORMATS
+                else one.saved.place.fingerprint(),
+                "max_length": one.saved.max_length,
+            }
+            for one in contenders
+        ],
+        "teacher": None if teacher is None else teacher.place.fingerprint(),
+        "examples": f"{examples.split} {examples.fingerprint()}",
+        "settings": settings,
+        "machine": {key: machine[key] for key in ("processor", "cores", "python", "versions")},
+    }
 
 
 class Worker:
@@ -361,13 +398,37 @@ def _time(
     contenders: Sequence[Contender],
     examples: Examples,
     batch_sizes: Sequence[int],
+    progress: Progress,
     *,
     threads: int,
     calls: int,
     rounds: int,
 ) -> None:
-    """Fill in `seconds`, memory and parameters of each."""
-    texts = _texts(examples)
+    """Fill in `seconds`, memory and parameters of each; what was timed before is taken from `progress`, and each round
+    kept there.
+    """
+    for one, known in zip(contenders, progress.engines, strict=False):
+        one.take(known)
+    done = progress.rounds
+    if done < rounds:
+        _time_rounds(contenders, examples, batch_sizes, progress, threads=threads, calls=calls, rounds=rounds)
+    parameters = {one.saved.given: one.parameters for one in contenders if one.parameters is not None}
+    for one in contenders:  # an ONNX file does not say which of its numbers are parameters
+        one.parameters = one.parameters or parameters.get(one.saved.given) or _parameters(one.saved)
+
+
+def _time_rounds(
+    contenders: Sequence[Contender],
+    examples: Examples,
+    batch_sizes: Sequence[int],
+    progress: Progress,
+    *,
+    threads: int,
+    calls: int,
+    rounds: int,
+) -> None:
+    """Time the rounds that are left."""
+    texts, done = _texts(examples), progress.rounds
     turns = [len(part) for part in np.array_split(np.arange(calls), rounds)]
     with ExitStack() as stack:
         workers = []
@@ -379,11 +440,13 @@ def _time(
                 max_length=one.saved.max_length, threads=threads, pair=examples.text_b is not None,
                 inputs=one.saved.way.inputs, padding=one.saved.way.padding,
             )  # fmt: skip
-            one.parameters, one.load_seconds = reply["parameters"], reply["load_seconds"]
+            one.parameters = reply["parameters"]
+            one.load_seconds = one.load_seconds or reply["load_seconds"]
             workers.append(worker)
         bar = stack.enter_context(
             tqdm(
                 total=rounds * len(workers),
+                initial=done * len(workers),
                 desc="benchmark",
                 unit="turn",
                 leave=False,
@@ -397,6 +460,12 @@ def _time(
             for size, stream in streams.items():
                 warm = [next(stream) for _ in range(EACH_TURN if number else WARM_UP)]
                 orders[size] = warm, [next(stream) for _ in range(counted)]
+            if number < done:  # the texts of the rounds to come are those of a benchmark that nobody stopped
+                continue
+            if number == done > 0:  # the processes are new and cold
+                orders = {
+                    size: (list(islice(_calls(texts, size), WARM_UP)), told) for size, (_, told) in orders.items()
+                }
             shift = number % len(workers)
             for worker in workers[shift:] + workers[:shift]:
                 for size, (warm, counted_calls) in orders.items():
@@ -404,11 +473,9 @@ def _time(
                     reply = worker.ask(do="time", calls=counted_calls)
                     for part in PARTS:
                         worker.contender.seconds.setdefault((size, part), []).extend(reply[part])
-                    worker.contender.memory_mib = reply["peak_mib"]
+                    worker.contender.memory_mib = max(worker.contender.memory_mib, reply["peak_mib"])
                 bar.update()
-    parameters = {one.saved.given: one.parameters for one in contenders if one.parameters is not None}
-    for one in contenders:  # an ONNX file does not say which of its numbers are parameters
-        one.parameters = one.parameters or parameters.get(one.saved.given) or _parameters(one.saved)
+            progress.save(number + 1, [one.timed() for one in contenders])
 
 
 def _parameters(saved: SavedClassifier) -> int:

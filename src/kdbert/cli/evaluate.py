@@ -42,14 +42,12 @@ def evaluate(
     )  # fmt: skip
     if not o.main_process():
         return
-    if not quiet:
-        from kdbert.reporting.summary import SummaryRow, print_table, summary_tables
+    from kdbert.reporting.summary import SummaryRow
 
-        if found.metrics:
-            row = SummaryRow("model", found.metrics)
-            print_table(*summary_tables(found.task, [row]))
-        else:
-            which = f"the {split} split" if test_file is None else test_file
-            print(f"{found.task}: {which} has no labels, so there are predictions but no scores")
+    if not found.metrics and not quiet:
+        which = f"the {split} split" if test_file is None else test_file
+        print(f"{found.task}: {which} has no labels, so there are predictions but no scores")
+    row = SummaryRow("model", found.metrics, same=found.same)
+    o.print_scores(found.task, [row], found.constant, found.selection, quiet)
     for file in found.files:
         print(file if quiet else f"predictions: {file}")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kdbert.recipe import Recipe
     from kdbert.runs import RunResult
 
+log = logging.getLogger("kdbert")
 Task = Annotated[str | None, typer.Option(help="Task; `kdbert data list` shows them. [quickstart]")]
 DataDir = Annotated[str | None, typer.Option(help="Folder with the task's files. [glue_data for GLUE, else data]")]
 RunsDataDir = Annotated[str | None, typer.Option(help="Folder with the task's files. [the runs' own]")]
@@ -192,15 +193,28 @@ def main_process() -> bool:
 
 
 def print_results(title: str, rows: list[Any], result: RunResult, quiet: bool) -> None:
-    """The closing table and the path of the run; only the path with `--quiet`."""
+    """The closing table, what has to be said of it, and the path of the run; only the path with `--quiet`."""
     if not main_process():
         return
-    if not quiet:
-        from kdbert.reporting.summary import print_table, summary_tables
+    print_scores(title, rows, result.manifest.get("constant_answer", {}), result.selection, quiet)
+    print(result.path if quiet else f"run: {result.path}")
 
-        print_table(*summary_tables(title, rows))
-        print("run: ", end="")
-    print(result.path)
+
+def print_scores(
+    title: str, rows: list[Any], constant: Mapping[str, Mapping[str, float]], selection: str, quiet: bool
+) -> None:
+    """A table of models with the constant answer below, and which of them show nothing learned; with `--quiet` only
+    that, on stderr.
+    """
+    from kdbert.reporting.summary import constant_row, print_table, remarks, summary_tables
+
+    if not quiet and any(row.metrics for row in rows):
+        print_table(*summary_tables(title, [*rows, *constant_row(constant)]))
+    for remark in remarks(rows, constant, selection):
+        if quiet:
+            log.warning("%s", remark)
+        else:
+            print(printable(remark))
 
 
 def run_flags(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,7 +255,10 @@ def row_of(name: str, result: RunResult) -> Any:
     """A finished run as a row of the closing table."""
     from kdbert.reporting.summary import SummaryRow
 
-    return SummaryRow(name, result.metrics, result.manifest["layers"], result.parameters, result.size_mib)
+    facts = result.manifest
+    return SummaryRow(
+        name, result.metrics, facts["layers"], result.parameters, result.size_mib, facts.get("one_answer", {})
+    )
 
 
 def teacher_row(facts: Mapping[str, Any], number: int | None = None) -> Any:
@@ -254,4 +271,5 @@ def teacher_row(facts: Mapping[str, Any], number: int | None = None) -> Any:
         facts["layers"],
         facts["parameters"],
         facts["size_mib"],
+        facts.get("one_answer", {}),
     )

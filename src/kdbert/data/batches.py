@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from kdbert.data.encode import NO_LABEL, Encoded
+from kdbert.derivatives import once_differentiable
 
 # A bucket pool holds this many batches, or half of a small data set. Sorting by length happens inside a
 # randomly drawn pool only, so a batch's companions change every epoch.
@@ -221,6 +222,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, *gradients: torch.Tensor) -> torch.Tensor:
         total = gradients[0].clone()  # contiguous, and not somebody else's
         torch.distributed.all_reduce(total)

@@ -20,6 +20,9 @@ from kdbert.metrics.grouped import ratio as _ratio
 from kdbert.metrics.grouped import recall as _recall
 
 CLINC150_OUT_OF_SCOPE = 150  # class number of "oos": the last of the 151
+POSITIVE = 1  # the class that `f1` is of
+NO_RELATION = 0  # the class that the metrics of relations leave out
+SAME_SCORE = 1e-3  # of the largest score: below it lies what half precision rounds away
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> Any:
@@ -29,7 +32,7 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> Any:
 
 def f1(predictions: np.ndarray, labels: np.ndarray) -> Any:
     """F1 of class 1 in a two-class task (0 when neither predicted nor present)."""
-    return _plain(_f1_of(np.asarray(predictions) == 1, np.asarray(labels) == 1)[0])
+    return _plain(_f1_of(np.asarray(predictions) == POSITIVE, np.asarray(labels) == POSITIVE)[0])
 
 
 def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> Any:
@@ -130,6 +133,8 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {
     )
 }  # fmt: skip
 
+LOWER_IS_BETTER = frozenset(name for name in GROUPED if name.endswith(("mlm_loss", "pseudo_perplexity")))
+
 
 def score(
     names: Sequence[str],
@@ -168,30 +173,64 @@ def masked_lm_scores(names: Sequence[str], sums: np.ndarray) -> dict[str, float]
     return score(names, np.asarray(sums, dtype=np.float64), nothing, nothing)
 
 
-def majority_score(
-    names: Sequence[str],
-    train_labels: np.ndarray,
-    labels: np.ndarray,
-    groups: np.ndarray | None = None,
-    classes: Sequence[str] = (),
+def constant_answer(
+    names: Sequence[str], labels: np.ndarray, groups: np.ndarray | None = None, classes: Sequence[str] = ()
 ) -> dict[str, float]:
-    """What the same answer for every example gives: the commonest training class, each class that most have, the
-    commonest tag, or the mean score.
+    """The best that one and the same answer to every example reaches on a split, for each metric by itself.
+
+    Of one class or tag the best of all; of any number of classes the best of all sets. A correlation with a constant
+    is undefined, and 0 here.
+
+    Args:
+        labels: those of the split that is scored; the other arguments as in `score`.
     """
-    train_labels = np.asarray(train_labels)
-    if train_labels.dtype == bool:
-        constant: Any = train_labels.mean(axis=0) > 0.5
-    elif train_labels.dtype.kind == "f":
-        constant = train_labels.mean()
-    else:
-        constant = np.bincount(train_labels).argmax()
-    return score(names, np.broadcast_to(constant, np.shape(labels)), labels, groups, classes)
+    labels = np.asarray(labels)
+    found = dict.fromkeys(names, 0.0)
+    for answer in _constants(labels, groups, classes):
+        reached = score(names, np.broadcast_to(answer, labels.shape), labels, groups, classes)
+        found = {name: max(found[name], reached[name]) for name in names}
+    return found
+
+
+def _constants(labels: np.ndarray, groups: np.ndarray | None, classes: Sequence[str]) -> list[Any]:
+    """Answers among which the best constant one is, whichever the metric."""
+    if not len(labels):
+        return []
+    if labels.dtype == bool:  # of sets of k classes none finds more than the k that most documents have
+        numbers = np.arange(len(labels)) if groups is None else groups
+        there = np.zeros((int(numbers.max()) + 1, labels.shape[1]), dtype=bool)
+        np.logical_or.at(there, numbers, labels)
+        rank = np.argsort(np.argsort(-there.sum(0), kind="stable"))
+        return [rank < k for k in range(1, labels.shape[1] + 1)]
+    if labels.dtype.kind == "f":
+        return [labels.mean()]
+    if groups is not None:  # tags: one may be the best that no word has
+        return list(range(len(classes)))
+    # A metric treats all classes alike but for one that it names: the best is that one, or the commonest other one.
+    commonest = np.argsort(-np.bincount(labels), kind="stable")[:2].tolist()
+    return sorted({*commonest, NO_RELATION, POSITIVE, CLINC150_OUT_OF_SCOPE})
+
+
+def one_answer(predictions: np.ndarray) -> bool:
+    """Whether a model gives the same answer to every one of several examples (or words).
+
+    Scores are the same if they lie within a thousandth of the largest: what is left is rounding.
+
+    Args:
+        predictions: [N] or bool [N, C], as in `score`.
+    """
+    values = np.asarray(predictions)
+    if len(values) < 2:
+        return False
+    if values.dtype.kind == "f":
+        return bool(np.ptp(values) <= SAME_SCORE * np.abs(values).max())
+    return bool((values == values[0]).all())
 
 
 def _relations(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Counts of relations found rightly, predicted, and there: [..., 3]."""
     predictions, labels = np.asarray(predictions), np.asarray(labels)
-    found, there = predictions != 0, labels != 0
+    found, there = predictions != NO_RELATION, labels != NO_RELATION
     return np.stack([(found & (predictions == labels)).sum(-1), found.sum(-1), there.sum(-1)], -1)
 
 

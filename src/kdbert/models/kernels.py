@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kdbert.derivatives import once_differentiable
 from kdbert.models.architectures import ARCHITECTURES
 
 ATTENTION = "kdbert"
@@ -101,6 +102,7 @@ class _Attention(torch.autograd.Function):
         return torch.matmul(shares if keep is None else shares * keep, value)
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, shares, keep = context.saved_tensors
         (gradient,) = gradients
@@ -258,6 +260,7 @@ class _Take(torch.autograd.Function):
         return rows.index_select(0, index)
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (index,), (gradient,) = context.saved_tensors, gradients
         return gradient.new_zeros(context.count, *gradient.shape[1:]).index_copy_(0, index, gradient), None
@@ -272,6 +275,7 @@ class _Put(torch.autograd.Function):
         return rows.new_zeros(count, *rows.shape[1:]).index_copy_(0, index, rows)
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (index,), (gradient,) = context.saved_tensors, gradients
         return gradient.index_select(0, index), None, None

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from kdbert.data.labels import plain
 from kdbert.errors import UserError
 
+SHOWN = 20  # labels of a task in a message
+
 
 def is_generic(names: Sequence[str]) -> bool:
     """Whether these are the names that the library gives when it was told none."""
@@ -85,10 +87,10 @@ def teacher_permutation(
     if told is not None and len(told) != outputs:
         raise UserError(f"{flag} names {len(told)} labels, {role} {name!r} has {outputs} outputs")
     if told is None and is_generic(model_labels):
+        rest = ", …" * (outputs > 2)
         raise UserError(
-            f"{role} {name!r} calls its labels {model_labels[0]}, {model_labels[1]}, …, which does not say what they "
-            f"mean; name them in its order with {flag}, for example {flag} "
-            f"{','.join(task_labels[:3])}{',…' if outputs > 3 else ''}"
+            f"{role} {name!r} calls its labels {model_labels[0]}, {model_labels[1]}{rest}, which does not say what "
+            f"they mean; {_which_order(task_labels, role, flag)}"
         )
     try:
         return label_permutation(task_labels, aliases, told or model_labels)
@@ -99,5 +101,17 @@ def teacher_permutation(
         ) from None
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def _which_order(task_labels: Sequence[str], role: str, flag: str) -> str:
+    """What to ask for where nobody knows the order of a model's outputs: only whole numbers have one of their own."""
+    if all(re.fullmatch(r"-?\d{1,15}", label) for label in task_labels):
+        ordered = sorted(task_labels, key=int)
+        shown = ordered if len(ordered) <= SHOWN else [*ordered[:3], "…", ordered[-1]]
+        return f"if its outputs are in the order of the numbers, add {flag} {','.join(shown)}"
+    return (
+        f"name them with {flag}, in the order of the {role}'s outputs (its card may say it); the task's labels, in no "
+        f"order, are {_some(sorted(task_labels), SHOWN)}"
+    )
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +175,24 @@ def log_likelihood(counts: Mapping[str, int]) -> float:
     return float((values * np.log(values / values.sum())).sum())
 
 
-def choose(
-    words: Mapping[str, int], tokenizer: Any, *, add: int, min_count: int, min_gain: float | None
-) -> tuple[list[str], dict[str, str]]:
+@dataclass(frozen=True)
+class Chosen:
+    """The pieces that a vocabulary is expanded with.
+
+    Attributes:
+        dropped: those left out, with the reason.
+        candidates: how many pieces of the corpus the vocabulary lacks (no more than twice as many as were asked for are
+            looked for).
+        short: why there are fewer pieces than were asked for; "" where there are not.
+    """
+
+    pieces: list[str]
+    dropped: dict[str, str]
+    candidates: int
+    short: str
+
+
+def choose(words: Mapping[str, int], tokenizer: Any, *, add: int, min_count: int, min_gain: float | None) -> Chosen:
     """The pieces that a tokenizer's vocabulary is expanded with.
 
     Candidates are `learn_pieces` that it lacks, in their order. What is then never read in the corpus, because a longer
@@ -189,15 +205,13 @@ def choose(
         min_gain: stop where another tenth of `add` raises the log-likelihood of the corpus by less than this share
             (AdaLM, Yao et al. 2021, arXiv:2106.13474, chooses the size by the corpus's probability, too). None: never.
 
-    Returns:
-        The pieces, and those left out with the reason.
-
     Raises:
         UserError: the first tenth gains less than `min_gain`.
     """
     base, first = tokenizer.get_vocab(), vocabulary_size(tokenizer)
     longest = tokenizer.backend_tokenizer.model.max_input_chars_per_word
     candidates = [piece for piece in learn_pieces(words, len(base) + 2 * add, min_count) if piece not in base]
+    found = len(candidates)
 
     def grown(pieces: Sequence[str]) -> dict[str, int]:
         return {**base, **{piece: first + number for number, piece in enumerate(pieces)}}
@@ -227,7 +241,38 @@ def choose(
             break
         left_out |= rarely
     rare = f"each is read less than {min_count} times, for a longer piece is read in its place"
-    return used, dict.fromkeys(sorted(left_out), rare)
+    return Chosen(
+        used,
+        dict.fromkeys(sorted(left_out), rare),
+        found,
+        _why_few(words, len(used), found, len(left_out), add=add, limit=limit, min_count=min_count, min_gain=min_gain),
+    )
+
+
+def _why_few(
+    words: Mapping[str, int],
+    used: int,
+    found: int,
+    left_out: int,
+    *,
+    add: int,
+    limit: int,
+    min_count: int,
+    min_gain: float | None,
+) -> str:
+    """Why fewer pieces were chosen than were asked for; "" where they were not."""
+    if used >= add:
+        return ""
+    why = []
+    if limit < min(add, found):
+        why.append(f"--min-gain {min_gain:g} ends after {limit} pieces, since another {max(1, add // 10)} gain less")
+    if used < limit or limit >= found:
+        often = f" {min_count} times or more" if min_count > 1 else ""
+        text = f"the corpus ({sum(words.values())} words, {len(words)} different)"
+        rarely = f", and {left_out} of them are hardly read, for longer pieces come first" if left_out else ""
+        why.append(f"in {text} {found} pieces occur{often} that the vocabulary lacks{rarely}")
+        why.append("give more text" + (", or a smaller --min-count" if min_count > 1 else ""))
+    return "; ".join(why)
 
 
 def given_pieces(lines: Iterable[str], tokenizer: Any) -> tuple[list[str], dict[str, str]]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from kdbert.reporting.collect import Run
 from kdbert.reporting.statistics import Summary, summarise
 
+ROUNDING = 1e-9  # of a mean over seeds
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -19,6 +21,8 @@ class Cell:
         runs: seed -> run of these scores; empty for an average over tasks.
         diverged, unfinished: number of runs that have no score.
         dev_chose: whether dev chose the weights of some of the runs.
+        constant: what the best constant answer reaches there; None where that is not known.
+        same: seed -> the answer that its run gives to every example, for the runs that give one only.
     """
 
     split: str = ""
@@ -28,6 +32,8 @@ class Cell:
     diverged: int = 0
     unfinished: int = 0
     dev_chose: bool = False
+    constant: float | None = None
+    same: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def summary(self) -> Summary | None:
@@ -35,15 +41,14 @@ class Cell:
         return summarise(self.scores) if self.scores else None
 
     @property
-    def constant(self) -> float | None:
-        """What always giving the commonest class (the mean score) reaches, as run.json's `majority` says."""
-        found = [run.facts.get("majority", {}).get(self.split, {}).get(self.metric) for run in self.runs.values()]
-        return max((value for value in found if value is not None), default=None)
-
-    @property
     def beats_constant(self) -> bool:
         """Whether the mean is better than the constant answer (True where that is not known)."""
-        return self.summary is None or self.constant is None or self.summary.mean > self.constant
+        return self.summary is None or self.constant is None or self.summary.mean > self.constant + ROUNDING
+
+    @property
+    def may_be_best(self) -> bool:
+        """Whether it shows that something was learned: by its mean, and by each of its runs."""
+        return self.beats_constant and not self.same
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 
 from kdbert.data.examples import Examples, Kind
-from kdbert.errors import UserError
+from kdbert.errors import UserError, printable
 from kdbert.keys import ADDED_LATER, FILES_BY_CONTENT, MODELS_BY_CONTENT, OUTSIDE_IDENTITY, flatten
-from kdbert.metrics import score
-from kdbert.reporting.predictions import HIDDEN
+from kdbert.metrics import constant_answer, one_answer, score
+from kdbert.reporting.predictions import HIDDEN, told_answer
 from kdbert.seal import parse_json, unsealed
 from kdbert.tasks import TaskSpec, get_task, task_names
 
 UNFINISHED = ("running", "interrupted", "failed")
+SMALL_FILE = 16 * 2**20  # bytes of predictions that a table may read of each run
 _TRACES = ("recipe.yaml", "metrics.jsonl", "checkpoints")  # what a run writes besides run.json
 
 
@@ -193,8 +194,8 @@ def read_run(path: Path) -> Run:
         _check_metrics(metrics, selection)
     else:
         metrics, selection = {}, ""
-    if not _is_numbers(content.get("majority", {})):
-        content.pop("majority")
+    if "constant_answer" in content and not _is_numbers(content["constant_answer"]):
+        content["constant_answer"] = {}
     for fact, form in (("model_fingerprint", str), ("layers", int)):
         if not isinstance(content.get(fact), form):
             content.pop(fact, None)
@@ -224,12 +225,45 @@ def _check_metrics(metrics: Any, selection: Any) -> None:
                 raise ValueError(f"run.json has {name} = {value!r} on {split}")
 
 
-def _is_numbers(majority: Any) -> bool:
+def _is_numbers(scores: Any) -> bool:
     """Whether it is split -> metric -> number."""
-    return isinstance(majority, dict) and all(
-        isinstance(values, dict) and all(isinstance(value, (int, float)) for value in values.values())
-        for values in majority.values()
+    return isinstance(scores, dict) and all(
+        isinstance(values, dict) and all(number(value) is not None for value in values.values())
+        for values in scores.values()
     )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a finished run's score on a split is held against.
+
+    Attributes:
+        constant: what the best constant answer reaches; None where that is not known.
+        same: the answer that the run gives to every example; None where its answers differ, or are not known.
+    """
+
+    constant: float | None = None
+    same: str | None = None
+
+
+def reference(run: Run, split: str, metric: str) -> Reference:
+    """From run.json; of a run that was made before it was noted there, from its predictions, if they are not large."""
+    if "constant_answer" in run.facts:
+        told = mapping(run.facts.get("one_answer")).get(split)
+        return Reference(
+            mapping(run.facts["constant_answer"].get(split)).get(metric), None if told is None else printable(str(told))
+        )
+    try:
+        if (run.path / "predictions" / f"{split}.jsonl").stat().st_size > SMALL_FILE:
+            return Reference()
+        found = read_predictions(run, split)
+        if found.kind == "masked_lm":
+            return Reference()
+        constant = constant_answer((metric,), found.labels, found.groups, found.classes)[metric]
+    except (OSError, ValueError, KeyError, AssertionError):
+        return Reference()
+    answers = found.predictions
+    return Reference(constant, printable(told_answer(answers[0], found.classes)) if one_answer(answers) else None)
 
 
 def read_predictions(run: Run, split: str) -> Predictions:

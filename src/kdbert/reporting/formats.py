@@ -16,6 +16,7 @@ from kdbert.reporting.statistics import CONFIDENCE, RESAMPLES, Summary
 from kdbert.reporting.table import AVERAGE, BLURB, Table
 
 NOT_AVAILABLE = "not available"
+ONE_ANSWER = "†"  # marks scores of models that give one answer to everything
 # Shrinks what is wider than the line, and only that.
 _FIT = "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%"
 
@@ -56,6 +57,7 @@ class Style:
         counts += [f"{cell.unfinished} unfinished"] if cell.unfinished else []
         text = "-" if cell.summary is None else self.summary(cell.summary)
         text = self.bold(text) if best else text
+        text += self.escape(ONE_ANSWER) if cell.same else ""
         if not cell.scores and not cell.diverged and not cell.unfinished:
             return "-"
         label = f" {self.escape(f'{cell.split} {cell.metric}')}" if place and cell.scores else ""
@@ -176,9 +178,9 @@ def csv_text(table: Table, percent: bool = False) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([
-        *table.keys, "column", "split", "metric", "mean", "deviation", "n", "seeds", "diverged", "unfinished", "best",
-        "baseline", "difference", "difference_deviation", "difference_n", "p", "interval_low", "interval_high",
-        "source",
+        *table.keys, "column", "split", "metric", "mean", "deviation", "n", "seeds", "diverged", "unfinished",
+        "constant_answer", "one_answer", "best", "baseline", "difference", "difference_deviation", "difference_n", "p",
+        "interval_low", "interval_high", "source",
     ])  # fmt: skip
     for index, row in enumerate(table.rows):
         for column in table.columns:
@@ -191,7 +193,7 @@ def csv_text(table: Table, percent: bool = False) -> str:
                 *row.labels, column, cell.split, cell.metric,
                 number(found.mean if found else None), number(found.deviation if found else None),
                 found.n if found else 0, " ".join(map(str, cell.scores)), cell.diverged, cell.unfinished,
-                int((index, column) in table.best),
+                number(cell.constant), len(cell.same), int((index, column) in table.best),
                 ", ".join(row.baseline) if row.baseline is not None and delta is not None else "",
                 number(delta.summary.mean if delta else None), number(delta.summary.deviation if delta else None),
                 delta.summary.n if delta else "", "" if delta is None or delta.p is None else repr(delta.p),
@@ -210,7 +212,7 @@ def csv_text(table: Table, percent: bool = False) -> str:
                 shown = "" if value is None else str(value.scaleb(2) if percent else value)
                 runs = "" if one is None or one.n == "?" else one.n
                 label = f"{published.paper}: {published.model}"
-                writer.writerow([label, *blanks, column, split, name, shown, "", runs, *[""] * 11, source])
+                writer.writerow([label, *blanks, column, split, name, shown, "", runs, *[""] * 13, source])
     return out.getvalue()
 
 
@@ -253,7 +255,10 @@ def _notes(table: Table, style: Style) -> list[str]:
     notes = [f"runs by {by}: mean ± sample standard deviation over seeds (number of seeds){scale}"]
     if table.best:
         apart = ", teachers apart" * _has_teacher(table.rows)
-        notes.append(f"bold: the best mean among rows measured alike{apart}, if it beats the constant answer")
+        notes.append(
+            f"bold: the best mean among rows measured alike{apart}, whatever the spread, if it beats the constant "
+            "answer and none of its runs gives one answer to every example"
+        )
     if AVERAGE in table.columns:
         notes.append("average: the mean over the tasks' figures, seed by seed, over the seeds that every task has")
     if table.baseline is not None:
@@ -266,13 +271,31 @@ def _notes(table: Table, style: Style) -> list[str]:
         notes.append("dev figures of runs with train.selection=best are optimistic: dev chose their epoch")
     if any(cell.diverged or cell.unfinished for cell in cells):
         notes.append("diverged and unfinished runs have no score and are counted apart")
+    notes += _same_answers(table)
     notes += [
         f"no better than the constant answer on {one.column} ({style.number(one.value)}): {'; '.join(one.rows)}"
         for one in table.constants
     ]
+    if table.constants:
+        notes.append("constant answer: the best that one and the same answer to every example of the split reaches")
     if table.broken:
         notes.append(f"{len(table.broken)} broken run folder{'s' * (len(table.broken) > 1)} left out")
     return [*notes, *table.notes]
+
+
+def _same_answers(table: Table) -> list[str]:
+    """Which runs give one answer to every example, column by column."""
+    notes = []
+    for column in table.columns:
+        cells = [(row, row.cells[column]) for row in table.rows if column in row.cells and row.cells[column].runs]
+        told = [
+            f"{', '.join(row.labels)} ({len(cell.same)} of {len(cell.scores)}: {answers})"
+            for row, cell in cells
+            if (answers := ", ".join(sorted(set(cell.same.values()))))
+        ]
+        if told:
+            notes.append(f"{ONE_ANSWER} on {column}, runs that give one answer to every example: {'; '.join(told)}")
+    return notes
 
 
 def _has_teacher(rows: tuple[Row, ...]) -> bool:
@@ -283,7 +306,7 @@ def _escape_latex(text: str) -> str:
     special = {
         "\\": "\\textbackslash{}", "&": "\\&", "%": "\\%", "$": "\\$", "#": "\\#", "_": "\\_", "{": "\\{", "}": "\\}",
         "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "\\textless{}", ">": "\\textgreater{}",
-        "±": "$\\pm$", "…": "\\dots{}", "|": "\\textbar{}",
+        "±": "$\\pm$", ONE_ANSWER: "$^\\dagger$", "…": "\\dots{}", "|": "\\textbar{}",
     }  # fmt: skip
     return re.sub("|".join(map(re.escape, special)), lambda found: special[found.group()], text)
 

@@ -30,7 +30,8 @@ def model_card(
 
     Args:
         metrics: split -> metric -> value.
-        facts: entries of run.json: parameters, size_mib, layers, majority, teachers, baseline, timings, environment.
+        facts: entries of run.json: parameters, size_mib, layers, selection, constant_answer, one_answer, teachers,
+            baseline, timings, environment.
     """
     method = get_method(recipe.method.name)
     distilled = bool(recipe.teachers)
@@ -52,7 +53,7 @@ def model_card(
             for name, value in values.items()
         ],
     )  # fmt: skip
-    constant = facts["majority"]
+    constant = facts["constant_answer"]
     taught: dict[str, dict[str, str]] = {}
     for teacher in facts["teachers"]:
         for split, values in teacher["metrics"].items():
@@ -106,13 +107,14 @@ def model_card(
             "Of pieces hidden at once (15 % unless the recipe says otherwise, and every new one); `new_` is of pieces "
             "that the vocabulary had not before it was expanded."
             if spec.kind == "masked_lm"
-            else "The constant answer is the commonest class or tag, or the mean score."
+            else "The constant answer is the best that one and the same answer to every example reaches on that split."
         )
         + (" Without a teacher: the same student, data order and schedule, fine-tuned." if without else ""),
         "",
         "| split | metric | this model | teacher | without a teacher | constant answer |",
         "|---|---|---|---|---|---|",
         *rows,
+        *_nothing_learned(metrics, facts),
         *_cost(facts),
         "",
         "## Use",
@@ -146,6 +148,19 @@ def model_card(
         "- The kdbert authors. kdbert: a toolkit for distilling BERT models. https://github.com/kdbert/kdbert",
     ]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"
+
+
+def _nothing_learned(metrics: Mapping[str, Mapping[str, float]], facts: Mapping[str, Any]) -> list[str]:
+    """What has to be said of a model that answers as if it had not read the example."""
+    found = []
+    for split, values in metrics.items():
+        floor = facts["constant_answer"].get(split, {}).get(facts["selection"])
+        if split in facts["one_answer"]:
+            answer = code(facts["one_answer"][split])
+            found += ["", f"**On {split} it gives the same answer to every example: {answer}.**"]
+        elif floor is not None and values[facts["selection"]] <= floor:
+            found += ["", f"**On {split} it is no better than the constant answer.**"]
+    return found
 
 
 def _cost(facts: Mapping[str, Any]) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdbert.data.examples import Examples
+from kdbert.metrics import one_answer
 from kdbert.runs import write_text
 from kdbert.tasks import TaskSpec
 
@@ -21,6 +23,25 @@ def predicted(spec: TaskSpec, logits: np.ndarray) -> np.ndarray:
     if spec.kind == "regression":
         return logits[:, 0]
     return logits > 0 if spec.kind == "multi_label" else logits.argmax(axis=1)
+
+
+def same_answer(spec: TaskSpec, logits: np.ndarray) -> str | None:
+    """The answer that a model gives to every example (or word) of a split, in words; None where it gives several.
+
+    Args:
+        logits: in the order of the task's labels.
+    """
+    answers = predicted(spec, logits)
+    return told_answer(answers[0], spec.labels) if one_answer(answers) else None
+
+
+def told_answer(answer: Any, labels: Sequence[str]) -> str:
+    """One answer, in the forms of `kdbert.metrics.score`, in a person's words: a class, several, a tag, or a score."""
+    if not labels:
+        return f"{float(answer):.4g}"
+    if np.ndim(answer):
+        return ", ".join(name for name, there in zip(labels, answer, strict=True) if there) or "none of the classes"
+    return labels[int(answer)]
 
 
 def write_predictions(path: Path, spec: TaskSpec, examples: Examples, logits: np.ndarray) -> None:

@@ -490,6 +490,7 @@ class _Page:
                     "facts": _told_facts(run.facts),
                     "environment": self._environment(run),
                     "message": str(run.facts.get("message") or ""),
+                    "same": mapping(run.facts.get("one_answer")),
                     "command": " ".join(map(str, _list(mapping(run.facts.get("environment")).get("command")))),
                 }
                 for run in runs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 WIDTH = 120  # of a table that goes to a file
@@ -12,13 +12,40 @@ WIDTH = 120  # of a table that goes to a file
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One model in the table: quality on one split, size. None is shown as a dash."""
+    """One model in the table: quality on each split, size. None is shown as a dash.
+
+    Attributes:
+        same: split -> the answer that it gives to every example there, where it gives one only.
+    """
 
     name: str
     metrics: Mapping[str, Mapping[str, float]]
     layers: int | None = None
     parameters: int | None = None
     size_mib: float | None = None
+    same: Mapping[str, str] = field(default_factory=dict)
+
+
+def constant_row(constant: Mapping[str, Mapping[str, float]]) -> list[SummaryRow]:
+    """The line of the constant answer, where it is known."""
+    return [SummaryRow("constant answer", constant)] if constant else []
+
+
+def remarks(rows: Sequence[SummaryRow], constant: Mapping[str, Mapping[str, float]], selection: str) -> list[str]:
+    """Sentences about models that show nothing learned: one answer to everything, or no better than a constant one.
+
+    Args:
+        selection: the metric by which models are compared.
+    """
+    found = []
+    for row in rows:
+        found += [f"{row.name}: one answer to every example of {split}: {same}" for split, same in row.same.items()]
+        for split, values in row.metrics.items():
+            reached, floor = values.get(selection), constant.get(split, {}).get(selection)
+            if split not in row.same and reached is not None and floor is not None and reached <= floor:
+                scores = f"{selection} {reached:.4f}, that of the constant answer {floor:.4f}"
+                found.append(f"{row.name}: no better than one answer to every example of {split} ({scores})")
+    return found
 
 
 def print_table(*tables: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from kdbert.errors import UserError, near_miss
+from kdbert.metrics import LOWER_IS_BETTER
 from kdbert.reporting.cells import Cell, Row
-from kdbert.reporting.collect import Run, collect
+from kdbert.reporting.collect import Run, collect, reference
 from kdbert.reporting.compare import with_differences
 from kdbert.reporting.published import SOURCES, PublishedRow, published_rows
 from kdbert.tasks.blurb import GROUPS
@@ -104,8 +105,7 @@ def make_table(
         log.warning("skipped %s: %s", path, why)
     for key in (*rows, *columns, *(where or {})):
         _check_key(key, runs)
-    teaching = _teaching(runs)
-    runs = _chosen(runs, teaching, where or {})
+    runs, teaching = _chosen(runs, where or {})
     runs, notes = _without_copies(runs)
     if metric is not None:
         known = {name for run in runs for values in run.metrics.values() for name in values}
@@ -133,6 +133,15 @@ def make_table(
         )
         for (teacher, labels), row in in_order
     ]
+    names, ends = _taught_by(runs)
+    both = [
+        ", ".join(row.labels)
+        for row in made
+        if not row.teacher
+        and any(_is_named(run, names, ends) for one in row.cells.values() for run in one.runs.values())
+    ]
+    if both:
+        notes.append(f"runs of these rows also teach others: {'; '.join(both)}")
     constants = _constants(made)
     notes += _remarks(made, ordered, metric, split)
     if by_task and len(ordered) > 1:
@@ -212,8 +221,8 @@ def _check_known(what: str, word: str, known: set[str]) -> None:
         raise UserError(f"no run has the {what} {word!r}{near_miss(word, known)}{there}")
 
 
-def _chosen(runs: Sequence[Run], teaching: set[Path], where: Mapping[str, str]) -> list[Run]:
-    """The runs with the wanted values, and their teachers.
+def _chosen(runs: Sequence[Run], where: Mapping[str, str]) -> tuple[list[Run], set[Path]]:
+    """The runs with the wanted values, and their teachers; and the paths of those that stand among the teachers.
 
     Raises:
         UserError: there is none.
@@ -223,7 +232,9 @@ def _chosen(runs: Sequence[Run], teaching: set[Path], where: Mapping[str, str]) 
         raise UserError(f"no run has {' and '.join(f'{key}={value}' for key, value in where.items())}")
     paths = {run.path for run in fitting}
     names, ends = _taught_by(fitting)
-    return [run for run in runs if run.path in paths or (run.path in teaching and _is_named(run, names, ends))]
+    chosen = [run for run in runs if run.path in paths or _is_named(run, names, ends)]
+    teaching = _teaching(runs) | {run.path for run in chosen if run.path not in paths}
+    return chosen, teaching
 
 
 def _taught_by(runs: Iterable[Run]) -> tuple[set[str], set[tuple[str, ...]]]:
@@ -242,11 +253,25 @@ def _is_named(run: Run, names: set[str], ends: set[tuple[str, ...]]) -> bool:
 
 
 def _teaching(runs: Sequence[Run]) -> set[Path]:
-    """The runs whose models teach others, and the same recipe on other tasks, where students are still to come."""
+    """The runs that are nothing but teachers of others, and the same recipe on other tasks, where students are still to
+    come.
+
+    A run that teaches and was made for itself, too, is what it is without its pupils: a student, where it was taught
+    itself; a baseline, where it was fine-tuned from what a student of these runs starts from.
+    """
     names, ends = _taught_by(runs)
-    sure = [run for run in runs if _is_named(run, names, ends)]
-    recipes = {_without_task(run) for run in sure}
-    return {run.path for run in runs if _is_named(run, names, ends) or _without_task(run) in recipes}
+    starts = {_start(run) for run in runs if run.told["teachers"]}
+    recipes = {_without_task(run) for run in runs if _is_named(run, names, ends)}
+    return {
+        run.path
+        for run in runs
+        if _without_task(run) in recipes and not run.told["teachers"] and _start(run) not in starts
+    }
+
+
+def _start(run: Run) -> str:
+    """What a run's model was before it was trained: which one, and which layers of it."""
+    return repr(sorted(item for item in run.identity.items() if item[0].startswith("student.")))
 
 
 def _without_task(run: Run) -> str:
@@ -352,6 +377,7 @@ def _cell(runs: Sequence[Run], metric: str | None, split: str | None) -> Cell:
         chosen_split, chosen = place, name
         scores[run.seed] = float(run.metrics[place][name])
         kept[run.seed] = run
+    held = {seed: reference(run, chosen_split, chosen) for seed, run in kept.items()}
     return Cell(
         split=chosen_split,
         metric=chosen,
@@ -360,6 +386,8 @@ def _cell(runs: Sequence[Run], metric: str | None, split: str | None) -> Cell:
         diverged=sum(run.status == "diverged" for run in runs),
         unfinished=sum(run.status not in ("finished", "diverged") for run in runs),
         dev_chose=chosen_split.startswith("dev") and any(run.dev_chose for run in kept.values()),
+        constant=max((one.constant for one in held.values() if one.constant is not None), default=None),
+        same={seed: one.same for seed, one in held.items() if one.same is not None},
     )
 
 
@@ -377,12 +405,20 @@ def _average(row: Row, groups: Sequence[Sequence[str]]) -> Cell:
     parts = [[row.cells.get(column, Cell()) for column in group] for group in groups]
     cells = [cell for part in parts for cell in part]
     seeds = sorted(set.intersection(*(set(cell.scores) for cell in cells)))
+
+    def mean(number: Callable[[Cell], float]) -> float:
+        return float(np.mean([np.mean([number(cell) for cell in part]) for part in parts]))
+
+    def of_seed(seed: int) -> float:
+        return mean(lambda cell: cell.scores[seed])
+
+    known = all(cell.constant is not None for cell in cells)
     return Cell(
         split=" and ".join(sorted({cell.split for cell in cells})) if seeds else "",
         metric="mean",
-        scores={
-            seed: float(np.mean([np.mean([cell.scores[seed] for cell in part]) for part in parts])) for seed in seeds
-        },
+        scores={seed: of_seed(seed) for seed in seeds},
+        constant=mean(lambda cell: cell.constant or 0.0) if known and seeds else None,
+        same={seed: cell.same[seed] for cell in cells for seed in seeds if seed in cell.same},
     )
 
 
@@ -440,7 +476,9 @@ def _heading(rows: Sequence[Row], column: str) -> str:
 
 
 def _best(rows: Sequence[Row], columns: Sequence[str]) -> frozenset[tuple[int, str]]:
-    """The best means among cells that are measured alike; teachers, lone cells and what a constant beats are none."""
+    """The best means among cells that are measured alike; teachers and lone cells are none, nor is what does not beat
+    the constant answer or has runs of one answer to every example.
+    """
     rivals: dict[tuple[str, ...], list[tuple[float, int, str]]] = defaultdict(list)
     for number, row in enumerate(rows):
         for column in columns:
@@ -449,13 +487,14 @@ def _best(rows: Sequence[Row], columns: Sequence[str]) -> frozenset[tuple[int, s
                 continue
             tasks = {run.task for run in cell.runs.values()} if cell.runs else {AVERAGE}
             group = (*sorted(tasks), cell.split, cell.metric, *sorted(_data_of(cell)))
-            rivals[group].append((cell.summary.mean, number, column))
+            mean = -cell.summary.mean if cell.metric in LOWER_IS_BETTER else cell.summary.mean
+            rivals[group].append((mean, number, column))
     return frozenset(
         (number, column)
         for group in rivals.values()
         if len(group) > 1
         for value, number, column in group
-        if value == max(group)[0] and rows[number].cells[column].beats_constant
+        if value == max(group)[0] and rows[number].cells[column].may_be_best
     )
 
 

@@ -150,7 +150,8 @@ def result_text(job: Job) -> str:
     manifest = job.folder.manifest()
     metric = manifest["selection"]
     split, values = next(iter(manifest["metrics"].items()))
-    return f"{split} {metric} {values[metric]:.4f}"
+    one = ", one answer to every example" * (split in manifest.get("one_answer", {}))
+    return f"{split} {metric} {values[metric]:.4f}{one}"
 
 
 def duration(seconds: float) -> str:

@@ -23,7 +23,7 @@ from kdbert.data.masking import vocabulary_size
 from kdbert.errors import Diverged, Interrupted, KdbertError, UserError, few
 from kdbert.layers import told
 from kdbert.methods import Context, get_method
-from kdbert.metrics import majority_score, masked_lm_scores, score
+from kdbert.metrics import constant_answer, masked_lm_scores, score
 from kdbert.models.kernels import use_fast_dropout, use_late_head
 from kdbert.models.load import check_weights, load_config, load_tokenizer
 from kdbert.models.locate import ModelPlace
@@ -33,7 +33,7 @@ from kdbert.models.vocabulary import check_expansion, grow_embeddings
 from kdbert.plan import Plan
 from kdbert.recipe import Recipe
 from kdbert.reporting.model_card import model_card
-from kdbert.reporting.predictions import predicted, write_hidden, write_predictions
+from kdbert.reporting.predictions import predicted, same_answer, write_hidden, write_predictions
 from kdbert.resolve import baseline_recipe, task_record
 from kdbert.runs import RunFolder, RunResult, atomic_write, environment, identity_of, replace_folder, write_text
 from kdbert.training.diagnostics import Diagnostics
@@ -269,17 +269,11 @@ class Job:
         if recipe.output.tracker:
             accelerator.end_training()
         if main:
-            train_labels = plan.train_examples.labels
             facts = {
                 "metrics": metrics,
                 "selection": plan.spec.metrics[0],
-                "majority": {
-                    name: majority_score(
-                        plan.spec.metrics, train_labels, part.labels, plan.spec.label_groups(part), plan.spec.labels
-                    )
-                    for name, part in plan.eval_examples.items()
-                    if isinstance(part, Examples) and part.labels is not None and train_labels is not None
-                },
+                "constant_answer": self.constant_answers,
+                "one_answer": self._same_answers(logits),
                 **({"known_pieces": plan.known_pieces} if plan.spec.kind == "masked_lm" else {}),
                 "layers": self.student.config.num_hidden_layers,
                 "parameters": sum(p.numel() for p in self.student.parameters()),
@@ -405,23 +399,27 @@ class Job:
         """How each teacher scores and how large it is, and the seconds that this took."""
         plan, started, facts = self.plan, time.perf_counter(), []
         for number, given in enumerate(plan.recipe.teachers):
-            metrics = self._recorded_scores(number) or {
-                name: self._score(name, self._teacher_logits(number, name)) for name in plan.eval_examples
-            }
+            known = self._recorded_facts(number)
+            if known is None:
+                logits = {name: self._teacher_logits(number, name) for name in plan.eval_examples}
+                metrics = {name: self._score(name, values) for name, values in logits.items()}
+                known = {"metrics": metrics, "one_answer": self._same_answers(logits)}
             parameters = plan.parameters()[1][number]
             facts.append({
                 "model": given.model,
-                "metrics": metrics,
+                **known,
                 "layers": load_config(plan.teacher_places[number]).num_hidden_layers,
                 "parameters": parameters,
                 "size_mib": round(parameters * 4 / 2**20, 2),
                 "way": plan.teacher_ways[number].record(),
             })  # fmt: skip
-            self._warn_if_untrained(given.model, metrics)
+            self._warn_if_untrained(given.model, known)
         return facts, time.perf_counter() - started
 
-    def _recorded_scores(self, number: int) -> dict[str, dict[str, float]] | None:
-        """The scores that a teacher's own run has found on these very examples, read and computed the same way."""
+    def _recorded_facts(self, number: int) -> dict[str, Any] | None:
+        """The scores that a teacher's own run has found on these very examples, read and computed the same way, and
+        where it gave one answer to all of them.
+        """
         plan, place = self.plan, self.plan.teacher_places[number]
         if plan.spec.kind == "masked_lm":  # other tokens may be hidden there
             return None
@@ -434,13 +432,17 @@ class Job:
             facts.get("model_fingerprint") == place.fingerprint()
             and recipe.get("task", {}).get("name") == plan.spec.name
             and facts.get("precision") == self.precision
+            and "one_answer" in facts
             and all(
                 facts.get("fingerprints", {}).get(name) == self.teachers.encoded[number][name].fingerprint()
                 and set(found.get(name, ())) == set(plan.spec.metrics)
                 for name in plan.eval_examples
             )
         )
-        return {name: found[name] for name in plan.eval_examples} if same else None
+        if not same:
+            return None
+        return {key: {name: facts[key][name] for name in plan.eval_examples if name in facts[key]}
+                for key in ("metrics", "one_answer")}  # fmt: skip
 
     def _ready_teachers(self) -> tuple[list[Teacher], float]:
         """Teachers ready for training, and the seconds that their pass took."""
@@ -451,24 +453,37 @@ class Job:
             self.teachers.release()  # their memory is wanted for training
         return teachers, time.perf_counter() - started
 
-    def _warn_if_untrained(self, name: str, metrics: Mapping[str, Mapping[str, float]]) -> None:
+    def _warn_if_untrained(self, name: str, known: Mapping[str, Any]) -> None:
         split = self.plan.spec.split_names("dev")[0]
         metric = self.plan.spec.metrics[0]
-        train, dev_examples = self.plan.train_examples, self.plan.eval_examples[split]
-        if not isinstance(train, Examples) or not isinstance(dev_examples, Examples):
-            return
-        labels, dev = train.labels, dev_examples.labels
-        assert labels is not None
-        assert dev is not None
-        groups = self.plan.spec.label_groups(dev_examples)
-        chance = majority_score((metric,), labels, dev, groups, self.plan.spec.labels)[metric]
-        reached = metrics[split][metric]
-        if reached <= chance + 0.02:
+        constant, reached = self.constant_answers.get(split), known["metrics"][split][metric]
+        if split in known["one_answer"]:
             log.warning(
-                "teacher %s scores %.4f %s on %s; always answering the %s gives %.4f: it can teach little",
-                name, reached, metric, split,
-                "mean score" if self.plan.spec.kind == "regression" else "commonest class", chance,
+                "teacher %s gives one answer to every example of %s, %s: it can teach little",
+                name, split, known["one_answer"][split],
             )  # fmt: skip
+        elif constant and reached <= constant[metric] + 0.02:
+            log.warning(
+                "teacher %s scores %.4f %s on %s; the best constant answer gives %.4f: it can teach little",
+                name, reached, metric, split, constant[metric],
+            )  # fmt: skip
+
+    @cached_property
+    def constant_answers(self) -> dict[str, dict[str, float]]:
+        """Split -> metric -> what the constant answer reaches; of plain text there is none."""
+        spec = self.plan.spec
+        return {
+            name: constant_answer(spec.metrics, part.labels, spec.label_groups(part), spec.labels)
+            for name, part in self.plan.eval_examples.items()
+            if isinstance(part, Examples) and part.labels is not None
+        }
+
+    def _same_answers(self, logits: Mapping[str, np.ndarray]) -> dict[str, str]:
+        """Split -> the answer that is given to all of its examples, where it is one."""
+        if self.plan.spec.kind == "masked_lm":
+            return {}
+        found = {name: same_answer(self.plan.spec, values) for name, values in logits.items()}
+        return {name: answer for name, answer in found.items() if answer is not None}
 
     def _evaluate(
         self, model: nn.Module, splits: tuple[str, ...], known: Mapping[str, np.ndarray] = MappingProxyType({})

@@ -1,0 +1,137 @@
+"""What a benchmark has timed so far, kept in its folder, so that the same command continues where it was stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kdbert.errors import RunBusy, UserError
+from kdbert.keys import flatten
+from kdbert.runs import FileLock, write_json
+from kdbert.seal import sealed, unsealed
+
+log = logging.getLogger("kdbert")
+FILE, LOCK = "progress.json", "benchmark.lock"
+
+
+class Progress:
+    """The rounds that are done.
+
+    Attributes:
+        path: the benchmark's folder.
+        rounds: how many.
+        engines: what they gave, one entry for each engine.
+        continued: after which rounds the benchmark was taken up again.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any], found: Mapping[str, Any] | None = None) -> None:
+        found = found or {}
+        self.path = path
+        self.identity = identity
+        self.rounds: int = found.get("rounds", 0)
+        self.engines: list[dict[str, Any]] = found.get("engines", [])
+        self.continued: list[int] = found.get("continued", [])
+
+    def save(self, rounds: int, engines: list[dict[str, Any]]) -> None:
+        """Keep what there is after a round."""
+        self.rounds, self.engines = rounds, engines
+        content = {"identity": self.identity, "rounds": rounds, "engines": engines, "continued": self.continued}
+        write_json(self.path / FILE, sealed(content))
+
+
+@contextlib.contextmanager
+def opened(output_dir: str | None, runs_dir: str, task: str, identity: Mapping[str, Any]) -> Iterator[Progress]:
+    """The folder of a benchmark, held while the block runs: that of the same one which was stopped half-way, else a new
+    one. When the block ends well the benchmark is whole, and its progress goes.
+
+    Args:
+        output_dir: the folder; by default `benchmark/<task>-<time>` below `runs_dir`.
+        identity: what is timed, how, and on which machine.
+
+    Raises:
+        UserError: `output_dir` holds something else, or cannot be written; another process is at it.
+    """
+    try:
+        folder, lock = _given(Path(output_dir)) if output_dir is not None else _by_name(runs_dir, task, identity)
+    except OSError as error:
+        place = output_dir or Path(runs_dir) / "benchmark"
+        raise UserError(f"cannot write to {place}: {error.strerror}; choose another --output-dir") from None
+    try:
+        found = _read(folder)
+        if found is not None and found["identity"] != _plain(identity):
+            there, here = flatten(found["identity"]), flatten(_plain(identity))
+            differ = ", ".join(key for key in {**there, **here} if there.get(key) != here.get(key))
+            raise UserError(
+                f"{str(folder)!r} holds another benchmark, which was stopped half-way ({differ} differ); choose "
+                "another --output-dir, or remove that folder"
+            )
+        progress = Progress(folder, identity, found)
+        if progress.rounds:
+            log.info("continuing %s: %d rounds were timed before", folder, progress.rounds)
+            progress.continued.append(progress.rounds)
+        yield progress
+        (folder / FILE).unlink(missing_ok=True)
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only if nothing was written
+
+
+def _given(folder: Path) -> tuple[Path, FileLock]:
+    """The folder that the person named.
+
+    Raises:
+        UserError: it holds something that is no unfinished benchmark; another process is at it.
+    """
+    there = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.exists() else set()
+    if there - {LOCK} and FILE not in there:
+        raise UserError(f"--output-dir {str(folder)!r} is not empty; choose another")
+    lock = FileLock(folder / LOCK)
+    if not lock.acquire():
+        raise RunBusy(f"{folder} is being written by another process ({lock.holder()})")
+    return folder, lock
+
+
+def _by_name(runs_dir: str, task: str, identity: Mapping[str, Any]) -> tuple[Path, FileLock]:
+    """The newest folder of the same benchmark that nobody is at, or a new one."""
+    root = Path(runs_dir) / "benchmark"
+    for folder in sorted((path.parent for path in root.glob(f"{task}-*/{FILE}")), reverse=True):
+        with contextlib.suppress(UserError):  # a damaged one is left as it is
+            found = _read(folder)
+            lock = FileLock(folder / LOCK)
+            if found is not None and found["identity"] == _plain(identity) and lock.acquire():
+                return folder, lock
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    number = 1
+    while True:
+        folder = root / (f"{task}-{stamp}" if number == 1 else f"{task}-{stamp}-{number}")
+        lock = FileLock(folder / LOCK)
+        if not folder.exists() and lock.acquire():
+            return folder, lock
+        number += 1
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    """What is kept there; None where nothing is.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        found = unsealed((folder / FILE).read_text(encoding="utf-8"))
+        return {key: found[key] for key in ("identity", "rounds", "engines", "continued")}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder / FILE} is damaged ({error}); remove that folder") from None
+
+
+def _plain(identity: Mapping[str, Any]) -> Mapping[str, Any]:
+    """As it is read back."""
+    plain: dict[str, Any] = sealed(identity)
+    del plain["sha256"]
+    return plain
