@@ -26,6 +26,7 @@ whether texts of different lengths may share a forward pass) follows from the mo
   `attention_window`, follow. What cannot be cut is refused before a teacher is trained.
 - **Longest text** is what the configuration allows. BigBird's `block_sparse` attention draws blocks at random beyond a
   length, so that is its limit. Relative positions (DeBERTa, XLNet, Funnel) have none.
+- **Export** to ONNX is kept only if it answers as the model does; types whose export does not are refused then.
 - **Plain text** (`--corpus`, `ve-kd`): {masked}.
 
 At its end every run loads its saved model with the library alone (float32, eager attention) and compares its logits
@@ -50,8 +51,8 @@ def page(folder: Path) -> str:
         "at batch sizes 1, 8 and 64, and of what is kept of a teacher. Tiny random models, texts of 1 to 56 words. A",
         "comma names another configuration of the type. Made by `scripts/test-long`.",
         "",
-        "| model type | texts | pairs | tags | teacher | half: first, even, last | attention (CPU) | padding |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model type | texts | pairs | tags | teacher | half: first, even, last | export | attention | padding |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(_row(name, found[name]) for name in names),
         "",
         "## What is refused",
@@ -73,7 +74,11 @@ def _row(name: str, forms: Mapping[str, Any]) -> str:
     cells.append(", ".join(_worst(forms, forms, [init]) for init in ("first", "even", "last")))
     if cells[-1] == "refused, refused, refused":
         cells[-1] = "refused"
-    cells += [way["attention"], "shared" if way["padding"] else "one length at a time"]
+    cells += [
+        _worst(forms, forms, ["export"]),
+        way["attention"],
+        "shared" if way["padding"] else "one length at a time",
+    ]
     return f"| {' | '.join(cells)} |"
 
 

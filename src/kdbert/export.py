@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Mapping
@@ -19,6 +21,7 @@ from torch import nn
 from kdbert import __version__
 from kdbert.data.encode import encode
 from kdbert.data.examples import Examples, Kind
+from kdbert.data.tables import first_line
 from kdbert.errors import KdbertError, UserError, near_miss
 from kdbert.evaluation import SavedClassifier, saved_classifier
 from kdbert.metrics import pearson
@@ -42,7 +45,11 @@ MIN_AGREEMENT, MAX_DROP = 0.95, 0.02
 
 
 class ExportRefused(KdbertError):
-    """The exported model is not the model that was exported."""
+    """The exported model is not the model that was exported, or there is none."""
+
+
+class CannotRun(KdbertError):
+    """onnxruntime fails on an exported model."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,10 @@ class OnnxModel(nn.Module):
 
     def forward(self, output_hidden_states: bool = False, **given: torch.Tensor) -> SimpleNamespace:
         """Logits of a padded batch, [B, C] or [B, L, C]."""
-        found = self.session.run(None, {name: given[name].numpy().astype(np.int64) for name in self.inputs})[0]
+        try:
+            found = self.session.run(None, {name: given[name].numpy().astype(np.int64) for name in self.inputs})[0]
+        except Exception as error:  # onnxruntime's share no class of their own
+            raise CannotRun(first_line(error)[:200]) from None
         return SimpleNamespace(logits=torch.from_numpy(found))
 
 
@@ -254,18 +264,32 @@ def _write_model(saved: SavedClassifier, format: str, folder: Path) -> Any:
     axes = {**dict.fromkeys(inputs, words), "logits": words if saved.spec.kind == "token" else {0: "batch"}}
     plain = folder / MODEL
     log.info("export: %s as %s", saved.given, format)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter warns of each shape that it takes for a number
-        # The newer exporter (dynamo=True) needs one more package and gives the same logits.
-        torch.onnx.export(
-            _Logits(network, inputs).eval(), tuple(example[name] for name in inputs), str(plain), dynamo=False,
-            input_names=inputs, output_names=["logits"], dynamic_axes=axes, opset_version=OPSET,
-        )  # fmt: skip
+    try:
+        # It warns of each shape that it takes for a number, and prints the whole graph where it fails.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            warnings.simplefilter("ignore")
+            # The newer exporter (dynamo=True) needs one more package and gives the same logits.
+            torch.onnx.export(
+                _Logits(network, inputs).eval(), tuple(example[name] for name in inputs), str(plain), dynamo=False,
+                input_names=inputs, output_names=["logits"], dynamic_axes=axes, opset_version=OPSET,
+            )  # fmt: skip
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever an operator that it does not know raises
+        raise ExportRefused(_unable(saved, error)) from None
     if format == "onnx-int8":
         _quantize(plain)
     load_config(saved.place).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return tokenizer
+
+
+def _unable(saved: SavedClassifier, error: Exception) -> str:
+    """That a model cannot be exported, and why."""
+    return (
+        f"{saved.given!r}, a model of type {saved.way.model_type!r}, cannot be exported as ONNX "
+        f"({first_line(error)[:200]}); benchmark and use it with torch"
+    )
 
 
 def _quantize(path: Path) -> None:
@@ -320,7 +344,10 @@ def _compare(saved: SavedClassifier, folder: Path, tokenizer: Any) -> tuple[dict
         # In 8 bits all examples of a batch share a scale, so that batches are the harder test.
         settings: dict[str, Any] = {"batch_size": 32, "precision": "fp32", "accelerator": accelerator}
         theirs = predict(network.to(accelerator.device), data, **settings)
-        ours = predict(OnnxModel(folder, saved.way), data, **settings)
+        try:
+            ours = predict(OnnxModel(folder, saved.way), data, **settings)
+        except CannotRun as error:
+            raise ExportRefused(_unable(saved, error)) from None
         theirs, ours = (saved.label_logits(logits, data) for logits in (theirs, ours))
         difference = np.abs(theirs - ours)
         checks[examples.split] = {

@@ -21,6 +21,7 @@ from conftest import make_bert
 from kdbert import Recipe, distill, finetune
 from kdbert.errors import UserError
 from kdbert.evaluation import evaluate
+from kdbert.export import ExportRefused, export_model
 from kdbert.models.load import auto_class
 from kdbert.models.open import Way, decide
 from kdbert.runs import RunResult
@@ -118,6 +119,15 @@ def difference(task: Task, run: RunResult, length: int) -> float:
     return max(found)
 
 
+def exported(run: RunResult) -> float | str:
+    """How far the run's model as ONNX is from the model itself; `kdbert export` keeps it only if that is little."""
+    try:
+        checks = export_model(str(run.path)).about["checks"]["dev"]
+    except ExportRefused:
+        return "refused"
+    return float(checks["largest_difference"]) / max(1.0, float(checks["largest_logit"]))
+
+
 def note(name: str, form: str, way: Way, found: dict[str, Any]) -> None:
     """Keep what was found, for docs/models.md, where somebody asked for it."""
     folder = os.environ.get("KDBERT_FINDINGS")
@@ -170,6 +180,8 @@ def test_runs_answer_as_the_library(tmp_path: Path, name: str, form: str) -> Non
             found[init] = difference(task, distill(recipe, baseline=False), length)
         except UserError:
             found[init] = "refused" if not (tmp_path / init).exists() else "refused too late"
+    if form == "pairs":
+        found["export"] = exported(tuned)
     note(name, form, way, found)
     right = {
         role for role, value in found.items() if value == "refused" or (value != "refused too late" and value <= CLOSE)
