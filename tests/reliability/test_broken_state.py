@@ -97,7 +97,7 @@ TELLING = ("damaged", "skipping", "cannot be read", "no checkpoint")
 NOTED = "the rest is shown, with the file and what is wrong with it"
 MODEL = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 NEWEST = f"run/checkpoints/step-{CUT}"
-ATTEMPT = ("status", "message", "environment", "recipe", "sha256")  # in run.json, of the last attempt (and its place)
+ATTEMPT = ("status", "message", "environment", "recipe", "task", "sha256")  # of the last attempt (and its place)
 
 
 @dataclass(frozen=True)
