@@ -421,7 +421,7 @@ for name, file, values in (
     )
 
 
-@wrong("spoiled", "'clip'", "num_hidden_layers", "encoder of texts")
+@wrong("spoiled", "'clip'", "clip", "encoder of texts")
 def model_for_pictures(world: World) -> Words:
     (copied(world) / "config.json").write_text('{"model_type": "clip"}', encoding="utf-8")
     return world.finetune("--model", "spoiled")
@@ -847,17 +847,17 @@ def two_teachers(world: World) -> Words:
     return world.distill("--teacher", world.models / "teacher", "--teacher", world.models / "generic")
 
 
-@wrong("--max-length 65", "64 positions")
+@wrong("--max-length 65", "64 tokens")
 def longer_than_the_students_positions(world: World) -> Words:
     return world.distill("--max-length", 65)
 
 
-@wrong("--max-length 32", "16 positions", "short")
+@wrong("--max-length 32", "16 tokens", "short")
 def longer_than_the_teachers_positions(world: World) -> Words:
     return world.distill("--teacher", world.models / "short", "--student", world.bert)
 
 
-@wrong("--max-length 128", "64 positions")
+@wrong("--max-length 128", "64 tokens")
 def default_length_beyond_the_positions(world: World) -> Words:
     words = world.finetune()
     at = words.index("--max-length")
@@ -972,7 +972,7 @@ def two_teachers_for_a_method_of_one(world: World) -> Words:
     )
 
 
-@wrong("short", "--max-length 32", "16 positions")
+@wrong("short", "--max-length 32", "16 tokens")
 def second_teacher_too_short(world: World) -> Words:
     return world.distill(
         "--method", "multi-kd", "--teacher", world.models / "teacher", "--teacher", world.models / "short"
@@ -1040,7 +1040,7 @@ table(
         "train_memory_negative_layer": (["--layer", -1], ("--layer -1", "layers 0")),
         "train_memory_algorithm": (["--algorithm", "kmeens"], ("memory.algorithm", "'kmeens'")),
         "train_memory_seed": (["--seed", -1], ("memory.seed",)),
-        "train_memory_length": (["--max-length", 65], ("--max-length 65", "64 positions")),
+        "train_memory_length": (["--max-length", 65], ("--max-length 65", "64 tokens")),
         "train_memory_output_name": (["--output", "memory.pt"], ("--output 'memory.pt'", ".safetensors")),
         "train_memory_teacher": (["--teacher", "./nowhere"], ("nowhere", "check the path")),
         "train_memory_key": (["memory.centroid=9"], ("did you mean 'memory.centroids'",)),
@@ -1248,7 +1248,7 @@ def evaluate_a_head_of_another_size(world: World) -> Words:
     return evaluate_rte(world, "nli")
 
 
-@wrong("--max-length 65", "64 positions")
+@wrong("--max-length 65", "64 tokens")
 def evaluate_beyond_the_positions(world: World) -> Words:
     return evaluate_rte(world, "rte", "--max-length", 65)
 
@@ -1286,7 +1286,7 @@ table(
         "benchmark_many_rounds": (["--rounds", 101], ("--rounds 101", "1 to 100")),
         "benchmark_split": (["--split", "tset"], ("'rte'", "tset", "train, dev, test")),
         "benchmark_teacher": (["--teacher", "./none"], ("./none", "check the path")),
-        "benchmark_positions": (["--max-length", 65], ("--max-length 65", "64 positions")),
+        "benchmark_positions": (["--max-length", 65], ("--max-length 65", "64 tokens")),
     },
     lambda world: ["benchmark", *evaluate_rte(world, "rte", "--max-length", 32)[1:]],
 )
@@ -1328,7 +1328,7 @@ table(
     {
         "export_format": (["--format", "onxx"], ("--format 'onxx'", "did you mean 'onnx'")),
         "export_nowhere": ([], ("rte", "--output-dir")),
-        "export_positions": (["--max-length", 65, "--output-dir", "e"], ("--max-length 65", "64 positions")),
+        "export_positions": (["--max-length", 65, "--output-dir", "e"], ("--max-length 65", "64 tokens")),
         "export_labels": (["--labels", "entailment", "--output-dir", "e"], ("--labels", "1 label")),
     },
     lambda world: ["export", *evaluate_rte(world, "rte", "--max-length", 32)[1:]],

@@ -303,4 +303,4 @@ def test_a_roberta_cannot_read_to_its_last_two_positions(
     setting = Setting(setting.train, setting.dev, teachers["roberta"], teachers["roberta"])
     done = kdbert(*setting.words(tmp_path / "run", **{"task.max_length": 129, "max_steps": 1}))
     assert done.code == 2
-    assert "128 positions" in done.err
+    assert "128 tokens" in done.err

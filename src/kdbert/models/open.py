@@ -12,7 +12,6 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -36,6 +35,7 @@ from kdbert.models.load import (
 from kdbert.models.locate import ModelPlace
 from kdbert.tasks import Kind, TaskSpec
 
+_SKELETONS: dict[tuple[Kind, str], Any] = {}  # head and configuration -> the model without weights
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -169,33 +169,18 @@ def skeleton(config: Any, kind: Kind, name: str) -> Any:
             f"model {name!r} is of type {config.model_type!r}, which kdbert trains and distils on tasks, not on plain "
             "text; for plain text take BERT, RoBERTa, CamemBERT, XLM-RoBERTa, ELECTRA or DistilBERT"
         )
-    return _skeleton(json.dumps(config.to_dict(), sort_keys=True, default=str), kind, name, _Config(config))
-
-
-class _Config:
-    """A configuration that a cache does not look at: its text is the key."""
-
-    def __init__(self, config: Any) -> None:
-        self.config = copy.deepcopy(config)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Config)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-@lru_cache(maxsize=16)
-def _skeleton(text: str, kind: Kind, name: str, holder: _Config) -> Any:
-    try:
-        with torch.device("meta"):
-            return auto_class(kind).from_config(holder.config, **NO_CODE)
-    except Exception as error:  # a configuration may be wrong in any way
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"model {name!r}: the library makes no {auto_class_name(kind)} of its configuration "
-            f"({type(error).__name__}: {reason})"
-        ) from None
+    key = kind, json.dumps(config.to_dict(), sort_keys=True, default=str)
+    if key not in _SKELETONS:
+        try:
+            with torch.device("meta"):
+                _SKELETONS[key] = auto_class(kind).from_config(copy.deepcopy(config), **NO_CODE)
+        except Exception as error:  # a configuration may be wrong in any way
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"model {name!r}: the library makes no {auto_class_name(kind)} of its configuration "
+                f"({type(error).__name__}: {reason})"
+            ) from None
+    return _SKELETONS[key]
 
 
 def _named(model: Any, name: str) -> Any:
