@@ -421,7 +421,7 @@ for name, file, values in (
     )
 
 
-@wrong("spoiled", "'clip'", "clip", "encoder of texts")
+@wrong("spoiled", "'clip'", "encoders of texts")
 def model_for_pictures(world: World) -> Words:
     (copied(world) / "config.json").write_text('{"model_type": "clip"}', encoding="utf-8")
     return world.finetune("--model", "spoiled")
