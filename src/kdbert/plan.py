@@ -487,7 +487,7 @@ class Plan:
         student, teachers = self.parameters()
         config = self.student_config
         length, rows = self.recipe.task.max_length or 0, self.micro_batch
-        per_token = 16 * config.hidden_size + 2 * config.num_attention_heads * length
+        per_token = 16 * config.hidden_size + 2 * getattr(config, "num_attention_heads", 0) * length
         activations = 4.0 * rows * length * len(self.kept_layers) * per_token
         memory, centroids = self.recipe.memory, 0
         if memory is not None:

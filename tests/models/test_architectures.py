@@ -18,7 +18,16 @@ from kdbert.errors import UserError
 from kdbert.models.architectures import ARCHITECTURES, REFUSED
 from kdbert.models.load import auto_class, load_config, load_tokenizer
 from kdbert.models.locate import ModelPlace, locate
-from kdbert.models.open import Way, check_cut, cut_layers, decide, fit_tokenizer, open_classifier, open_masked_lm
+from kdbert.models.open import (
+    Way,
+    check_cut,
+    count_parameters,
+    cut_layers,
+    decide,
+    fit_tokenizer,
+    open_classifier,
+    open_masked_lm,
+)
 from kdbert.models.student import kept_layers
 from kdbert.tasks.spec import TaskSpec
 from kdbert.training.forward import pass_over, predict, run_model
@@ -98,6 +107,9 @@ def test_answers_cuts_and_hidden_states_are_the_librarys(tmp_path: Path, name: s
     known, depth = ARCHITECTURES[opened.config.model_type], opened.config.num_hidden_layers
     model, kept = open_classifier(opened.place, opened.spec, opened.way, keep_head=False)
     assert kept
+    assert count_parameters(opened.config, opened.spec, name, list(range(1, depth + 1))) == sum(
+        parameter.numel() for parameter in model.parameters()
+    )
     largest = max(float(np.abs(one).max()) for one in opened.expected)
     assert largest > 0.05  # else nothing would be compared
     for size in (1, 5, 64):

@@ -19,11 +19,13 @@ from safetensors.numpy import load_file
 
 from conftest import make_bert
 from kdbert import Recipe, distill, finetune
+from kdbert.cli.dry_run import print_plan
 from kdbert.errors import UserError
 from kdbert.evaluation import evaluate
 from kdbert.export import ExportRefused, export_model
 from kdbert.models.load import auto_class
 from kdbert.models.open import Way, decide
+from kdbert.resolve import resolve_finetune
 from kdbert.runs import RunResult
 from small_architectures import LAYERS, PAIR, library_logits, make_model, texts, variant_of, variants
 
@@ -157,7 +159,9 @@ def test_runs_answer_as_the_library(tmp_path: Path, name: str, form: str) -> Non
     task.flags["task.max_length"] = length
     found: dict[str, Any] = {}
 
-    tuned = finetune(task.recipe(tmp_path / "tuned", **{"student.model": str(model), "method.name": "finetune"}))
+    recipe = task.recipe(tmp_path / "tuned", **{"student.model": str(model), "method.name": "finetune"})
+    print_plan(resolve_finetune(recipe))  # --dry-run
+    tuned = finetune(recipe)
     found["fine-tuned"] = difference(task, tuned, length)
 
     bert = make_bert(tmp_path / "bert", layers=2)

@@ -279,6 +279,8 @@ def cut_config(config: Any, picks: Sequence[int]) -> Any:
     """The configuration of a model with these layers only (numbered from 1); lists of one value a layer follow."""
     small = copy.deepcopy(config)
     depth = config.num_hidden_layers
+    if list(picks) == list(range(1, depth + 1)):
+        return small
     for key, value in config.to_dict().items():
         a_list = isinstance(value, (list, tuple)) and len(value) == depth
         # Words of each layer have keys such as layer_types; as many other words, say languages, are not of layers.
