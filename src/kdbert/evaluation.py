@@ -373,6 +373,7 @@ def _evaluate_text(
             batch_size=batch_size,
             precision=chosen,
             accelerator=accelerator,
+            told=f"{place.given} on plain text",
         )
     if accelerator.is_main_process:
         write_hidden(folder / "dev.jsonl", sums)

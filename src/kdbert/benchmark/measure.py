@@ -517,7 +517,8 @@ def _score(contenders: Sequence[Contender], examples: Examples, teacher: SavedCl
                 model: Any = saved.network().to(device)
             else:
                 model = OnnxModel(Path(export), saved.way, threads)
-            answers[key] = saved.label_logits(predict(model, data, **settings), data)
+            logits = predict(model, data, **settings, told=f"{saved.given} on {examples.split}", ids=examples.ids)
+            answers[key] = saved.label_logits(logits, data)
         return answers[key]
 
     for one in contenders:

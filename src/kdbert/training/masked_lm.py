@@ -18,13 +18,22 @@ from kdbert.training.precision import Precision
 
 
 def masked_lm_sums(
-    model: Any, data: Encoded, *, batch_size: int, precision: Precision, accelerator: Accelerator
+    model: Any,
+    data: Encoded,
+    *,
+    batch_size: int,
+    precision: Precision,
+    accelerator: Accelerator,
+    told: str | None = None,
 ) -> np.ndarray:
     """What `kdbert.metrics.grouped.hidden_counts` adds up: float32 [N, 6], the same on every process.
 
     Of each text: the loss of its hidden pieces (nats, summed), how many of them are answered rightly, how many there
     are; first of pieces that the teacher's vocabulary has, then of new ones. A model that lacks the new ones, such as
     the teacher itself, has 0 there.
+
+    Raises:
+        Diverged: see `pass_over`, which takes `told`.
     """
     assert data.masking is not None
     known = data.masking.known
@@ -47,7 +56,8 @@ def masked_lm_sums(
         return {"sums": found}
 
     found = pass_over(
-        model, data, compute, {"sums": "example"}, batch_size=batch_size, precision=precision, accelerator=accelerator
-    )["sums"]
+        model, data, compute, {"sums": "example"}, batch_size=batch_size, precision=precision, accelerator=accelerator,
+        told=told,
+    )["sums"]  # fmt: skip
     assert found is not None
     return found
