@@ -30,7 +30,7 @@ from kdbert.models.open import (
 )
 from kdbert.models.student import kept_layers
 from kdbert.tasks.spec import TaskSpec
-from kdbert.training.forward import pass_over, predict, run_model
+from kdbert.training.forward import check_padding, pass_over, predict, run_model
 from kdbert.training.precision import make_accelerator
 from small_architectures import (
     LAYERS,
@@ -349,6 +349,18 @@ def test_weights_that_are_not_there_are_not_drawn(tmp_path: Path) -> None:
 
 def test_every_variant_is_of_a_type_that_is_run() -> None:
     assert {variant.model_type for variant in MORE.values()} <= set(ARCHITECTURES)
+
+
+def test_a_model_that_is_not_as_its_type_is_refused(tmp_path: Path) -> None:
+    """Padding changes its outputs, and the table does not know: it is seen before anything is computed with it."""
+    import dataclasses
+
+    opened = Opened(tmp_path / "model", "convbert", "sequence", count=6)
+    model, _ = open_classifier(opened.place, opened.spec, opened.way, keep_head=True)
+    check_padding(model, opened.data, "m")
+    model.way = dataclasses.replace(model.way, padding=True)
+    with pytest.raises(UserError, match="padded"):
+        check_padding(model, opened.data, "m")
 
 
 def test_texts_of_one_length_share_a_pass_where_padding_matters(tmp_path: Path) -> None:

@@ -97,9 +97,8 @@ def print_plan(recipe: Recipe, heading: str | None = None, teachers_to_come: Seq
         print(f"labels: {'hidden pieces' if plan.spec.kind == 'masked_lm' else 'a score'}; selected by {selected}")
     role = "student" if recipe.teachers or teachers_to_come else "model"
     print(f"{role} layers: {', '.join(map(str, plan.kept_layers))} of {plan.student_config.num_hidden_layers}")
-    print(f"{role} is run as {plan.way.words()}")
-    for way in dict.fromkeys(plan.teacher_ways):
-        print(f"teacher is run as {way.words()}")
+    for way in dict.fromkeys([plan.way, *plan.teacher_ways]):
+        print(way.words())
     for term, pairs in plan.needs.pairs.items():
         print(f"layers of {term} (teacher:student): {told(pairs)}")
     for sentence in recipe.method.nonsense():

@@ -73,19 +73,15 @@ class Way:
 
     def words(self) -> str:
         """What was decided, for people."""
-        said = [f"attention {self.attention}"]
-        if not self.own_mask:
-            said.append("the library's own mask")
+        said = ["kdbert's attention" if self.attention == ATTENTION else f"the library's {self.attention} attention"]
         if not self.padding:
-            said.append(
-                "no padding: only texts of the same length share a forward pass, since padding changes its outputs"
-            )
-        said.append("any length" if self.limit is None else f"at most {self.limit} tokens")
+            said.append("texts of one length at a time (padding would change its outputs)")
+        said.append("any length" if self.limit is None else f"up to {self.limit} tokens")
         if "token_type_ids" not in self.inputs:
             said.append("no segment ids")
         if not self.half:
             said.append("float32 only")
-        return f"{self.model_type}: {', '.join(said)}"
+        return f"model type {self.model_type}: {', '.join(said)}"
 
     def record(self) -> dict[str, Any]:
         """As run.json has it."""

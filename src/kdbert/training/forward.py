@@ -16,9 +16,9 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from kdbert.data.batches import Batch, evaluation_batches, micro_batches
+from kdbert.data.batches import Batch, collate, evaluation_batches, micro_batches
 from kdbert.data.encode import Encoded
-from kdbert.errors import Diverged, few
+from kdbert.errors import Diverged, UserError, few
 from kdbert.methods import LossTerms, Method, Outputs
 from kdbert.models.kernels import first_token_only, packed
 from kdbert.training.precision import DTYPES, Precision
@@ -98,6 +98,36 @@ def _by_length(model: Any, batch: Batch, precision: Precision, layers: Collectio
         hidden={layer: joined([part.hidden[layer] for part in parts], True) for layer in layers},
         mask=batch.attention_mask,
     )
+
+
+@torch.no_grad()
+def check_padding(model: Any, data: Encoded, name: str) -> None:
+    """Refuse a model whose outputs padding changes, of a type of which that is not known.
+
+    The tests have looked at some configurations of each type; this looks at the model itself, on the shortest and the
+    longest text. Models that run in kdbert's own way are left out: what they do with padding is kdbert's own code.
+
+    Raises:
+        UserError: a logit differs in a padded batch by more than 1e-4, times the largest where that is above 1.
+    """
+    rows = np.unique([int(data.lengths.argmin()), int(data.lengths.argmax())])
+    if model.way.levers or not model.way.padding or len(rows) == 1:
+        return
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    together = run_model(model, collate(data, rows).to(device), "fp32").logits
+    moved = largest = 0.0
+    for place, row in enumerate(rows.tolist()):
+        (alone,) = run_model(model, collate(data, np.array([row])).to(device), "fp32").logits
+        padded = together[place] if alone.dim() == 1 else together[place][: len(alone)]
+        moved = max(moved, float((padded - alone).abs().max()))
+        largest = max(largest, float(alone.abs().max()))
+    model.train(training)
+    if moved > 1e-4 * max(1.0, largest):
+        raise UserError(
+            f"model {name!r}, of type {model.way.model_type!r}, answers otherwise in a padded batch than alone (a logit "
+            f"moves by {moved:.2g}), so kdbert cannot batch its texts; take another model, and please report this one"
+        )
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from kdbert.models.kernels import use_late_head
 from kdbert.models.load import load_config, load_tokenizer
 from kdbert.models.open import open_classifier, open_masked_lm
 from kdbert.plan import Plan
-from kdbert.training.forward import pass_over
+from kdbert.training.forward import check_padding, pass_over
 from kdbert.training.memory import about_memory, make_memory, memory_path
 from kdbert.training.precision import Precision
 from kdbert.training.store import Allocate, NoRoom, in_memory, stored
@@ -80,7 +80,7 @@ class Teachers:
     def models(self) -> list[Any]:
         """The networks; not loaded at all where everything that is read of them is stored."""
         found = []
-        for place, way in zip(self.plan.teacher_places, self.plan.teacher_ways, strict=True):
+        for number, (place, way) in enumerate(zip(self.plan.teacher_places, self.plan.teacher_ways, strict=True)):
             if self.plan.spec.kind == "masked_lm":
                 tokenizer = load_tokenizer(place)
                 model, _ = open_masked_lm(place, tokenizer, way)
@@ -88,6 +88,7 @@ class Teachers:
             else:
                 model, _ = open_classifier(place, self.plan.spec, way, keep_head=True)
             found.append(model.to(self.accelerator.device))
+            check_padding(found[-1], self.encoded[number]["train"], place.given)
         return found
 
     def release(self) -> None:
