@@ -125,7 +125,7 @@ def check_padding(model: Any, data: Encoded, name: str) -> None:
     model.train(training)
     if moved > 1e-4 * max(1.0, largest):
         raise UserError(
-            f"model {name!r}, of type {model.way.model_type!r}, answers otherwise in a padded batch than alone (a logit "
+            f"model {name!r} of type {model.way.model_type!r} has other answers in a padded batch than alone (a logit "
             f"moves by {moved:.2g}), so kdbert cannot batch its texts; take another model, and please report this one"
         )
 
