@@ -92,6 +92,7 @@ MORE: dict[str, Variant] = {
         types=False,
     ),
     "esm, rotary": Variant("esm", {"position_embedding_type": "rotary"}),
+    "flaubert, mean of all": Variant("flaubert", {"summary_type": "mean"}),
     "longformer, wide": Variant("longformer", {"attention_window": 16}),
     "modernbert, mean": Variant(
         "modernbert",
@@ -103,6 +104,7 @@ MORE: dict[str, Variant] = {
     "roberta, BERT's tokenizer": Variant("roberta", {"type_vocab_size": 1}),
     "roberta, padding id 3": Variant("roberta", {"pad_token_id": 3, "type_vocab_size": 1}, special=PAD_3, types=False),
     "ultrabert, mean": Variant("ultrabert", {"sliding_window": 3, "classifier_pooling": "mean"}, types=False),
+    "xlm, last token": Variant("xlm", {"summary_type": "last"}),
 }  # fmt: skip
 
 

@@ -44,7 +44,7 @@ from kdbert.resolve import saved_task, task_of
 from kdbert.runs import RunFolder, short_name
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec, get_task, task_name
 from kdbert.tasks.corpus import corpus_task
-from kdbert.training.forward import check_padding, predict
+from kdbert.training.forward import check_runs, predict
 from kdbert.training.masked_lm import masked_lm_sums
 from kdbert.training.precision import choose_precision, make_accelerator
 
@@ -139,7 +139,7 @@ def evaluate(
     answers: dict[str, np.ndarray] = {}
     for name, part in examples.items():
         data = encode(part, tokenizer, saved.max_length)
-        check_padding(network, data, model)
+        check_runs(network, data, model)
         logits = predict(
             network, data, batch_size=batch_size, precision=chosen, accelerator=accelerator,
             told=f"{model} on {name}", ids=part.ids,

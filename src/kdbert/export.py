@@ -259,7 +259,9 @@ def _write_model(saved: SavedClassifier, format: str, folder: Path) -> Any:
     network = saved.network(decide(load_config(saved.place), saved.spec.kind, saved.given, PLAIN))
     tokenizer = saved.tokenizer()
     inputs = [name for name in INPUTS if name in tokenizer.model_input_names]
-    example = tokenizer(["a text", "and a longer one"], padding=True, return_tensors="pt")
+    pads = tokenizer.pad_token_id is not None
+    texts = ["a text", "and a longer one"] if pads else ["a text", "a text"]
+    example = tokenizer(texts, padding=pads, return_tensors="pt")
     words = {0: "batch", 1: "tokens"}
     axes = {**dict.fromkeys(inputs, words), "logits": words if saved.spec.kind == "token" else {0: "batch"}}
     plain = folder / MODEL

@@ -290,9 +290,10 @@ class Plan:
         ):
             reads = "--diagnose" if self.recipe.output.diagnose else f"method {method.name!r}" if layers else ""
             if reads and not architecture(config.model_type, role).hidden:
+                cure = "leave it out" if self.recipe.output.diagnose else "use one that reads logits only, such as kd"
                 raise UserError(
                     f"{reads} reads hidden states of each layer, and a {role} of type {config.model_type!r} has none "
-                    "of one size; use a method that reads logits only, such as kd, without --diagnose"
+                    f"of one size; {cure}"
                 )
         return needs
 

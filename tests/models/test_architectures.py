@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from kdbert.data.encode import Encoded, encode
 from kdbert.data.examples import Examples
 from kdbert.data.masking import vocabulary_size
 from kdbert.errors import UserError
-from kdbert.models.architectures import ARCHITECTURES, REFUSED
+from kdbert.models.architectures import ARCHITECTURES, CONFIGURATIONS, REFUSED
 from kdbert.models.load import auto_class, load_config, load_tokenizer
 from kdbert.models.locate import ModelPlace, locate
 from kdbert.models.open import (
@@ -30,7 +31,7 @@ from kdbert.models.open import (
 )
 from kdbert.models.student import kept_layers
 from kdbert.tasks.spec import TaskSpec
-from kdbert.training.forward import check_padding, pass_over, predict, run_model
+from kdbert.training.forward import check_runs, pass_over, predict, run_model
 from kdbert.training.precision import make_accelerator
 from small_architectures import (
     LAYERS,
@@ -52,6 +53,7 @@ from small_architectures import (
 
 CLOSE = 1e-5
 LONGEST = 64
+WEIGHTS = "model.safetensors"
 SEQUENCE = TaskSpec("texts", "", "single_label", {}, ("accuracy",), PAIR)
 TOKEN = TaskSpec("words", "", "token", {}, ("accuracy",), PAIR)
 
@@ -347,6 +349,106 @@ def test_weights_that_are_not_there_are_not_drawn(tmp_path: Path) -> None:
             open_classifier(place, SEQUENCE, way, keep_head=keep_head)
 
 
+def _changed(folder: Path, variant: Variant, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None]) -> Path:
+    """A model folder of which config.json and weights were changed by hand."""
+    from safetensors.torch import load_file, save_file
+
+    make_model(folder, variant, "sequence")
+    config, weights = json.loads((folder / "config.json").read_text(encoding="utf-8")), load_file(folder / WEIGHTS)
+    change(config, weights)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    return folder
+
+
+def _open(folder: Path, *, keep_head: bool = True) -> tuple[Any, bool]:
+    place = locate(str(folder))
+    return open_classifier(place, SEQUENCE, decide(load_config(place), "single_label", "m"), keep_head=keep_head)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("return_dict", False), ("output_hidden_states", True), ("output_attentions", True),
+     ("chunk_size_feed_forward", 8), ("attn_implementation", "flash_attention_2")],
+)  # fmt: skip
+def test_how_a_model_was_called_by_whoever_saved_it_does_not_matter(tmp_path: Path, key: str, value: Any) -> None:
+    folder = _changed(tmp_path / "m", variant_of("bert"), lambda config, weights: config.update({key: value}))
+    model, _ = _open(folder)
+    plain, _ = _open(make_model(tmp_path / "plain", variant_of("bert"), "sequence"))
+    data = encode(
+        Examples("dev", ["0", "1"], ["the good film", "a"], None, None), load_tokenizer(locate(str(folder))), 9
+    )
+    for one in (model, plain):
+        check_runs(one, data, "m")
+    batch = collate(data, np.arange(2))
+    with torch.no_grad():
+        assert torch.equal(run_model(model, batch, "fp32").logits, run_model(plain, batch, "fp32").logits)
+
+
+@pytest.mark.parametrize(("model_type", "key", "value", "reason"), CONFIGURATIONS)
+def test_configurations_that_do_not_run_are_refused(model_type: str, key: str, value: Any, reason: str) -> None:
+    config = config_of(variant_of(model_type))
+    setattr(config, key, value)
+    with pytest.raises(UserError, match=key):
+        decide(config, "single_label", "m")
+
+
+def test_a_model_that_fails_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    """Funnel's third block cannot halve a text of four tokens; the library says so in a traceback."""
+    three = Variant("funnel", {"block_sizes": [2, 2, 2], "d_head": 8}, ("num_hidden_layers",))
+    folder = make_model(tmp_path / "m", three, "sequence")
+    model, _ = _open(folder)
+    tokenizer = load_tokenizer(locate(str(folder)))
+    long = " ".join(["the"] * 20)
+    for first, fails in (("the", True), (long, False)):
+        data = encode(Examples("dev", ["0", "1"], [first, long + " of"], None, None), tokenizer, LONGEST)
+        if not fails:
+            check_runs(model, data, "m")
+            continue
+        with pytest.raises(UserError, match="tokens"):
+            check_runs(model, data, "m")
+
+
+def test_a_head_that_is_not_in_the_file_is_fresh(tmp_path: Path) -> None:
+    """Its labels stand in config.json, but its weights, or those of the pooler below it, would be drawn at random."""
+    for number, part in enumerate(("classifier", "pooler")):
+
+        def drop(config: dict[str, Any], weights: dict[str, torch.Tensor], part: str = part) -> None:
+            for key in [key for key in weights if part in key]:
+                del weights[key]
+
+        folder = _changed(tmp_path / str(number), variant_of("bert"), drop)
+        assert _open(folder, keep_head=False)[1] is False
+        with pytest.raises(UserError, match="no trained classification head"):
+            _open(folder)
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    def spoil(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+        weights["bert.encoder.layer.0.output.dense.bias"][3] = float("nan")
+
+    with pytest.raises(UserError, match=r"encoder\.layer\.0\.output\.dense\.bias"):
+        _open(_changed(tmp_path / "m", variant_of("bert"), spoil))
+
+
+def test_what_is_left_out_of_a_file_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def fewer(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+        config.update(num_hidden_layers=LAYERS - 1, auto_map={"AutoModel": "modeling.Mine"})
+
+    with caplog.at_level("WARNING", "kdbert"):
+        _open(_changed(tmp_path / "m", variant_of("bert"), fewer))
+    assert "layer.3" in caplog.text
+    assert "auto_map" in caplog.text
+
+
+def test_a_label_without_a_name_is_refused(tmp_path: Path) -> None:
+    def hole(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+        config["id2label"] = {"0": "negative", "2": "positive"}
+
+    with pytest.raises(UserError, match="id2label"):
+        load_config(locate(str(_changed(tmp_path / "m", variant_of("bert"), hole))))
+
+
 def test_every_variant_is_of_a_type_that_is_run() -> None:
     assert {variant.model_type for variant in MORE.values()} <= set(ARCHITECTURES)
 
@@ -357,10 +459,10 @@ def test_a_model_that_is_not_as_its_type_is_refused(tmp_path: Path) -> None:
 
     opened = Opened(tmp_path / "model", "convbert", "sequence", count=6)
     model, _ = open_classifier(opened.place, opened.spec, opened.way, keep_head=True)
-    check_padding(model, opened.data, "m")
+    check_runs(model, opened.data, "m")
     model.way = dataclasses.replace(model.way, padding=True)
     with pytest.raises(UserError, match="padded"):
-        check_padding(model, opened.data, "m")
+        check_runs(model, opened.data, "m")
 
 
 def test_texts_of_one_length_share_a_pass_where_padding_matters(tmp_path: Path) -> None:

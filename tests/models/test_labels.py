@@ -231,6 +231,17 @@ def test_live_and_stored_teachers_give_logits_in_the_tasks_order(
     assert outputs[0].std() > 0
 
 
+def test_labels_that_are_told_in_another_order_than_the_models_own_are_refused() -> None:
+    own = ["negative", "positive"]
+
+    def columns(told: list[str]) -> list[int]:
+        return teacher_permutation("m", "custom", own, {}, ["Positive", "Negative"], told)
+
+    with pytest.raises(UserError, match="another order"):
+        columns(own)
+    assert columns(["positive", "negative"]) == [1, 0]
+
+
 def test_a_student_that_starts_from_a_trained_head_keeps_it_in_the_tasks_order(
     teachers: tuple[Path, Path], colours: tuple[Path, Path]
 ) -> None:

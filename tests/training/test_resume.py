@@ -619,6 +619,18 @@ def test_an_optimizer_continues_exactly_where_it_was(tmp_path: Path) -> None:
         assert torch.equal(other.state_dict()[name], value), name
 
 
+def test_a_parameter_that_no_gradient_has_reached_is_continued_without_a_state(tmp_path: Path) -> None:
+    module = torch.nn.ModuleDict({"used": torch.nn.Linear(2, 2), "idle": torch.nn.Linear(2, 2)})
+    before, after = (torch.optim.AdamW(module.parameters(), lr=0.1) for _ in range(2))
+    module["used"](torch.ones(1, 2)).sum().backward()
+    before.step()
+    saved = optimizer_tensors(module, before)
+    load_optimizer(module, after, saved, tmp_path)
+    assert set(after.state) == set(module["used"].parameters())
+    with pytest.raises(UserError, match="missing"):
+        load_optimizer(module, after, {k: v for k, v in saved.items() if "idle" not in k}, tmp_path)
+
+
 def test_a_missing_optimizer_state_is_an_error_never_a_silent_restart(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     tensors = load_file(path / "optimizer.safetensors")

@@ -244,9 +244,9 @@ def _contenders(models: Sequence[str], backends: Sequence[str], asked: Mapping[s
             folder = one.place.source if backend not in FORMATS else str(export_model(given, backend, **asked).path)
             found.append(Contender("", one, backend, folder))
     for one in saved.values() if "pipeline" in backends else ():
-        if not one.way.padding:
+        if not one.way.padding or one.tokenizer().pad_token_id is None:
             raise UserError(
-                f"{one.given!r} is of type {one.way.model_type!r}, whose outputs padding changes, and a pipeline pads; "
+                f"a pipeline pads its texts, and {one.given!r} has no padding token or answers otherwise with padding; "
                 "leave out --backend pipeline"
             )
     order = {given: number for number, given in enumerate(saved)}

@@ -35,7 +35,7 @@ class TorchEngine:
         self.words = kind == "token"
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.tokenizer.model_input_names = [one for one in self.tokenizer.model_input_names if one in inputs]
-        self.padding = padding
+        self.padding = padding and self.tokenizer.pad_token_id is not None
         head = transformers.AutoModelForTokenClassification if self.words else None
         self.model = (head or transformers.AutoModelForSequenceClassification).from_pretrained(
             folder, dtype=torch.float32, trust_remote_code=False

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kdbert.data.examples import Examples
+from kdbert.errors import UserError
 
 if TYPE_CHECKING:
     from kdbert.data.masking import Masking
@@ -134,6 +135,9 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> Encoded:
     Args:
         tokenizer: a fast Hugging Face tokenizer.
         max_length: the most tokens an example may have, special tokens included.
+
+    Raises:
+        UserError: an example has no tokens, so no model has an answer.
     """
     wants_types = "token_type_ids" in tokenizer.model_input_names
     ids, types, lengths = bytearray(), bytearray(), array("q")  # they grow in place: nothing is held twice
@@ -155,10 +159,17 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> Encoded:
         if word_tokens is not None:
             for number, encoding in enumerate(coded.encodings, start):
                 words = np.array([-1 if word is None else word for word in encoding.word_ids])
-                first = (words >= 0) & (words != np.roll(words, 1))
+                first = words >= 0
+                first[1:] &= words[1:] != words[:-1]
                 word_tokens[examples.word_offsets[number] + words[first]] = position + np.flatnonzero(first)
                 position += len(words)
         lengths.extend(len(row) for row in coded["input_ids"])
+        empty = next((number for number, row in enumerate(coded["input_ids"], start) if not row), None)
+        if empty is not None:
+            raise UserError(
+                f"example {examples.ids[empty]} of {examples.split} has no tokens: its text is empty, and the "
+                "tokenizer adds no special ones; leave it out"
+            )
         truncated += sum(bool(encoding.overflowing) for encoding in coded.encodings)
         ids += np.concatenate([np.asarray(row, dtype=np.int32) for row in coded["input_ids"]]).tobytes()
         if wants_types:

@@ -102,6 +102,15 @@ REFUSED: Mapping[str, str] = {
     "tapas": "it reads tables, and kdbert reads texts only",
     "ultravbert": "it reads pictures beside texts, and kdbert reads texts only",
 }
+# Configurations (type, key, value) that do not run, and why.
+CONFIGURATIONS = (
+    ("flaubert", "pre_norm", True, "the library fails on it"),
+    ("fnet", "use_tpu_fourier_optimizations", True, "it is made for TPUs"),
+    ("xlnet", "attn_type", "uni", "it reads from left to right"),
+    ("xlnet", "bi_data", True, "it reads two texts at once"),
+    ("xmod", "default_language", None, "say a language with `model.set_default_language` and save it again"),
+    ("yoso", "use_expectation", False, "it draws random hashes, so that no two answers are the same"),
+)
 INSTEAD = "take an encoder such as BERT, RoBERTa, DeBERTa or ModernBERT (docs/models.md has all of them)"
 
 

@@ -92,6 +92,13 @@ def teacher_permutation(
             f"{role} {name!r} calls its labels {model_labels[0]}, {model_labels[1]}{rest}, which does not say what "
             f"they mean; {_which_order(task_labels, role, flag)}"
         )
+    if told is not None and not is_generic(model_labels):
+        own = [plain(name) for name in model_labels]
+        if sorted(own) == sorted(map(plain, told)) and own != list(map(plain, told)):
+            raise UserError(
+                f"{flag} {','.join(told)} contradicts {role} {name!r}, whose configuration has these labels in another "
+                f"order ({', '.join(model_labels)}); leave {flag} out, or correct the model's id2label"
+            )
     try:
         return label_permutation(task_labels, aliases, told or model_labels)
     except ValueError as error:

@@ -49,7 +49,9 @@ def load_config(place: ModelPlace) -> Any:
 
 def _checked(config: Any) -> Any:
     """The configuration, if what is read of it before the model is there can be read."""
-    label_names(config)
+    nameless = [number for number in range(config.num_labels) if number not in config.id2label]
+    if nameless:
+        raise ValueError(f"id2label in config.json has {config.num_labels} labels, but none of number {nameless[0]}")
     if not all(isinstance(name, str) for name in config.architectures or ()):
         raise ValueError("architectures in config.json is no list of names")
     for name in ("num_hidden_layers", "hidden_size"):

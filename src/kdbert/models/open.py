@@ -10,6 +10,8 @@ import contextlib
 import copy
 import inspect
 import json
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,7 +21,7 @@ from torch import nn
 
 from kdbert.data.masking import vocabulary_size
 from kdbert.errors import UserError
-from kdbert.models.architectures import Architecture, architecture
+from kdbert.models.architectures import CONFIGURATIONS, INSTEAD, Architecture, architecture
 from kdbert.models.kernels import ATTENTION, built_as_bert, register_attention, use_first_token, use_packing
 from kdbert.models.labels import is_generic, label_permutation
 from kdbert.models.load import (
@@ -37,6 +39,14 @@ from kdbert.tasks import Kind, TaskSpec
 
 _SKELETONS: dict[tuple[Kind, str], Any] = {}  # head and configuration -> the model without weights
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+# Keys of a configuration that change how a model is called, not what it computes; kdbert calls all models alike.
+AS_CALLED = {
+    "return_dict": True,
+    "output_hidden_states": False,
+    "output_attentions": False,
+    "chunk_size_feed_forward": 0,
+}
+log = logging.getLogger("kdbert")
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,7 @@ def decide(config: Any, kind: Kind, name: str, asked: Asked = Asked(), device: s
         UserError: kdbert does not run models of this type, or not with this head or attention function.
     """
     known = architecture(config.model_type, name)
+    check_configuration(config, name)
     whole = skeleton(config, kind, name)
     fast = known.own_attention and not getattr(config, "is_decoder", False)
     attention = asked.attention
@@ -141,7 +152,8 @@ def decide(config: Any, kind: Kind, name: str, asked: Asked = Asked(), device: s
         model_type=config.model_type,
         attention=attention,
         own_mask=fast and attention in ("sdpa", ATTENTION),
-        padding=known.padding,
+        # XLM's and FlauBERT's heads may also read the last token, or the mean of all, padding among them.
+        padding=known.padding and (fast or getattr(config, "summary_type", "first") == "first"),
         half=known.half,
         levers=fast,
         packing=own_layers and asked.packing and attention == ATTENTION,
@@ -151,6 +163,22 @@ def decide(config: Any, kind: Kind, name: str, asked: Asked = Asked(), device: s
         pieces=int(whole.get_input_embeddings().weight.shape[0]),
         inputs=tuple(one for one in INPUTS if one in takes and one not in left_out),
     )
+
+
+def check_configuration(config: Any, name: str) -> None:
+    """Refuse a configuration that cannot be run, though others of its type are.
+
+    Raises:
+        UserError: with the key.
+    """
+    for model_type, key, value, reason in CONFIGURATIONS:
+        if config.model_type == model_type and getattr(config, key, None) == value:
+            raise UserError(f"model {name!r} has {key}={value!r} in its configuration: {reason}; {INSTEAD}")
+    if config.model_type == "nystromformer" and config.num_landmarks != config.segment_means_seq_len:
+        raise UserError(
+            f"model {name!r} has num_landmarks={config.num_landmarks} and segment_means_seq_len="
+            f"{config.segment_means_seq_len}: the library then reads texts of one length only; {INSTEAD}"
+        )
 
 
 def skeleton(config: Any, kind: Kind, name: str) -> Any:
@@ -169,7 +197,9 @@ def skeleton(config: Any, kind: Kind, name: str) -> Any:
     if key not in _SKELETONS:
         try:
             with torch.device("meta"):
-                _SKELETONS[key] = auto_class(kind).from_config(copy.deepcopy(config), **NO_CODE)
+                plain = copy.deepcopy(config)
+                plain._attn_implementation = None  # of whoever saved it; kdbert chooses
+                _SKELETONS[key] = auto_class(kind).from_config(plain, **NO_CODE)
         except Exception as error:  # a configuration may be wrong in any way
             reason = " ".join(str(error).split())[:200]
             raise UserError(
@@ -392,7 +422,9 @@ def open_classifier(
             config.label2id = {label: i for i, label in enumerate(spec.labels)}
         config.problem_type = PROBLEMS.get(spec.kind)
     options = {} if place.fresh else {"ignore_mismatched_sizes": not keep_head}
-    model = _load(place, auto_class(spec.kind), config, way, whole=keep_head, **options)
+    model, head_missing = _load(place, auto_class(spec.kind), config, way, whole=keep_head, **options)
+    if head_missing:
+        permutation = None
     if not keep_head and permutation is None:
         _fresh_head(model)
     elif permutation is not None and permutation != sorted(permutation):
@@ -419,10 +451,11 @@ def open_masked_lm(
     if place.fresh:
         config.vocab_size = vocabulary_size(tokenizer)
         config.pad_token_id = tokenizer.pad_token_id
-    model = _load(place, transformers.AutoModelForMaskedLM, config, way, whole=False)
+    model, head_missing = _load(place, transformers.AutoModelForMaskedLM, config, way, whole=False)
     if layers is not None:
         model = cut_layers(model, layers)
-    return _prepared(model.eval(), way), not place.fresh and has_head(config, "masked_lm")
+    trained = not place.fresh and not head_missing and has_head(config, "masked_lm")
+    return _prepared(model.eval(), way), trained
 
 
 def _prepared(model: Any, way: Way) -> Any:
@@ -435,36 +468,67 @@ def _prepared(model: Any, way: Way) -> Any:
     return model
 
 
-def _load(place: ModelPlace, kind: Any, config: Any, way: Way, *, whole: bool, **options: Any) -> Any:
-    """A model of a class of the library's: its weights, or for a configuration alone, some drawn at random."""
+def _load(place: ModelPlace, kind: Any, config: Any, way: Way, *, whole: bool, **options: Any) -> tuple[Any, bool]:
+    """A model of a class of the library's: its weights, or for a configuration alone, some drawn at random.
+
+    Args:
+        whole: the head, too, must be there; else a fresh one may be wanted.
+
+    Returns:
+        The model, and whether its head, or the pooler below it, is not in its file.
+    """
     register_attention()
+    for key, value in AS_CALLED.items():
+        if hasattr(config, key):
+            setattr(config, key, value)
     with explained(place):
         if place.fresh:
-            return kind.from_config(config, dtype=torch.float32, attn_implementation=way.attention, **NO_CODE)
+            model = kind.from_config(config, dtype=torch.float32, attn_implementation=way.attention, **NO_CODE)
+            return model, True
         model, about = kind.from_pretrained(
             place.source, config=config, dtype=torch.float32, attn_implementation=way.attention,
             output_loading_info=True, **NO_CODE, **options,
         )  # fmt: skip
-    _check_loaded(model, about, place.given, whole)
-    return model
+    return model, _check_loaded(model, about, place.given, whole)
 
 
-def _check_loaded(model: Any, about: Mapping[str, Any], name: str, whole: bool) -> None:
-    """Refuse a model of which some weights would be drawn at random: they are another architecture's.
+def _check_loaded(model: Any, about: Mapping[str, Any], name: str, whole: bool) -> bool:
+    """Refuse a model of which some weights would be drawn at random, or are not numbers; say what is not used.
 
-    Args:
-        whole: the head, too, must be there; else a fresh one is wanted, and a pooler that was never trained is fresh.
+    Returns:
+        Whether the head, or the pooler below it, is not in its file.
+
+    Raises:
+        UserError: weights of the encoder are missing or not finite, or where `whole` those of the head.
     """
     prefix = f"{model.base_model_prefix}."
-    lost = {*about["missing_keys"], *(key for key, *_ in about["mismatched_keys"])}
-    missing = [
-        key for key in sorted(lost) if whole or (key.startswith(prefix) and "pooler" not in key.removeprefix(prefix))
-    ]
-    if missing:
+    lost = sorted({*about["missing_keys"], *(key for key, *_ in about["mismatched_keys"])})
+    inside = [key for key in lost if key.startswith(prefix) and "pooler" not in key.removeprefix(prefix)]
+    if inside:
         raise UserError(
-            f"model {name!r} lacks {len(missing)} of the weights that a {type(model).__name__} has (such as "
-            f"{missing[0]}); is it another architecture, or one with code of its own?"
+            f"model {name!r} lacks {len(inside)} of the weights that a {type(model).__name__} has (such as "
+            f"{inside[0]}); is it another architecture, or one with code of its own?"
         )
+    if whole and lost:
+        raise UserError(
+            f"model {name!r} has no trained classification head: its file lacks {lost[0]}; fine-tune one with `kdbert "
+            f"finetune-teacher --model {name}`"
+        )
+    wrong = next((key for key, value in model.state_dict().items() if not bool(value.isfinite().all())), None)
+    if wrong is not None:
+        raise UserError(f"the weights of model {name!r} are damaged: {wrong} holds values that are not finite numbers")
+    unused = sorted(key for key in about["unexpected_keys"] if re.search(r"(^|\.)layers?\.\d+\.", key))
+    if unused:
+        log.warning(
+            "%s: %d weights of its file are not used, since its configuration has no place for them (such as %s)",
+            name, len(unused), unused[0],
+        )  # fmt: skip
+    if getattr(model.config, "auto_map", None):
+        log.warning(
+            "%s names code of its own (auto_map), which is not run: it is taken as the library's %s",
+            name, type(model).__name__,
+        )  # fmt: skip
+    return bool(lost)
 
 
 def _output_layer(model: Any) -> torch.nn.Linear:

@@ -28,6 +28,7 @@ from kdbert.seal import parse_json
 
 log = logging.getLogger("kdbert")
 KEEP = 2  # the newest, and one to fall back to should the disk damage it
+_NONE = "none"  # in place of a state: there is none yet
 
 
 @dataclass
@@ -156,13 +157,18 @@ def _fault(path: Path) -> str | None:
 
 
 def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's state as named tensors: `<parameter>|exp_avg` and so on."""
-    return {
-        f"{name}|{key}": value
-        for name, parameter in module.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, torch.Tensor)
-    }
+    """The optimiser's state as named tensors: `<parameter>|exp_avg` and so on.
+
+    A parameter that no gradient has reached yet (XLNet's vector for hidden tokens, say) has `<parameter>|none`, empty.
+    """
+    found: dict[str, torch.Tensor] = {}
+    trained = {p for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in module.named_parameters():
+        state = optimizer.state.get(parameter, {})
+        found.update({f"{name}|{key}": value for key, value in state.items() if isinstance(value, torch.Tensor)})
+        if not state and parameter in trained:
+            found[f"{name}|{_NONE}"] = torch.zeros(0)
+    return found
 
 
 def load_optimizer(
@@ -183,5 +189,5 @@ def load_optimizer(
     missing = [names[p] for p in order if names[p] not in by_name]
     if missing:
         raise UserError(f"{where}: the optimiser state of {missing[0]} is missing; pass --overwrite to start afresh")
-    current["state"] = {index: by_name[names[p]] for index, p in enumerate(order)}
+    current["state"] = {i: by_name[names[p]] for i, p in enumerate(order) if _NONE not in by_name[names[p]]}
     optimizer.load_state_dict(current)

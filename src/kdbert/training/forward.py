@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from kdbert.data.batches import Batch, collate, evaluation_batches, micro_batches
 from kdbert.data.encode import Encoded
-from kdbert.errors import Diverged, UserError, few
+from kdbert.errors import Diverged, KdbertError, UserError, few, out_of_memory
 from kdbert.methods import LossTerms, Method, Outputs
+from kdbert.models.architectures import INSTEAD
 from kdbert.models.kernels import first_token_only, packed
 from kdbert.training.precision import DTYPES, Precision
 
@@ -101,32 +102,41 @@ def _by_length(model: Any, batch: Batch, precision: Precision, layers: Collectio
 
 
 @torch.no_grad()
-def check_padding(model: Any, data: Encoded, name: str) -> None:
-    """Refuse a model whose outputs padding changes, of a type of which that is not known.
+def check_runs(model: Any, data: Encoded, name: str) -> None:
+    """Run a model on the shortest and the longest text, before anything is computed with it.
 
-    The tests have looked at some configurations of each type; this looks at the model itself, on the shortest and the
-    longest text. Models that run in kdbert's own way are left out: what they do with padding is kdbert's own code.
+    The tests have looked at some configurations of each type; this looks at the model itself. Models that run in
+    kdbert's own way are not asked what padding changes: that is kdbert's own code.
 
     Raises:
-        UserError: a logit differs in a padded batch by more than 1e-4, times the largest where that is above 1.
+        UserError: the library fails on one of them; or a logit differs in a padded batch by more than 1e-4, times the
+            largest where that is above 1.
     """
     rows = np.unique([int(data.lengths.argmin()), int(data.lengths.argmax())])
-    if model.way.levers or not model.way.padding or len(rows) == 1:
-        return
     training, device = model.training, next(model.parameters()).device
     model.eval()
-    together = run_model(model, collate(data, rows).to(device), "fp32").logits
-    moved = largest = 0.0
-    for place, row in enumerate(rows.tolist()):
-        (alone,) = run_model(model, collate(data, np.array([row])).to(device), "fp32").logits
-        padded = together[place] if alone.dim() == 1 else together[place][: len(alone)]
-        moved = max(moved, float((padded - alone).abs().max()))
-        largest = max(largest, float(alone.abs().max()))
-    model.train(training)
-    if moved > 1e-4 * max(1.0, largest):
+    told = f"model {name!r} of type {model.way.model_type!r}"
+    try:
+        together = run_model(model, collate(data, rows).to(device), "fp32").logits
+        if model.way.levers or not model.way.padding or len(rows) == 1:
+            return
+        alone = [run_model(model, collate(data, rows[[place]]).to(device), "fp32").logits[0] for place in (0, 1)]
+    except Exception as error:  # whatever the library raises in a configuration that nobody has tried
+        if isinstance(error, KdbertError) or out_of_memory(error):
+            raise
+        lengths = " and ".join(str(length) for length in np.unique(data.lengths[rows]))
         raise UserError(
-            f"model {name!r} of type {model.way.model_type!r} has other answers in a padded batch than alone (a logit "
-            f"moves by {moved:.2g}), so kdbert cannot batch its texts; take another model, and please report this one"
+            f"{told} fails on texts of {lengths} tokens ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); {INSTEAD}"
+        ) from None
+    finally:
+        model.train(training)
+    parts = [one if own.dim() == 1 else one[: len(own)] for one, own in zip(together, alone, strict=True)]
+    moved = max(float((part - own).abs().max()) for part, own in zip(parts, alone, strict=True))
+    if moved > 1e-4 * max(1.0, *(float(own.abs().max()) for own in alone)):
+        raise UserError(
+            f"{told} has other answers in a padded batch than alone (a logit moves by {moved:.2g}), so kdbert cannot "
+            "batch its texts; take another model, and please report this one"
         )
 
 

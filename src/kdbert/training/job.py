@@ -37,7 +37,7 @@ from kdbert.reporting.predictions import predicted, same_answer, write_hidden, w
 from kdbert.resolve import baseline_recipe, task_record
 from kdbert.runs import RunFolder, RunResult, atomic_write, environment, identity_of, replace_folder, write_text
 from kdbert.training.diagnostics import Diagnostics
-from kdbert.training.forward import StudentWithMethod, check_padding, predict
+from kdbert.training.forward import StudentWithMethod, check_runs, predict
 from kdbert.training.loop import epoch_order, train, trained_rows
 from kdbert.training.masked_lm import masked_lm_sums
 from kdbert.training.precision import Precision, choose_precision, make_accelerator
@@ -143,7 +143,10 @@ def load_student(plan: Plan) -> tuple[Any, bool]:
         check_expansion(own, plan.tokenizer, place.given, named)
         grow_embeddings(student, own, plan.tokenizer, from_pieces=plan.recipe.method.variant == "corrected")
     elif pieces > student.config.vocab_size:
-        log.info("%s: %d new rows for pieces of its tokenizer", place.given, pieces - student.config.vocab_size)
+        log.info(
+            "%s: its tokenizer has %d pieces without a row in the embedding; rows are drawn at random",
+            place.given, pieces - student.config.vocab_size,
+        )  # fmt: skip
         student.resize_token_embeddings(pieces, mean_resizing=False)
     if plan.spec.kind == "masked_lm":
         use_late_head(student)
@@ -217,7 +220,8 @@ class Job:
         plan, recipe, folder = self.plan, self.plan.recipe, self.plan.folder
         accelerator, main = self.accelerator, self.accelerator.is_main_process
         started = time.time()
-        check_padding(self.student, self.encoded["train"], plan.student_place.given)
+        for part in self.encoded.values():
+            check_runs(self.student, part, plan.student_place.given)
         teacher_facts, scoring_seconds = self._teacher_facts()  # before a memory is made of one that can teach little
         module = self.module
         self._announce()

@@ -27,7 +27,7 @@ from kdbert.models.kernels import use_late_head
 from kdbert.models.load import load_config, load_tokenizer
 from kdbert.models.open import open_classifier, open_masked_lm
 from kdbert.plan import Plan
-from kdbert.training.forward import check_padding, pass_over
+from kdbert.training.forward import check_runs, pass_over
 from kdbert.training.memory import about_memory, make_memory, memory_path
 from kdbert.training.precision import Precision
 from kdbert.training.store import Allocate, NoRoom, in_memory, stored
@@ -88,7 +88,8 @@ class Teachers:
             else:
                 model, _ = open_classifier(place, self.plan.spec, way, keep_head=True)
             found.append(model.to(self.accelerator.device))
-            check_padding(found[-1], self.encoded[number]["train"], place.given)
+            for part in self.encoded[number].values():
+                check_runs(found[-1], part, place.given)
         return found
 
     def release(self) -> None:
