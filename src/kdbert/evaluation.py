@@ -129,7 +129,7 @@ def evaluate(
     tokenizer = saved.tokenizer()
     network = saved.network().to(accelerator.device)
     foreign = spec.own.digests["test"] if spec.own is not None and test_file is not None else ""
-    folder = _own_folder(spec.name, place, output_dir, saved.max_length, chosen, *filter(None, [foreign]))
+    folder = _own_folder(spec.name, place, output_dir, saved.max_length, chosen, *filter(None, [foreign, labels]))
     if output_dir is None and not foreign and place.run is not None and trained is not None:
         # With another length or precision the scores are not those of the run's own results.
         own = (trained.task.name, trained.task.max_length, RunFolder(place.run).manifest().get("precision"))

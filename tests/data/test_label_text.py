@@ -66,6 +66,12 @@ def test_a_whole_number_is_one_label_in_every_file(value: int) -> None:
         ("[a, b]", "several classes"),
         (datetime.datetime(2020, 1, 1), "date"),
         (b"x", "bytes"),
+        ("2,17", "decimal comma"),
+        ("2;17", "several classes"),
+        ("0.1 0.9", "soft labels"),
+        ("0.1;0.9", "soft labels"),
+        ("0|1|1", "0 and 1"),
+        ("O B-PER I-PER", "tags"),
     ],
 )
 def test_what_cannot_be_a_class_says_what_it_looks_like(value: Any, told: str) -> None:
@@ -74,7 +80,9 @@ def test_what_cannot_be_a_class_says_what_it_looks_like(value: Any, told: str) -
     assert told in found
 
 
-@pytest.mark.parametrize("value", ["a", "(1)", "[UNK]", "a (b)", "[a] b [c]", 1, 1.5, True, None, "{", "2,17"])
+@pytest.mark.parametrize(
+    "value", ["a", "(1)", "[UNK]", "a (b)", "[a] b [c]", 1, 1.5, True, None, "{", "a b", "O", "no, 1"]
+)
 def test_what_can_be_a_class_is_left_alone(value: Any) -> None:
     assert no_class(value) is None
 

@@ -200,9 +200,11 @@ def test_labels_that_are_all_missing_mean_an_unlabelled_split(tmp_path: Path, no
 
 
 def test_minus_one_beside_other_labels_is_a_class(tmp_path: Path) -> None:
-    test = put(tmp_path / "test.jsonl", rows_of([-1, -1]))
+    test = put(tmp_path / "test.jsonl", rows_of([-1, 1]))
     spec = own(tmp_path, rows_of([-1, 0, 1, 0, 1, -1]), ".jsonl", test_file=str(test))
-    assert (spec.labels, labels(spec, "test")) == (("-1", "0", "1"), ["-1", "-1"])
+    assert (spec.labels, labels(spec, "test")) == (("-1", "0", "1"), ["-1", "1"])
+    test = put(tmp_path / "none.jsonl", rows_of([-1, -1]))  # alone it means none, whatever the classes
+    assert not own(tmp_path, rows_of([-1, 0, 1, 0, 1, -1]), ".jsonl", test_file=str(test)).splits["test"].labelled
     with pytest.raises(UserError, match="line 1: label '-1' is not one"):
         labels(own(tmp_path, rows_of([0, 1, 0, 1]), ".jsonl", rows_of([-1, 1])), "dev")
 
@@ -261,7 +263,10 @@ REFUSED: dict[str, tuple[Content, str, dict[str, Any], str]] = {
     "JSON in csv": ('text,label\na,"[1, 0]"\n', ".csv", {}, "line 2: .*several classes"),
     "Python in csv": ("text,label\na,\"['a', 'b']\"\n", ".csv", {}, "several classes"),
     "numpy in csv": ("text,label\na,[0.2 0.8]\n", ".csv", {}, "soft labels"),
-    "numbers in one cell": ('text,label\na,2\nb,17\nc,2\nd,17\ne,"2,17"\nf,2\n', ".csv", {}, "'2,17'.*several classes"),
+    "numbers in one cell": ('text,label\na,2\nb,17\nc,2\nd,17\ne,"2,17"\nf,2\n', ".csv", {}, "2,17.*decimal comma"),
+    "a JSON object of columns": ('{"text": {"0": "a"}, "label": {"0": "x"}}', ".json", {}, "orient"),
+    "a JSON object of rows": ('{"data": [{"text": "a", "label": "x"}]}', ".json", {}, "orient"),
+    "a line for Excel": ("sep=,\ntext,label\na,x\n", ".csv", {}, "remove this line"),
     "saved lists": (write_dataset, "", {}, "row 0: .*several classes"),
     "lists in parquet": (parquet([["a"], ["b"]]), ".parquet", {}, "row 0: .*several classes"),
     "dates": (parquet(pyarrow.array([0, 1], pyarrow.timestamp("s"))), ".parquet", {}, "date or time"),
@@ -357,3 +362,21 @@ def test_what_is_likely_to_be_a_mistake_is_warned_of(
 ) -> None:
     own(tmp_path, content, suffix).load("train", None)
     assert told in caplog.text
+
+
+def test_a_label_column_in_another_spelling_is_not_missed(tmp_path: Path) -> None:
+    for name in ("Label", "labels"):
+        test = put(tmp_path / f"{name}.csv", f"text,{name}\na,x\nb,y\n")
+        with pytest.raises(UserError, match="has no column 'label'"):
+            own(tmp_path, "text,label\na,x\nb,y\n", ".csv", test_file=str(test))
+
+
+def test_a_very_long_text_is_read(tmp_path: Path) -> None:
+    spec = own(tmp_path, f"text,label\n{'a ' * 100_000},x\nb,y\n", ".csv")
+    assert len(spec.load("train", None).text_a[0]) == 200_000
+
+
+def test_another_class_is_not_suggested_for_a_label(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        labels(own(tmp_path, "text,label\na,neg\nb,pos\n", ".csv", "text,label\na,neu\nb,pos\n"), "dev")
+    assert "did you mean" not in str(error.value)

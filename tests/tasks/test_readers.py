@@ -110,7 +110,7 @@ GOOD = {"tokens": ["a", "b"], "ner_tags": ["B", "I"]}
     [
         ("emotion", "train", {"train.txt": "fine;joy\nno label here\n"}, "train.txt, line 2: expected text;label"),
         ("emotion", "train", {"train.txt": "fine;\n"}, "train.txt, line 1: the label is missing"),
-        ("emotion", "dev", {"val.txt": "fine;joi\n"}, "line 1: label 'joi' is not one of .*did you mean 'joy'"),
+        ("emotion", "dev", {"val.txt": "fine;sadnes\n"}, "line 1: label 'sadnes' is not one .*did you mean 'sadness'"),
         ("emotion", "train", {"train.txt": b"caf\xe9;joy\n"}, "line 1: not UTF-8"),
         ("tweeteval-hate", "train", {"train_text.txt": "a\nb\n", "train_labels.txt": "0\n"}, "2 lines, .* has 1"),
         ("tweeteval-hate", "train", {"train_text.txt": "a\n", "train_labels.txt": "2\n"}, "line 1: '2' is no class"),

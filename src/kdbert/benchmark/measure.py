@@ -309,10 +309,17 @@ def _teacher(named: str | None, contenders: Sequence[Contender]) -> SavedClassif
         return found
     for one in contenders:
         run = one.saved.place.run
-        for teacher in RunFolder(run).manifest()["recipe"]["teachers"][:1] if run is not None else ():
+        facts = RunFolder(run).manifest() if run is not None else {"recipe": {"teachers": []}}
+        known = facts.get("fingerprints", {}).get("teacher0")  # by its content, from whatever folder this is asked
+        same = next((other.saved for other in contenders if known == other.saved.place.fingerprint()), None)
+        if same is not None:
+            return same
+        for teacher in facts["recipe"]["teachers"][:1]:
             try:
                 found = saved_classifier(teacher["model"], labels=teacher.get("labels"), like=one.saved)
                 found.check()
+                if known not in (None, found.place.fingerprint()):
+                    raise UserError(f"{teacher['model']!r} is not the model that taught {one.saved.given!r}")
             except UserError as error:
                 log.warning("agreement with the teacher is left out (name it with --teacher): %s", error)
                 return None

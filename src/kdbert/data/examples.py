@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
 from array import array
@@ -14,7 +15,8 @@ from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 
-from kdbert.errors import UserError, near_miss
+from kdbert.data.labels import number, plain
+from kdbert.errors import UserError
 
 # What a task's head says of an example: one of several classes, any number of them, a score, a tag of each word, or the
 # hidden pieces of plain text.
@@ -194,8 +196,22 @@ def _half_a_character(text: str) -> bool:
 def _number(name: str, index: dict[str, int], where: str) -> int:
     if name not in index:
         known = ", ".join(list(index)[:8]) + (", …" if len(index) > 8 else "")
-        raise UserError(f"{where}: label {name!r} is not one of the task's labels ({known}){near_miss(name, index)}")
+        raise UserError(
+            f"{where}: label {name!r} is not one of the task's labels ({known}){_spelled(name, list(index))}"
+        )
     return index[name]
+
+
+def _spelled(name: str, known: Sequence[str]) -> str:
+    """'; did you mean "x"?' for a label that is a known one in another spelling.
+
+    Short labels and numbers that only look alike (`neu` and `neg`, 1 and -1) are other classes, not slips.
+    """
+    value = number(name)
+    same = [one for one in known if plain(one) == plain(name) or (value is not None and number(one) == value)]
+    if not same and value is None:
+        same = difflib.get_close_matches(name, [one for one in known if len(one) > 3], n=1, cutoff=0.8)
+    return f"; did you mean {same[0]!r}?" if same else ""
 
 
 def _score(text: str, where: str) -> float:

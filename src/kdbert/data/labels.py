@@ -13,6 +13,7 @@ from typing import Any
 NO_LABEL = "-1"  # written where labels are not given away; a class where a training file has other labels, too
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0*")
+_TAG = re.compile(r"O|[BIESLU]-\S+")
 _LONGEST = 10_000  # characters of a text that is looked at as a list
 
 
@@ -62,8 +63,10 @@ def no_class(value: Any) -> str | None:
     """What a value looks like that cannot be the name of a class, nor a score; None where it can."""
     if isinstance(value, str):
         text = value.strip()
-        if len(text) > _LONGEST or text[:1] + text[-1:] not in ("[]", "{}", "()"):
+        if len(text) > _LONGEST:
             return None
+        if text[:1] + text[-1:] not in ("[]", "{}", "()"):
+            return _in_a_row(text)
         value = _parsed(text)
     if isinstance(value, (date, time, timedelta)):
         return "a date or time"
@@ -82,6 +85,19 @@ def no_class(value: Any) -> str | None:
         ones = len(value) > 1 and all(one in (0, 1) for one in value)
         return "several classes (a list of 0 and 1)" if ones else "several classes (a list of numbers)"
     return "soft labels (a list of numbers, one for each class)"
+
+
+def _in_a_row(text: str) -> str | None:
+    """What several numbers or tags in one text look like; None for any other text."""
+    parts = re.split(r"[,;|\s]+", text)
+    if len(parts) < 2:
+        return None
+    if all(number(part) is not None for part in parts):
+        if re.fullmatch(r"[+-]?\d+,\d+", text):
+            return "two numbers, or one with a decimal comma (write a point)"
+        return no_class([float(part) for part in parts])
+    tags = all(_TAG.fullmatch(part) for part in parts)
+    return "tags of words" if tags else None
 
 
 def _parsed(text: str) -> Any:

@@ -18,6 +18,7 @@ from kdbert.seal import TWICE, parse_json
 Record = tuple[str, Mapping[str, Any]]
 # What Arrow and `datasets` raise, besides Arrow's own, where bytes are not as they should be.
 FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+_LONGEST_FIELD = 2**31 - 1
 _AT_A_TIME = 1000  # rows of a parquet file or saved dataset that are Python objects at once
 _TAGGED = (".conll", ".conllu", ".iob", ".iob2", ".bio")
 _TAG = re.compile(r"O|[BIOESLU]-\S+")
@@ -124,7 +125,9 @@ def _delimited(path: Path, split: Callable[[Path], Iterator[tuple[int, list[str]
                 "own are not read yet)"
             )
         if len(cells) != len(header):
-            what = "is there a tab in a text" if split is _tab_separated else "is a comma not quoted"
+            what = "is a comma not quoted"
+            if split is _tab_separated:
+                what = "is there a tab or a line break in a text, which .csv and .jsonl can hold and .tsv cannot"
             raise UserError(
                 f"{path}, line {number}: {len(cells)} columns where the header has {len(header)} ({what}, or is "
                 "the file truncated?)"
@@ -143,6 +146,8 @@ def _header(path: Path, cells: list[str]) -> tuple[str, ...]:
     twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
     if twice:
         raise UserError(f"{where}: a column name stands twice ({twice})")
+    if names[0].lower().startswith("sep="):
+        raise UserError(f"{where}: {','.join(cells)!r} is for Excel only; remove this line")
     if "" in names[1:] or names in ((), ("",)):
         column = names.index("", 1) + 1 if names[1:] else 1
         raise UserError(f"{where}: column {column} has no name; write a header with a name for each column")
@@ -175,6 +180,7 @@ def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
             lines.append(line + "\n")
             yield lines[-1]
 
+    csv.field_size_limit(_LONGEST_FIELD)  # of the process; its own is 131,072 characters
     reader = csv.reader(following(), strict=True)
     start = 1
     try:
@@ -216,9 +222,21 @@ def _json_lines(path: Path) -> Iterator[Record]:
             if str(error).startswith(TWICE):
                 raise UserError(f"{path}, line {number}: {error}") from None
             raise UserError(f"{path}, line {number}: not a JSON object on one line (is the file truncated?)") from None
+        if number == 1 and isinstance(value, dict) and value and all(map(_of_rows, value.values())):
+            raise UserError(
+                f"{path}, line 1: one JSON object for all rows, where one for each row was expected (pandas: "
+                "to_json(path, orient='records', lines=True))"
+            )
         if not isinstance(value, dict):
             raise UserError(f'{path}, line {number}: expected a JSON object such as {{"text": …, "label": …}}')
         yield f"line {number}", value
+
+
+def _of_rows(value: Any) -> bool:
+    """Whether a value holds all rows, or a column of them: a list of objects, or an object by row numbers."""
+    if isinstance(value, dict):
+        return bool(value) and list(value) == [str(number) for number in range(len(value))]
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
 
 
 def _parquet(path: Path) -> Iterator[Record]:

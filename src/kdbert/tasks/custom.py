@@ -168,12 +168,10 @@ def _require(table: Table, names: list[str]) -> None:
             raise UserError(f"{table.path} has no column {name!r}{near_miss(name, table.columns)} (it has: {listed})")
 
 
-def has_labels(table: Table, label: str, known: Collection[str] = ()) -> bool:
-    """Whether some row has a label: one that is not missing, and not -1 unless that is one of the `known` classes."""
-    if label not in table.columns:
-        return False
-    none = (None,) if NO_LABEL in known else (None, NO_LABEL)
-    return any(label_text(record.get(label)) not in none for _, record in table.rows)
+def has_labels(table: Table, label: str) -> bool:
+    """Whether some row has a label: one that is not missing, and not -1."""
+    none = (None, NO_LABEL)
+    return label in table.columns and any(label_text(record.get(label)) not in none for _, record in table.rows)
 
 
 def own_rows(table: Table, own: Own, labelled: bool, known: Collection[str] = ()) -> Iterator[Row]:
@@ -194,7 +192,7 @@ def own_rows(table: Table, own: Own, labelled: bool, known: Collection[str] = ()
         for column in own.text:
             value = record.get(column)
             if not isinstance(value, str):
-                what = " but a list" if isinstance(value, list) else ""
+                what = " but a list" if isinstance(value, list) else ", it is missing (null)" if value is None else ""
                 raise UserError(f"{where}: column {column!r} holds no text{what}")
             cells.append(value)
         empty += not all(cell.strip() for cell in cells)
@@ -289,7 +287,10 @@ class _Labels:
                 missing = missing or where
                 continue
             if kind == "regression" and name not in names and number(name) is None:
-                raise UserError(f"{where}: label {name!r} is not a number, so --kind regression cannot read it")
+                raise UserError(
+                    f"{where}: label {name!r} is not a number such as 2.5 (with a point), so --kind regression cannot "
+                    "read it"
+                )
             names.add(name)
         if not names or names == {NO_LABEL}:
             raise UserError(f"{table.path}: column {column!r} has no labels (all are missing or {NO_LABEL})")
@@ -311,9 +312,12 @@ class _Labels:
             return
         scores = "; if the labels are scores, say --kind regression" if self.numbers else ""
         if len(names) > max(2, self.rows // 2) and not asked:
+            odd = [name for name in names if number(name) is None]
+            if 0 < len(odd) <= len(names) // 5:
+                scores = f"; if the labels are scores, {odd[0]!r} is no number"
             raise UserError(
-                f"{where} has {len(names)} different labels in {self.rows} rows; is it the label? name it with "
-                f"--label-column{scores}"
+                f"{where} has {len(names)} different labels in {self.rows} rows; if each is a class, say --kind "
+                f"single-label; if another column is the label, name it with --label-column{scores}"
             )
         if same := alike(names):
             raise UserError(f"{where} has the labels {same[0]!r} and {same[1]!r}, which count as one; write them alike")
@@ -374,8 +378,13 @@ def custom_task(
     if by_place and (name in labels.names or number(name) is not None):
         raise UserError(
             f"{train_file}: the first line looks like a row ({', '.join(train.columns)}); write a header such as text, "
-            "label in front of it, or name the columns with --text-columns and --label-column"
+            "label in front of it; or, if this is the header, name its columns with --text-columns and --label-column"
         )
+    if label_column is not None and name in labels.names:
+        log.warning(
+            "%s: column %r is called as one of its labels; if its first line is a row, write a header in front of it",
+            train_file, label,
+        )  # fmt: skip
     own = Own(text, label)
     _tell_columns(train, own, labels)
 
@@ -396,7 +405,13 @@ def own_split(table: Table, own: Own, name: str, known: Collection[str]) -> Spli
         UserError: it lacks a column, or labels.
     """
     known = frozenset(known)
-    labelled = name == "train" or has_labels(table, own.label, known)
+    labelled = name == "train" or has_labels(table, own.label)
+    if own.label not in table.columns:
+        other = [column for column in table.columns if column not in own.text and column.lower() in LABEL_COLUMNS]
+        if other or near_miss(own.label.lower(), [column.lower() for column in table.columns]):
+            _require(table, [own.label])  # it may have labels under another name
+    elif not labelled and NO_LABEL in known:
+        _tell(f"{table.path}: every label is {NO_LABEL} or missing, so it counts as a file without labels")
     _require(table, [*own.text, own.label] if labelled or name != "test" else list(own.text))
     if not labelled and name != "test":
         raise UserError(f"{table.path}: column {own.label!r} has no labels (all are missing or {NO_LABEL})")
@@ -426,7 +441,10 @@ def _tell_columns(table: Table, own: Own, labels: _Labels) -> None:
     """What is read of a training file and how, with its first row."""
     left = [name or "(without a name)" for name in table.columns if name not in (*own.text, own.label)]
     _, first = next(table.rows)
-    example = [repr(_cut(str(first.get(name)))) for name in own.text] + [str(label_text(first.get(own.label)))]
+    texts = [first.get(name) for name in own.text]
+    example = ["(missing)" if text is None else repr(_cut(str(text))) for text in texts] + [
+        str(label_text(first.get(own.label)))
+    ]
     _tell(
         f"{table.path}: {labels.rows} rows; text from {' + '.join(own.text)}; label from {own.label!r}: "
         f"{labels.words()}" + (f"; not read: {', '.join(left)}" if left else "")
