@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from kdbert.models.architectures import ARCHITECTURES, REFUSED
+from kdbert.models.architectures import ARCHITECTURES, CONFIGURATIONS, REFUSED
 
 HEAD = """# Models
 
@@ -28,6 +28,11 @@ whether texts of different lengths may share a forward pass) follows from the mo
   length, so that is its limit. Relative positions (DeBERTa, XLNet, Funnel) have none.
 - **Export** to ONNX is kept only if it answers as the model does; types whose export does not are refused then.
 - **Plain text** (`--corpus`, `ve-kd`): {masked}.
+
+- **Taggers** with a byte-level tokenizer (RoBERTa's) get `add_prefix_space=true`, so that words are read as in a text.
+
+Before anything is computed with a model, it is run on the shortest and the longest text of each split: one that fails, or
+that answers otherwise in a padded batch than alone though its type is not known for that, is refused.
 
 At its end every run loads its saved model with the library alone (float32, eager attention) and compares its logits
 with its own and with what it reports, on the shortest and the longest dev example; a run that differs fails.
@@ -61,6 +66,13 @@ def page(folder: Path) -> str:
         "|---|---|",
         *(f"| `{name}` | {reason} |" for name, reason in sorted(REFUSED.items())),
         "| every other | it reads from left to right (GPT, Llama), has a decoder (T5, BART), or was not tested |",
+        "",
+        "And of the types above, these configurations:",
+        "",
+        "| model type | key | why |",
+        "|---|---|---|",
+        *(f"| `{name}` | `{key}={value!r}` | {reason} |" for name, key, value, reason in CONFIGURATIONS),
+        "| `nystromformer` | `num_landmarks` other than `segment_means_seq_len` | it reads texts of one length only |",
         "",
     ]
     return "\n".join(lines)
