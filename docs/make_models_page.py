@@ -31,8 +31,8 @@ whether texts of different lengths may share a forward pass) follows from the mo
 
 - **Taggers** with a byte-level tokenizer (RoBERTa's) get `add_prefix_space=true`, so that words are read as in a text.
 
-Before anything is computed with a model, it is run on the shortest and the longest text of each split. One that fails, or
-answers otherwise in a padded batch than alone though its type is not known for that, is refused.
+Before anything is computed with a model, it is run on the shortest and the longest text of each split. One that fails,
+or answers otherwise in a padded batch than alone though its type is not known for that, is refused.
 
 At its end every run loads its saved model with the library alone (float32, eager attention) and compares its logits
 with its own and with what it reports, on the shortest and the longest dev example; a run that differs fails.
