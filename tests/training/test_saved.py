@@ -100,7 +100,8 @@ def test_scores_that_are_not_finite_end_with_an_error_and_replace_nothing(
     broken = tmp_path / "broken"
     shutil.copytree(quickstart_model, broken)
     weights = load_file(broken / "model.safetensors")
-    weights["classifier.weight"][0, 0] = float("nan")
+    weights["bert.pooler.dense.bias"][:] = 1e4  # each unit is 1 then
+    weights["classifier.weight"][0] = 3e38  # finite, but no sum of them is
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     done = kdbert(*words(broken))
     assert done.code not in (0, 2)

@@ -146,7 +146,7 @@ def _header(path: Path, cells: list[str]) -> tuple[str, ...]:
     twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
     if twice:
         raise UserError(f"{where}: a column name stands twice ({twice})")
-    if names[0].lower().startswith("sep="):
+    if names and names[0].lower().startswith("sep="):
         raise UserError(f"{where}: {','.join(cells)!r} is for Excel only; remove this line")
     if "" in names[1:] or names in ((), ("",)):
         column = names.index("", 1) + 1 if names[1:] else 1
