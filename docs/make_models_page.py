@@ -28,7 +28,6 @@ whether texts of different lengths may share a forward pass) follows from the mo
   length, so that is its limit. Relative positions (DeBERTa, XLNet, Funnel) have none.
 - **Export** to ONNX is kept only if it answers as the model does; types whose export does not are refused then.
 - **Plain text** (`--corpus`, `ve-kd`): {masked}.
-
 - **Taggers** with a byte-level tokenizer (RoBERTa's) get `add_prefix_space=true`, so that words are read as in a text.
 
 Before anything is computed with a model, it is run on the shortest and the longest text of each split. One that fails,

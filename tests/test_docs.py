@@ -14,3 +14,14 @@ SHOW = "import runpy, sys; sys.stdout.buffer.write(runpy.run_path(sys.argv[1])['
 def test_the_recipe_page_is_up_to_date() -> None:
     made = subprocess.run([sys.executable, "-c", SHOW, DOCS / "make_recipe_page.py"], capture_output=True, check=True)
     assert (DOCS / "recipe.md").read_bytes() == made.stdout, "run: python docs/make_recipe_page.py"
+
+
+def test_the_models_page_has_every_type_as_the_table_in_the_code() -> None:
+    """The figures come from `scripts/test-long`; types, padding and refusals must be those of today."""
+    from kdbert.models.architectures import ARCHITECTURES, REFUSED
+
+    rows = [line.strip("| ").split(" | ") for line in (DOCS / "models.md").read_text(encoding="utf-8").splitlines()]
+    cells = {row[0].strip("`"): row for row in rows if len(row) > 1}
+    for name, known in ARCHITECTURES.items():
+        assert cells[name][-1] == ("shared" if known.padding else "one length at a time"), name
+    assert {name: cells[name][1] for name in REFUSED} == dict(REFUSED)
