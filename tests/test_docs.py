@@ -21,7 +21,9 @@ def test_the_models_page_has_every_type_as_the_table_in_the_code() -> None:
     from kdbert.models.architectures import ARCHITECTURES, REFUSED
 
     rows = [line.strip("| ").split(" | ") for line in (DOCS / "models.md").read_text(encoding="utf-8").splitlines()]
-    cells = {row[0].strip("`"): row for row in rows if len(row) > 1}
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        cells.setdefault(row[0].strip("`"), row)
     for name, known in ARCHITECTURES.items():
         assert cells[name][-1] == ("shared" if known.padding else "one length at a time"), name
     assert {name: cells[name][1] for name in REFUSED} == dict(REFUSED)
