@@ -21,17 +21,17 @@ whether texts of different lengths may share a forward pass) follows from the mo
 - **Attention** `kdbert` is kdbert's own, with packing and a last layer for the first token only; it is for types that
   were proved to give the same numbers. All others get the library's own attention and mask.
 - **Padding**: where it changes a type's outputs in the library itself, only texts of the same length share a forward
-  pass, in training too. That is right, and slower.
+  pass, in training too. That is correct, but slower.
 - **Cut**: which layers a student may keep (`--student-layers`, `--student-init`); lists of one value a layer, such as
   `attention_window`, follow. What cannot be cut is refused before a teacher is trained.
 - **Longest text** is what the configuration allows. BigBird's `block_sparse` attention draws blocks at random beyond a
   length, so that is its limit. Relative positions (DeBERTa, XLNet, Funnel) have none.
-- **Export** to ONNX is kept only if it answers as the model does; types whose export does not are refused then.
+- **Export** to ONNX is checked against the model, and refused where the two disagree or the exporter fails.
 - **Plain text** (`--corpus`, `ve-kd`): {masked}.
 - **Taggers** with a byte-level tokenizer (RoBERTa's) get `add_prefix_space=true`, so that words are read as in a text.
 
 Before anything is computed with a model, it is run on the shortest and the longest text of each split. One that fails,
-or answers otherwise in a padded batch than alone though its type is not known for that, is refused.
+or gives different outputs in a padded batch than alone though its type is not known for that, is refused.
 
 At its end every run loads its saved model with the library alone (float32, eager attention) and compares its logits
 with its own and with what it reports, on the shortest and the longest dev example; a run that differs fails.

@@ -31,7 +31,7 @@ from kdbert.reporting.predictions import predicted
 from kdbert.runs import RunFolder, damaged, move_aside, replace_folder, sha256, write_json
 from kdbert.seal import sealed, unsealed
 from kdbert.tasks import get_task
-from kdbert.training.forward import predict
+from kdbert.training.forward import check_runs, predict
 from kdbert.training.precision import make_accelerator
 
 log = logging.getLogger("kdbert")
@@ -343,9 +343,10 @@ def _compare(saved: SavedClassifier, folder: Path, tokenizer: Any) -> tuple[dict
         if examples.labels is None and split not in unchecked:
             raise UserError(f"{split} of task {saved.spec.name!r} has no labels to check an export by")
         data = encode(examples, tokenizer, saved.max_length)
+        check_runs(network.to(accelerator.device), data, saved.given)
         # In 8 bits all examples of a batch share a scale, so that batches are the harder test.
         settings: dict[str, Any] = {"batch_size": 32, "precision": "fp32", "accelerator": accelerator}
-        theirs = predict(network.to(accelerator.device), data, **settings)
+        theirs = predict(network, data, **settings)
         try:
             ours = predict(OnnxModel(folder, saved.way), data, **settings)
         except CannotRun as error:

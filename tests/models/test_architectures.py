@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import Finished
 from kdbert.data.batches import collate
 from kdbert.data.encode import Encoded, encode
 from kdbert.data.examples import Examples
@@ -246,6 +247,32 @@ def test_other_types_are_refused_before_their_weights_are_opened(tmp_path: Path,
         load_config(locate(str(tmp_path)))
     assert model_type in str(error.value)
     assert "docs/models.md" in str(error.value)
+
+
+def test_the_command_refuses_before_anything_is_trained(
+    tmp_path: Path, kdbert: Callable[..., Finished], custom_files: tuple[Path, Path], tiny_bert: Path
+) -> None:
+    """A type that is not run, with and without --dry-run; a student that cannot be cut, before its teacher is made."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    train, dev = custom_files
+    own = ["--task", "custom", "--train-file", train, "--dev-file", dev, "--max-length", 32]
+    gpt = tmp_path / "gpt"
+    small = AutoConfig.for_model("gpt2", n_embd=8, n_layer=1, n_head=1, vocab_size=20)
+    AutoModelForSequenceClassification.from_config(small).save_pretrained(gpt)
+    tokenizer_of(variant_of("bert")).save_pretrained(gpt)
+    albert = make_model(tmp_path / "albert", variant_of("albert"), "sequence")
+    runs = tmp_path / "runs"
+    for words, named in (
+        (["finetune-teacher", "--model", gpt], "gpt2"),
+        (["distill", "--teacher-model", gpt], "gpt2"),
+        (["distill", "--teacher-model", albert], "albert"),
+    ):
+        for dry in ([], ["--dry-run"]):
+            done = kdbert(words[0], *own, *words[1:], "--runs-dir", runs, *dry)
+            assert (done.code, "Traceback" in done.err) == (2, False), done.err
+            assert named in done.err
+            assert not runs.exists()
 
 
 def test_plain_text_is_for_types_whose_head_was_tested() -> None:

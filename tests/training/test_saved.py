@@ -59,13 +59,13 @@ def test_other_weights_are_seen(run: RunResult, tmp_path: Path, value: float) ->
     def change(weights: dict[str, torch.Tensor]) -> None:
         weights["classifier.bias"] = weights["classifier.bias"] + value
 
-    with pytest.raises(KdbertError, match="answers otherwise than the trained one"):
+    with pytest.raises(KdbertError, match="disagrees with the trained model"):
         checked(run, changed_copy(run, tmp_path / "model", change))
 
 
 @pytest.mark.parametrize("value", [0.01, float("inf")])
 def test_other_scores_are_seen(run: RunResult, value: float) -> None:
-    with pytest.raises(KdbertError, match="answers otherwise than the run reports"):
+    with pytest.raises(KdbertError, match="disagrees with what the run reports"):
         checked(run, run.path / "model", lambda logits: logits + np.float32(value))
 
 

@@ -33,7 +33,7 @@ from kdbert.models.locate import locate
 from kdbert.reporting.predictions import predicted
 from kdbert.runs import RunFolder, atomic_write, cores, environment, sha256, write_json, write_text
 from kdbert.tasks import TaskSpec
-from kdbert.training.forward import predict
+from kdbert.training.forward import check_runs, predict
 from kdbert.training.precision import make_accelerator
 
 log = logging.getLogger("kdbert")
@@ -522,6 +522,7 @@ def _score(contenders: Sequence[Contender], examples: Examples, teacher: SavedCl
             data = encode(examples, saved.tokenizer(), saved.max_length)
             if export is None:
                 model: Any = saved.network().to(device)
+                check_runs(model, data, saved.given)
             else:
                 model = OnnxModel(Path(export), saved.way, threads)
             logits = predict(model, data, **settings, told=f"{saved.given} on {examples.split}", ids=examples.ids)

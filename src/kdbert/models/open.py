@@ -301,11 +301,16 @@ def count_parameters(
 # Cutting layers ------------------------------------------------------------------------------------------------
 
 
+def _is_whole(config: Any, picks: Sequence[int]) -> bool:
+    """Whether these are all layers in their order, so that nothing is cut."""
+    return list(picks) == list(range(1, config.num_hidden_layers + 1))
+
+
 def cut_config(config: Any, picks: Sequence[int]) -> Any:
     """The configuration of a model with these layers only (numbered from 1); lists of one value a layer follow."""
     small = copy.deepcopy(config)
     depth = config.num_hidden_layers
-    if list(picks) == list(range(1, depth + 1)):
+    if _is_whole(config, picks):
         return small
     for key, value in config.to_dict().items():
         a_list = isinstance(value, (list, tuple)) and len(value) == depth
@@ -322,8 +327,8 @@ def check_cut(config: Any, kind: Kind, picks: Sequence[int], name: str) -> None:
     Raises:
         UserError: its layers share weights, are in no list, or one of them cannot take the place of another.
     """
-    if list(picks) == list(range(1, config.num_hidden_layers + 1)):
-        return  # nothing is cut
+    if _is_whole(config, picks):
+        return
     whole = skeleton(config, kind, name)
     cure = "name a student of its own with --student, and keep all of its layers"
     try:
@@ -343,14 +348,15 @@ def check_cut(config: Any, kind: Kind, picks: Sequence[int], name: str) -> None:
     if wanted != given:
         numbers = ", ".join(map(str, picks))
         raise UserError(
-            f"layers {numbers} of {name!r}, a model of type {config.model_type!r}, make no whole model: a layer is not "
-            "built as the one whose place it takes; keep the first layers (--student-init first), or " + cure
+            f"layers {numbers} of {name!r}, a model of type {config.model_type!r}, cannot be a model of their own: one of "
+            "them has other weights than the library expects in its new place; keep the first layers (--student-init "
+            f"first), or {cure}"
         )
 
 
 def cut_layers(model: Any, picks: Sequence[int]) -> Any:
     """The model with some of its layers (numbered from 1): one of the library's own making, with these weights."""
-    if list(picks) == list(range(1, model.config.num_hidden_layers + 1)):
+    if _is_whole(model.config, picks):
         return model
     config = cut_config(model.config, picks)
     with torch.random.fork_rng(devices=[]):  # what it draws is replaced, and must change no other draw

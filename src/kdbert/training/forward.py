@@ -103,7 +103,7 @@ def _by_length(model: Any, batch: Batch, precision: Precision, layers: Collectio
 
 @torch.no_grad()
 def check_runs(model: Any, data: Encoded, name: str) -> None:
-    """Run a model on the shortest and the longest text, before anything is computed with it.
+    """Run a model on the shortest and the longest text of a split, before anything else is computed with it.
 
     The tests have looked at some configurations of each type; this looks at the model itself. Models that run in
     kdbert's own way are not asked what padding changes: that is kdbert's own code.
@@ -135,8 +135,8 @@ def check_runs(model: Any, data: Encoded, name: str) -> None:
     moved = max(float((part - own).abs().max()) for part, own in zip(parts, alone, strict=True))
     if moved > 1e-4 * max(1.0, *(float(own.abs().max()) for own in alone)):
         raise UserError(
-            f"{told} has other answers in a padded batch than alone (a logit moves by {moved:.2g}), so kdbert cannot "
-            "batch its texts; take another model, and please report this one"
+            f"{told} gives different outputs in a padded batch than alone (a logit moves by {moved:.2g}), so kdbert "
+            "cannot batch its texts; take another model, and please report this one"
         )
 
 

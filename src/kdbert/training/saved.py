@@ -18,7 +18,7 @@ from kdbert.training.forward import run_model
 from kdbert.training.precision import Precision
 
 ALLOWED, ALLOWED_HALF = 1e-4, 3e-2  # of a logit, times the largest logit where that is above 1
-TRAINED, REPORTED = "the trained one in float32", "the run reports"
+TRAINED, REPORTED = "the trained model in float32", "what the run reports"
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def check_saved(
                 else (f"its model ({model.way.model_type}) should not be trusted: please report this")
             )
             raise KdbertError(
-                f"the saved model, loaded by transformers alone, answers otherwise than {what}: a logit of examples "
+                f"the saved model, loaded by transformers alone, disagrees with {what}: a logit of examples "
                 f"{few(names)} differs by {difference:.2g} (at most {allowed:.2g}); the run is not finished; {cure}"
             )
 
@@ -85,7 +85,7 @@ def check_saved(
             row, real = int(rows[one]), inputs["attention_mask"][place].bool()
             if inputs["input_ids"][place][real].tolist() != batch.input_ids[one, : data.lengths[row]].tolist():
                 raise KdbertError(
-                    f"the saved tokenizer reads example {names[one]} otherwise than the run did; the run is not "
+                    f"the saved tokenizer reads example {names[one]} differently than the run did; the run is not "
                     "finished"
                 )
             answer = theirs[place]
