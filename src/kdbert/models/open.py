@@ -348,8 +348,8 @@ def check_cut(config: Any, kind: Kind, picks: Sequence[int], name: str) -> None:
     if wanted != given:
         numbers = ", ".join(map(str, picks))
         raise UserError(
-            f"layers {numbers} of {name!r}, a model of type {config.model_type!r}, cannot be a model of their own: one of "
-            "them has other weights than the library expects in its new place; keep the first layers (--student-init "
+            f"layers {numbers} of {name!r}, a model of type {config.model_type!r}, cannot be a model of their own: one "
+            "has other weights than the library expects in its new place; keep the first layers (--student-init "
             f"first), or {cure}"
         )
 
