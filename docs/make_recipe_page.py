@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdbert.methods import all_methods
-from kdbert.recipe import (
+from kdbert.recipe import Recipe
+from kdbert.recipe.sections import (
     OutputSection,
-    Recipe,
     Section,
     StudentSection,
     TaskSection,

@@ -23,20 +23,21 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 
+from kdbert.centroids.file import Memory, _whole
 from kdbert.data.corpus import read_texts
 from kdbert.data.download import unpack
 from kdbert.data.files import read_lines
 from kdbert.data.tables import read_table
+from kdbert.disk.files import sha256
+from kdbert.disk.sealed import KEY, sealed
 from kdbert.errors import UserError
-from kdbert.memory import Memory, _whole
 from kdbert.models.locate import locate_tokenizer
 from kdbert.models.vocabulary import given_pieces
 from kdbert.recipe import Recipe
 from kdbert.reporting.benchmarks import read_benchmark
 from kdbert.reporting.collect import Run, read_predictions, read_run, read_scores
 from kdbert.reporting.curves import read_log
-from kdbert.runs import RunFolder, sha256
-from kdbert.seal import KEY, sealed
+from kdbert.runs.folder import RunFolder
 from kdbert.tasks.custom import infer_columns, own_rows
 from kdbert.tasks.intent import read_clinc
 from kdbert.tasks.readers import Columns, read_multi_label, read_tagged, read_tsv

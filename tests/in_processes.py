@@ -17,7 +17,7 @@ from small_run import run_command
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(
     [
-        "kdbert.training.job",
+        "kdbert.runs.execute",
         "kdbert.cli",
         "sklearn.metrics",
         "torch.utils.tensorboard",

@@ -12,7 +12,7 @@ import torch
 
 from conftest import WORDS, make_bert
 from kdbert.recipe import Recipe
-from kdbert.resolve import resolve_distill
+from kdbert.recipe.defaults import resolve_distill
 from kdbert.tasks import get_task
 
 TOLD = {"cat": "B", "dog": "B", "red": "I"}  # what a word's tag is

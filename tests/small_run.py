@@ -17,11 +17,11 @@ import torch
 from accelerate import Accelerator
 
 from kdbert.data.encode import Encoded
-from kdbert.plan import Plan
 from kdbert.recipe import Recipe
-from kdbert.resolve import resolve_distill
+from kdbert.recipe.defaults import resolve_distill
+from kdbert.runs.execute import Job
+from kdbert.runs.plan import Plan
 from kdbert.training.forward import StudentWithMethod, pass_over
-from kdbert.training.job import Job
 from kdbert.training.teacher import LiveTeacher, StoredTeacher, kinds_of, layers_read, quantities
 
 ROWS, BATCH = 203, 16  # 12 full batches and one of 11

@@ -21,7 +21,7 @@ import pytest
 import torch
 import yaml
 
-from kdbert.seal import sealed
+from kdbert.disk.sealed import sealed
 
 COMMANDS = [
     ("finetune-teacher",), ("distill",), ("evaluate",), ("data",), ("data", "list"), ("data", "describe"),

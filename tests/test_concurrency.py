@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from in_processes import manifest, start, wait_until
-from kdbert.runs import FileLock
+from kdbert.disk.lock import FileLock
 from small_run import Setting
 
 

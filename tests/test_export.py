@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from conftest import make_bert
-from kdbert.seal import sealed
+from kdbert.disk.sealed import sealed
 from small_heads import make_setting
 from small_models import make_distilbert, make_roberta
 from small_run import Setting, predictions
@@ -219,8 +219,8 @@ def test_what_cannot_be_exported_is_refused_in_one_sentence(
 
 def test_numbers_of_a_batch_do_not_depend_on_padding_in_float32(run: Path, kdbert: KDBERT) -> None:
     from kdbert.data.encode import encode
-    from kdbert.evaluation import saved_classifier
     from kdbert.export import OnnxModel
+    from kdbert.runs.answers import saved_classifier
     from kdbert.training.forward import predict
     from kdbert.training.precision import make_accelerator
 

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdbert import UserError
-from kdbert.memory import Clusters, FeatureBatch, Features, Memory, kmeans, lloyd, spread_out
+from kdbert.centroids.algorithm import Clusters, FeatureBatch, Features, kmeans, lloyd, spread_out
+from kdbert.centroids.file import Memory
 from kdbert.training.memory import about_memory
 
 COUNT, WIDTH = 200, 12
@@ -293,7 +294,7 @@ def test_a_memory_that_fits_is_taken_and_one_too_short_is_not(memory: Memory) ->
 
 def test_every_way_of_making_a_memory_stands_in_its_description() -> None:
     """Two memories that may differ must not have one name."""
-    from kdbert.recipe import MemorySection
+    from kdbert.recipe.sections import MemorySection
 
     of = {"task": "rte", "train_file": "", "teacher": "a", "layer": 1, "width": 2, "max_length": 3}
     plain = about_memory(MemorySection(), of, data="b", precision="fp32")

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from conftest import make_bert
 from kdbert import Recipe, UserError
-from kdbert.layers import check_pairs, last_pair, layerwise_pairs, matched_layer, parse_pairs, penultimate_pair
-from kdbert.layers import told as written
 from kdbert.methods import Models, Shape, get_method
+from kdbert.models.layers import check_pairs, last_pair, layerwise_pairs, matched_layer, parse_pairs, penultimate_pair
+from kdbert.models.layers import told as written
 from small_run import Setting, logged
 
 DEPTHS = st.integers(1, 60)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kdbert.runs import sha256
+from kdbert.disk.files import sha256
 
 KDBERT = Any
 ROWS = {"train": 40, "dev": 24}

@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kdbert import Recipe, UserError
-from kdbert.resolve import resolve_distill, teacher_recipes
-from kdbert.runs import identity_of
+from kdbert.recipe.defaults import resolve_distill, teacher_recipes
+from kdbert.runs.folder import identity_of
 
 
 def write(folder: Path, text: str) -> Path:

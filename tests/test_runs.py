@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from in_processes import processes, wait_until
-from kdbert.runs import FileLock, replace_folder, write_text
+from kdbert.disk.files import replace_folder, write_text
+from kdbert.disk.lock import FileLock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from kdbert.runs import FileLock
+from kdbert.disk.lock import FileLock
 lock = FileLock(Path(sys.argv[1]))
 assert lock.acquire()
 print("held", flush=True)
@@ -112,7 +113,7 @@ def test_a_child_that_inherits_a_lock_holds_it_after_its_parent_is_gone(
     parent = f"""
 import subprocess, sys
 from pathlib import Path
-from kdbert.runs import FileLock
+from kdbert.disk.lock import FileLock
 lock = FileLock(Path(sys.argv[1]))
 assert lock.acquire()
 child = subprocess.Popen(["sleep", "60"], pass_fds=[lock.fileno()], stdout=subprocess.DEVNULL)
@@ -197,7 +198,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_the_system(tmp_path: Path) 
 WRITE = """
 import os, signal, sys
 from pathlib import Path
-from kdbert.runs import atomic_write, replace_folder
+from kdbert.disk.files import atomic_write, replace_folder
 
 def half(file: Path) -> None:
     (file / "part" if file.is_dir() else file).write_text("half")

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from kdbert.disk.sealed import sealed
 from kdbert.errors import UserError, without_credentials
 from kdbert.hub import push
-from kdbert.runs import RunFolder
-from kdbert.seal import sealed
+from kdbert.runs.folder import RunFolder
 from kdbert.training.checkpoint import save_checkpoint
 
 PASSWORD = "hunter2-of-somebody"

@@ -17,8 +17,8 @@ import torch
 import transformers.models.bert.modeling_bert  # noqa: F401  (imported before the clock starts, by everybody)
 from common import peak_gib
 
-from kdbert.api import distill
 from kdbert.recipe import Recipe
+from kdbert.runs.commands import distill
 
 PLAIN = {
     "train.precision": "fp32", "train.bucketing": False, "train.teacher_cache": False, "train.attention": "eager",

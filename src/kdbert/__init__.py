@@ -9,7 +9,7 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from kdbert.version import __version__
 
 # oneDNN keeps 1,024 compiled kernels by default; batches padded to their own length need more, and
 # a full cache compiles for ever. It is read once, when torch is imported, so it is set here.
@@ -17,11 +17,11 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 
 _ORIGIN = {
     "Recipe": "kdbert.recipe",
-    "RunResult": "kdbert.runs",
-    "distill": "kdbert.api",
-    "finetune": "kdbert.api",
-    "train_memory": "kdbert.api",
-    "evaluate": "kdbert.evaluation",
+    "RunResult": "kdbert.runs.folder",
+    "distill": "kdbert.runs.commands",
+    "finetune": "kdbert.runs.commands",
+    "train_memory": "kdbert.runs.commands",
+    "evaluate": "kdbert.runs.answers",
     "expand_vocab": "kdbert.expansion",
     "KdbertError": "kdbert.errors",
     "UserError": "kdbert.errors",
@@ -40,12 +40,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from kdbert.api import distill, finetune, train_memory
     from kdbert.errors import KdbertError, UserError
-    from kdbert.evaluation import evaluate
     from kdbert.expansion import expand_vocab
     from kdbert.recipe import Recipe
-    from kdbert.runs import RunResult
+    from kdbert.runs.answers import evaluate
+    from kdbert.runs.commands import distill, finetune, train_memory
+    from kdbert.runs.folder import RunResult
 
 
 def __getattr__(name: str) -> Any:

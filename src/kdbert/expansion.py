@@ -11,13 +11,13 @@ from typing import Any
 from kdbert.data.corpus import DEV_SHARE, corpus_digest, is_dev, read_texts
 from kdbert.data.files import read_lines, text_digest
 from kdbert.data.masking import tokenizer_digest, vocabulary_size
+from kdbert.disk.files import replace_folder, sha256, write_json
+from kdbert.disk.sealed import sealed, unsealed
 from kdbert.errors import UserError
 from kdbert.models.load import load_tokenizer
 from kdbert.models.locate import EXPANSION as ABOUT
 from kdbert.models.locate import locate_tokenizer
 from kdbert.models.vocabulary import check_wordpiece, choose, count_words, given_pieces, read_with, save_expanded
-from kdbert.runs import replace_folder, sha256, write_json
-from kdbert.seal import sealed, unsealed
 
 log = logging.getLogger("kdbert")
 ADD, MIN_COUNT = 30000, 5

@@ -18,21 +18,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from kdbert import __version__
 from kdbert.data.encode import encode
 from kdbert.data.examples import Examples, Kind
 from kdbert.data.tables import first_line
+from kdbert.disk.files import damaged, move_aside, replace_folder, sha256, write_json
+from kdbert.disk.sealed import sealed, unsealed
 from kdbert.errors import KdbertError, UserError, near_miss
-from kdbert.evaluation import SavedClassifier, saved_classifier
 from kdbert.metrics import pearson
 from kdbert.models.load import load_config
 from kdbert.models.open import INPUTS, Asked, Way, decide
-from kdbert.reporting.predictions import predicted
-from kdbert.runs import RunFolder, damaged, move_aside, replace_folder, sha256, write_json
-from kdbert.seal import sealed, unsealed
+from kdbert.runs.answers import SavedClassifier, saved_classifier
+from kdbert.runs.folder import RunFolder
+from kdbert.runs.predictions import predicted
 from kdbert.tasks import get_task
 from kdbert.training.forward import check_runs, predict
 from kdbert.training.precision import make_accelerator
+from kdbert.version import __version__
 
 log = logging.getLogger("kdbert")
 FORMATS = ("onnx", "onnx-int8")

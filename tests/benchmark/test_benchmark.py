@@ -14,8 +14,9 @@ import pytest
 
 from in_processes import start, wait_until
 from kdbert.benchmark.measure import milliseconds
-from kdbert.runs import FileLock, sha256
-from kdbert.seal import sealed
+from kdbert.disk.files import sha256
+from kdbert.disk.lock import FileLock
+from kdbert.disk.sealed import sealed
 from small_run import Setting
 
 KDBERT = Any

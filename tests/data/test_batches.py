@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kdbert.data.batches import Batch, _Gather, classes_of, collate, epoch_batches, evaluation_batches, micro_batches
 from kdbert.data.encode import Encoded, encode
 from kdbert.data.examples import Examples
-from kdbert.recipe import TrainSection
+from kdbert.recipe.sections import TrainSection
 from kdbert.tasks import get_task
 from kdbert.training.loop import epoch_order
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from kdbert.centroids.file import Memory
 from kdbert.data.batches import Batch
-from kdbert.memory import Memory
 from kdbert.methods import Context, LossTerms, Method, Models, Outputs, Shape, get_method
 from kdbert.training.teacher import outputs_for
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from golden_cases import arrays, cases, compare, must_have
 
-from kdbert.memory import FeatureBatch, Features, legacy, legacy_statistics, lloyd
+from kdbert.centroids.algorithm import FeatureBatch, Features, legacy, legacy_statistics, lloyd
 
 FAMILIES = ("memory", "kmeans")
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from kdbert.centroids.file import Memory
 from kdbert.data.batches import Batch
-from kdbert.memory import Memory
 from kdbert.methods import Context, LossTerms, Method, Models, Outputs, Shape, get_method
 from kdbert.training.teacher import outputs_for
 

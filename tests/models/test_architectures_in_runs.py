@@ -21,12 +21,12 @@ from conftest import make_bert
 from kdbert import Recipe, distill, finetune
 from kdbert.cli.dry_run import print_plan
 from kdbert.errors import UserError
-from kdbert.evaluation import evaluate
 from kdbert.export import ExportRefused, export_model
 from kdbert.models.load import auto_class
 from kdbert.models.open import Way, decide
-from kdbert.resolve import resolve_finetune
-from kdbert.runs import RunResult
+from kdbert.recipe.defaults import resolve_finetune
+from kdbert.runs.answers import evaluate
+from kdbert.runs.folder import RunResult
 from small_architectures import LAYERS, PAIR, library_logits, make_model, texts, variant_of, variants
 
 pytestmark = pytest.mark.long

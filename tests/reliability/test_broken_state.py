@@ -21,10 +21,11 @@ import torch
 
 from bombs import EXECUTED, bombs
 from broken_world import CUT, MADE, inputs, make, result, unprivileged, words
+from kdbert.centroids.file import Memory
+from kdbert.disk.files import sha256
 from kdbert.errors import UserError
-from kdbert.memory import Memory
 from kdbert.reporting.collect import read_run
-from kdbert.runs import RunFolder, sha256
+from kdbert.runs.folder import RunFolder
 from kdbert.training.checkpoint import newest_checkpoint
 
 # ---- what can become of a file

@@ -19,10 +19,10 @@ from equal_runs import differences
 from conftest import VOCABULARY, WORDS, make_bert
 from in_processes import manifest, saved_steps
 from kdbert.recipe import Recipe
-from kdbert.resolve import resolve_distill
-from kdbert.runs import RunFolder
+from kdbert.recipe.defaults import resolve_distill
+from kdbert.runs.execute import run_recipe
+from kdbert.runs.folder import RunFolder
 from kdbert.training import checkpoint
-from kdbert.training.job import run_recipe
 from kdbert.training.loggers import MetricsLog
 from small_run import FEATURES, Setting, make_teacher
 

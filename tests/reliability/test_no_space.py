@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from broken_world import MADE, inputs, result, words
-from kdbert.runs import RunFolder
+from kdbert.runs.folder import RunFolder
 from kdbert.training.checkpoint import newest_checkpoint
 
 CHAIN = ("train-memory", "distill", "evaluate", "export", "report", "expand-vocab", "ve-kd")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from kdbert.reporting.model_card import code, plain
+from kdbert.runs.model_card import code, plain
 from small_run import Setting, make_teacher
 
 KDBERT = Any

@@ -12,7 +12,7 @@ import pytest
 
 from conftest import make_bert
 from kdbert.data.examples import Examples
-from kdbert.reporting.predictions import predicted, write_predictions, write_submission
+from kdbert.runs.predictions import predicted, write_predictions, write_submission
 from kdbert.tasks import get_task
 
 # split -> file name, and the words of the classes in upload files (gluebenchmark.com/submit)

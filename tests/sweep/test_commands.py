@@ -14,8 +14,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kdbert.recipe import Recipe, TeacherTraining
-from kdbert.resolve import resolve_finetune, teacher_recipes
+from kdbert.recipe import Recipe
+from kdbert.recipe.defaults import resolve_finetune, teacher_recipes
+from kdbert.recipe.sections import TeacherTraining
 from kdbert.sweep.commands import FLAGS, command_of
 from small_sweep import Place
 

@@ -22,14 +22,14 @@ from submitit import LocalExecutor
 
 from conftest import make_bert
 from in_processes import manifest, saved_steps, wait_until
-from kdbert.api import SweepResult, sweep
 from kdbert.errors import UserError
 from kdbert.recipe import Recipe
-from kdbert.runs import RunFolder
+from kdbert.runs.execute import run_recipe
+from kdbert.runs.folder import RunFolder
 from kdbert.sweep.grid import expand
+from kdbert.sweep.run import SweepResult, sweep
 from kdbert.sweep.slurm import Cluster, make_private, parse_parameters, private_folder, slurm_cluster
 from kdbert.sweep.submitted import Submitted
-from kdbert.training.job import run_recipe
 from small_sweep import Place, weights
 
 

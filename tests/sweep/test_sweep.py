@@ -17,9 +17,9 @@ import pytest
 
 from conftest import make_bert
 from in_processes import manifest, saved_steps, start, wait_until
+from kdbert.disk.lock import FileLock
 from kdbert.recipe import Recipe
-from kdbert.runs import FileLock
-from kdbert.training.job import run_recipe
+from kdbert.runs.execute import run_recipe
 from kdbert.training.store import FOLDER
 from small_sweep import STARTED, THREADS, Place, weights
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parents[1]))  # pytest does this for the tests
 
 from kdbert.recipe import Recipe
-from kdbert.training.job import run_recipe
+from kdbert.runs.execute import run_recipe
 from kdbert.training.loop import forward_backward, logged_terms
 from small_run import build, gradients, ragged_rows
 

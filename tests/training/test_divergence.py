@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kdbert.disk.sealed import sealed
 from kdbert.errors import Diverged
-from kdbert.seal import sealed
 from kdbert.training.checkpoint import save_checkpoint
 from kdbert.training.loop import FiniteWatch
 from small_run import BATCH, STEPS_PER_EPOCH, Setting, logged

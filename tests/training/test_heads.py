@@ -15,8 +15,9 @@ import torch
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from kdbert.data.batches import collate
-from kdbert.data.encode import NO_LABEL, encode
+from kdbert.data.encode import encode
 from kdbert.data.examples import Examples
+from kdbert.data.masking import IGNORE_INDEX
 from kdbert.errors import UserError
 from kdbert.models.load import load_tokenizer
 from kdbert.models.locate import locate
@@ -100,7 +101,7 @@ def test_the_first_token_of_a_word_has_its_tag(tiny_bert: Path) -> None:
     assert pieces[1] == ["[CLS]", "cat", "[SEP]"]  # a word of no token
     assert data.word_tokens is not None
     assert data.word_tokens.tolist() == [1, 2, 5, -1, 8, *range(11, 17), -1, -1, -1]  # cut to 8 tokens
-    assert data.token_labels[:7].tolist() == [NO_LABEL, 2, 0, NO_LABEL, NO_LABEL, 1, NO_LABEL]
+    assert data.token_labels[:7].tolist() == [IGNORE_INDEX, 2, 0, IGNORE_INDEX, IGNORE_INDEX, 1, IGNORE_INDEX]
     assert data.label_counts.tolist() == [3, 1, 6]
     assert data.truncated == 1
     logits = np.arange(len(data.input_ids) * 3, dtype=np.float32).reshape(-1, 3)

@@ -125,7 +125,7 @@ def test_words_that_only_dev_has_keep_their_pretrained_vectors(
 
 
 def test_a_teacher_made_on_the_way_is_computed_like_its_student(setting: Setting, tmp_path: Path) -> None:
-    from kdbert.resolve import teacher_recipes
+    from kdbert.recipe.defaults import teacher_recipes
 
     recipe = setting.recipe(tmp_path / "run", **PLAIN).model_copy(update={"teachers": []})
     (teacher,) = teacher_recipes(recipe)

@@ -21,9 +21,9 @@ from in_processes import saved_steps, start, wait_until
 from kdbert.data.batches import collate, micro_batches
 from kdbert.data.masking import base_size, masking_of, vocabulary_size
 from kdbert.models.vocabulary import grow_embeddings
-from kdbert.plan import Plan
 from kdbert.recipe import Recipe
-from kdbert.resolve import resolve_distill
+from kdbert.recipe.defaults import resolve_distill
+from kdbert.runs.plan import Plan
 from kdbert.training.loop import forward_backward
 from small_run import assert_same_gradients, build, gradients
 

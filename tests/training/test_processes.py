@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from conftest import WORDS, make_bert
 from in_processes import saved_steps, wait_until
 from kdbert.recipe import Recipe
-from kdbert.resolve import resolve_distill
-from kdbert.training.job import run_recipe
+from kdbert.recipe.defaults import resolve_distill
+from kdbert.runs.execute import run_recipe
 from small_run import (
     FEATURES,
     Setting,

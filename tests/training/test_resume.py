@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from in_processes import saved_steps, start, wait_until
+from kdbert.disk.sealed import sealed
 from kdbert.errors import Interrupted, UserError
-from kdbert.seal import sealed
+from kdbert.runs.execute import run_recipe
+from kdbert.signals import ended_by_signals
 from kdbert.training.checkpoint import load_optimizer, newest_checkpoint, optimizer_tensors, save_checkpoint
-from kdbert.training.job import run_recipe
-from kdbert.training.signals import ended_by_signals
 from small_run import FEATURES, Setting, logged, make_teacher, predictions
 
 EPOCHS = 5

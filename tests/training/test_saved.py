@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from conftest import WORDS, Finished
 from kdbert import KdbertError, distill
 from kdbert.data.encode import encode
-from kdbert.evaluation import saved_classifier
-from kdbert.runs import RunResult
+from kdbert.runs.answers import saved_classifier
+from kdbert.runs.folder import RunResult
+from kdbert.runs.saved import check_saved
 from kdbert.training.forward import predict
 from kdbert.training.precision import make_accelerator
-from kdbert.training.saved import check_saved
 from small_run import Setting
 
 KDBERT = Callable[..., Finished]

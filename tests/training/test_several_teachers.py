@@ -17,7 +17,7 @@ from kdbert import UserError
 from kdbert.data.batches import Batch, collate
 from kdbert.methods import Outputs, get_method
 from kdbert.recipe import Recipe
-from kdbert.resolve import missing_teachers
+from kdbert.recipe.defaults import missing_teachers
 from small_models import make_distilbert, make_roberta
 from small_run import Setting, build, logged
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kdbert.seal import sealed
+from kdbert.disk.sealed import sealed
 from small_run import Setting
 
 

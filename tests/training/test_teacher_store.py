@@ -21,7 +21,7 @@ from safetensors.torch import load_file as load_tensors
 
 from conftest import ROOT
 from in_processes import processes, start, wait_until
-from kdbert.runs import FileLock
+from kdbert.disk.lock import FileLock
 from kdbert.training import store
 from kdbert.training.precision import make_accelerator
 from kdbert.training.store import FOLDER, Allocate, stored, used_bytes
@@ -388,7 +388,7 @@ def test_what_is_too_large_for_memory_lies_on_the_disk_and_is_found_there_again(
 ) -> None:
     first = run(tmp_path / "first", tmp_path / "runs", **{"method.name": "cka-l"})
     (file,) = tmp_path.glob(f"runs/{FOLDER}/*/hidden.*.safetensors")
-    monkeypatch.setattr("kdbert.training.teachers.KEPT_SHARE", 0.0)
+    monkeypatch.setattr("kdbert.runs.teachers.KEPT_SHARE", 0.0)
     budget = 1.5 * file.stat().st_size / 2**30  # no second one fits
     keys = {"method.name": "cka-l", "cache_gib": budget}
     again = run(tmp_path / "again", tmp_path / "runs", **keys)

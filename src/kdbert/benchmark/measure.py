@@ -21,20 +21,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from kdbert import __version__
 from kdbert.benchmark.progress import Progress, opened
 from kdbert.benchmark.worker import ENGINES, Text
 from kdbert.data.encode import encode
 from kdbert.data.examples import Examples
+from kdbert.disk.files import atomic_write, sha256, write_json, write_text
 from kdbert.errors import KdbertError, UserError, near_miss
-from kdbert.evaluation import SavedClassifier, saved_classifier
 from kdbert.export import FORMATS, MODEL, OnnxModel, agreement, export_model, read_about
 from kdbert.models.locate import locate
-from kdbert.reporting.predictions import predicted
-from kdbert.runs import RunFolder, atomic_write, cores, environment, sha256, write_json, write_text
+from kdbert.runs.answers import SavedClassifier, saved_classifier
+from kdbert.runs.environment import cores, environment
+from kdbert.runs.folder import RunFolder
+from kdbert.runs.predictions import predicted
 from kdbert.tasks import TaskSpec
 from kdbert.training.forward import check_runs, predict
 from kdbert.training.precision import make_accelerator
+from kdbert.version import __version__
 
 log = logging.getLogger("kdbert")
 LEAST_CALLS = 100

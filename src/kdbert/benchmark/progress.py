@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from kdbert.disk.files import write_json
+from kdbert.disk.lock import FileLock
+from kdbert.disk.sealed import sealed, unsealed
 from kdbert.errors import RunBusy, UserError
-from kdbert.keys import flatten
-from kdbert.runs import FileLock, write_json
-from kdbert.seal import sealed, unsealed
+from kdbert.recipe.keys import flatten
 
 log = logging.getLogger("kdbert")
 FILE, LOCK = "progress.json", "benchmark.lock"

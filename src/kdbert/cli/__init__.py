@@ -14,7 +14,6 @@ from typing import Annotated
 
 import typer
 
-from kdbert import __version__
 from kdbert.cli import (
     benchmark,
     data,
@@ -31,7 +30,8 @@ from kdbert.cli import (
     train_memory,
 )
 from kdbert.errors import Interrupted, KdbertError, out_of_memory, printable
-from kdbert.training.signals import ended_by_signals
+from kdbert.signals import ended_by_signals
+from kdbert.version import __version__
 
 app = typer.Typer(
     name="kdbert",

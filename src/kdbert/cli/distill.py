@@ -110,14 +110,14 @@ def distill(
         set_,
         more,
     )
-    from kdbert import api
-
     if dry_run:
         from kdbert.cli.dry_run import print_distill_plan
 
         print_distill_plan(recipe)
         return
-    result = api.distill(recipe, overwrite=overwrite, baseline=baseline)
+    from kdbert.runs import commands
+
+    result = commands.distill(recipe, overwrite=overwrite, baseline=baseline)
     taught_by = result.manifest["teachers"]
     rows = [o.teacher_row(facts, i if len(taught_by) > 1 else None) for i, facts in enumerate(taught_by, 1)]
     if result.baseline is not None:

@@ -16,7 +16,7 @@ def doctor(
     from huggingface_hub import constants
 
     from kdbert.models.locate import QUICKSTART_MODEL, quickstart_installed
-    from kdbert.runs import environment
+    from kdbert.runs.environment import environment
     from kdbert.training.precision import choose_precision, has_bf16_units, make_accelerator
 
     facts = environment()

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdbert.api import finished_run, memory_plan, memory_recipe
-from kdbert.layers import told
+from kdbert.models.layers import told
 from kdbert.models.locate import ModelPlace, locate
-from kdbert.plan import Plan, student_before_teacher
 from kdbert.recipe import Recipe
-from kdbert.resolve import (
+from kdbert.recipe.defaults import (
     base_model,
     missing_teachers,
     resolve_distill,
@@ -17,6 +15,8 @@ from kdbert.resolve import (
     teacher_recipes,
     with_teachers,
 )
+from kdbert.runs.commands import finished_run, memory_plan, memory_recipe
+from kdbert.runs.plan import Plan, student_before_teacher
 
 
 def print_distill_plan(recipe: Recipe) -> None:

@@ -60,11 +60,11 @@ def finetune_teacher(
         set_,
         more,
     )
-    from kdbert.api import finetune
+    from kdbert.runs.commands import finetune
 
     if dry_run:
         from kdbert.cli.dry_run import print_plan
-        from kdbert.resolve import resolve_finetune
+        from kdbert.recipe.defaults import resolve_finetune
 
         print_plan(resolve_finetune(recipe))
         return

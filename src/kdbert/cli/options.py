@@ -14,7 +14,7 @@ from kdbert.errors import UserError, printable
 
 if TYPE_CHECKING:
     from kdbert.recipe import Recipe
-    from kdbert.runs import RunResult
+    from kdbert.runs.folder import RunResult
 
 log = logging.getLogger("kdbert")
 Task = Annotated[str | None, typer.Option(help="Task; `kdbert data list` shows them. [quickstart]")]

@@ -66,7 +66,7 @@ def sweep(
     parameters = _cluster_parameters(engine, slurm or [], jobs)
     if len(files) > 1:
         raise typer.BadParameter(f"one file at most, got {' and '.join(files)}", param_hint="FILE")
-    from kdbert import api
+    from kdbert.sweep import run
     from kdbert.sweep.grid import expand
 
     cells = expand(
@@ -101,14 +101,16 @@ def sweep(
             for script in scripts(planned, parameters):
                 print(script)
         missing = sum(job.state == "waiting" for job in planned)
-        print(f"{api.sweep_size(planned)}; {missing} to run", file=sys.stderr)
+        print(f"{run.sweep_size(planned)}; {missing} to run", file=sys.stderr)
         return
     cluster = None
     if parameters is not None:
-        from kdbert.sweep.slurm import slurm_cluster
+        from functools import partial
 
-        cluster = slurm_cluster(parameters)
-    result = api.sweep(cells, jobs=jobs, cluster=cluster)
+        from kdbert.sweep.slurm import run_on_cluster, slurm_cluster
+
+        cluster = partial(run_on_cluster, cluster=slurm_cluster(parameters))
+    result = run.sweep(cells, jobs=jobs, cluster=cluster)
     for path in result.finished if quiet else ():
         print(path)
     if result.failed or result.diverged:

@@ -73,7 +73,7 @@ def train_memory(
 
         print_memory_plan(recipe, layer)
         return
-    from kdbert.api import train_memory
+    from kdbert.runs.commands import train_memory
 
     path = train_memory(recipe, layer=layer, output=output)
     if o.main_process():

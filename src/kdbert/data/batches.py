@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdbert.data.encode import NO_LABEL, Encoded
+from kdbert.data.encode import Encoded
+from kdbert.data.masking import IGNORE_INDEX
 from kdbert.derivatives import once_differentiable
 
 # A bucket pool holds this many batches, or half of a small data set. Sorting by length happens inside a
@@ -101,7 +102,7 @@ class Batch:
     Attributes:
         input_ids, attention_mask: int64 [B, L]. token_type_ids: int64 [B, L] or None.
         labels: int64 [B] (classes), bool [B, C] (any of them), float32 [B] (scores), int64 [B, L] (tags of tokens,
-            `NO_LABEL` where there is none), or None. Their form tells a loss which head it is.
+            `IGNORE_INDEX` where there is none), or None. Their form tells a loss which head it is.
         example: int64 [B], numbers of the examples in their split.
         valid: float32 [B], 0 for rows that only fill up a process's share.
         scale: what a sum over this process's examples is multiplied with so that the mean over
@@ -280,7 +281,7 @@ class Hidden:
     @property
     def label_count(self) -> int:
         """Tokens that are hidden."""
-        return int((self.labels != NO_LABEL).sum())
+        return int((self.labels != IGNORE_INDEX).sum())
 
     @property
     def known_count(self) -> int:
@@ -315,7 +316,7 @@ def collate(
         types = torch.from_numpy(np.where(real, data.token_types[source], 0).astype(np.int64))
     labels, label_scale = None, 0.0
     if data.labels is not None and data.logits_of == "token":
-        labels = torch.from_numpy(np.where(real, data.token_labels[source], NO_LABEL))
+        labels = torch.from_numpy(np.where(real, data.token_labels[source], IGNORE_INDEX))
         label_scale = 1.0 / max(1, int(data.label_counts[rows].sum()))
     elif data.labels is not None:
         labels = torch.from_numpy(data.labels[rows])
@@ -323,7 +324,7 @@ def collate(
     if data.masking is not None:
         hidden = hide(data, rows, EVALUATION) if hidden is None else hidden
         assert hidden is not None
-        targets, there = np.full(real.shape, NO_LABEL, dtype=np.int64), np.zeros(real.shape, dtype=bool)
+        targets, there = np.full(real.shape, IGNORE_INDEX, dtype=np.int64), np.zeros(real.shape, dtype=bool)
         for place, row in enumerate(rows.tolist()):
             one = hidden[row]
             place_of = (place, slice(len(one.ids)))

@@ -20,8 +20,8 @@ from kdbert.data.download import alone
 from kdbert.data.encode import Encoded
 from kdbert.data.files import read_lines, text_digest
 from kdbert.data.masking import Masking, tokenizer_digest
+from kdbert.disk.sealed import parse_json
 from kdbert.errors import UserError
-from kdbert.seal import parse_json
 
 log = logging.getLogger("kdbert")
 SUFFIXES = (".txt", ".text", ".raw")

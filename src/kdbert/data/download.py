@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
+from kdbert.disk.files import no_link
 from kdbert.errors import UserError, without_credentials
 
 log = logging.getLogger("kdbert")
@@ -80,15 +81,6 @@ def alone(path: Path) -> Iterator[None]:
     finally:
         lock.unlink(missing_ok=True)
         held.close()
-
-
-def no_link(path: str, flags: int) -> int:
-    """`opener` of a file that is to be written: whoever laid a link there means another file to be written.
-
-    Raises:
-        OSError: ELOOP where it is a link.
-    """
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _fetch(url: str, part: Path, target: Path, sha256: str | None) -> None:

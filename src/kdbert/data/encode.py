@@ -7,17 +7,14 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from kdbert.data.examples import Examples
+from kdbert.data.masking import IGNORE_INDEX, Masking
 from kdbert.errors import UserError
 
-if TYPE_CHECKING:
-    from kdbert.data.masking import Masking
-
-NO_LABEL = -100  # of a token that no loss looks at
 _CHUNK = 4096  # examples per tokenizer call: bounds memory, large enough to keep every core busy
 
 
@@ -85,10 +82,10 @@ class Encoded:
 
     @cached_property
     def token_labels(self) -> np.ndarray:
-        """int64 like `input_ids`: the tag of the word that a token stands for, `NO_LABEL` elsewhere."""
+        """int64 like `input_ids`: the tag of the word that a token stands for, `IGNORE_INDEX` elsewhere."""
         assert self.word_tokens is not None
         assert self.labels is not None
-        found = np.full(len(self.input_ids), NO_LABEL, dtype=np.int64)
+        found = np.full(len(self.input_ids), IGNORE_INDEX, dtype=np.int64)
         kept = self.word_tokens >= 0
         found[self.word_tokens[kept]] = self.labels[kept]
         return found
@@ -96,7 +93,7 @@ class Encoded:
     @cached_property
     def label_counts(self) -> np.ndarray:
         """int64 [N]: tokens with a label, where words have tags."""
-        return np.add.reduceat(self.token_labels != NO_LABEL, self.offsets[:-1], dtype=np.int64)
+        return np.add.reduceat(self.token_labels != IGNORE_INDEX, self.offsets[:-1], dtype=np.int64)
 
     def label_logits(self, logits: np.ndarray, classes: Sequence[str]) -> np.ndarray:
         """Logits of all that has a label: of examples as they are; of words, [words, C], from those of tokens.

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from kdbert.data.encode import NO_LABEL
+IGNORE_INDEX = -100  # of a token that no loss looks at
+
 
 BASE_SIZE = "kdbert_base_vocabulary"  # key of tokenizer_config.json: number of pieces before the expansion
 
@@ -61,10 +62,10 @@ class Masking:
         """A text with its chosen tokens hidden.
 
         Returns:
-            The ids with `[MASK]`; labels, which are the hidden ids and `NO_LABEL` elsewhere; where the token that
+            The ids with `[MASK]`; labels, which are the hidden ids and `IGNORE_INDEX` elsewhere; where the token that
             belongs there is one that the teacher knows (hidden or not).
         """
-        labels = np.where(chosen, ids, NO_LABEL)
+        labels = np.where(chosen, ids, IGNORE_INDEX)
         return np.where(chosen, self.mask_id, ids), labels, labels < self.known
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from kdbert.data.files import read_lines
+from kdbert.disk.sealed import TWICE, parse_json
 from kdbert.errors import UserError
-from kdbert.seal import TWICE, parse_json
 
 Record = tuple[str, Mapping[str, Any]]
 # What Arrow and `datasets` raise, besides Arrow's own, where bytes are not as they should be.

@@ -10,7 +10,6 @@ import torch
 from pydantic import Field, model_validator
 
 from kdbert.data.batches import Batch
-from kdbert.layers import penultimate_pair
 from kdbert.methods.contract import (
     Context,
     LossTerms,
@@ -24,6 +23,7 @@ from kdbert.methods.contract import (
     Weight,
 )
 from kdbert.methods.terms import FSD, KD_FORMULA, GlobalMemory, LayerOptions, kd_terms
+from kdbert.models.layers import penultimate_pair
 
 
 class CKAGlobal(Method):

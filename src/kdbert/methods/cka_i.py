@@ -9,9 +9,9 @@ import torch
 from pydantic import Field
 
 from kdbert.data.batches import Batch
-from kdbert.layers import Pair, penultimate_pair
 from kdbert.methods.contract import Context, LossTerms, Method, MethodOptions, Models, Needs, Outputs, Reduced
 from kdbert.methods.terms import FSD, KD_FORMULA, CKAOptions, inter_term, intra_term, kd_terms, token_gram
+from kdbert.models.layers import Pair, penultimate_pair
 
 
 class CKAIntra(Method):

@@ -10,7 +10,6 @@ import torch
 from pydantic import Field, field_validator
 
 from kdbert.data.batches import Batch
-from kdbert.layers import Pair, check_pairs, penultimate_pair
 from kdbert.methods.contract import (
     Context,
     LossTerms,
@@ -34,6 +33,7 @@ from kdbert.methods.terms import (
     read_pairs,
     token_gram,
 )
+from kdbert.models.layers import Pair, check_pairs, penultimate_pair
 
 
 class ILGOptions(StructureOptions):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from kdbert.layers import Pair, last_pair
 from kdbert.methods.cka_i import CKAIntra
 from kdbert.methods.terms import FSD, KD_FORMULA, CKAOptions
+from kdbert.models.layers import Pair, last_pair
 
 
 class CKALocal(CKAIntra):

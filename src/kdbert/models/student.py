@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from kdbert.errors import UserError
-from kdbert.layers import matched_layer
+from kdbert.models.layers import matched_layer
 
 
 def kept_layers(depth: int, count: int | None, init: Literal["first", "last", "even"] | Sequence[int]) -> list[int]:

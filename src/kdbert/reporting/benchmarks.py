@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdbert.disk.sealed import parse_json
 from kdbert.reporting.collect import number
 from kdbert.reporting.figures import Point
-from kdbert.seal import parse_json
 
 FILE = "benchmark.json"
 

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from kdbert.data.examples import Examples, Kind
+from kdbert.disk.sealed import parse_json, unsealed
 from kdbert.errors import UserError, printable
-from kdbert.keys import ADDED_LATER, FILES_BY_CONTENT, MODELS_BY_CONTENT, OUTSIDE_IDENTITY, flatten
 from kdbert.metrics import constant_answer, one_answer, score
-from kdbert.reporting.predictions import HIDDEN, told_answer
-from kdbert.seal import parse_json, unsealed
+from kdbert.recipe.keys import ADDED_LATER, FILES_BY_CONTENT, MODELS_BY_CONTENT, OUTSIDE_IDENTITY, flatten
+from kdbert.runs.predictions import HIDDEN, told_answer
 from kdbert.tasks import TaskSpec, get_task, task_names
 
 UNFINISHED = ("running", "interrupted", "failed")

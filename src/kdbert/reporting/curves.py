@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from kdbert.disk.sealed import parse_json
 from kdbert.reporting.collect import Run, number
 from kdbert.reporting.figures import Line
-from kdbert.seal import parse_json
 
 MOST = 60  # points of a curve; of more, means of consecutive ones are drawn
 Log = Sequence[Mapping[str, Any]]

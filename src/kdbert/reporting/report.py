@@ -18,7 +18,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from kdbert import __version__
+from kdbert.disk.files import write_text
 from kdbert.errors import UserError
 from kdbert.reporting import figures
 from kdbert.reporting.answers import Answers, class_scores, disagreements, given_teacher, teacher_of
@@ -30,7 +30,7 @@ from kdbert.reporting.figures import Line, Point
 from kdbert.reporting.formats import html_text, page_style
 from kdbert.reporting.table import Table, compared, make_table
 from kdbert.reporting.texts import MOST_CHARACTERS, Texts
-from kdbert.runs import write_text
+from kdbert.version import __version__
 
 log = logging.getLogger("kdbert")
 GENERATOR = '<meta name="generator" content="kdbert '  # by which a report is known

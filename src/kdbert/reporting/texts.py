@@ -7,9 +7,10 @@ import itertools
 from kdbert.data.examples import Examples
 from kdbert.errors import UserError
 from kdbert.recipe import Recipe
+from kdbert.recipe.defaults import task_of
 from kdbert.reporting.answers import Example
 from kdbert.reporting.collect import Run, mapping
-from kdbert.resolve import saved_task, task_of
+from kdbert.runs.saved_task import saved_task
 from kdbert.tasks import CUSTOM
 
 MOST_CHARACTERS = 300  # of a shown text

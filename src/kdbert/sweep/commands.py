@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
-from kdbert.keys import flatten
-from kdbert.recipe import Recipe, TeacherTraining
+from kdbert.recipe import Recipe
+from kdbert.recipe.keys import flatten
+from kdbert.recipe.sections import TeacherTraining
 from kdbert.tasks import CUSTOM
 
 FLAGS = {"method.name": "--method", "task.name": "--task", "seed": "--seed"}

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kdbert.errors import UserError, near_miss
-from kdbert.keys import flatten
-from kdbert.recipe import Recipe, load_yaml, read_yaml
+from kdbert.recipe import Recipe
+from kdbert.recipe.keys import flatten
+from kdbert.recipe.yaml_files import load_yaml, read_yaml
 
 # What people write for short.
 SECTION_NAMES = {"method": "method.name", "task": "task.name", "student": "student.model"}

@@ -10,12 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from kdbert.disk.lock import FileLock
 from kdbert.errors import UserError
 from kdbert.methods import Models, Shape, get_method, plugins, source_of
-from kdbert.plan import Plan, student_before_teacher
+from kdbert.models.locate import short_name
 from kdbert.recipe import Recipe
-from kdbert.resolve import missing_teachers, resolve_distill, resolve_finetune, teacher_recipes, with_teachers
-from kdbert.runs import FileLock, RunFolder, identity_of, short_name
+from kdbert.recipe.defaults import missing_teachers, resolve_distill, resolve_finetune, teacher_recipes, with_teachers
+from kdbert.runs.folder import RunFolder, identity_of
+from kdbert.runs.plan import Plan, student_before_teacher
 from kdbert.sweep.commands import command_of
 from kdbert.sweep.grid import Cell
 

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdbert.disk.lock import FileLock
 from kdbert.errors import Interrupted, UserError
-from kdbert.runs import FileLock, cores
+from kdbert.runs.environment import cores
+from kdbert.signals import StopRequest, stop_request
 from kdbert.sweep.jobs import DONE, Job, now_on
 from kdbert.sweep.progress import Progress
-from kdbert.training.signals import StopRequest, stop_request
 
 POLL_SECONDS = 0.2
 ELSEWHERE_SECONDS = 2.0  # how often jobs that other sweeps hold are looked at

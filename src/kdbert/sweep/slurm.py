@@ -23,15 +23,16 @@ from submitit.core.core import PicklingExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor
 
+from kdbert.disk.files import write_json
+from kdbert.disk.lock import FileLock
+from kdbert.disk.sealed import parse_json
 from kdbert.errors import Interrupted, UserError, near_miss
-from kdbert.recipe import load_yaml
-from kdbert.runs import FileLock, write_json
-from kdbert.seal import parse_json
+from kdbert.recipe.yaml_files import load_yaml
+from kdbert.signals import stop_request
 from kdbert.sweep.jobs import DONE, Job, now_on
 from kdbert.sweep.local import count_finished, last_line
 from kdbert.sweep.progress import Progress, counted
 from kdbert.sweep.submitted import Submitted
-from kdbert.training.signals import stop_request
 
 log = logging.getLogger("kdbert")
 LOOK_SECONDS = 15.0  # between two questions to squeue
@@ -347,7 +348,7 @@ def _forget(files: Path) -> None:
 # ---- watching
 
 
-def run_on_cluster(jobs: list[Job], cluster: Cluster, progress: Progress) -> None:
+def run_on_cluster(jobs: list[Job], progress: Progress, cluster: Cluster) -> None:
     """Submit what is missing and not queued, and wait until all of it has left the queue; every job ends in `DONE`.
 
     How a run stands is read from its folder; nothing of submitit's is unpickled here.

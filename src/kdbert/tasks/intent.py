@@ -14,8 +14,8 @@ from pathlib import Path
 from kdbert.data.examples import Row
 from kdbert.data.files import read_text
 from kdbert.data.tables import read_table
+from kdbert.disk.sealed import parse_json
 from kdbert.errors import UserError
-from kdbert.seal import parse_json
 from kdbert.tasks.readers import label_file, read_columns
 from kdbert.tasks.spec import Split, TaskSpec
 

@@ -22,9 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import nn
 
+from kdbert.disk.files import fsync, full_disk, sha256
+from kdbert.disk.sealed import parse_json
 from kdbert.errors import UserError
-from kdbert.runs import fsync, full_disk, sha256
-from kdbert.seal import parse_json
 
 log = logging.getLogger("kdbert")
 KEEP = 2  # the newest, and one to fall back to should the disk damage it

@@ -18,12 +18,12 @@ from accelerate import Accelerator
 
 from kdbert.data.batches import Batch, classes_of, collate, epoch_batches
 from kdbert.data.encode import Encoded
-from kdbert.layers import layerwise_pairs, told
+from kdbert.disk.files import atomic_write, write_text
 from kdbert.losses.cka import centered_gram, defined_cka
 from kdbert.losses.neighbors import intra_class_cosine
 from kdbert.losses.structure import COMPARED, compare_cosines, compare_distances, patience
 from kdbert.methods import Models, Outputs
-from kdbert.runs import atomic_write, write_text
+from kdbert.models.layers import layerwise_pairs, told
 from kdbert.training.forward import pass_over, run_model
 from kdbert.training.precision import Precision
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from kdbert.runs import full_disk, sha256
+from kdbert.disk.files import full_disk, sha256
 
 log = logging.getLogger("kdbert")
 

@@ -37,12 +37,12 @@ from kdbert.data.encode import Encoded
 from kdbert.errors import Diverged, Interrupted, UserError, few
 from kdbert.methods import LossTerms
 from kdbert.models.kernels import training_used_rows
-from kdbert.recipe import TrainSection, warmup_steps
+from kdbert.recipe.sections import TrainSection, warmup_steps
+from kdbert.signals import StopRequest, stop_request
 from kdbert.training.checkpoint import load_optimizer, newest_checkpoint, optimizer_tensors, save_checkpoint
 from kdbert.training.forward import StudentWithMethod
 from kdbert.training.loggers import MetricsLog
 from kdbert.training.precision import LossScale
-from kdbert.training.signals import StopRequest, stop_request
 from kdbert.training.teacher import Teacher
 
 log = logging.getLogger("kdbert")

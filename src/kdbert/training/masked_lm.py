@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 
 from kdbert.data.batches import Batch
-from kdbert.data.encode import NO_LABEL, Encoded
+from kdbert.data.encode import Encoded
+from kdbert.data.masking import IGNORE_INDEX
 from kdbert.losses.hard import hard_loss
 from kdbert.methods import Outputs
 from kdbert.methods.terms import VOCABULARY_CHUNK
@@ -44,7 +45,7 @@ def masked_lm_sums(
         assert labels is not None
         length, flat = labels.shape[1], labels.reshape(-1)
         found = torch.zeros(len(labels), 6, device=labels.device)
-        there = (flat != NO_LABEL) & (flat < head.pieces)
+        there = (flat != IGNORE_INDEX) & (flat < head.pieces)
         for positions in there.nonzero()[:, 0].split(VOCABULARY_CHUNK):
             logits, right = head(positions), flat[positions]
             values = torch.stack(

@@ -17,12 +17,14 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from kdbert.centroids.algorithm import Clusters, FeatureBatch, Features, kmeans, legacy, legacy_statistics
+from kdbert.centroids.file import Memory
 from kdbert.data.batches import evaluation_batches, micro_batches
 from kdbert.data.encode import Encoded
+from kdbert.disk.lock import FileLock
 from kdbert.errors import Interrupted, UserError
-from kdbert.memory import Clusters, FeatureBatch, Features, Memory, kmeans, legacy, legacy_statistics
-from kdbert.recipe import MemorySection
-from kdbert.runs import FileLock, short_name
+from kdbert.models.locate import short_name
+from kdbert.recipe.sections import MemorySection
 from kdbert.training.forward import run_model
 from kdbert.training.precision import Precision
 

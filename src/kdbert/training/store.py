@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from kdbert.runs import FileLock, atomic_write, fsync
-from kdbert.seal import parse_json
+from kdbert.disk.files import atomic_write, fsync
+from kdbert.disk.lock import FileLock
+from kdbert.disk.sealed import parse_json
 
 log = logging.getLogger("kdbert")
 FOLDER = ".teacher-outputs"

@@ -10,12 +10,12 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from kdbert import __version__
 from kdbert.errors import printable
 from kdbert.methods import get_method
 from kdbert.models.load import auto_class_name
 from kdbert.recipe import Recipe
 from kdbert.tasks import TaskSpec
+from kdbert.version import __version__
 
 SHOWN = 40  # classes that are named
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from kdbert.data.examples import Examples
+from kdbert.disk.files import write_text
 from kdbert.metrics import one_answer
-from kdbert.runs import write_text
 from kdbert.tasks import TaskSpec
 
 # Of a text: loss (nats, summed), right answers and number of hidden pieces that the teacher knows; then of new ones.

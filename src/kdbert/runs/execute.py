@@ -20,30 +20,33 @@ from torch import nn
 
 from kdbert.data.examples import Examples
 from kdbert.data.masking import vocabulary_size
+from kdbert.disk.files import atomic_write, replace_folder, write_text
 from kdbert.errors import Diverged, Interrupted, KdbertError, UserError, few
-from kdbert.layers import told
 from kdbert.methods import Context, get_method
 from kdbert.metrics import constant_answer, masked_lm_scores, score
 from kdbert.models.kernels import use_fast_dropout, use_late_head
+from kdbert.models.layers import told
 from kdbert.models.load import check_weights, load_config, load_tokenizer
 from kdbert.models.locate import ModelPlace
 from kdbert.models.open import open_classifier, open_masked_lm
 from kdbert.models.student import set_dropout
 from kdbert.models.vocabulary import check_expansion, grow_embeddings
-from kdbert.plan import Plan
 from kdbert.recipe import Recipe
-from kdbert.reporting.model_card import model_card
-from kdbert.reporting.predictions import predicted, same_answer, write_hidden, write_predictions
-from kdbert.resolve import baseline_recipe, task_record
-from kdbert.runs import RunFolder, RunResult, atomic_write, environment, identity_of, replace_folder, write_text
+from kdbert.recipe.defaults import baseline_recipe
+from kdbert.runs.environment import environment
+from kdbert.runs.folder import RunFolder, RunResult, identity_of
+from kdbert.runs.model_card import model_card
+from kdbert.runs.plan import Plan
+from kdbert.runs.predictions import predicted, same_answer, write_hidden, write_predictions
+from kdbert.runs.saved import check_saved
+from kdbert.runs.saved_task import task_record
+from kdbert.runs.teachers import Teachers, encode_splits
 from kdbert.training.diagnostics import Diagnostics
 from kdbert.training.forward import StudentWithMethod, check_runs, predict
 from kdbert.training.loop import epoch_order, train, trained_rows
 from kdbert.training.masked_lm import masked_lm_sums
 from kdbert.training.precision import Precision, choose_precision, make_accelerator
-from kdbert.training.saved import check_saved
 from kdbert.training.teacher import LOGITS, StoredTeacher, Teacher
-from kdbert.training.teachers import Teachers, encode_splits
 
 log = logging.getLogger("kdbert")
 LOWER_RATE = "; try a lower train.learning_rate"

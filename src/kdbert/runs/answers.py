@@ -27,7 +27,7 @@ from kdbert.models.load import (
     load_config,
     load_tokenizer,
 )
-from kdbert.models.locate import ModelPlace, locate
+from kdbert.models.locate import ModelPlace, locate, short_name
 from kdbert.models.open import (
     Asked,
     Way,
@@ -39,9 +39,10 @@ from kdbert.models.open import (
     open_masked_lm,
 )
 from kdbert.recipe import Recipe
-from kdbert.reporting.predictions import predicted, same_answer, write_hidden, write_predictions, write_submission
-from kdbert.resolve import saved_task, task_of
-from kdbert.runs import RunFolder, short_name
+from kdbert.recipe.defaults import task_of
+from kdbert.runs.folder import RunFolder
+from kdbert.runs.predictions import predicted, same_answer, write_hidden, write_predictions, write_submission
+from kdbert.runs.saved_task import saved_task
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec, get_task, task_name
 from kdbert.tasks.corpus import corpus_task
 from kdbert.training.forward import check_runs, predict

@@ -16,17 +16,17 @@ import psutil
 import torch
 from accelerate import Accelerator
 
+from kdbert.centroids.file import Memory
 from kdbert.data.batches import Batch
 from kdbert.data.corpus import TextSplit
 from kdbert.data.encode import Encoded, encode
 from kdbert.data.masking import vocabulary_size
 from kdbert.errors import UserError
-from kdbert.memory import Memory
 from kdbert.methods import Method, Needs, Outputs, get_method, source_of
 from kdbert.models.kernels import use_late_head
 from kdbert.models.load import load_config, load_tokenizer
 from kdbert.models.open import open_classifier, open_masked_lm
-from kdbert.plan import Plan
+from kdbert.runs.plan import Plan
 from kdbert.training.forward import check_runs, pass_over
 from kdbert.training.memory import about_memory, make_memory, memory_path
 from kdbert.training.precision import Precision

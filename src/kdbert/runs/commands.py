@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from kdbert.disk.files import atomic_write, sha256
 from kdbert.errors import RunBusy, UserError
 from kdbert.methods import get_method
 from kdbert.models.load import load_config
 from kdbert.models.locate import locate
-from kdbert.plan import Plan, student_before_teacher
-from kdbert.recipe import MemorySection, Recipe
-from kdbert.resolve import (
+from kdbert.recipe import Recipe
+from kdbert.recipe.defaults import (
     baseline_recipe,
     missing_teachers,
     resolve_distill,
@@ -23,18 +21,11 @@ from kdbert.resolve import (
     teacher_recipes,
     with_teachers,
 )
-from kdbert.runs import RunResult, atomic_write, sha256
-from kdbert.sweep.grid import Cell
-from kdbert.sweep.jobs import Job, plan_jobs
-from kdbert.sweep.local import run_jobs, threads_per_job
-from kdbert.sweep.progress import Progress, counted, summary
-from kdbert.training.job import Job as TrainingJob
-from kdbert.training.job import run_recipe
-
-if TYPE_CHECKING:
-    from kdbert.sweep.slurm import Cluster
-
-log = logging.getLogger("kdbert")
+from kdbert.recipe.sections import MemorySection
+from kdbert.runs.execute import Job as TrainingJob
+from kdbert.runs.execute import run_recipe
+from kdbert.runs.folder import RunResult
+from kdbert.runs.plan import Plan, student_before_teacher
 
 
 def finetune(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
@@ -171,55 +162,3 @@ def finished_run(recipe: Recipe) -> Path | None:
     """The folder of a fine-tuning run if it is finished, without starting it."""
     folder = Plan(resolve_finetune(recipe)).folder
     return folder.path if folder.manifest().get("status") == "finished" else None
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """How the cells of a sweep ended: run folders of the finished ones; names and reasons of the others."""
-
-    finished: list[Path]
-    diverged: dict[str, str]
-    failed: dict[str, str]
-
-
-def sweep(cells: list[Cell], *, jobs: int = 1, cluster: Cluster | None = None) -> SweepResult:
-    """Run every cell that is not finished, each as a `kdbert` process of its own; teachers that are missing first.
-
-    Args:
-        cells: from `kdbert.sweep.grid.expand`.
-        jobs: processes at a time on this machine; the cores are shared out among them.
-        cluster: where the runs are submitted to, instead of running here: `kdbert.sweep.slurm.slurm_cluster`.
-
-    Raises:
-        UserError: what can be refused before anything starts, of all cells at once.
-        Interrupted: a signal; the running jobs have saved their state (those of a cluster stay queued).
-    """
-    planned = plan_jobs(cells)
-    missing = [job for job in planned if job.state == "waiting"]
-    threads = f", each with {counted(threads_per_job(jobs), 'thread')}" if jobs > 1 else ""
-    here = f", {jobs} at a time{threads}" if cluster is None else ""
-    log.info("%s: %s", sweep_size(planned), f"{len(missing)} to run{here}" if missing else "nothing to run")
-    progress = Progress(planned, jobs)
-    if cluster is None:
-        run_jobs(planned, jobs, progress)
-    else:
-        from kdbert.sweep.slurm import run_on_cluster
-
-        run_on_cluster(planned, cluster, progress)
-    log.log(
-        logging.WARNING if any(job.state == "failed" for job in planned) else logging.INFO,
-        "%s", summary(planned, Path(cells[0].recipe.output.runs_dir)),
-    )  # fmt: skip
-    students = [job for job in planned if job.command == "distill"]
-    return SweepResult(
-        finished=[job.folder.path for job in students if job.state == "finished"],
-        diverged={job.name: job.message for job in students if job.state == "diverged"},
-        failed={job.name: job.message for job in students if job.state == "failed"},
-    )
-
-
-def sweep_size(planned: list[Job]) -> str:
-    """`36 runs and 3 teachers`."""
-    runs = sum(job.command == "distill" for job in planned)
-    teachers = len(planned) - runs
-    return counted(runs, "run") + (f" and {counted(teachers, 'teacher')}" if teachers else "")

@@ -10,22 +10,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from kdbert.centroids.file import Memory
 from kdbert.data.corpus import DEV_SEQUENCES, TextSplit, corpus_digest, tokenised
 from kdbert.data.examples import Examples
 from kdbert.data.masking import base_size, masking_of, tokenizer_digest, vocabulary_size
+from kdbert.disk.files import content_digest
 from kdbert.errors import UserError, near_miss
-from kdbert.memory import Memory
 from kdbert.methods import Models, Needs, Shape, all_methods, get_method, source_of
 from kdbert.models.architectures import architecture
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import check_trained_head, label_names, load_config, load_tokenizer, same_tokenizer
-from kdbert.models.locate import ModelPlace, locate, locate_tokenizer
+from kdbert.models.locate import ModelPlace, locate, locate_tokenizer, short_name
 from kdbert.models.open import Asked, Way, check_cut, check_length, count_parameters, decide, device_type, fit_tokenizer
 from kdbert.models.student import kept_layers
 from kdbert.models.vocabulary import check_expansion
-from kdbert.recipe import MemorySection, Recipe, warmup_steps
-from kdbert.resolve import base_model, missing_teachers, resolve_distill, task_of
-from kdbert.runs import RunFolder, content_digest, run_path, short_name
+from kdbert.recipe import Recipe
+from kdbert.recipe.defaults import base_model, missing_teachers, resolve_distill, task_of
+from kdbert.recipe.sections import MemorySection, warmup_steps
+from kdbert.runs.folder import RunFolder, run_path
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec
 
 log = logging.getLogger("kdbert")

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from kdbert.data.examples import Row
-from kdbert.data.tables import read_table
 from kdbert.errors import UserError
 from kdbert.methods import get_method
 from kdbert.models.load import load_config
 from kdbert.models.locate import QUICKSTART_MODEL, locate
-from kdbert.recipe import MemorySection, Recipe, StudentSection, TeacherSection, TeacherTraining, TrainSection
-from kdbert.runs import content_digest
+from kdbert.recipe import Recipe
+from kdbert.recipe.sections import MemorySection, StudentSection, TeacherSection, TeacherTraining, TrainSection
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec, get_task
 from kdbert.tasks.corpus import corpus_task
-from kdbert.tasks.custom import custom_task, own_split, own_task
-from kdbert.tasks.spec import Own, Split
+from kdbert.tasks.custom import custom_task
 
 log = logging.getLogger("kdbert")
 # Keys of a training that say how things are computed: a teacher made on the way follows its student in them.
@@ -41,73 +37,6 @@ def task_of(recipe: Recipe) -> TaskSpec:
     assert task.train_file is not None
     assert task.dev_file is not None
     return custom_task(task.train_file, task.dev_file, task.test_file, task.text_columns, task.label_column, task.kind)
-
-
-def task_record(spec: TaskSpec) -> dict[str, Any]:
-    """What run.json says of a task of a person's own files, so that `saved_task` needs none of them; else nothing."""
-    if spec.own is None:
-        return {}
-    files = {
-        name: {"path": str(split.place.absolute()), "sha256": content_digest(split.place), "labelled": split.labelled}
-        for name, split in spec.splits.items()
-        if split.place is not None
-    }
-    return {
-        "task": {
-            "kind": spec.kind,
-            "labels": list(spec.labels),
-            "text_columns": list(spec.own.text),
-            "label_column": spec.own.label,
-            "files": files,
-        }
-    }
-
-
-def saved_task(run: Path | str, facts: Mapping[str, Any], data_dir: str | None, test_file: str | None) -> TaskSpec:
-    """The task of a finished run of own data, whether its files are there or not; each is read only if it is the same.
-
-    Args:
-        run: its folder, for messages.
-        facts: its run.json.
-        data_dir: where its files are looked for first; else in their old place.
-        test_file: a file of the same columns, with labels or without, in place of the run's test file.
-
-    Raises:
-        UserError: run.json says nothing of its task; `test_file` cannot be read so.
-    """
-    record: Any = facts.get("task")
-    try:
-        own = Own(tuple(map(str, record["text_columns"])), str(record["label_column"]))
-        kind, labels, files = record["kind"], list(map(str, record["labels"])), dict(record["files"])
-        splits = {name: _saved_split(own, name, file, labels, data_dir) for name, file in files.items()}
-        digests, source = {name: str(file["sha256"]) for name, file in files.items()}, Path(files["train"]["path"])
-    except (LookupError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{run}: run.json does not say what was read; train it again with --overwrite") from None
-    if test_file is not None:
-        splits["test"] = own_split(read_table(Path(test_file), "test"), own, "test", labels)
-        digests["test"] = content_digest(Path(test_file))
-    return own_task(replace(own, digests=digests), kind, labels, splits, source)
-
-
-def _saved_split(own: Own, name: str, file: Mapping[str, Any], labels: list[str], data_dir: str | None) -> Split:
-    """A split whose file is looked for when it is read."""
-    place = Path(file["path"])
-    if data_dir is not None and (Path(data_dir) / place.name).exists():
-        place = Path(data_dir) / place.name
-
-    def read(path: Path) -> Iterator[Row]:
-        cure = "bring it back or name its folder with --data-dir"
-        try:
-            if not path.exists():
-                raise UserError(f"{path}, the run's {name} file, is not there any more; {cure}")
-            digest = content_digest(path)
-        except OSError as error:
-            raise UserError(f"{path}, the run's {name} file, cannot be read ({error.strerror}); {cure}") from None
-        if digest != file["sha256"]:
-            raise UserError(f"{path} is not the run's {name} file any more, its content is another; {cure}")
-        return own_split(read_table(path, name), own, name, labels).read(path)
-
-    return Split((), read, labelled=bool(file["labelled"]), place=place)
 
 
 def missing_teachers(recipe: Recipe) -> int:

@@ -1,0 +1,1 @@
+"""What `kdbert train-memory` makes: centroids of a teacher's features."""

@@ -1,0 +1,1 @@
+"""Files, locks and checksums. This room knows nothing of runs or recipes."""

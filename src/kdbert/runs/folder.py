@@ -1,0 +1,237 @@
+"""The run folder: its name, its manifest, its status, its lock. Every file is written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdbert.disk.files import move_aside, remove, sha256, write_json
+from kdbert.disk.lock import FileLock
+from kdbert.disk.sealed import sealed
+from kdbert.errors import RunBusy, UserError
+from kdbert.models.locate import check_run_files, run_facts
+from kdbert.recipe import Recipe
+from kdbert.recipe.keys import flatten
+
+log = logging.getLogger("kdbert")
+# What run.json vouches for: not the model card, which a person may edit, nor events and checkpoints.
+HANDED_ON = ("metrics.jsonl", "method.safetensors", "diagnostics/*.csv", "model/*", "predictions/*.jsonl")
+FOLDERS = ("predictions", "checkpoints", "diagnostics", "export")  # of a run, besides its model
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run found.
+
+    Attributes:
+        path: the run folder; `path / "model"` loads with `from_pretrained`.
+        metrics: split -> metric name -> value.
+        selection: the metric by which runs of the task are compared.
+        parameters: number of trainable parameters of the model.
+        size_mib: size of the model's weights on disk, MiB.
+        manifest: the whole of run.json.
+        baseline: the same student without a teacher, where `distill` trained it too.
+    """
+
+    path: Path
+    metrics: dict[str, dict[str, float]]
+    selection: str
+    parameters: int
+    size_mib: float
+    manifest: dict[str, Any]
+    baseline: RunResult | None = None
+
+
+class RunFolder:
+    """One run's folder.
+
+    Layout: recipe.yaml, run.json, metrics.jsonl, TensorBoard events, predictions/, model/, checkpoints/.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def manifest_path(self) -> Path:
+        """Where the status and the results stand."""
+        return self.path / "run.json"
+
+    def manifest(self) -> dict[str, Any]:
+        """run.json, or {} where there is none.
+
+        Raises:
+            UserError: it is there but cannot be read.
+        """
+        return run_facts(self.path)
+
+    def update(self, **values: Any) -> None:
+        """Set keys of run.json."""
+        write_json(self.manifest_path, sealed({**self.manifest(), **values}))
+
+    def written(self) -> dict[str, str]:
+        """Path in the run folder -> sha256, of what a finished run hands on; run.json has it as `files`."""
+        found = [file for place in HANDED_ON for file in self.path.glob(place)]
+        return {str(file.relative_to(self.path)): sha256(file) for file in found if file.name != "README.md"}
+
+    def rewritten(self, files: Iterable[Path]) -> None:
+        """Note in a finished run's run.json that files of it were written anew."""
+        new = {str(file.relative_to(self.path)): sha256(file) for file in files}
+        lock = FileLock(self.path / "run.lock")
+        lock.acquire(wait=True)  # of two that do this at once none forgets the other's
+        try:
+            known = self.manifest().get("files", {})
+            if known != {**known, **new}:
+                self.update(files={**known, **new})
+        finally:
+            lock.release()
+
+    def check_files(self, inside: str = "") -> None:
+        """Refuse a finished run whose files are not those that it wrote.
+
+        Args:
+            inside: only those of a folder of the run. A model that was deleted as a whole is missed there only: the
+                run is still known by its run.json.
+
+        Raises:
+            UserError: with the file.
+        """
+        check_run_files(self.path, inside)
+
+    def result(self) -> RunResult:
+        """The result of a finished run.
+
+        Raises:
+            UserError: the run is not finished.
+        """
+        manifest = self.manifest()
+        if manifest.get("status") != "finished":
+            raise UserError(f"{self.path} is not a finished run (status: {manifest.get('status', 'no run.json')})")
+        return RunResult(
+            path=self.path,
+            metrics=manifest["metrics"],
+            selection=manifest["selection"],
+            parameters=manifest["parameters"],
+            size_mib=manifest["size_mib"],
+            manifest=manifest,
+        )
+
+    def check_recipe(self, recipe: Recipe, fingerprints: Mapping[str, str]) -> None:
+        """Refuse a folder that another recipe made, or that is no run at all.
+
+        Args:
+            fingerprints: what the recipe's model and data paths are known by (see `Recipe.identity`).
+
+        Raises:
+            UserError: with the keys that differ; or something in the folder is a link that leads out of it.
+        """
+        self.check_links()
+        manifest = self.manifest()
+        if not manifest:
+            if self.path.exists() and any(p.name != "run.lock" for p in self.path.iterdir()):
+                raise UserError(
+                    f"{self.path} exists and is not a run folder (it has no run.json); move it away, or choose another "
+                    "--output-dir"
+                )
+            return
+        there, here = flatten(manifest.get("identity", {})), flatten(identity_of(recipe, fingerprints))
+        told_there, told_here = flatten(manifest.get("recipe", {})), flatten(recipe.model_dump(mode="json"))
+        differ = [
+            f"{key} ({told_there.get(key)!r} there, {told_here.get(key)!r} now)"
+            if told_there.get(key) != told_here.get(key)
+            else f"the content of {key} {told_here.get(key)!r}"
+            for key in sorted({*there, *here})
+            if there.get(key) != here.get(key)
+        ]
+        if differ:
+            raise UserError(
+                f"{self.path} holds a run of another recipe: {', '.join(differ)}; choose another folder, "
+                "or pass --overwrite to move that run aside"
+            )
+
+    def check_links(self) -> None:
+        """Refuse to write through a link: who made the folder may have laid it to a file that is not the run's.
+
+        Raises:
+            UserError: something in the folder is a link that leads out of it.
+        """
+        own = self.path.resolve()
+        for place in (self.path, *(self.path / name for name in FOLDERS)):
+            for path in [place, *place.glob("*")] if place.exists() else []:
+                if path != self.path and path.is_symlink() and not path.resolve().is_relative_to(own):
+                    raise UserError(
+                        f"{path} is a link that leads out of the run folder; put what it leads to there instead"
+                    )
+
+    def clean(self) -> None:
+        """Remove what a killed process left half-written; only the holder of the lock may do this."""
+        for place in (self.path, *(self.path / name for name in FOLDERS)):
+            for pattern in (".*.tmp", ".*.old"):
+                for litter in place.glob(pattern):
+                    remove(litter)
+
+    def tidy(self) -> None:
+        """Remove what a process left that was killed when the run was finished: its lock, checkpoints nobody keeps."""
+        left = [self.path / "run.lock"]
+        if not self.manifest().get("recipe", {}).get("output", {}).get("keep_checkpoints", True):
+            left.append(self.path / "checkpoints")
+        if any(path.exists() for path in left):
+            with contextlib.suppress(UserError), self.locked():  # busy: that process does it; or not ours to write
+                for folder in left[1:]:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def move_aside(self) -> Path:
+        """Rename the folder to `<name>.old-<time>`; nothing is deleted."""
+        target = move_aside(self.path)
+        (target / "run.lock").unlink(missing_ok=True)
+        return target
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run; the system lets go of it when the process ends, however it ends.
+
+        Raises:
+            RunBusy: another process holds it, with its id and host.
+            UserError: the folder cannot be written.
+        """
+        lock = FileLock(self.path / "run.lock")
+        try:
+            taken = lock.acquire()
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
+        if not taken:
+            raise RunBusy(f"{self.path} is being written by another process ({lock.holder()})")
+        try:
+            yield
+        finally:
+            lock.release()
+            with contextlib.suppress(OSError):
+                self.path.rmdir()  # only if the run was refused before it wrote anything
+
+    def wait(self) -> None:
+        """Wait until no process holds the run."""
+        lock = FileLock(self.path / "run.lock")
+        log.info("waiting for %s, which %s is writing", self.path, lock.holder())
+        lock.acquire(wait=True)
+        lock.release()
+
+    def busy(self) -> bool:
+        """Whether some process holds the run now."""
+        return FileLock(self.path / "run.lock").taken()
+
+
+def identity_of(recipe: Recipe, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """`Recipe.identity` and the seed: what one run folder stands for."""
+    return {**recipe.identity(fingerprints), "seed": recipe.seed}
+
+
+def run_path(recipe: Recipe, fingerprints: Mapping[str, str], student: str) -> Path:
+    """runs/<task>/<method>/<student>-<8 hex of the recipe>-seed<k>, or the folder asked for."""
+    if recipe.output.dir is not None:
+        return Path(recipe.output.dir).absolute()
+    name = f"{student}-{recipe.digest(fingerprints)}-seed{recipe.seed}"
+    return Path(recipe.output.runs_dir) / recipe.task.name / recipe.method.name / name

@@ -1,0 +1,67 @@
+"""A sweep from its cells to its end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdbert.sweep.grid import Cell
+from kdbert.sweep.jobs import Job, plan_jobs
+from kdbert.sweep.local import run_jobs, threads_per_job
+from kdbert.sweep.progress import Progress, counted, summary
+
+log = logging.getLogger("kdbert")
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """How the cells of a sweep ended: run folders of the finished ones; names and reasons of the others."""
+
+    finished: list[Path]
+    diverged: dict[str, str]
+    failed: dict[str, str]
+
+
+def sweep(
+    cells: list[Cell], *, jobs: int = 1, cluster: Callable[[list[Job], Progress], None] | None = None
+) -> SweepResult:
+    """Run every cell that is not finished, each as a `kdbert` process of its own; teachers that are missing first.
+
+    Args:
+        cells: from `kdbert.sweep.grid.expand`.
+        jobs: processes at a time on this machine; the cores are shared out among them.
+        cluster: runs the jobs elsewhere, instead of here: `kdbert.sweep.slurm.slurm_cluster`.
+
+    Raises:
+        UserError: what can be refused before anything starts, of all cells at once.
+        Interrupted: a signal; the running jobs have saved their state (those of a cluster stay queued).
+    """
+    planned = plan_jobs(cells)
+    missing = [job for job in planned if job.state == "waiting"]
+    threads = f", each with {counted(threads_per_job(jobs), 'thread')}" if jobs > 1 else ""
+    here = f", {jobs} at a time{threads}" if cluster is None else ""
+    log.info("%s: %s", sweep_size(planned), f"{len(missing)} to run{here}" if missing else "nothing to run")
+    progress = Progress(planned, jobs)
+    if cluster is None:
+        run_jobs(planned, jobs, progress)
+    else:
+        cluster(planned, progress)
+    log.log(
+        logging.WARNING if any(job.state == "failed" for job in planned) else logging.INFO,
+        "%s", summary(planned, Path(cells[0].recipe.output.runs_dir)),
+    )  # fmt: skip
+    students = [job for job in planned if job.command == "distill"]
+    return SweepResult(
+        finished=[job.folder.path for job in students if job.state == "finished"],
+        diverged={job.name: job.message for job in students if job.state == "diverged"},
+        failed={job.name: job.message for job in students if job.state == "failed"},
+    )
+
+
+def sweep_size(planned: list[Job]) -> str:
+    """`36 runs and 3 teachers`."""
+    runs = sum(job.command == "distill" for job in planned)
+    teachers = len(planned) - runs
+    return counted(runs, "run") + (f" and {counted(teachers, 'teacher')}" if teachers else "")
