@@ -326,7 +326,7 @@ def test_a_student_of_another_kind_and_width_is_drawn_from_a_configuration(
     }  # fmt: skip
     (tmp_path / "small.json").write_text(json.dumps(config), encoding="utf-8")
     words = [
-        "distill", "-m", "ve-kd", "--corpus", text, "--teacher", teacher, "--student-config", tmp_path / "small.json",
+        "distill", "-m", "ve-kd", "--corpus", text, "--teacher", teacher, "--student", tmp_path / "small.json",
         "--tokenizer", vocabulary, *COMMON, "--epochs", "1", "--runs-dir", tmp_path / "runs", "-q",
     ]  # fmt: skip
     done = kdbert(*words)
@@ -421,7 +421,7 @@ def test_wrong_text_and_wrong_models_are_told(
         ((*distil, "--teacher", teacher, "--corpus", text, "--tokenizer", tmp_path / "x/y/z"), "no tokenizer folder"),
         (("distill", "-m", "kd", "--teacher", teacher, "--corpus", text), "'kd' is not made for task 'corpus'"),
         (
-            (*distil, "--teacher", teacher, "--corpus", text, "--student-config", tmp_path / "no.json"),
+            (*distil, "--teacher", teacher, "--corpus", text, "--student", tmp_path / "no.json"),
             "no configuration",
         ),
         (("evaluate", teacher, "--corpus", text, "--task", "rte"), "task corpus, not rte"),
