@@ -18,9 +18,11 @@ from torch import nn
 
 from kdbert.data.batches import collate
 from kdbert.recipe import Recipe
+from kdbert.training.finite import FiniteWatch
 from kdbert.training.forward import StudentWithMethod
-from kdbert.training.loop import FiniteWatch, build_optimizer, forward_backward
+from kdbert.training.optimizer import build_optimizer
 from kdbert.training.precision import has_bf16_units
+from kdbert.training.step import forward_backward
 from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher
 from small_run import BATCH, Parts, Setting, assert_same_gradients, build, gradients
 

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # pytest does this for the t
 
 from kdbert.recipe import Recipe
 from kdbert.runs.execute import run_recipe
-from kdbert.training.loop import forward_backward, logged_terms
+from kdbert.training.loop import logged_terms
+from kdbert.training.step import forward_backward
 from small_run import build, gradients, ragged_rows
 
 

@@ -16,7 +16,7 @@ import torch
 from conftest import VOCABULARY, WORDS, make_bert
 from kdbert.data.batches import Batch, collate
 from kdbert.methods import LossTerms
-from kdbert.training.loop import forward_backward
+from kdbert.training.step import forward_backward
 from kdbert.training.teacher import Teacher
 from small_run import (
     BATCH,

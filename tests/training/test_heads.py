@@ -21,7 +21,7 @@ from kdbert.data.masking import IGNORE_INDEX
 from kdbert.errors import UserError
 from kdbert.models.load import load_tokenizer
 from kdbert.models.locate import locate
-from kdbert.training.loop import forward_backward
+from kdbert.training.step import forward_backward
 from small_heads import HeadSetting, make_setting
 from small_models import make_roberta
 from small_run import Parts, assert_same_gradients, build, gradients, logged

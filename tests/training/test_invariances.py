@@ -14,7 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdbert.data.batches import Batch, collate, epoch_batches
 from kdbert.methods import LossTerms
-from kdbert.training.loop import FiniteWatch, build_optimizer, forward_backward, train
+from kdbert.training.finite import FiniteWatch
+from kdbert.training.loop import train
+from kdbert.training.optimizer import build_optimizer
+from kdbert.training.step import forward_backward
 from kdbert.training.teacher import LiveTeacher, Teacher
 from small_run import (
     BATCH,

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from kdbert.models.kernels import FastDropout, UsedRows
-from kdbert.training.loop import forward_backward, trained_rows
+from kdbert.training.loop import trained_rows
+from kdbert.training.step import forward_backward
 from small_run import STEPS_PER_EPOCH, Setting, build, logged
 
 PLAIN = {

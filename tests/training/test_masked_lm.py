@@ -24,7 +24,7 @@ from kdbert.models.vocabulary import grow_embeddings
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import resolve_distill
 from kdbert.runs.plan import Plan
-from kdbert.training.loop import forward_backward
+from kdbert.training.step import forward_backward
 from small_run import assert_same_gradients, build, gradients
 
 COMMON = ("--max-length", "32", "--batch-size", "8", "--precision", "fp32")
