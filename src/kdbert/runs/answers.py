@@ -362,7 +362,7 @@ def _evaluate_text(
             part=part,
             unit=own.text_unit if own else "line",
         )
-        texts = texts if corpus is not None else texts.head(DEV_SEQUENCES)
+        texts = texts if corpus is not None else texts.first(DEV_SEQUENCES)
         masking = masking_of(
             tokenizer,
             known=facts.get("known_pieces"),

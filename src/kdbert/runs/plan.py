@@ -86,19 +86,19 @@ class Plan:
     def train_examples(self) -> Examples | TextSplit:
         """The training split, cut to `max_train_examples`."""
         if self.spec.kind == "masked_lm":
-            return self._text("train").head(self.recipe.task.max_train_examples)
+            return self._text("train").first(self.recipe.task.max_train_examples)
         if "train" not in self.spec.splits:
             raise UserError(
                 f"task {self.spec.name!r} has no training split; train on another task (ax: mnli) and use "
                 f"`kdbert evaluate --task {self.spec.name}`"
             )
-        return self.spec.load("train", self.recipe.task.data_dir).head(self.recipe.task.max_train_examples)
+        return self.spec.load("train", self.recipe.task.data_dir).first(self.recipe.task.max_train_examples)
 
     @cached_property
     def eval_examples(self) -> Mapping[str, Examples | TextSplit]:
         """Every labelled dev and test split; of plain text, the dev split."""
         if self.spec.kind == "masked_lm":
-            return {"dev": self._text("dev").head(DEV_SEQUENCES)}
+            return {"dev": self._text("dev").first(DEV_SEQUENCES)}
         names = [*self.spec.split_names("dev")]
         if "test" in self.spec.splits and self.spec.splits["test"].labelled:
             names.append("test")
