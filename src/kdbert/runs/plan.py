@@ -21,9 +21,9 @@ from kdbert.models.architectures import architecture
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import check_trained_head, label_names, load_config, load_tokenizer, same_tokenizer
 from kdbert.models.locate import ModelPlace, locate, locate_tokenizer, short_name
-from kdbert.models.open import Asked, Way, check_cut, check_length, count_parameters, decide, device_type, fit_tokenizer
-from kdbert.models.student import kept_layers
+from kdbert.models.student import check_cut, count_parameters, kept_layers
 from kdbert.models.vocabulary import check_expansion
+from kdbert.models.way import Asked, Way, check_length, decide, device_type, fit_tokenizer
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import base_model, missing_teachers, resolve_distill, task_of
 from kdbert.recipe.sections import MemorySection, warmup_steps
