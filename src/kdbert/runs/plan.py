@@ -208,7 +208,7 @@ class Plan:
     def _way(self, config: Any, name: str) -> Way:
         train = self.recipe.train
         packing = train.packing and not self.needs.reads_padding
-        return decide(config, self.spec.kind, name, Asked(train.attention, packing, train.first_token), device_type())
+        return decide(config, self.spec.head, name, Asked(train.attention, packing, train.first_token), device_type())
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -323,7 +323,7 @@ class Plan:
                 f"--precision {recipe.train.precision}: the library runs {self.student_place.given!r}, a model of type "
                 f"{self.way.model_type!r}, in float32 only; leave --precision auto"
             )
-        check_cut(self.student_config, self.spec.kind, self.kept_layers, self.student_place.given)
+        check_cut(self.student_config, self.spec.head, self.kept_layers, self.student_place.given)
         _ = self.teacher_permutations, self.kept_layers, self.needs
         if self.spec.kind == "masked_lm":  # before a large corpus is read
             for place in (*self.teacher_places, *self.teachers_to_come):
@@ -477,9 +477,15 @@ class Plan:
     def parameters(self) -> tuple[int, list[int]]:
         """Numbers of parameters of the student and of each teacher, from their configurations."""
         whole = count_parameters(
-            self.student_config, self.spec, self.student_place.given, self.kept_layers, vocabulary_size(self.tokenizer)
+            self.student_config,
+            self.spec.head,
+            self.student_place.given,
+            self.kept_layers,
+            vocabulary_size(self.tokenizer),
         )
-        return whole, [count_parameters(load_config(place), self.spec, place.given) for place in self.teacher_places]
+        return whole, [
+            count_parameters(load_config(place), self.spec.head, place.given) for place in self.teacher_places
+        ]
 
     def memory_estimate(self) -> float:
         """Bytes that training needs, roughly: weights, gradients, AdamW's two moments, activations.
