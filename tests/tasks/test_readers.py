@@ -97,7 +97,7 @@ def test_sets_of_classes(tmp_path: Path) -> None:
     found = load(tmp_path, "hoc", {"dev.json": content}, "dev")
     assert found.labels is not None
     assert found.labels.astype(int).tolist() == [marks, both, both]
-    groups = get_task("hoc").label_groups(found)
+    groups = get_task("hoc").label_groups(found.ids, found.words)
     assert groups is not None
     assert groups.tolist() == [0, 0, 1]
 

@@ -57,6 +57,7 @@ class TextSplit:
 
     encoded: Encoded
     labels: None = None
+    words: None = None
 
     def __len__(self) -> int:
         return len(self.encoded)

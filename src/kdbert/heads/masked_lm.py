@@ -43,9 +43,11 @@ class MaskedLM(Head):
     kind = "masked_lm"
     takes = "is plain text"
     makes = "masked language model"
+    prints = "print(tokenizer.decode(logits[0].argmax(-1)))"
     auto_class = "AutoModelForMaskedLM"
     pipeline = "fill-mask"
     plain_text = True
+    reads_first_token = False
     has_example_classes = False
 
     @property
@@ -57,6 +59,17 @@ class MaskedLM(Head):
     def answers(self) -> str:
         """What one answer is, for a person."""
         return "hidden pieces"
+
+    @property
+    def score_note(self) -> str:
+        """What a model card says about its scores."""
+        return (
+            "The scores are of pieces that are hidden together (15 % unless the recipe says otherwise, and every new "
+            "one); `new_`: of pieces that the vocabulary lacked before it was expanded."
+        )
+
+    def configure(self, config: Any) -> None:
+        """Nothing: the head is as wide as the vocabulary."""
 
     def read_label(self, label: str | tuple[str, ...], words: Sequence[str] | None, where: str) -> list[Any]:
         """Plain text has no labels."""
@@ -108,6 +121,10 @@ class MaskedLM(Head):
     def written(self, answer: Any) -> Any:
         """The numbers by name."""
         return dict(zip(HIDDEN, np.round(np.asarray(answer, dtype=np.float64), 6).tolist(), strict=True))
+
+    def read_written(self, rows: Sequence[Any]) -> np.ndarray:
+        """The numbers of each text, [N, 6]."""
+        return np.array([[row[name] for name in HIDDEN] for row in rows], dtype=np.float64)
 
     def prediction_rows(self, examples: Examples | TextSplit, logits: np.ndarray) -> Iterator[dict[str, Any]]:
         """The rows of a predictions file: the number of the text, and how its hidden tokens were answered."""

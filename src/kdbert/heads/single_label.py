@@ -21,6 +21,7 @@ class SingleLabel(Head):
     kind = "single_label"
     takes = "takes one of several classes"
     makes = "text classifier"
+    prints = "print(labels[str(logits[0].argmax())])"
     problem_type = "single_label_classification"
 
     def read_label(self, label: str | tuple[str, ...], words: Sequence[str] | None, where: str) -> list[Any]:
@@ -48,6 +49,12 @@ class SingleLabel(Head):
     def written(self, answer: Any) -> Any:
         """The name of the class."""
         return self.classes[answer]
+
+    def read_written(self, rows: Sequence[Any]) -> np.ndarray:
+        """Class numbers, [N]."""
+        return np.array(
+            [self.numbers[name] for name in rows], dtype=np.int16 if len(self.classes) < 2**15 else np.int64
+        )
 
     def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:
         """A metric treats all classes alike but for one that it names: the best is that one or the commonest other."""

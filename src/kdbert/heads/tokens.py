@@ -18,6 +18,7 @@ from kdbert.errors import UserError
 from kdbert.heads.head import Head, Variant
 from kdbert.losses.hard import cross_entropy
 from kdbert.losses.hinton import soft_label_loss
+from kdbert.metrics.grouped import OUTSIDE
 
 
 class Tokens(Head):
@@ -29,9 +30,11 @@ class Tokens(Head):
     kind = "token"
     takes = "tags words"
     makes = "tagger of words"
+    prints = "print([(token, labels[str(i)]) for token, i in zip(encoded.tokens, logits[0].argmax(-1))])"
     auto_class = "AutoModelForTokenClassification"
     pipeline = "token-classification"
     of_words = True
+    reads_first_token = False
     has_example_classes = False
     published = False
 
@@ -65,7 +68,7 @@ class Tokens(Head):
         found = (logits if columns is None else logits[:, columns])[data.word_tokens]
         lost = data.word_tokens < 0
         found[lost] = 0.0
-        found[lost, self.classes.index("O")] = 1.0
+        found[lost, self.numbers[OUTSIDE]] = 1.0
         return found
 
     def predicted(self, logits: np.ndarray) -> np.ndarray:
@@ -80,6 +83,10 @@ class Tokens(Head):
         """The tags of an example's words."""
         return [self.classes[tag] for tag in answer]
 
+    def read_written(self, rows: Sequence[Any]) -> np.ndarray:
+        """Tags of all words, [W]."""
+        return np.array([self.numbers[tag] for tags in rows for tag in tags])
+
     def _places(self, examples: Examples | TextSplit) -> Sequence[int | slice]:
         assert isinstance(examples, Examples)
         ends = examples.word_offsets.tolist()
@@ -88,3 +95,23 @@ class Tokens(Head):
     def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:
         """Every tag: one may be the best that no word has."""
         return list(range(len(self.classes)))
+
+    def class_counts(self, answers: np.ndarray, labels: np.ndarray) -> dict[str, tuple[int, int, int]]:
+        """Of each tag but O, word by word."""
+        return {name: counts for name, counts in super().class_counts(answers, labels).items() if name != OUTSIDE}
+
+    def differ(self, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+        """Whether any word of an example differs."""
+        assert groups is not None
+        return np.bincount(groups[first != second], minlength=int(groups.max()) + 1) > 0
+
+    def disputed(self, first: Any, second: Any) -> np.ndarray | None:
+        """The numbers of the words."""
+        return np.flatnonzero(first != second)
+
+    def gap(self, answer: Any, other: Any, first: np.ndarray, second: np.ndarray) -> float:
+        """The widest of the words that are tagged differently."""
+        from scipy.special import softmax
+
+        apart = np.abs(softmax(first, axis=-1) - softmax(second, axis=-1))
+        return float(apart[np.arange(len(answer)), answer][answer != other].max())

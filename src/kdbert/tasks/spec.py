@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdbert.data.corpus import TextSplit
 from kdbert.data.examples import Examples, Row, examples_of
 from kdbert.data.files import find_file, text_digest
 from kdbert.errors import UserError
@@ -172,14 +173,30 @@ class TaskSpec:
             reader=self.head if source.labelled else None,
         )
 
-    def label_groups(self, examples: Examples) -> np.ndarray | None:
-        """What a metric counts together: int64, for each label row the number of its document or sentence.
+    def score(self, logits: np.ndarray, part: Examples | TextSplit) -> dict[str, float]:
+        """The task's metrics of a split that has labels (or of plain text).
+
+        Args:
+            logits: of `Head.label_logits`.
+        """
+        groups = self.label_groups(part.ids, part.words)
+        return self.head.scores(self.metrics, self.head.predicted(logits), part.labels, groups)
+
+    def constant_answer(self, part: Examples | TextSplit) -> dict[str, float] | None:
+        """What the best constant answer reaches on a split; None of a split without labels."""
+        return self.head.constant_answer(self.metrics, part.labels, self.label_groups(part.ids, part.words))
+
+    def label_groups(self, ids: Sequence[str], words: Sequence[Sized] | None) -> np.ndarray | None:
+        """What a metric counts together: int64, for each label the number of its document or sentence.
 
         None where each example counts for itself.
+
+        Args:
+            words: where words have labels, those of each example.
         """
-        if examples.words is not None:
-            return np.repeat(np.arange(len(examples)), np.diff(examples.word_offsets))
+        if words is not None:
+            return np.repeat(np.arange(len(words)), [len(some) for some in words])
         if self.document is None:
             return None
         numbers: dict[str, int] = {}
-        return np.array([numbers.setdefault(self.document(name), len(numbers)) for name in examples.ids])
+        return np.array([numbers.setdefault(self.document(name), len(numbers)) for name in ids])
