@@ -111,9 +111,9 @@ def distill(
         more,
     )
     if dry_run:
-        from kdbert.cli.dry_run import print_distill_plan
+        from kdbert.cli.dry_run import print_plan
 
-        print_distill_plan(recipe)
+        print_plan(recipe)
         return
     from kdbert.runs import commands
 

@@ -34,7 +34,7 @@ def evaluate(
     kdbert evaluate runs/custom/kd/… --test-file new.csv
     """
     o.start(quiet)
-    from kdbert.runs.answers import evaluate as evaluate_model
+    from kdbert.runs.evaluate import evaluate as evaluate_model
 
     found = evaluate_model(
         model, task, corpus=corpus, split=split, test_file=test_file, data_dir=data_dir, output_dir=output_dir,

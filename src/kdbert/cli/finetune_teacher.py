@@ -64,9 +64,8 @@ def finetune_teacher(
 
     if dry_run:
         from kdbert.cli.dry_run import print_plan
-        from kdbert.recipe.defaults import resolve_finetune
 
-        print_plan(resolve_finetune(recipe))
+        print_plan(recipe, "model")
         return
     result = finetune(recipe, overwrite=overwrite)
     o.print_results(f"{recipe.task.name}: finetune, seed {recipe.seed}", [o.row_of("model", result)], result, quiet)

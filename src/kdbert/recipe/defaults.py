@@ -12,7 +12,14 @@ from kdbert.methods import get_method
 from kdbert.models.load import load_config
 from kdbert.models.locate import QUICKSTART_MODEL, locate
 from kdbert.recipe import Recipe
-from kdbert.recipe.sections import TaskSection, MemorySection, StudentSection, TeacherSection, TeacherTraining, TrainSection
+from kdbert.recipe.sections import (
+    MemorySection,
+    StudentSection,
+    TaskSection,
+    TeacherSection,
+    TeacherTraining,
+    TrainSection,
+)
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec, get_task
 from kdbert.tasks.corpus import corpus_task
 from kdbert.tasks.custom import custom_task

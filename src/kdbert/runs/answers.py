@@ -154,7 +154,7 @@ class SavedModel:
         """Plain text as the model's run has read it; hidden are the tokens that its dev split hides."""
         own = self.trained.task if self.trained is not None and self.trained.task.name == CORPUS else None
         facts = self.run if own is not None else {}
-        source = self.corpus or (own and (own.dev_file or own.train_file))
+        source = self.corpus or (own.dev_file or own.train_file if own is not None else None)
         assert source is not None
         with tempfile.TemporaryDirectory() as folder:  # what is mapped stays readable when its name is gone
             texts = tokenised(
@@ -172,7 +172,7 @@ class SavedModel:
             probability=own.mask_probability if own else 0.15,
             words=bool(own and own.mask_words),
         )
-        return (texts if self.corpus is not None else texts.head(DEV_SEQUENCES)).masked(masking)
+        return (texts if self.corpus is not None else texts.first(DEV_SEQUENCES)).masked(masking)
 
     def encode(self, part: Examples | TextSplit) -> Encoded:
         """A split as the model reads it."""
@@ -295,7 +295,7 @@ def _of_plain_text(
     if test_file is not None:
         raise UserError("--test-file goes with a run of own data (--task custom); name plain text with --corpus")
     own = trained.task if trained is not None and trained.task.name == CORPUS else None
-    source = corpus or (own and (own.dev_file or own.train_file))
+    source = corpus or (own.dev_file or own.train_file if own is not None else None)
     if source is None:
         raise UserError(f"{place.given!r} was not trained on plain text; name some with --corpus")
     found = SavedModel(model, place, trained, corpus_task(source), None, None, 0, corpus)

@@ -1,7 +1,7 @@
 """What is refused before a run starts. Functions without side effects: each looks at a job and raises, or returns.
 
-`check` is the whole list. A mistake about a student must not be found only after hours of training its teacher, so a job
-whose teachers are still to be made is checked as far as that goes, and `check_teachers` is repeated when they are made.
+`check` is the whole list. A mistake about a student must not be found only after hours of training its teacher, so a
+job whose teachers are still to be made is checked as far as that goes; `check_teachers` is repeated when they are made.
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ def check_head(job: Job) -> None:
         cure = f"methods that are: {fitting}"
         if method.heads == ("masked_lm",):
             cure = "it learns from plain text: name some with --corpus"
-        raise UserError(
-            f"method {method.name!r} is not made for task {spec.name!r}, which {spec.head.takes}; {cure}"
-        )
+        raise UserError(f"method {method.name!r} is not made for task {spec.name!r}, which {spec.head.takes}; {cure}")
     if not spec.head.published and recipe.method.variant == "original" and job.teachers:
         raise UserError(
             f"task {spec.name!r} {spec.head.takes}; no published code distils that, so it has no variant original: use "
@@ -104,15 +102,13 @@ def check_layers(job: Job) -> None:
     for role, config, depth, layers in models:
         wrong = [layer for layer in layers if not 0 <= layer <= depth]
         if wrong:
-            raise UserError(
-                f"method {name!r} reads layer {wrong[0]} of a {role} with layers 0 (embeddings) to {depth}"
-            )
+            raise UserError(f"method {name!r} reads layer {wrong[0]} of a {role} with layers 0 (embeddings) to {depth}")
         reads = "--diagnose" if job.recipe.output.diagnose else f"method {name!r}" if layers else ""
         if reads and not architecture(config.model_type, role).hidden:
             cure = "leave it out" if job.recipe.output.diagnose else "use one that reads logits only, such as kd"
             raise UserError(
-                f"{reads} reads hidden states of each layer, and a {role} of type {config.model_type!r} has none of one "
-                f"size; {cure}"
+                f"{reads} reads hidden states of each layer, and a {role} of type {config.model_type!r} has none of "
+                f"one size; {cure}"
             )
 
 
@@ -216,7 +212,7 @@ def check_centroids(job: CentroidsJob, variant: str) -> None:
             "memory.train=auto"
         )
     most = job.recipe.task.max_train_examples
-    examples = len(job.inputs.examples(job.recipe.task, "train").head(most))
+    examples = len(job.inputs.examples(job.recipe.task, "train").first(most))
     if section.centroids is not None and section.centroids > examples:
         raise UserError(
             f"memory.centroids is {section.centroids}, but there are {examples} training examples; set fewer with "

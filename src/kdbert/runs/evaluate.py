@@ -115,9 +115,7 @@ def evaluate(
         if saved.place.run is not None and folder == saved.place.run / "predictions":
             RunFolder(saved.place.run).rewritten(files)
     metrics = {name: given.scores for name, given in found.items() if given.scores}
-    return Evaluation(
-        spec.name, metrics, files, spec.metrics[0], constant_answers(spec, parts), same_answers(found)
-    )
+    return Evaluation(spec.name, metrics, files, spec.metrics[0], constant_answers(spec, parts), same_answers(found))
 
 
 def _folder(saved: SavedModel, output_dir: str | None, precision: Precision, test_file: str | None) -> Path:
@@ -136,7 +134,7 @@ def _folder(saved: SavedModel, output_dir: str | None, precision: Precision, tes
         if own == (spec.name, saved.max_length, precision):
             RunFolder(place.run).check_links()
             return place.run / "predictions"
-    about = [saved.max_length, precision, *filter(None, [foreign, saved.labels])]
+    about: list[object] = [saved.max_length, precision, *filter(None, [foreign, saved.labels])]
     return Path("predictions") / spec.name / f"{short_name(str(place.run or place.given))}-{_digest(place, about)}"
 
 

@@ -31,14 +31,14 @@ class Inputs:
         return self._known[key] if key in self._known else self._keep(key, self.spec(task).load(split, task.data_dir))
 
     def encoded(self, task: TaskSection, split: str, tokenizer: Any) -> Encoded:
-        """A split as a tokenizer reads it, cut to `max_length`; of the training split the first `max_train_examples`."""
+        """A split as a tokenizer reads it; of the training split the first `max_train_examples`."""
         assert task.max_length is not None
         most = task.max_train_examples if split == "train" else None
         reads = (tokenizer_digest(tokenizer), *tokenizer.model_input_names)
         key = ("encoded", *self._files(task), split, most, task.max_length, *reads)
         if key in self._known:
             return self._known[key]
-        return self._keep(key, encode(self.examples(task, split).head(most), tokenizer, task.max_length))
+        return self._keep(key, encode(self.examples(task, split).first(most), tokenizer, task.max_length))
 
     def _keep(self, key: Any, value: T) -> T:
         self._known[key] = value

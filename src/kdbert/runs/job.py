@@ -16,7 +16,7 @@ from kdbert.errors import UserError
 from kdbert.methods import Models, Needs, Shape, get_method
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import label_names, load_config, load_tokenizer, same_tokenizer
-from kdbert.models.locate import ModelPlace, locate, locate_tokenizer, short_name
+from kdbert.models.locate import locate, locate_tokenizer, short_name
 from kdbert.models.student import count_parameters, kept_layers
 from kdbert.models.way import Asked, Way, decide, device_type, fit_tokenizer
 from kdbert.recipe import Recipe
@@ -109,19 +109,19 @@ class Job:
         """The training split, cut to `max_train_examples`."""
         most = self.recipe.task.max_train_examples
         if self.spec.head.plain_text:
-            return self._text("train").head(most)
+            return self._text("train").first(most)
         if "train" not in self.spec.splits:
             raise UserError(
                 f"task {self.spec.name!r} has no training split; train on another task (ax: mnli) and use "
                 f"`kdbert evaluate --task {self.spec.name}`"
             )
-        return self.inputs.examples(self.recipe.task, "train").head(most)
+        return self.inputs.examples(self.recipe.task, "train").first(most)
 
     @cached_property
     def eval_examples(self) -> Mapping[str, Examples | TextSplit]:
         """Every labelled dev and test split; of plain text, the dev split."""
         if self.spec.head.plain_text:
-            return {"dev": self._text("dev").head(DEV_SEQUENCES)}
+            return {"dev": self._text("dev").first(DEV_SEQUENCES)}
         names = [*self.spec.split_names("dev")]
         if "test" in self.spec.splits and self.spec.splits["test"].labelled:
             names.append("test")
@@ -255,9 +255,7 @@ class Job:
             return None
         spec = self.spec
         names = label_names(teacher.config)
-        return teacher_permutation(
-            teacher.place.given, spec.name, spec.labels, spec.aliases, names, teacher.labels
-        )
+        return teacher_permutation(teacher.place.given, spec.name, spec.labels, spec.aliases, names, teacher.labels)
 
     def tokenizer_of(self, teacher: KnownTeacher) -> Any:
         """A teacher's own tokenizer; the student's, where both read the same."""
@@ -302,9 +300,9 @@ class Job:
     def parameters(self) -> tuple[int, list[int]]:
         """Numbers of parameters of the student and of each teacher that is there, from their configurations."""
         pieces = vocabulary_size(self.tokenizer)
-        whole = count_parameters(self.config, self.spec, self.place.given, self.kept_layers, pieces)
+        whole = count_parameters(self.config, self.spec.head, self.place.given, self.kept_layers, pieces)
         made = [teacher for teacher in self.teachers if teacher.made]
-        return whole, [count_parameters(one.config, self.spec, one.place.given) for one in made]
+        return whole, [count_parameters(one.config, self.spec.head, one.place.given) for one in made]
 
     def ram(self) -> float:
         """Bytes that training needs, roughly: weights, gradients, AdamW's two moments, activations.
@@ -318,4 +316,3 @@ class Job:
         activations = 4.0 * rows * length * len(self.kept_layers) * per_token
         centroids = self.centroids.count * length * width if self.centroids is not None else 0
         return 16.0 * (student + centroids) + 4.0 * sum(teachers) + activations
-

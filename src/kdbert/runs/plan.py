@@ -1,6 +1,6 @@
-"""From a recipe to the jobs that a command takes: teachers, baseline, centroids, student. The one plan of all commands.
+"""From a recipe to the jobs that a command takes: teachers, baseline, centroids, student.
 
-`distill`, `train-memory`, `finetune-teacher`, `--dry-run` and `sweep` use this list; `kdbert.runs.execute` does one job.
+All training commands, `--dry-run` and `sweep` use this list; `kdbert.runs.execute` does one job.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def teacher_facts(job: Job, teacher: FrozenTeacher) -> dict[str, Any]:
         found = {name: _answers(job, teacher, name) for name in job.eval_examples}
         known = {"metrics": {name: one.scores for name, one in found.items()}, "one_answer": same_answers(found)}
     config, name = teacher.known.config, teacher.known.place.given
-    parameters = count_parameters(config, job.spec, name)
+    parameters = count_parameters(config, job.spec.head, name)
     return {
         "model": name,
         **known,

@@ -20,7 +20,7 @@ from kdbert.data.encode import Encoded
 from kdbert.data.masking import vocabulary_size
 from kdbert.methods import Method, Needs, Outputs, Shape, source_of
 from kdbert.models.fast.late_head import use_late_head
-from kdbert.models.load import load_config, load_tokenizer
+from kdbert.models.load import label_names, load_config, load_tokenizer
 from kdbert.models.locate import ModelPlace
 from kdbert.models.open import open_classifier, open_masked_lm
 from kdbert.models.way import Way
@@ -59,6 +59,11 @@ class KnownTeacher:
     def shape(self) -> Shape:
         """Its depth and width."""
         return shape_of(self.config)
+
+    @property
+    def label_names(self) -> list[str]:
+        """Its labels in the order of its logits: as told, or as its configuration names them."""
+        return self.labels or label_names(self.config)
 
 
 def shape_of(config: Any) -> Shape:
