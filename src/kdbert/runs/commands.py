@@ -99,8 +99,8 @@ def train_memory(recipe: Recipe, *, layer: int | None = None, output: str | None
     if missing_teachers(recipe):
         recipe = with_teachers(recipe, [_make_teacher(wanted).path for wanted in teacher_recipes(recipe)])
     job = TrainingJob(memory_plan(recipe, layer))
-    assert job.teachers.memory is not None
-    path = job.teachers.memory_path
+    assert job.teachers.centroids is not None
+    path = job.teachers.centroids_path
     if target is None or target.absolute() == path.absolute():
         return path
     if target.exists() and sha256(target) != sha256(path):

@@ -190,7 +190,7 @@ class Job:
         context = Context(
             models=plan.models,
             batch_size=plan.micro_batch,
-            memory=self.teachers.memory,
+            memory=self.teachers.centroids,
         )
         # Not the draw that made the student's head, so that a method of its own draws changes no other.
         torch.manual_seed(int(np.random.SeedSequence([recipe.seed, 1]).generate_state(1, np.uint64)[0] >> 1))
@@ -232,8 +232,8 @@ class Job:
         fingerprints = {name: part.fingerprint() for name, part in self.encoded.items()}
         fingerprints["student"] = plan.student_place.fingerprint()
         fingerprints.update({f"teacher{i}": p.fingerprint() for i, p in enumerate(plan.teacher_places)})
-        if self.teachers.memory is not None:
-            fingerprints["memory"] = self.teachers.memory.fingerprint
+        if self.teachers.centroids is not None:
+            fingerprints["memory"] = self.teachers.centroids.fingerprint
         if main:
             self._open_folder(fingerprints)
         accelerator.wait_for_everyone()

@@ -6,11 +6,12 @@ import contextlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kdbert.centroids.file import Memory
+from kdbert.centroids.file import Centroids, Origin
 from kdbert.data.corpus import DEV_SEQUENCES, TextSplit, corpus_digest, tokenised
 from kdbert.data.examples import Examples
 from kdbert.data.masking import base_size, masking_of, tokenizer_digest, vocabulary_size
@@ -387,8 +388,7 @@ class Plan:
         if memory.file is not None and not self.teacher_places:
             raise UserError(f"memory {memory.file!r} belongs to a teacher: name that one with --teacher")
         if memory.file is not None:
-            found = Memory.load(Path(memory.file))
-            found.check(memory.file, self.memory_of, self.recipe.method.variant)
+            Centroids.load(Path(memory.file)).check(memory.file, self.origin, self.recipe.method.variant)
         elif memory.train == "never" and not self._memory_is_there(memory):
             raise UserError(
                 f"{self.recipe.method.name} needs a memory, and below {self.recipe.output.runs_dir!r} there is none of "
@@ -405,25 +405,27 @@ class Plan:
         """Whether some memory has been made as the recipe says."""
         if not self.teacher_places:
             return False
-        wanted = {**self.memory_of, **memory.model_dump(exclude={"file", "train"})}
+        wanted = {**asdict(self.origin), **memory.model_dump(exclude={"file", "train"})}
         for path in (Path(self.recipe.output.runs_dir) / self.spec.name / "memory").glob("*.safetensors"):
             with contextlib.suppress(UserError):
-                about = Memory.load(path).about
+                about = Centroids.load(path).about
                 if all(about.get(key) == value for key, value in wanted.items()):
                     return True
         return False
 
     @property
-    def memory_of(self) -> dict[str, Any]:
-        """What the memory must be of."""
-        return {
-            "task": self.spec.name,
-            "train_file": self.fingerprints.get(self.recipe.task.train_file or "", "")[:16],
-            "teacher": self.teacher_places[0].fingerprint(),
-            "layer": self.needs.memory_layer,
-            "width": self.models.teachers[0].width,
-            "max_length": self.recipe.task.max_length,
-        }
+    def origin(self) -> Origin:
+        """What the centroids that the method reads must be of."""
+        assert self.needs.memory_layer is not None
+        assert self.recipe.task.max_length is not None
+        return Origin(
+            task=self.spec.name,
+            train_file=self.fingerprints.get(self.recipe.task.train_file or "", "")[:16],
+            teacher=self.teacher_places[0].fingerprint(),
+            layer=self.needs.memory_layer,
+            width=self.models.teachers[0].width,
+            max_length=self.recipe.task.max_length,
+        )
 
     def memory_words(self) -> str:
         """How the memory is made, for people."""
@@ -494,7 +496,7 @@ class Plan:
         activations = 4.0 * rows * length * len(self.kept_layers) * per_token
         memory, centroids = self.recipe.memory, 0
         if memory is not None:
-            count = len(Memory.load(Path(memory.file)).counts) if memory.file is not None else memory.centroids or 0
+            count = len(Centroids.load(Path(memory.file)).counts) if memory.file is not None else memory.centroids or 0
             centroids = count * length * config.hidden_size
         return 16.0 * (student + centroids) + 4.0 * sum(teachers) + activations
 

@@ -1,4 +1,4 @@
-"""The teachers of a run: how they read the splits, what is read of them and kept, and the memory made of one."""
+"""The teachers of a run: how they read the splits, what is read of them and kept, and the centroids of one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ import psutil
 import torch
 from accelerate import Accelerator
 
-from kdbert.centroids.file import Memory
+from kdbert.centroids.algorithm import Features
+from kdbert.centroids.builder import centroids_path, find_or_build
+from kdbert.centroids.file import Centroids, Description
 from kdbert.data.batches import Batch
 from kdbert.data.corpus import TextSplit
 from kdbert.data.encode import Encoded, encode
@@ -27,8 +29,8 @@ from kdbert.models.fast.late_head import use_late_head
 from kdbert.models.load import load_config, load_tokenizer
 from kdbert.models.open import open_classifier, open_masked_lm
 from kdbert.runs.plan import Plan
+from kdbert.training.features import live_features, stored_features
 from kdbert.training.forward import check_runs, pass_over
-from kdbert.training.memory import about_memory, make_memory, memory_path
 from kdbert.training.precision import Precision
 from kdbert.training.store import Allocate, NoRoom, in_memory, stored
 from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher, kinds_of, layers_read, only, quantities
@@ -96,60 +98,64 @@ class Teachers:
         """Let go of the networks; they are loaded again if something more is read of them."""
         self.__dict__.pop("models", None)
 
-    @cached_property
-    def memory_about(self) -> dict[str, Any]:
-        """What the memory is of, and how one is made."""
-        plan, recipe = self.plan, self.plan.recipe
-        assert recipe.memory is not None
-        data = self.encoded[0]["train"].fingerprint()
-        return about_memory(recipe.memory, plan.memory_of, data=data, precision=self.precision)
-
     @property
-    def memory_path(self) -> Path:
-        """Where the memory is, or will be."""
-        recipe, given = self.plan.recipe, self.plan.teacher_places[0]
-        assert recipe.memory is not None
-        if recipe.memory.file is not None:
-            return Path(recipe.memory.file)
-        return memory_path(recipe.output.runs_dir, str(given.run or given.given), self.memory_about)
+    def centroids_path(self) -> Path:
+        """Where the centroids are, or will be."""
+        given, section = self.plan.teacher_places[0], self.plan.recipe.memory
+        if section is not None and section.file is not None:
+            return Path(section.file)
+        return centroids_path(self.plan.recipe.output.runs_dir, str(given.run or given.given), self._description)
 
     @cached_property
-    def memory(self) -> Memory | None:
-        """The memory that the method reads: the one that is named, one that is there, or one made now."""
+    def _description(self) -> Description:
+        """What the centroids are to be made of, and how."""
+        section, data = self.plan.recipe.memory, self.encoded[0]["train"].fingerprint()
+        how = {} if section is None else section.model_dump(exclude={"file", "train"})
+        return Description(**asdict(self.plan.origin), data=data, precision=self.precision, **how)
+
+    @cached_property
+    def centroids(self) -> Centroids | None:
+        """The centroids that the method reads: those of the file that is named, those that are there, or new ones."""
         plan, recipe, section = self.plan, self.plan.recipe, self.plan.recipe.memory
         layer = plan.needs.memory_layer
         if section is None or layer is None:
             return None
-        data, about, path = self.encoded[0]["train"], self.memory_about, self.memory_path
+        data, path = self.encoded[0]["train"], self.centroids_path
+        longest = int(data.lengths.max())
         if section.file is not None:
-            memory = Memory.load(path)
-        else:
-            if section.train == "never" and not path.exists():
-                raise UserError(
-                    f"{recipe.method.name} needs a memory and there is none at {path}: make it with `kdbert "
-                    "train-memory`, or leave memory.train=auto"
-                )
-            memory = make_memory(
-                path,
-                section,
-                about,
-                data,
-                hidden=lambda: self._kept_hidden(layer, data),
-                model=lambda: self.models[0],
-                accelerator=self.accelerator,
-                precision=self.precision,
-                batch_size=recipe.train.eval_batch_size,
+            found = Centroids.load(path)
+        elif section.train == "never" and not path.exists():
+            raise UserError(
+                f"{recipe.method.name} needs a memory and there is none at {path}: make it with `kdbert train-memory`, "
+                "or set memory.train=auto"
             )
-        memory.check(path, about, recipe.method.variant)
-        memory.check_length(path, int(data.lengths.max()))
-        if memory.about.get("data") != about["data"]:
+        else:
+            length = plan.origin.max_length if section.algorithm == "legacy" else longest
+            found = find_or_build(
+                path, self._description, lambda: self._features(layer, data), examples=len(data), length=length,
+                accelerator=self.accelerator,
+            )  # fmt: skip
+        found.check(path, plan.origin, recipe.method.variant, longest)
+        if found.about.get("data") != data.fingerprint():
             log.warning("memory %s was made of other training examples of the task than this run's", path)
-        return memory
+        return found
 
     @property
-    def _memory_fingerprint(self) -> str:
-        assert self.memory is not None
-        return self.memory.fingerprint
+    def _centroids_fingerprint(self) -> str:
+        assert self.centroids is not None
+        return self.centroids.fingerprint
+
+    def _features(self, layer: int, data: Encoded) -> Features:
+        """What centroids are made of: the first teacher's hidden states, kept if they fit."""
+        batch_size, legacy = self.plan.recipe.train.eval_batch_size, self._description.algorithm == "legacy"
+        hidden = None if legacy else self._kept_hidden(layer, data)
+        if hidden is not None:
+            return stored_features(hidden, data, batch_size)
+        log.info("memory: the teacher runs in every pass")
+        return live_features(
+            lambda: self.models[0], layer, data, length=self.plan.origin.max_length if legacy else None,
+            batch_size=batch_size, precision=self.precision, device=self.accelerator.device,
+        )  # fmt: skip
 
     def _kept_hidden(self, layer: int, data: Encoded) -> np.ndarray | None:
         """A layer of the first teacher for every token of the training split; None if that is too large to keep."""
@@ -268,7 +274,7 @@ class Teachers:
         files = {name: name for name in kinds_of(needs, "example")}
         for quantity in needs.reduced:
             assert method is not None
-            made_with = [self._memory_fingerprint] if quantity.by_memory else []
+            made_with = [self._centroids_fingerprint] if quantity.by_memory else []
             made_with += [source] if (source := source_of(type(method))) else []
             files[quantity.name] = ".".join([quantity.name, *made_with])
         if self.plan.recipe.train.cache_precision == "bf16" and not exact:
