@@ -29,7 +29,6 @@ from kdbert.models.load import load_config
 from kdbert.models.way import INPUTS, Asked, Way, decide
 from kdbert.runs.answers import SavedClassifier, saved_classifier
 from kdbert.runs.folder import RunFolder
-from kdbert.runs.predictions import predicted
 from kdbert.tasks import get_task
 from kdbert.training.forward import check_runs, predict
 from kdbert.training.precision import make_accelerator
@@ -257,7 +256,7 @@ class _Logits(nn.Module):
 def _write_model(saved: SavedClassifier, format: str, folder: Path) -> Any:
     """The model's file, its configuration and its tokenizer; returns the tokenizer."""
     # The plain attention function: all that it does stands in the graph, whatever the first batch looks like.
-    network = saved.network(decide(load_config(saved.place), saved.spec.kind, saved.given, PLAIN))
+    network = saved.network(decide(load_config(saved.place), saved.spec.head, saved.given, PLAIN))
     tokenizer = saved.tokenizer()
     inputs = [name for name in INPUTS if name in tokenizer.model_input_names]
     pads = tokenizer.pad_token_id is not None
@@ -359,7 +358,7 @@ def _compare(saved: SavedClassifier, folder: Path, tokenizer: Any) -> tuple[dict
             "largest_difference": float(difference.max()),
             "mean_difference": float(difference.mean()),
             "largest_logit": float(np.abs(theirs).max()),
-            "agreement": agreement(saved.spec.kind, predicted(saved.spec, theirs), predicted(saved.spec, ours)),
+            "agreement": agreement(saved.spec.kind, saved.spec.head.predicted(theirs), saved.spec.head.predicted(ours)),
         }
         if examples.labels is not None:
             checks[examples.split] |= {

@@ -30,7 +30,7 @@ def test_examples_are_the_originals(case: dict[str, Any], tmp_path: Path) -> Non
         (tmp_path / name).write_text(text, encoding="utf-8", newline="")
     assert spec.kind == ("regression" if case["output_mode"] == "regression" else "single_label")
     assert list(spec.labels) == [label for label in case["label_list"] if label is not None]
-    assert spec.num_outputs == len(case["label_list"])
+    assert spec.head.outputs == len(case["label_list"])
 
     for split, expected in case["expected"].items():
         name = DEV_SPLITS.get(case["task"], "dev") if split == "dev" else split

@@ -32,7 +32,7 @@ IDS = torch.tensor([[2, 7, 8, 9, 3], [2, 11, 12, 13, 3]])
 
 def opened(place: ModelPlace, spec: TaskSpec, *, keep_head: bool) -> tuple[Any, bool]:
     """A classifier in the library's own way, eager attention."""
-    way = decide(load_config(place), spec.kind, place.given, PLAIN)
+    way = decide(load_config(place), spec.head, place.given, PLAIN)
     return open_classifier(place, spec, way, keep_head=keep_head)
 
 

@@ -32,7 +32,6 @@ from kdbert.models.locate import locate
 from kdbert.runs.answers import SavedClassifier, saved_classifier
 from kdbert.runs.environment import cores, environment
 from kdbert.runs.folder import RunFolder
-from kdbert.runs.predictions import predicted
 from kdbert.tasks import TaskSpec
 from kdbert.training.forward import check_runs, predict
 from kdbert.training.precision import make_accelerator
@@ -536,7 +535,7 @@ def _score(contenders: Sequence[Contender], examples: Examples, teacher: SavedCl
         one.quality = one.saved.score(logits, examples)
         if teacher is not None:
             spec = one.saved.spec
-            one.agreement = agreement(spec.kind, predicted(spec, answer(teacher)), predicted(spec, logits))
+            one.agreement = agreement(spec.kind, spec.head.predicted(answer(teacher)), spec.head.predicted(logits))
 
 
 def _facts(one: Contender, batch_sizes: Sequence[int], teacher: str | None) -> dict[str, Any]:

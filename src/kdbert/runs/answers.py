@@ -17,7 +17,6 @@ from kdbert.data.encode import Encoded, encode
 from kdbert.data.examples import Examples
 from kdbert.data.masking import masking_of
 from kdbert.errors import UserError
-from kdbert.metrics import constant_answer, masked_lm_scores, score
 from kdbert.models.fast.late_head import use_late_head
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import (
@@ -33,7 +32,7 @@ from kdbert.models.way import Asked, Way, check_length, decide, device_type, fit
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import task_of
 from kdbert.runs.folder import RunFolder
-from kdbert.runs.predictions import predicted, same_answer, write_hidden, write_predictions, write_submission
+from kdbert.runs.predictions import write_predictions, write_submission
 from kdbert.runs.saved_task import saved_task
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec, get_task, task_name
 from kdbert.tasks.corpus import corpus_task
@@ -144,16 +143,16 @@ def evaluate(
     for name, part in examples.items():
         logits = answers[name]
         if part.labels is not None:
-            found.metrics[name] = saved.score(logits, part)
-            found.constant[name] = saved.constant(part)
-        same = same_answer(spec, logits)
+            found.metrics[name] = spec.score(logits, part)
+            found.constant[name] = spec.constant_answer(part) or {}
+        same = spec.head.same_answer(spec.head.predicted(logits))
         if same is not None:
             found.same[name] = same
         if accelerator.is_main_process:
-            write_predictions(folder / f"{name}.jsonl", spec, part, logits)
+            write_predictions(folder / f"{name}.jsonl", spec.head, part, logits)
             files.append(folder / f"{name}.jsonl")
             if name in spec.submission:
-                write_submission(folder / spec.submission[name], spec, logits)
+                write_submission(folder / spec.submission[name], spec.head, logits)
                 files.append(folder / spec.submission[name])
     if accelerator.is_main_process and place.run is not None and folder == place.run / "predictions":
         RunFolder(place.run).rewritten(files)
@@ -197,7 +196,7 @@ class SavedClassifier:
     @cached_property
     def way(self) -> Way:
         """How it is run: as its run ran it, where it is a run's model."""
-        return decide(load_config(self.place), self.spec.kind, self.given, asked_by(self.place), device_type())
+        return decide(load_config(self.place), self.spec.head, self.given, asked_by(self.place), device_type())
 
     def network(self, way: Way | None = None) -> Any:
         """The model itself, in eval mode."""
@@ -217,18 +216,11 @@ class SavedClassifier:
 
     def label_logits(self, logits: np.ndarray, data: Encoded) -> np.ndarray:
         """The model's logits as logits of what has a label, in the order of the task's classes."""
-        return data.label_logits(logits[:, self.permutation], self.spec.labels)
+        return self.spec.head.label_logits(logits, data, self.permutation)
 
     def score(self, logits: np.ndarray, examples: Examples) -> dict[str, float]:
         """The task's metrics of `label_logits` on a split that has labels."""
-        assert examples.labels is not None
-        groups = self.spec.label_groups(examples)
-        return score(self.spec.metrics, predicted(self.spec, logits), examples.labels, groups, self.spec.labels)
-
-    def constant(self, examples: Examples) -> dict[str, float]:
-        """What the constant answer reaches on a split that has labels."""
-        assert examples.labels is not None
-        return constant_answer(self.spec.metrics, examples.labels, self.spec.label_groups(examples), self.spec.labels)
+        return self.spec.score(logits, examples)
 
 
 def asked_by(place: ModelPlace) -> Asked:
@@ -328,7 +320,7 @@ def _evaluate_text(
     spec = corpus_task(source)
     config = load_config(place)
     check_trained_head(config, place.given, spec)
-    way = decide(config, spec.kind, place.given, asked_by(place), device_type())
+    way = decide(config, spec.head, place.given, asked_by(place), device_type())
     length = max_length or (own.max_length if own else None) or min(spec.max_length, way.limit or spec.max_length)
     check_length(length, way.limit, place.given)
     tokenizer = fit_tokenizer(load_tokenizer(place), way, place.given)
@@ -354,7 +346,7 @@ def _evaluate_text(
             part=part,
             unit=own.text_unit if own else "line",
         )
-        texts = texts if corpus is not None else texts.head(DEV_SEQUENCES)
+        texts = texts if corpus is not None else texts.first(DEV_SEQUENCES)
         masking = masking_of(
             tokenizer,
             known=facts.get("known_pieces"),
@@ -370,10 +362,10 @@ def _evaluate_text(
             told=f"{place.given} on plain text",
         )
     if accelerator.is_main_process:
-        write_hidden(folder / "dev.jsonl", sums)
+        write_predictions(folder / "dev.jsonl", spec.head, texts, sums)
         if place.run is not None and folder == place.run / "predictions":
             RunFolder(place.run).rewritten([folder / "dev.jsonl"])
-    metrics = {"dev": masked_lm_scores(spec.metrics, sums)}
+    metrics = {"dev": spec.score(sums, texts)}
     return Evaluation(CORPUS, metrics, [folder / "dev.jsonl"], spec.metrics[0])
 
 

@@ -23,7 +23,6 @@ from kdbert.data.masking import vocabulary_size
 from kdbert.disk.files import atomic_write, replace_folder, write_text
 from kdbert.errors import Diverged, Interrupted, KdbertError, UserError, few
 from kdbert.methods import Context, get_method
-from kdbert.metrics import constant_answer, masked_lm_scores, score
 from kdbert.models.fast.dropout import use_fast_dropout
 from kdbert.models.fast.late_head import use_late_head
 from kdbert.models.layers import told
@@ -38,7 +37,7 @@ from kdbert.runs.environment import environment
 from kdbert.runs.folder import RunFolder, RunResult, identity_of
 from kdbert.runs.model_card import model_card
 from kdbert.runs.plan import Plan
-from kdbert.runs.predictions import predicted, same_answer, write_hidden, write_predictions
+from kdbert.runs.predictions import write_predictions
 from kdbert.runs.saved import check_saved
 from kdbert.runs.saved_task import task_record
 from kdbert.runs.teachers import Teachers, encode_splits
@@ -482,16 +481,15 @@ class Job:
         """Split -> metric -> what the constant answer reaches; of plain text there is none."""
         spec = self.plan.spec
         return {
-            name: constant_answer(spec.metrics, part.labels, spec.label_groups(part), spec.labels)
+            name: found
             for name, part in self.plan.eval_examples.items()
-            if isinstance(part, Examples) and part.labels is not None
+            if (found := spec.constant_answer(part)) is not None
         }
 
     def _same_answers(self, logits: Mapping[str, np.ndarray]) -> dict[str, str]:
         """Split -> the answer that is given to all of its examples, where it is one."""
-        if self.plan.spec.kind == "masked_lm":
-            return {}
-        found = {name: same_answer(self.plan.spec, values) for name, values in logits.items()}
+        head = self.plan.spec.head
+        found = {name: head.same_answer(head.predicted(values)) for name, values in logits.items()}
         return {name: answer for name, answer in found.items() if answer is not None}
 
     def _evaluate(
@@ -512,7 +510,7 @@ class Job:
             accelerator=self.accelerator,
         )
         self._check_finite(logits, "the model's outputs", split, LOWER_RATE)
-        return self.encoded[split].label_logits(logits, self.plan.spec.labels)
+        return self.plan.spec.head.label_logits(logits, self.encoded[split])
 
     def _hidden_sums(self, model: nn.Module, split: str, teacher: str | None = None) -> np.ndarray:
         """In place of logits: how a masked-LM answers the hidden pieces of a split, text by text."""
@@ -551,15 +549,11 @@ class Job:
         """A teacher's logits of all that has a label, in the task's order of classes."""
         if self.plan.spec.kind == "masked_lm":
             return self._hidden_sums(self.teachers.models[number], split, self.plan.recipe.teachers[number].model)
-        logits = self.teachers.values(number, split, LOGITS)["logits"][:, self.plan.teacher_permutations[number]]
-        return self.teachers.encoded[number][split].label_logits(logits, self.plan.spec.labels)
+        logits, data = self.teachers.values(number, split, LOGITS)["logits"], self.teachers.encoded[number][split]
+        return self.plan.spec.head.label_logits(logits, data, self.plan.teacher_permutations[number])
 
     def _score(self, split: str, logits: np.ndarray) -> dict[str, float]:
-        spec, examples = self.plan.spec, self.plan.eval_examples[split]
-        if not isinstance(examples, Examples):
-            return masked_lm_scores(spec.metrics, logits)
-        assert examples.labels is not None
-        return score(spec.metrics, predicted(spec, logits), examples.labels, spec.label_groups(examples), spec.labels)
+        return self.plan.spec.score(logits, self.plan.eval_examples[split])
 
     def _write_results(self, facts: dict[str, Any], logits: Mapping[str, np.ndarray]) -> None:
         plan, recipe, folder = self.plan, self.plan.recipe, self.plan.folder
@@ -583,11 +577,8 @@ class Job:
 
         replace_folder(folder.path / "model", fill)
         for name, values in logits.items():
-            path, examples = folder.path / "predictions" / f"{name}.jsonl", plan.eval_examples[name]
-            if isinstance(examples, Examples):
-                write_predictions(path, plan.spec, examples, values)
-            else:
-                write_hidden(path, values)
+            path = folder.path / "predictions" / f"{name}.jsonl"
+            write_predictions(path, plan.spec.head, plan.eval_examples[name], values)
         own = self.module.method.state_dict()
         if own:
             from safetensors.torch import save_file

@@ -87,19 +87,19 @@ class Plan:
     def train_examples(self) -> Examples | TextSplit:
         """The training split, cut to `max_train_examples`."""
         if self.spec.kind == "masked_lm":
-            return self._text("train").head(self.recipe.task.max_train_examples)
+            return self._text("train").first(self.recipe.task.max_train_examples)
         if "train" not in self.spec.splits:
             raise UserError(
                 f"task {self.spec.name!r} has no training split; train on another task (ax: mnli) and use "
                 f"`kdbert evaluate --task {self.spec.name}`"
             )
-        return self.spec.load("train", self.recipe.task.data_dir).head(self.recipe.task.max_train_examples)
+        return self.spec.load("train", self.recipe.task.data_dir).first(self.recipe.task.max_train_examples)
 
     @cached_property
     def eval_examples(self) -> Mapping[str, Examples | TextSplit]:
         """Every labelled dev and test split; of plain text, the dev split."""
         if self.spec.kind == "masked_lm":
-            return {"dev": self._text("dev").head(DEV_SEQUENCES)}
+            return {"dev": self._text("dev").first(DEV_SEQUENCES)}
         names = [*self.spec.split_names("dev")]
         if "test" in self.spec.splits and self.spec.splits["test"].labelled:
             names.append("test")
@@ -209,7 +209,7 @@ class Plan:
     def _way(self, config: Any, name: str) -> Way:
         train = self.recipe.train
         packing = train.packing and not self.needs.reads_padding
-        return decide(config, self.spec.kind, name, Asked(train.attention, packing, train.first_token), device_type())
+        return decide(config, self.spec.head, name, Asked(train.attention, packing, train.first_token), device_type())
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -324,7 +324,7 @@ class Plan:
                 f"--precision {recipe.train.precision}: the library runs {self.student_place.given!r}, a model of type "
                 f"{self.way.model_type!r}, in float32 only; leave --precision auto"
             )
-        check_cut(self.student_config, self.spec.kind, self.kept_layers, self.student_place.given)
+        check_cut(self.student_config, self.spec.head, self.kept_layers, self.student_place.given)
         _ = self.teacher_permutations, self.kept_layers, self.needs
         if self.spec.kind == "masked_lm":  # before a large corpus is read
             for place in (*self.teacher_places, *self.teachers_to_come):
@@ -479,9 +479,15 @@ class Plan:
     def parameters(self) -> tuple[int, list[int]]:
         """Numbers of parameters of the student and of each teacher, from their configurations."""
         whole = count_parameters(
-            self.student_config, self.spec, self.student_place.given, self.kept_layers, vocabulary_size(self.tokenizer)
+            self.student_config,
+            self.spec.head,
+            self.student_place.given,
+            self.kept_layers,
+            vocabulary_size(self.tokenizer),
         )
-        return whole, [count_parameters(load_config(place), self.spec, place.given) for place in self.teacher_places]
+        return whole, [
+            count_parameters(load_config(place), self.spec.head, place.given) for place in self.teacher_places
+        ]
 
     def memory_estimate(self) -> float:
         """Bytes that training needs, roughly: weights, gradients, AdamW's two moments, activations.

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdbert.data.examples import Examples, Kind, Row, examples_of
+from kdbert.data.corpus import TextSplit
+from kdbert.data.examples import Examples, Row, examples_of
 from kdbert.data.files import find_file, text_digest
 from kdbert.errors import UserError
+
+if TYPE_CHECKING:
+    from kdbert.heads import Head
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,8 @@ class TaskSpec:
     """A registered task.
 
     Attributes:
-        kind: `single_label` (one of `labels`), `multi_label` (any of them), `token` (one for each word) or
-            `regression` (one score).
+        kind: `single_label` (one of `labels`), `multi_label` (any of them), `token` (one for each word),
+            `regression` (one score) or `masked_lm` (plain text); see `head`.
         splits: split name -> where and how to read it.
         labels: class names in order; empty for regression. Tags of words are `O`, `B`, `I`, or `B-DISEASE` and such.
         aliases: other names a model may use for a class (`{"1": ("positive",)}`), so that a
@@ -81,7 +86,7 @@ class TaskSpec:
 
     name: str
     title: str
-    kind: Kind
+    kind: str
     splits: Mapping[str, Split]
     metrics: tuple[str, ...]
     labels: tuple[str, ...] = ()
@@ -102,8 +107,15 @@ class TaskSpec:
 
     @property
     def num_outputs(self) -> int:
-        """Width of the classification head: number of classes, or 1 for regression."""
-        return len(self.labels) or 1
+        """See `Head.outputs`."""
+        return self.head.outputs
+
+    @cached_property
+    def head(self) -> Head:
+        """What such a task means: losses, answers, scores."""
+        from kdbert.heads import head_of  # here, because it imports torch, which a list of tasks does not need
+
+        return head_of(self.kind, self.labels)
 
     def split_names(self, group: str) -> tuple[str, ...]:
         """The splits that `dev`, `test` or a split's own name stands for."""
@@ -158,19 +170,33 @@ class TaskSpec:
             source.rows(path),
             path=path,
             split=split,
-            kind=self.kind,
-            label_names=self.labels,
-            labelled=source.labelled,
+            reader=self.head if source.labelled else None,
         )
 
-    def label_groups(self, examples: Examples) -> np.ndarray | None:
-        """What a metric counts together: int64, for each label row the number of its document or sentence.
+    def score(self, logits: np.ndarray, part: Examples | TextSplit) -> dict[str, float]:
+        """The task's metrics of a split that has labels (or of plain text).
+
+        Args:
+            logits: of `Head.label_logits`.
+        """
+        groups = self.label_groups(part.ids, part.words)
+        return self.head.scores(self.metrics, self.head.predicted(logits), part.labels, groups)
+
+    def constant_answer(self, part: Examples | TextSplit) -> dict[str, float] | None:
+        """What the best constant answer reaches on a split; None of a split without labels."""
+        return self.head.constant_answer(self.metrics, part.labels, self.label_groups(part.ids, part.words))
+
+    def label_groups(self, ids: Sequence[str], words: Sequence[Sized] | None) -> np.ndarray | None:
+        """What a metric counts together: int64, for each label the number of its document or sentence.
 
         None where each example counts for itself.
+
+        Args:
+            words: where words have labels, those of each example.
         """
-        if examples.words is not None:
-            return np.repeat(np.arange(len(examples)), np.diff(examples.word_offsets))
+        if words is not None:
+            return np.repeat(np.arange(len(words)), [len(some) for some in words])
         if self.document is None:
             return None
         numbers: dict[str, int] = {}
-        return np.array([numbers.setdefault(self.document(name), len(numbers)) for name in examples.ids])
+        return np.array([numbers.setdefault(self.document(name), len(numbers)) for name in ids])
