@@ -202,7 +202,7 @@ BF16_TOLERANCE = 0.05  # relative, of each term; bfloat16 keeps 8 bits in every 
 def test_bf16_encoders_give_nearly_the_loss_of_fp32(exact: Maker, setting: Setting, tmp_path: Path, name: str) -> None:
     parts = exact(name)
     memory = (
-        {"memory.file": str(parts.job.teachers.memory_path), "memory.centroids": None}
+        {"memory.file": str(parts.job.teachers.centroids_path), "memory.centroids": None}
         if parts.job.teachers.memory
         else {}
     )
