@@ -48,10 +48,10 @@ def deterministic() -> Iterator[None]:
 
 def on_cpu(parts: Parts) -> tuple[StudentWithMethod, LiveTeacher | None]:
     """Copies of student, method and teacher on the CPU."""
-    module, plan, teacher = copy.deepcopy(parts.module).cpu(), parts.job.plan, None
-    if parts.job.teachers.models:
-        model = copy.deepcopy(parts.job.teachers.models[0]).cpu()
-        teacher = LiveTeacher(model, plan.teacher_permutations[0], "fp32", plan.needs, module.method)
+    module, plan, teacher = copy.deepcopy(parts.module).cpu(), parts.run.job, None
+    if parts.run.teachers:
+        model = copy.deepcopy(parts.run.teachers[0].network).cpu()
+        teacher = LiveTeacher(model, parts.run.teachers[0].columns, "fp32", plan.needs, module.method)
     return module, teacher
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from kdbert.recipe.sections import (
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec, get_task
 from kdbert.tasks.corpus import corpus_task
 from kdbert.tasks.custom import custom_task
+from kdbert.tasks.spec import DATA_DIR
 
 log = logging.getLogger("kdbert")
 # Keys of a training that say how things are computed: a teacher made on the way follows its student in them.
@@ -228,7 +230,9 @@ def _cut(student: StudentSection) -> StudentSection:
 
 
 def _with_length(recipe: Recipe) -> Any:
-    length = recipe.task.max_length
-    if length is None:
-        length = TaskSpec.max_length if recipe.task.name == CUSTOM else get_task(recipe.task.name).max_length
-    return recipe.task.model_copy(update={"max_length": length})
+    """The task with its length, and with the folder of its files if KDBERT_DATA_DIR names it."""
+    task = recipe.task
+    spec = None if task.name == CUSTOM else get_task(task.name)
+    length = task.max_length or (spec or TaskSpec).max_length
+    folder = task.data_dir or (os.environ.get(DATA_DIR) if spec and spec.folder else None)
+    return task.model_copy(update={"max_length": length, "data_dir": folder})

@@ -148,7 +148,20 @@ class SavedModel:
 
     def load(self, split: str) -> Examples | TextSplit:
         """A split of its task."""
-        return self._text() if self.spec.head.plain_text else self.spec.load(split, self.data_dir)
+        return self._text() if self.spec.head.plain_text else self.examples(split)
+
+    def examples(self, split: str) -> Examples:
+        """A split of a task with labels.
+
+        Raises:
+            UserError: the model is a masked-LM, which answers no task yet.
+        """
+        if self.spec.head.plain_text:
+            raise UserError(
+                f"{self.given!r} is a masked-LM, which answers no task yet; fine-tune it first: "
+                f"`kdbert finetune-teacher --task TASK --model {self.given}`"
+            )
+        return self.spec.load(split, self.data_dir)
 
     def _text(self) -> TextSplit:
         """Plain text as the model's run has read it; hidden are the tokens that its dev split hides."""
@@ -303,16 +316,3 @@ def _of_plain_text(
     limit = found.way.limit or found.spec.max_length
     length = max_length or (own.max_length if own else None) or min(found.spec.max_length, limit)
     return replace(found, max_length=length)
-
-
-def refuse_plain_text(saved: SavedModel) -> None:
-    """Refuse a masked-LM where a task's answers are needed.
-
-    Raises:
-        UserError: with the command that fine-tunes it.
-    """
-    if saved.spec.head.plain_text:
-        raise UserError(
-            f"{saved.given!r} is a masked-LM, which answers no task yet; fine-tune it first: "
-            f"`kdbert finetune-teacher --task TASK --model {saved.given}`"
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,8 @@ from kdbert.errors import UserError
 
 if TYPE_CHECKING:
     from kdbert.heads import Head
+
+DATA_DIR = "KDBERT_DATA_DIR"  # the environment variable beside --data-dir
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class TaskSpec:
         metrics: names of `kdbert.metrics` functions; the first is the one used for selection.
         groups: what `--split dev` and `--split test` stand for where that is more than one split.
         folder: the folder's name below `--data-dir`.
-        data_dir: where files are looked for when `--data-dir` is not given.
+        data_dir: where files are looked for if neither `--data-dir` nor KDBERT_DATA_DIR names a folder.
         defaults: recipe keys that this task sets unless the person does.
         submission: split -> file name of the benchmark's upload format.
         rows: published number of examples of each split.
@@ -126,11 +129,15 @@ class TaskSpec:
         known = ", ".join(sorted({*self.splits, *self.groups}))
         raise UserError(f"task {self.name!r} has no split {group!r}; it has: {known}")
 
+    def root(self, data_dir: str | None) -> Path:
+        """Where its files are looked for: the folder named, else that of KDBERT_DATA_DIR, else its own default."""
+        return Path(data_dir or os.environ.get(DATA_DIR) or self.data_dir)
+
     def path(self, split: str, data_dir: str | None) -> Path | None:
         """The local file of a split, or None; `data_dir` may be the task's folder or its parent."""
         if self.splits[split].place is not None:
             return self.splits[split].place
-        root = Path(data_dir or self.data_dir)
+        root = self.root(data_dir)
         for folder in (root / self.folder, root) if self.folder else (root,):
             found = find_file(folder, self.splits[split].files)
             if found is not None:
@@ -159,11 +166,11 @@ class TaskSpec:
             raise UserError(f"task {self.name!r} has no {split} split (it has: {', '.join(self.splits)})")
         path = self.path(split, data_dir)
         if path is None:
-            root = Path(data_dir or self.data_dir)
+            root = self.root(data_dir)
             raise UserError(
                 f"task {self.name!r}: no file {self.splits[split].files[0]!r} (plain or .gz) in "
                 f"{str(root / self.folder)!r} or {str(root)!r}; put the files there or name their folder with "
-                "--data-dir (`kdbert data describe " + self.name + "` says where they come from)"
+                f"--data-dir or {DATA_DIR} (`kdbert data describe " + self.name + "` says where they come from)"
             )
         source = self.splits[split]
         return examples_of(
