@@ -196,7 +196,7 @@ def test_cached_and_live_teachers_of_other_tokens_give_one_loss(
     for step in range(1, 6):
         for key in (key for key in stored[step] if key.startswith("loss")):
             assert live[step][key] == pytest.approx(stored[step][key], rel=1e-4, abs=1e-6), (step, key)
-    assert (manifest(tmp_path / "stored")["fingerprints"].get("memory") is None) == (method != "cka-g")
+    assert (manifest(tmp_path / "stored")["fingerprints"].get("centroids") is None) == (method != "cka-g")
 
 
 @pytest.mark.parametrize("method", ["ics", "cka-i", "cka-il", "cka-ilg"])
