@@ -26,7 +26,7 @@ from kdbert.disk.sealed import sealed, unsealed
 from kdbert.errors import KdbertError, UserError, near_miss
 from kdbert.metrics import pearson
 from kdbert.models.load import load_config
-from kdbert.models.open import INPUTS, Asked, Way, decide
+from kdbert.models.way import INPUTS, Asked, Way, decide
 from kdbert.runs.answers import SavedClassifier, saved_classifier
 from kdbert.runs.folder import RunFolder
 from kdbert.runs.predictions import predicted

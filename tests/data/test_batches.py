@@ -322,7 +322,7 @@ def test_batches_are_what_the_tokenizer_would_have_padded(glue_dir: Path, tokeni
 
 @pytest.mark.real_data
 def test_truncation_is_counted_and_the_fingerprint_sees_every_token(glue_dir: Path, tokenizer: Any) -> None:
-    examples = get_task("rte").load("dev", str(glue_dir)).head(50)
+    examples = get_task("rte").load("dev", str(glue_dir)).first(50)
     whole = encode(examples, tokenizer, 100_000)
     assert whole.truncated == 0
     cut = encode(examples, tokenizer, 64)

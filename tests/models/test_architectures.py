@@ -20,17 +20,9 @@ from kdbert.errors import UserError
 from kdbert.models.architectures import ARCHITECTURES, CONFIGURATIONS, REFUSED
 from kdbert.models.load import auto_class, load_config, load_tokenizer
 from kdbert.models.locate import ModelPlace, locate
-from kdbert.models.open import (
-    Way,
-    check_cut,
-    count_parameters,
-    cut_layers,
-    decide,
-    fit_tokenizer,
-    open_classifier,
-    open_masked_lm,
-)
-from kdbert.models.student import kept_layers
+from kdbert.models.open import open_classifier, open_masked_lm
+from kdbert.models.student import check_cut, count_parameters, cut_layers, kept_layers
+from kdbert.models.way import Way, decide, fit_tokenizer
 from kdbert.tasks.spec import TaskSpec
 from kdbert.training.forward import check_runs, pass_over, predict, run_model
 from kdbert.training.precision import make_accelerator
@@ -284,7 +276,7 @@ def test_plain_text_is_for_types_whose_head_was_tested() -> None:
 def test_a_masked_lm_answers_as_the_librarys(tmp_path: Path, name: str) -> None:
     import transformers
 
-    from kdbert.models.kernels import use_late_head
+    from kdbert.models.fast.late_head import use_late_head
 
     variant = variant_of(name)
     torch.manual_seed(3)

@@ -23,7 +23,7 @@ from kdbert.cli.dry_run import print_plan
 from kdbert.errors import UserError
 from kdbert.export import ExportRefused, export_model
 from kdbert.models.load import auto_class
-from kdbert.models.open import Way, decide
+from kdbert.models.way import Way, decide
 from kdbert.recipe.defaults import resolve_finetune
 from kdbert.runs.answers import evaluate
 from kdbert.runs.folder import RunResult

@@ -21,7 +21,8 @@ from kdbert.export import PLAIN
 from kdbert.models.labels import is_generic, label_permutation, plain, teacher_permutation
 from kdbert.models.load import label_names, load_config
 from kdbert.models.locate import ModelPlace, locate
-from kdbert.models.open import decide, open_classifier
+from kdbert.models.open import open_classifier
+from kdbert.models.way import decide
 from kdbert.tasks import TaskSpec, get_task
 from kdbert.tasks.custom import custom_task
 from kdbert.training.teacher import LOGITS, LiveTeacher, StoredTeacher

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdbert.models.kernels import FastDropout, UsedRows
+from kdbert.models.fast.dropout import FastDropout
+from kdbert.models.fast.used_rows import UsedRows
 from kdbert.training.loop import forward_backward, trained_rows
 from small_run import STEPS_PER_EPOCH, Setting, build, logged
 

@@ -18,7 +18,7 @@ from kdbert.data.examples import Examples
 from kdbert.data.masking import masking_of
 from kdbert.errors import UserError
 from kdbert.metrics import constant_answer, masked_lm_scores, score
-from kdbert.models.kernels import use_late_head
+from kdbert.models.fast.late_head import use_late_head
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import (
     check_trained_head,
@@ -28,16 +28,8 @@ from kdbert.models.load import (
     load_tokenizer,
 )
 from kdbert.models.locate import ModelPlace, locate, short_name
-from kdbert.models.open import (
-    Asked,
-    Way,
-    check_length,
-    decide,
-    device_type,
-    fit_tokenizer,
-    open_classifier,
-    open_masked_lm,
-)
+from kdbert.models.open import open_classifier, open_masked_lm
+from kdbert.models.way import Asked, Way, check_length, decide, device_type, fit_tokenizer
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import task_of
 from kdbert.runs.folder import RunFolder
@@ -362,7 +354,7 @@ def _evaluate_text(
             part=part,
             unit=own.text_unit if own else "line",
         )
-        texts = texts if corpus is not None else texts.head(DEV_SEQUENCES)
+        texts = texts if corpus is not None else texts.first(DEV_SEQUENCES)
         masking = masking_of(
             tokenizer,
             known=facts.get("known_pieces"),

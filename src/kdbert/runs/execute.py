@@ -24,7 +24,8 @@ from kdbert.disk.files import atomic_write, replace_folder, write_text
 from kdbert.errors import Diverged, Interrupted, KdbertError, UserError, few
 from kdbert.methods import Context, get_method
 from kdbert.metrics import constant_answer, masked_lm_scores, score
-from kdbert.models.kernels import use_fast_dropout, use_late_head
+from kdbert.models.fast.dropout import use_fast_dropout
+from kdbert.models.fast.late_head import use_late_head
 from kdbert.models.layers import told
 from kdbert.models.load import check_weights, load_config, load_tokenizer
 from kdbert.models.locate import ModelPlace

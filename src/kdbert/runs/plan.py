@@ -21,9 +21,9 @@ from kdbert.models.architectures import architecture
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import check_trained_head, label_names, load_config, load_tokenizer, same_tokenizer
 from kdbert.models.locate import ModelPlace, locate, locate_tokenizer, short_name
-from kdbert.models.open import Asked, Way, check_cut, check_length, count_parameters, decide, device_type, fit_tokenizer
-from kdbert.models.student import kept_layers
+from kdbert.models.student import check_cut, count_parameters, kept_layers
 from kdbert.models.vocabulary import check_expansion
+from kdbert.models.way import Asked, Way, check_length, decide, device_type, fit_tokenizer
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import base_model, missing_teachers, resolve_distill, task_of
 from kdbert.recipe.sections import MemorySection, warmup_steps
@@ -86,19 +86,19 @@ class Plan:
     def train_examples(self) -> Examples | TextSplit:
         """The training split, cut to `max_train_examples`."""
         if self.spec.kind == "masked_lm":
-            return self._text("train").head(self.recipe.task.max_train_examples)
+            return self._text("train").first(self.recipe.task.max_train_examples)
         if "train" not in self.spec.splits:
             raise UserError(
                 f"task {self.spec.name!r} has no training split; train on another task (ax: mnli) and use "
                 f"`kdbert evaluate --task {self.spec.name}`"
             )
-        return self.spec.load("train", self.recipe.task.data_dir).head(self.recipe.task.max_train_examples)
+        return self.spec.load("train", self.recipe.task.data_dir).first(self.recipe.task.max_train_examples)
 
     @cached_property
     def eval_examples(self) -> Mapping[str, Examples | TextSplit]:
         """Every labelled dev and test split; of plain text, the dev split."""
         if self.spec.kind == "masked_lm":
-            return {"dev": self._text("dev").head(DEV_SEQUENCES)}
+            return {"dev": self._text("dev").first(DEV_SEQUENCES)}
         names = [*self.spec.split_names("dev")]
         if "test" in self.spec.splits and self.spec.splits["test"].labelled:
             names.append("test")

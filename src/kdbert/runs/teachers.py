@@ -23,7 +23,7 @@ from kdbert.data.encode import Encoded, encode
 from kdbert.data.masking import vocabulary_size
 from kdbert.errors import UserError
 from kdbert.methods import Method, Needs, Outputs, get_method, source_of
-from kdbert.models.kernels import use_late_head
+from kdbert.models.fast.late_head import use_late_head
 from kdbert.models.load import load_config, load_tokenizer
 from kdbert.models.open import open_classifier, open_masked_lm
 from kdbert.runs.plan import Plan

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdbert.data.examples import Examples, Kind, Row, examples_of
+from kdbert.data.examples import Examples, Row, examples_of
 from kdbert.data.files import find_file, text_digest
 from kdbert.errors import UserError
+
+if TYPE_CHECKING:
+    from kdbert.heads import Head
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,8 @@ class TaskSpec:
     """A registered task.
 
     Attributes:
-        kind: `single_label` (one of `labels`), `multi_label` (any of them), `token` (one for each word) or
-            `regression` (one score).
+        kind: `single_label` (one of `labels`), `multi_label` (any of them), `token` (one for each word),
+            `regression` (one score) or `masked_lm` (plain text); see `head`.
         splits: split name -> where and how to read it.
         labels: class names in order; empty for regression. Tags of words are `O`, `B`, `I`, or `B-DISEASE` and such.
         aliases: other names a model may use for a class (`{"1": ("positive",)}`), so that a
@@ -81,7 +85,7 @@ class TaskSpec:
 
     name: str
     title: str
-    kind: Kind
+    kind: str
     splits: Mapping[str, Split]
     metrics: tuple[str, ...]
     labels: tuple[str, ...] = ()
@@ -102,8 +106,15 @@ class TaskSpec:
 
     @property
     def num_outputs(self) -> int:
-        """Width of the classification head: number of classes, or 1 for regression."""
-        return len(self.labels) or 1
+        """See `Head.outputs`."""
+        return self.head.outputs
+
+    @cached_property
+    def head(self) -> Head:
+        """What such a task means: losses, answers, scores."""
+        from kdbert.heads import head_of  # here, because it imports torch, which a list of tasks does not need
+
+        return head_of(self.kind, self.labels)
 
     def split_names(self, group: str) -> tuple[str, ...]:
         """The splits that `dev`, `test` or a split's own name stands for."""
@@ -158,9 +169,7 @@ class TaskSpec:
             source.rows(path),
             path=path,
             split=split,
-            kind=self.kind,
-            label_names=self.labels,
-            labelled=source.labelled,
+            reader=self.head if source.labelled else None,
         )
 
     def label_groups(self, examples: Examples) -> np.ndarray | None:

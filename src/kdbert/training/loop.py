@@ -36,7 +36,7 @@ from kdbert.data.batches import classes_of, epoch_batches, micro_batches
 from kdbert.data.encode import Encoded
 from kdbert.errors import Diverged, Interrupted, UserError, few
 from kdbert.methods import LossTerms
-from kdbert.models.kernels import training_used_rows
+from kdbert.models.fast.used_rows import training_used_rows
 from kdbert.recipe.sections import TrainSection, warmup_steps
 from kdbert.signals import StopRequest, stop_request
 from kdbert.training.checkpoint import load_optimizer, newest_checkpoint, optimizer_tensors, save_checkpoint
