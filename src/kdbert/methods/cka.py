@@ -111,7 +111,7 @@ class _CKA(Method[OptionsT]):
             return Needs()
         if models is None or not formed:
             return Needs(teachers=(1, 1), teacher_logits=logits, reads_centroids=among)
-        pairs = {name: options.pairs(models) for name in ("intra", "local") if name in formed}
+        pairs = {name: options.pairs(models) for name in formed if name in ("intra", "local")}
         layers = {name: tuple(sorted({teacher for teacher, _ in some})) for name, some in pairs.items()}
         reduced = [Reduced(f"gram.{layer}", layer, "token_pair") for layer in layers.get("intra", ())]
         centroids_layer = None

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from torch import nn
 
 from kdbert.data.batches import Batch
 from kdbert.heads import Head
+from kdbert.heads.masked_lm import VocabularyHead
 from kdbert.models.layers import Pair
 
 # Kinds of options. `corrected` refuses values outside; `original` takes what the published code takes.
@@ -215,23 +216,13 @@ class Outputs(HiddenStates):
     logits: torch.Tensor
 
 
-class VocabularyHead(Protocol):
-    """The last matrix of a masked-LM, applied only at the tokens that are read."""
-
-    def __call__(self, positions: torch.Tensor, columns: int | None = None) -> torch.Tensor:
-        """Logits [n, columns] over the first `columns` pieces of the vocabulary (None: all).
-
-        Args:
-            positions: int64 [n], numbers of tokens in the flattened batch [B * L].
-        """
-
-
 @dataclass
 class MaskedLMOutputs(HiddenStates):
     """What a masked-LM said about a batch: it forms logits where they are asked for.
 
     Attributes:
-        head: `head(positions, columns)` gives logits.
+        head: `head(positions, columns)` gives logits [n, columns] over the first `columns` pieces of the vocabulary
+            (None: all); positions are int64 [n], numbers of tokens in the flattened batch [B * L].
     """
 
     head: VocabularyHead

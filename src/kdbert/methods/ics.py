@@ -35,9 +35,7 @@ class ICSOptions(LayerOptions):
 
     name: Literal["ics"] = "ics"
     beta: Weight = Field(0.32, description="weight of the feature term")
-    neighbors: int = Field(
-        3, ge=1, description="k, nearest teacher representations of the class (its own among them)"
-    )
+    neighbors: int = Field(3, ge=1, description="k, nearest teacher representations of the class (its own among them)")
     alpha_ce: Annotated[float | None, "weight"] = Field(
         None, description="weight of the hard loss on its own (the hate-speech script's), in place of alpha"
     )

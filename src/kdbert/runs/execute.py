@@ -189,8 +189,9 @@ class Job:
         method = get_method(recipe.method.name)(recipe.method)
         context = Context(
             models=plan.models,
+            head=plan.spec.head,
             batch_size=plan.micro_batch,
-            memory=self.teachers.memory,
+            centroids=None if self.teachers.memory is None else self.teachers.memory.centroids,
         )
         # Not the draw that made the student's head, so that a method of its own draws changes no other.
         torch.manual_seed(int(np.random.SeedSequence([recipe.seed, 1]).generate_state(1, np.uint64)[0] >> 1))

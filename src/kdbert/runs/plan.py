@@ -375,7 +375,7 @@ class Plan:
             raise UserError("--diagnose compares models on examples with labels; it does not go with task 'corpus'")
 
     def _check_memory(self) -> None:
-        memory, layer = self.recipe.memory, self.needs.memory_layer
+        memory, layer = self.recipe.memory, self.needs.centroids_layer
         if memory is None or layer is None:
             return
         suits = {"corrected": "kmeans", "original": "legacy"}[self.recipe.method.variant]
@@ -420,7 +420,7 @@ class Plan:
             "task": self.spec.name,
             "train_file": self.fingerprints.get(self.recipe.task.train_file or "", "")[:16],
             "teacher": self.teacher_places[0].fingerprint(),
-            "layer": self.needs.memory_layer,
+            "layer": self.needs.centroids_layer,
             "width": self.models.teachers[0].width,
             "max_length": self.recipe.task.max_length,
         }
@@ -430,7 +430,7 @@ class Plan:
         memory = self.recipe.memory
         assert memory is not None
         return (
-            f"{memory.centroids} centroids of the teacher's layer {self.needs.memory_layer} by {memory.algorithm}, "
+            f"{memory.centroids} centroids of the teacher's layer {self.needs.centroids_layer} by {memory.algorithm}, "
             "made on the way or reused"
         )
 

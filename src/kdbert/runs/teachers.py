@@ -117,7 +117,7 @@ class Teachers:
     def memory(self) -> Memory | None:
         """The memory that the method reads: the one that is named, one that is there, or one made now."""
         plan, recipe, section = self.plan, self.plan.recipe, self.plan.recipe.memory
-        layer = plan.needs.memory_layer
+        layer = plan.needs.centroids_layer
         if section is None or layer is None:
             return None
         data, about, path = self.encoded[0]["train"], self.memory_about, self.memory_path
@@ -268,7 +268,7 @@ class Teachers:
         files = {name: name for name in kinds_of(needs, "example")}
         for quantity in needs.reduced:
             assert method is not None
-            made_with = [self._memory_fingerprint] if quantity.by_memory else []
+            made_with = [self._memory_fingerprint] if quantity.by_centroids else []
             made_with += [source] if (source := source_of(type(method))) else []
             files[quantity.name] = ".".join([quantity.name, *made_with])
         if self.plan.recipe.train.cache_precision == "bf16" and not exact:
@@ -286,6 +286,6 @@ class Teachers:
             except UserError:  # it could not run with this student by default
                 continue
             if not needs.reads_padding and all(0 <= layer <= depth for layer in layers_read(needs)):
-                reduced = tuple(quantity for quantity in needs.reduced if not quantity.by_memory)
+                reduced = tuple(quantity for quantity in needs.reduced if not quantity.by_centroids)
                 found.append((replace(needs, reduced=reduced), kind(options)))
         return found

@@ -180,7 +180,7 @@ def _share_teacher_passes(jobs: list[Job]) -> None:
     for job in jobs:
         teachers = [str(teacher.folder.path) for teacher in job.teachers] or [t.model for t in job.recipe.teachers]
         key = [job.recipe.task.model_dump(mode="json"), job.recipe.output.runs_dir, teachers]
-        if get_method(job.recipe.method.name).teachers(job.recipe.method) != (0, 0):
+        if get_method(job.recipe.method.name).needs(job.recipe.method, None).teachers != (0, 0):
             same.setdefault(json.dumps(key), []).append(job)
     for group in same.values():
         methods = {job.recipe.method.name for job in group if job.state == "waiting" and _reads_by_default(job.recipe)}

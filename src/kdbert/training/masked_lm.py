@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from kdbert.data.batches import Batch
 from kdbert.data.encode import Encoded
 from kdbert.data.masking import IGNORE_INDEX
-from kdbert.losses.hard import hard_loss
-from kdbert.methods import Outputs
-from kdbert.methods.terms import VOCABULARY_CHUNK
-from kdbert.training.forward import LateHead, pass_over
+from kdbert.heads.masked_lm import VOCABULARY_CHUNK
+from kdbert.losses.hard import cross_entropy
+from kdbert.methods import MaskedLMOutputs
+from kdbert.training.forward import pass_over
 from kdbert.training.precision import Precision
 
 
@@ -39,9 +39,8 @@ def masked_lm_sums(
     assert data.masking is not None
     known = data.masking.known
 
-    def compute(outputs: Outputs, batch: Batch) -> dict[str, torch.Tensor]:
+    def compute(outputs: MaskedLMOutputs, batch: Batch) -> dict[str, torch.Tensor]:
         head, labels = outputs.head, batch.labels
-        assert isinstance(head, LateHead)
         assert labels is not None
         length, flat = labels.shape[1], labels.reshape(-1)
         found = torch.zeros(len(labels), 6, device=labels.device)
@@ -49,7 +48,7 @@ def masked_lm_sums(
         for positions in there.nonzero()[:, 0].split(VOCABULARY_CHUNK):
             logits, right = head(positions), flat[positions]
             values = torch.stack(
-                [hard_loss(logits, right), (logits.argmax(-1) == right).float(), torch.ones_like(right).float()], 1
+                [cross_entropy(logits, right), (logits.argmax(-1) == right).float(), torch.ones_like(right).float()], 1
             )
             new = (right >= known).float()[:, None]
             both = torch.cat([values * (1 - new), values * new], 1)
