@@ -15,7 +15,8 @@ from conftest import make_bert
 from in_processes import manifest
 from kdbert import UserError
 from kdbert.data.batches import Batch, collate
-from kdbert.methods import Outputs, get_method
+from kdbert.heads import SingleLabel
+from kdbert.methods import Context, Models, Outputs, Shape, get_method
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import missing_teachers
 from kdbert.runs.teacher_scores import teacher_facts
@@ -72,7 +73,10 @@ def test_sum_mean_and_weights_by_hand(options: dict[str, Any], shares: list[floa
     labels = torch.tensor([0, 2, 1, 1, 0])
     ones = torch.ones(5, 2, dtype=torch.int64)
     batch = Batch(ones, ones, None, labels, torch.arange(5), torch.ones(5), scale=1 / 5)
-    found = own(Outputs(torch.tensor(student)), [Outputs(torch.tensor(one)) for one in logits], batch)
+    own.prepare(Context(Models(Shape(1, 1), (Shape(1, 1),) * 3), SingleLabel(), 5))
+    found = own(
+        Outputs(torch.tensor(student), mask=ones), [Outputs(torch.tensor(one), mask=ones) for one in logits], batch
+    )
     alpha, tau = options.get("alpha", 0.5), options.get("temperature", 3)
     log_probability = student - np.log(np.exp(student).sum(1, keepdims=True))
     hard = -log_probability[np.arange(5), labels.numpy()].mean()
