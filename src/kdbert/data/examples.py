@@ -18,7 +18,7 @@ from kdbert.errors import UserError
 Kind = str  # the kind of a task: for code that does not use `kdbert.heads` yet
 
 
-class Row(NamedTuple):
+class RawExample(NamedTuple):
     """One example as it stands in a file. `place` is where, for messages ("line 12").
 
     `label` is a class name, a score as it is written, the names of a multi-label example's classes, or the tag of
@@ -33,7 +33,7 @@ class Row(NamedTuple):
     words: tuple[str, ...] | None = None
 
 
-class Texts(Sequence[str]):
+class PackedStrings(Sequence[str]):
     """Many strings in one piece of memory: each takes its UTF-8 bytes and 8 more; an object would take 50 more."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
@@ -69,7 +69,7 @@ class Texts(Sequence[str]):
         return len(self) == len(other) and all(one == its for one, its in zip(self, other, strict=True))
 
     def __repr__(self) -> str:
-        return f"Texts({self[:5]}{', …' * (len(self) > 5)})"
+        return f"PackedStrings({self[:5]}{', …' * (len(self) > 5)})"
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ class Examples:
         rows = count if self.words is None else int(self.word_offsets[count])
         return replace(
             self,
-            ids=Texts(islice(self.ids, count)),
-            text_a=Texts(islice(self.text_a, count)),
-            text_b=None if self.text_b is None else Texts(islice(self.text_b, count)),
+            ids=PackedStrings(islice(self.ids, count)),
+            text_a=PackedStrings(islice(self.text_a, count)),
+            text_b=None if self.text_b is None else PackedStrings(islice(self.text_b, count)),
             labels=None if self.labels is None else self.labels[:rows],
             words=None if self.words is None else self.words[:count],
         )
@@ -142,7 +142,7 @@ class LabelReader(Protocol):
         """
 
 
-def examples_of(rows: Iterable[Row], *, path: Path, split: str, reader: LabelReader | None) -> Examples:
+def examples_of(rows: Iterable[RawExample], *, path: Path, split: str, reader: LabelReader | None) -> Examples:
     """Turn rows into examples, checking every label.
 
     Args:
@@ -151,7 +151,7 @@ def examples_of(rows: Iterable[Row], *, path: Path, split: str, reader: LabelRea
     Raises:
         UserError: no rows, a missing label, one that the reader refuses; with the file and line.
     """
-    ids, text_a, text_b = Texts(), Texts(), Texts()
+    ids, text_a, text_b = PackedStrings(), PackedStrings(), PackedStrings()
     words: list[tuple[str, ...]] = []
     labels: list[Any] = []
     pair = False

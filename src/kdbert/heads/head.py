@@ -171,7 +171,7 @@ class Head(ABC):
     def prediction_rows(self, examples: Examples | TextSplit, logits: np.ndarray) -> Iterator[dict[str, Any]]:
         """The rows of a predictions file: id, label, prediction, scores (logits in the task's order of classes)."""
         answers, labels = self.predicted(logits), examples.labels
-        for identity, place in zip(examples.ids, self._places(examples), strict=True):
+        for identity, place in zip(examples.ids, self.places(examples), strict=True):
             yield {
                 "id": identity,
                 "label": None if labels is None else self.written(labels[place]),
@@ -179,23 +179,22 @@ class Head(ABC):
                 "scores": np.round(logits[place].astype(np.float64), 6).tolist(),
             }
 
-    def _places(self, examples: Examples | TextSplit) -> Sequence[int | slice]:
-        """Where the answers of each example are."""
-        return range(len(examples))
+    def places(self, part: Examples | TextSplit) -> Sequence[int | slice]:
+        """For each example, where its labels and answers are in arrays of a split."""
+        return range(len(part))
 
     # ---- scores
 
     def scores(
         self, metrics: Sequence[str], answers: np.ndarray, labels: np.ndarray | None, groups: np.ndarray | None = None
     ) -> dict[str, float]:
-        """The named metrics of a split.
+        """The named metrics of a split; none where it has no labels.
 
         Args:
             answers: of `predicted`.
             groups: what a metric counts together, see `kdbert.metrics.score`.
         """
-        assert labels is not None
-        return score(metrics, answers, labels, groups, self.classes)
+        return {} if labels is None else score(metrics, answers, labels, groups, self.classes)
 
     @abstractmethod
     def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:

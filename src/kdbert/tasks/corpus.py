@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdbert.data.examples import Row
+from kdbert.data.examples import RawExample
 from kdbert.tasks.spec import Split, TaskSpec
 
 CORPUS = "corpus"
@@ -38,5 +38,5 @@ def corpus_task(train: str) -> TaskSpec:
     )
 
 
-def _never(path: Path) -> Iterator[Row]:
+def _never(path: Path) -> Iterator[RawExample]:
     raise TypeError("a corpus is read by kdbert.data.corpus")

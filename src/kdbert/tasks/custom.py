@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdbert.data.examples import Kind, Row
+from kdbert.data.data_file import DataFile, open_data_file
+from kdbert.data.examples import Kind, RawExample
 from kdbert.data.labels import NO_LABEL, alike, label_text, no_class, number
-from kdbert.data.tables import Table, read_table
 from kdbert.errors import UserError, near_miss
 from kdbert.tasks.spec import Own, Split, TaskSpec
 
@@ -43,7 +43,7 @@ _SHOWN = 60  # characters of the example that is told
 
 
 def infer_columns(
-    table: Table, text_columns: list[str] | None, label_column: str | None
+    table: DataFile, text_columns: list[str] | None, label_column: str | None
 ) -> tuple[tuple[str, ...], str]:
     """The text column(s) and the label column, as told by the person or inferred.
 
@@ -86,7 +86,7 @@ def infer_columns(
     )
 
 
-def _label_column(table: Table, text_columns: list[str] | None) -> str:
+def _label_column(table: DataFile, text_columns: list[str] | None) -> str:
     """The label's column by its name, or the second of two.
 
     Raises:
@@ -114,7 +114,7 @@ def _both(pair: tuple[str, str], names: list[str]) -> tuple[str, ...]:
     return tuple(names[0] for names in found) if [len(names) for names in found] == [1, 1] else ()
 
 
-def _text_like(table: Table, names: list[str]) -> list[str]:
+def _text_like(table: DataFile, names: list[str]) -> list[str]:
     """Those of the columns that hold text."""
     open_ = {name: _about(name) for name in names if not _LABEL.search(name.lower())}
     found = {name for name in open_ if name.lower() in TEXT_COLUMNS}
@@ -138,7 +138,7 @@ def _is_text(cell: Any, words: int) -> bool:
     return number(text) is None and text.lower() not in ("true", "false", "nan") and not _DATE.fullmatch(text)
 
 
-def _refuse_tagged_words(table: Table) -> None:
+def _refuse_tagged_words(table: DataFile) -> None:
     """Refuse a table whose first row has a list of words and another list, as long, of their tags.
 
     Raises:
@@ -156,7 +156,7 @@ def _refuse_tagged_words(table: Table) -> None:
                 )
 
 
-def _require(table: Table, names: list[str]) -> None:
+def _require(table: DataFile, names: list[str]) -> None:
     """Refuse a table that lacks a column.
 
     Raises:
@@ -168,13 +168,13 @@ def _require(table: Table, names: list[str]) -> None:
             raise UserError(f"{table.path} has no column {name!r}{near_miss(name, table.columns)} (it has: {listed})")
 
 
-def has_labels(table: Table, label: str) -> bool:
+def has_labels(table: DataFile, label: str) -> bool:
     """Whether some row has a label: one that is not missing, and not -1."""
     none = (None, NO_LABEL)
     return label in table.columns and any(label_text(record.get(label)) not in none for _, record in table.rows)
 
 
-def own_rows(table: Table, own: Own, labelled: bool, known: Collection[str] = ()) -> Iterator[Row]:
+def own_rows(table: DataFile, own: Own, labelled: bool, known: Collection[str] = ()) -> Iterator[RawExample]:
     """The rows of a table as examples.
 
     Args:
@@ -199,7 +199,7 @@ def own_rows(table: Table, own: Own, labelled: bool, known: Collection[str] = ()
         quoted += tabbed and any(_quoted(cell) for cell in cells)
         if table.broken:
             _refuse_swallowed(record, known, where)
-        yield Row(
+        yield RawExample(
             id=str(count),
             text_a=cells[0],
             text_b=cells[1] if len(cells) > 1 else None,
@@ -274,7 +274,7 @@ class _Labels:
         rows: number of rows.
     """
 
-    def __init__(self, table: Table, column: str, kind: str | None) -> None:
+    def __init__(self, table: DataFile, column: str, kind: str | None) -> None:
         """Raises: UserError: a label is missing, or no label of this kind."""
         names: set[str] = set()
         missing = ""
@@ -370,7 +370,7 @@ def custom_task(
         files["test"] = test_file
     if Path(train_file).resolve() == Path(dev_file).resolve() and not Path(train_file).is_dir():
         raise UserError(f"--train-file and --dev-file are the same file ({train_file}); give a dev file of its own")
-    train = read_table(Path(train_file), "train")
+    train = open_data_file(Path(train_file), "train")
     text, label = infer_columns(train, text_columns, label_column)
     labels = _Labels(train, label, kind)
     name = label_text(label) or ""
@@ -389,13 +389,13 @@ def custom_task(
     _tell_columns(train, own, labels)
 
     def split(name: str) -> Split:
-        table = train if name == "train" else read_table(Path(files[name]), name)
+        table = train if name == "train" else open_data_file(Path(files[name]), name)
         return own_split(table, own, name, labels.names)
 
     return own_task(own, labels.kind, labels.names, {name: split(name) for name in files}, Path(train_file))
 
 
-def own_split(table: Table, own: Own, name: str, known: Collection[str]) -> Split:
+def own_split(table: DataFile, own: Own, name: str, known: Collection[str]) -> Split:
     """A file of own data as a split; test files may be without labels.
 
     Args:
@@ -437,7 +437,7 @@ def own_task(own: Own, kind: Kind, labels: Collection[str], splits: Mapping[str,
     )
 
 
-def _tell_columns(table: Table, own: Own, labels: _Labels) -> None:
+def _tell_columns(table: DataFile, own: Own, labels: _Labels) -> None:
     """What is read of a training file and how, with its first row."""
     left = [name or "(without a name)" for name in table.columns if name not in (*own.text, own.label)]
     _, first = next(table.rows)

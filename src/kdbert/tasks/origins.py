@@ -17,10 +17,11 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
+from kdbert.data.data_file import FAULTS, first_line
 from kdbert.data.download import alone, download, unpack, write_checked
 from kdbert.data.files import find_file, read_lines, unpacked_sha256
-from kdbert.data.tables import FAULTS, first_line
 from kdbert.errors import UserError, without_credentials
+from kdbert.tasks.sentiment import EMOTION
 from kdbert.tasks.spec import TaskSpec
 
 GLUE = "https://dl.fbaipublicfiles.com/glue/data/"
@@ -36,15 +37,6 @@ ARCHIVES = {
     GLUE + "WNLI.zip": "ae0e8e4d16f4d46d4a0a566ec7ecceccfd3fbfaa4a7a4b4e02848c0f2561ac46",
     MASSIVE: "4cba5faa11c71437928e17cb1b9b3d8b8e727e7ea363a3a9a8045e19c0491577",
 }
-# Files whose own checksum is not known; that of their archive is.
-IN_ARCHIVES = {
-    "QNLI/train.tsv": GLUE + "QNLIv2.zip#QNLI/train.tsv",
-    **{f"QQP/{split}.tsv": f"{GLUE}QQP-clean.zip#QQP/{split}.tsv" for split in ("train", "dev", "test")},
-    **{
-        f"MNLI/{split}.tsv": f"{GLUE}MNLI.zip#MNLI/{split}.tsv"
-        for split in ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")
-    },
-}
 BY_HAND = {
     "hateval2019": (
         "the organisers hand HatEval's files out on request (https://github.com/msang/hateval); "
@@ -55,7 +47,6 @@ BY_HAND = {
         "tokcls into {folder}; no checksum of it is known"
     ),
 }
-EMOTIONS = ("sadness", "joy", "love", "anger", "fear", "surprise")  # the order of their numbers on the Hub
 
 
 @dataclass(frozen=True)
@@ -84,8 +75,7 @@ class File:
 def known_files() -> dict[str, File]:
     """Place below the data folder -> what is known of the file."""
     lines = resources.files("kdbert.tasks").joinpath("files.tsv").read_text(encoding="utf-8").splitlines()[1:]
-    found = {file.path: file for file in (File(*line.split("\t")) for line in lines)}
-    return found | {path: File(path, "", url) for path, url in IN_ARCHIVES.items()}
+    return {file.path: file for file in (File(*line.split("\t")) for line in lines)}
 
 
 def known(spec: TaskSpec, name: str) -> File:
@@ -280,7 +270,7 @@ def make_emotion(folder: Path, checksums: Mapping[str, str]) -> list[Path]:
             download(_emotion_address(name), source, None)
             try:
                 table = pyarrow.parquet.read_table(source, columns=["text", "label"]).to_pylist()
-                rows[name] = [f"{row['text']};{EMOTIONS[row['label']]}" for row in table]
+                rows[name] = [f"{row['text']};{EMOTION.labels[row['label']]}" for row in table]
             except (pyarrow.ArrowException, *FAULTS) as error:
                 reason = first_line(error)
                 raise UserError(f"{_told_address(name)} has another form than expected ({reason})") from None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdbert.data.corpus import TextSplit
-from kdbert.data.examples import Examples, Row, examples_of
+from kdbert.data.examples import Examples, RawExample, examples_of
 from kdbert.data.files import find_file, text_digest
 from kdbert.errors import UserError
 
@@ -33,13 +33,13 @@ class Split:
     """
 
     files: tuple[str, ...]
-    read: Callable[[Path], Iterator[Row]]
+    read: Callable[[Path], Iterator[RawExample]]
     labelled: bool = True
     place: Path | None = None
     beside: tuple[str, ...] = ()
     tenths: frozenset[int] = frozenset()
 
-    def rows(self, path: Path) -> Iterator[Row]:
+    def rows(self, path: Path) -> Iterator[RawExample]:
         """The rows of this split in its file `path`."""
         return (row for row in self.read(path) if not self.tenths or _tenth(row.id) in self.tenths)
 
@@ -107,11 +107,6 @@ class TaskSpec:
     document: Callable[[str], str] | None = None
     warning: str = ""
     own: Own | None = None
-
-    @property
-    def num_outputs(self) -> int:
-        """See `Head.outputs`."""
-        return self.head.outputs
 
     @cached_property
     def head(self) -> Head:

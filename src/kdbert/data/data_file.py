@@ -30,7 +30,7 @@ _NO_HEADER = {
 
 
 @dataclass(frozen=True)
-class Table:
+class DataFile:
     """A file opened for reading: its columns, and its rows as (place, column -> value).
 
     Rows are read from the file whenever they are asked for, so that a large one is never held as Python objects.
@@ -50,7 +50,7 @@ class Table:
         return self.read()
 
 
-def read_table(path: Path, split: str | None = None) -> Table:
+def open_data_file(path: Path, split: str | None = None) -> DataFile:
     """Open any supported file or folder, and read through it once to check it.
 
     In `.tsv` a line is a row, and a quote is a character like any other, as in GLUE's files. `.csv` follows RFC 4180: a
@@ -88,7 +88,7 @@ def read_table(path: Path, split: str | None = None) -> Table:
         broken += suffix == ".csv" and any("\n" in cell for cell in record.values())
     if not count:
         raise UserError(f"{path} has no examples" + (" (only a header?)" if path.is_file() else ""))
-    return Table(path, tuple(columns), read, broken)
+    return DataFile(path, tuple(columns), read, broken)
 
 
 def _another_format(path: Path, suffix: str) -> str:
