@@ -1,7 +1,7 @@
 """Hate speech and offensive language, as the second half of the ICS paper evaluates them.
 
-Macro-F1 and F1 of the positive class (METHODS.md section 7). OLID, AbuseEval and Davidson come without a dev split; a
-tenth of the training file, chosen by a hash of each example's id, is kept for it.
+Scored by macro-F1 and F1 of the positive class. OLID, AbuseEval and Davidson have no dev split; a tenth of the training
+file, chosen by a hash of each example's id, is used.
 """
 
 from __future__ import annotations
