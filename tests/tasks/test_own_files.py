@@ -301,7 +301,7 @@ REFUSED: dict[str, tuple[Content, str, dict[str, Any], str]] = {
         lambda path: pyarrow.parquet.write_table(
             pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, names=["text", "label", "label"]), path
         ),
-        ".parquet", {}, "stands twice",
+        ".parquet", {}, "occurs twice",
     ),
     "a JSON list": (json.dumps([{"text": "a", "label": 1}]), ".json", {}, "a JSON list.*lines=True"),
     "a JSON list on many lines": (json.dumps([{"text": "a", "label": 1}], indent=1), ".json", {}, "a JSON list"),

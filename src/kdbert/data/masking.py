@@ -105,7 +105,7 @@ def vocabulary_size(tokenizer: Any) -> int:
 
 def tokenizer_digest(tokenizer: Any) -> str:
     """16 hex digits of everything that decides how a fast tokenizer reads a text."""
-    told = json.loads(tokenizer.backend_tokenizer.to_str())
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
     for key in ("truncation", "padding"):  # set by every call
-        told.pop(key)
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        state.pop(key)
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]

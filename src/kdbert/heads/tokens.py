@@ -75,7 +75,7 @@ class Tokens(Head):
         """The tag with the largest logit."""
         return logits.argmax(axis=1)
 
-    def told(self, answer: Any) -> str:
+    def in_words(self, answer: Any) -> str:
         """The tag of one word."""
         return self.classes[int(answer)]
 

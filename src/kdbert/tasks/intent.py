@@ -114,7 +114,7 @@ TASKS = (
     *(_clinc(f"clinc150-{name}", name) for name in ("full", "small", "imbalanced")),
     _massive("massive", "en-US"),
 )
-# They can be named, but do not stand in lists.
+# Not shown in lists.
 MORE = tuple(_massive(f"massive-{locale.lower()}", locale) for locale in LOCALES if locale != "en-US")
 ALIASES = {
     "clinc": "clinc150",

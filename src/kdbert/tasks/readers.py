@@ -72,8 +72,8 @@ def read_columns(
 
     Args:
         text: one or two columns.
-        names: the class that a label in the file means, where that is another word.
-        id: column of the examples' names; they are counted from 0 where there is none.
+        names: label in the file -> class, where they differ.
+        id: column of the examples' names; without it they are numbered from 0.
     """
     table = open_data_file(path)
     for name in (*text, label):
@@ -139,7 +139,7 @@ def read_beside(path: Path, labels: tuple[str, ...], text_name: str, label_name:
     for (line, text), (_, number) in zip(texts, numbers, strict=True):
         word = number.strip()
         if word and word not in known:
-            raise UserError(f"{other}, line {line}: {word!r} is no class number (0 to {len(labels) - 1})")
+            raise UserError(f"{other}, line {line}: {word!r} is not a class number (0 to {len(labels) - 1})")
         yield RawExample(str(line - 1), text, None, known.get(word), f"line {line}")
 
 
