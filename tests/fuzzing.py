@@ -25,9 +25,9 @@ from safetensors.torch import save, save_file
 
 from kdbert.centroids.file import Centroids, _checksum
 from kdbert.data.corpus import read_texts
+from kdbert.data.data_file import open_data_file
 from kdbert.data.download import unpack
 from kdbert.data.files import read_lines
-from kdbert.data.tables import read_table
 from kdbert.disk.files import sha256
 from kdbert.disk.sealed import KEY, sealed
 from kdbert.errors import UserError
@@ -106,7 +106,7 @@ def contents(draw: st.DrawFn, samples: list[bytes]) -> bytes:
 
 def read_custom(path: Path) -> object:
     """A person's own file, as task custom reads it."""
-    table = read_table(path)
+    table = open_data_file(path)
     text, label = infer_columns(table, None, None)
     return list(own_rows(table, Own(text, label), True))
 

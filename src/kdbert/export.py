@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from kdbert.data.data_file import first_line
 from kdbert.data.encode import encode
 from kdbert.data.examples import Examples, Kind
-from kdbert.data.tables import first_line
 from kdbert.disk.files import damaged, move_aside, replace_folder, sha256, write_json
 from kdbert.disk.sealed import sealed, unsealed
 from kdbert.errors import KdbertError, UserError, near_miss

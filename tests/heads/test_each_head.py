@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kdbert.data.batches import Batch
 from kdbert.data.encode import Encoded
-from kdbert.data.examples import Examples, Row, examples_of
+from kdbert.data.examples import Examples, RawExample, examples_of
 from kdbert.errors import UserError
 from kdbert.heads import HEADS, Head, MaskedLM, MultiLabel, Regression, SingleLabel, Tokens, head_of
 from kdbert.heads.masked_lm import HIDDEN
@@ -34,7 +34,7 @@ PARTS = ("f1", "precision", "recall")
 def rows(head: Head, *labels: str | tuple[str, ...], words: int = 0) -> Examples:
     """Examples of these labels, each of so many words."""
     some = tuple("word" for _ in range(words)) or None
-    given = [Row(str(i), "text", None, label, f"line {i + 1}", some) for i, label in enumerate(labels)]
+    given = [RawExample(str(i), "text", None, label, f"line {i + 1}", some) for i, label in enumerate(labels)]
     return examples_of(given, path=Path("file.csv"), split="dev", reader=head)
 
 

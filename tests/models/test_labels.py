@@ -99,7 +99,7 @@ def test_any_order_and_case_is_undone(names: tuple[list[str], list[str]], respel
         (["a", "b", "d"], ["lacks c", "has d"]),
         (["a", "b"], ["lacks c"]),
         (["a", "b", "c", "d"], ["has d"]),
-        (["a", "b", "C", "c"], ["stands twice"]),
+        (["a", "b", "C", "c"], ["occurs twice"]),
     ],
 )
 def test_missing_extra_and_doubled_labels_are_refused(model: list[str], told: list[str]) -> None:

@@ -5,8 +5,8 @@ A new kind of task is one file here with a subclass of `Head`, and one line in `
 - the class variables that have no default here;
 - labels: `read_label` (a label in a file -> values);
 - losses: `hard_loss` against labels, `soft_loss` against a teacher;
-- answers: `predicted` (logits -> answers), `told` (an answer -> words), `written` and `read_written` (an answer -> JSON
-  and back), `constants` (among which the best constant answer is).
+- answers: `predicted` (logits -> answers), `in_words` (an answer -> words), `written` and `read_written` (an answer ->
+  JSON and back), `constants` (among which the best constant answer is).
 
 The other methods fit a head with one row of logits and one label per example; `tokens` shows what to override where
 an example has many labels, `masked_lm` where it has none. A head opens neither files nor models, and knows no task.
@@ -153,7 +153,7 @@ class Head(ABC):
         """The answers that logits give (one row for each label), in the form of the labels."""
 
     @abstractmethod
-    def told(self, answer: Any) -> str:
+    def in_words(self, answer: Any) -> str:
         """One answer for a person to read."""
 
     @abstractmethod
@@ -171,7 +171,7 @@ class Head(ABC):
     def prediction_rows(self, examples: Examples | TextSplit, logits: np.ndarray) -> Iterator[dict[str, Any]]:
         """The rows of a predictions file: id, label, prediction, scores (logits in the task's order of classes)."""
         answers, labels = self.predicted(logits), examples.labels
-        for identity, place in zip(examples.ids, self._places(examples), strict=True):
+        for identity, place in zip(examples.ids, self.places(examples), strict=True):
             yield {
                 "id": identity,
                 "label": None if labels is None else self.written(labels[place]),
@@ -179,23 +179,22 @@ class Head(ABC):
                 "scores": np.round(logits[place].astype(np.float64), 6).tolist(),
             }
 
-    def _places(self, examples: Examples | TextSplit) -> Sequence[int | slice]:
-        """Where the answers of each example are."""
-        return range(len(examples))
+    def places(self, part: Examples | TextSplit) -> Sequence[int | slice]:
+        """For each example, where its labels and answers are in arrays of a split."""
+        return range(len(part))
 
     # ---- scores
 
     def scores(
         self, metrics: Sequence[str], answers: np.ndarray, labels: np.ndarray | None, groups: np.ndarray | None = None
     ) -> dict[str, float]:
-        """The named metrics of a split.
+        """The named metrics of a split; none where it has no labels.
 
         Args:
             answers: of `predicted`.
             groups: what a metric counts together, see `kdbert.metrics.score`.
         """
-        assert labels is not None
-        return score(metrics, answers, labels, groups, self.classes)
+        return {} if labels is None else score(metrics, answers, labels, groups, self.classes)
 
     @abstractmethod
     def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:
@@ -222,7 +221,7 @@ class Head(ABC):
 
     def same_answer(self, answers: np.ndarray) -> str | None:
         """The answer that is given to every example (or word), in words; None where there are several."""
-        return self.told(answers[0]) if self.all_equal(answers) else None
+        return self.in_words(answers[0]) if self.all_equal(answers) else None
 
     def class_counts(self, answers: np.ndarray, labels: np.ndarray) -> dict[str, tuple[int, int, int]]:
         """Of each class: how often it is answered rightly, answered, and the right answer."""

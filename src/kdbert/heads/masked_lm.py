@@ -114,7 +114,7 @@ class MaskedLM(Head):
         """The outcomes as they are: [N, 6]."""
         return logits
 
-    def told(self, answer: Any) -> str:
+    def in_words(self, answer: Any) -> str:
         """A text has no one answer."""
         raise TypeError("plain text has no answers")
 

@@ -54,7 +54,7 @@ class MultiLabel(Head):
         """The classes with a probability above a half."""
         return logits > 0
 
-    def told(self, answer: Any) -> str:
+    def in_words(self, answer: Any) -> str:
         """The names of the classes."""
         return ", ".join(self.written(answer)) or "none of the classes"
 

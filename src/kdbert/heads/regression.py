@@ -69,7 +69,7 @@ class Regression(Head):
         """The logit itself."""
         return logits[:, 0]
 
-    def told(self, answer: Any) -> str:
+    def in_words(self, answer: Any) -> str:
         """The score in four digits."""
         return f"{float(answer):.4g}"
 

@@ -42,7 +42,7 @@ class SingleLabel(Head):
         """The class with the largest logit."""
         return logits.argmax(axis=1)
 
-    def told(self, answer: Any) -> str:
+    def in_words(self, answer: Any) -> str:
         """The name of the class."""
         return self.classes[int(answer)]
 

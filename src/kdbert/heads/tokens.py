@@ -75,7 +75,7 @@ class Tokens(Head):
         """The tag with the largest logit."""
         return logits.argmax(axis=1)
 
-    def told(self, answer: Any) -> str:
+    def in_words(self, answer: Any) -> str:
         """The tag of one word."""
         return self.classes[int(answer)]
 
@@ -87,9 +87,9 @@ class Tokens(Head):
         """Tags of all words, [W]."""
         return np.array([self.numbers[tag] for tags in rows for tag in tags])
 
-    def _places(self, examples: Examples | TextSplit) -> Sequence[int | slice]:
-        assert isinstance(examples, Examples)
-        ends = examples.word_offsets.tolist()
+    def places(self, part: Examples | TextSplit) -> Sequence[int | slice]:
+        assert isinstance(part, Examples)
+        ends = part.word_offsets.tolist()
         return [slice(*both) for both in pairwise(ends)]
 
     def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:

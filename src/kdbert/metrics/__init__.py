@@ -56,7 +56,7 @@ def weighted_f1(predictions: np.ndarray, labels: np.ndarray) -> Any:
 
 
 def relation_f1(predictions: np.ndarray, labels: np.ndarray) -> Any:
-    """F1 over all classes but class 0, "no relation": BLURB's figure for ChemProt, DDI and GAD (METHODS.md 5.1)."""
+    """F1 over all classes but class 0, "no relation": BLURB's figure for ChemProt, DDI and GAD."""
     return _plain(_f1(_relations(predictions, labels)))
 
 

@@ -1,4 +1,4 @@
-"""Reading a model's configuration and tokenizer, with every failure told in one sentence; `open` loads its weights."""
+"""Reading a model's configuration and tokenizer, with one sentence for every failure; `open` loads its weights."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def load_config(place: ModelPlace) -> Any:
 
 
 def _checked(config: Any) -> Any:
-    """The configuration, if what is read of it before the model is there can be read."""
+    """The configuration, if all that is read of it before the model is loaded is sound."""
     nameless = [number for number in range(config.num_labels) if number not in config.id2label]
     if nameless:
         raise ValueError(f"id2label in config.json has {config.num_labels} labels, but none of number {nameless[0]}")
     if not all(isinstance(name, str) for name in config.architectures or ()):
-        raise ValueError("architectures in config.json is no list of names")
+        raise ValueError("architectures in config.json is not a list of names")
     for name in ("num_hidden_layers", "hidden_size"):
         if not isinstance(getattr(config, name, None), int):
             raise ValueError(
@@ -88,7 +88,7 @@ def load_tokenizer(place: ModelPlace, *, words: bool = False) -> Any:
         words: for texts that are split into words already.
 
     Raises:
-        UserError: there is none.
+        UserError: it has none.
     """
     from transformers import AutoTokenizer
 
@@ -107,8 +107,8 @@ def load_tokenizer(place: ModelPlace, *, words: bool = False) -> Any:
         raise UserError(f"model {place.given!r} has no fast tokenizer (tokenizer.json); kdbert needs one")
     if words and not _reads_words(tokenizer):
         raise UserError(
-            f"the tokenizer of model {place.given!r} reads words one by one otherwise than in a text, so it cannot tag "
-            "them; take a model with a WordPiece or RoBERTa tokenizer"
+            f"the tokenizer of model {place.given!r} reads single words differently than words in a text, so it cannot "
+            "tag them; take a model with a WordPiece or RoBERTa tokenizer"
         )
     return tokenizer
 
@@ -121,9 +121,7 @@ def _reads_words(tokenizer: Any) -> bool:
     except (AssertionError, ValueError):  # a tokenizer that knows it cannot
         return False
     whole = tokenizer(" ".join(words))["input_ids"]
-    after_first = len(whole) - len(
-        tokenizer(words[0])["input_ids"]
-    )  # the first word of a text may stand without a space
+    after_first = len(whole) - len(tokenizer(words[0])["input_ids"])  # the first word may have no space before it
     return bool(apart[-after_first:] == whole[-after_first:])
 
 

@@ -23,7 +23,7 @@ def task_names() -> list[str]:
 
 
 def task_name(name: str) -> str:
-    """The registered name that `name` (any case, or an alias such as `STS-B` or `clinc150/small`) stands for.
+    """The registered name of `name` (any case, or an alias such as `STS-B` or `clinc150/small`).
 
     Raises:
         UserError: unknown task, with the nearest known one.
