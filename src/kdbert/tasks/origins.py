@@ -17,9 +17,10 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from kdbert.data.download import alone, download, unpack, write_checked
+from kdbert.data.download import download, unpack, write_checked
 from kdbert.data.files import find_file, read_lines, unpacked_sha256
 from kdbert.data.tables import FAULTS, first_line
+from kdbert.disk.lock import alone
 from kdbert.errors import UserError, without_credentials
 from kdbert.tasks.spec import TaskSpec
 
