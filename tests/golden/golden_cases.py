@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdbert.centroids.file import Memory
+from kdbert.centroids.file import Centroids
 from kdbert.data.batches import Batch
 from kdbert.methods import Context, LossTerms, Method, Models, Outputs, Shape, get_method
 from kdbert.training.teacher import outputs_for
@@ -140,7 +140,7 @@ def method_for(name: str, options: dict[str, Any], inputs: Values, batch_size: i
     if "teacher_memory" in inputs:
         _, _, length, width = inputs["teacher_hidden"].shape
         centroids = inputs["teacher_memory"].view(-1, length, width)
-        memory = Memory(centroids, torch.ones(len(centroids), dtype=torch.int64), {})
+        memory = Centroids(centroids, torch.ones(len(centroids), dtype=torch.int64), {})
     method = chosen(made)
     method.prepare(
         Context(

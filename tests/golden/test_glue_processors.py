@@ -22,7 +22,7 @@ def test_examples_are_the_originals(case: Case) -> Iterator[Values]:
         spec = get_task(TASKS.get(task, task))
         assert spec.kind == ("regression" if table["output_mode"] == "regression" else "single_label")
         assert list(spec.labels) == [label for label in table["label_list"] if label is not None]
-        assert spec.num_outputs == len(table["label_list"])
+        assert spec.head.outputs == len(table["label_list"])
         with tempfile.TemporaryDirectory() as folder:
             for name, text in table["files"].items():
                 Path(folder, name).write_text(text, encoding="utf-8", newline="")

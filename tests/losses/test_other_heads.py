@@ -2,47 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
-from kdbert.data.batches import Batch, classes_of
-from kdbert.losses.hard import hard_loss
-from kdbert.losses.hinton import soft_labels_loss
+from kdbert.data.batches import Batch
 from kdbert.methods import Outputs, get_method
-
-
-def kl(p: float, q: float) -> float:
-    """Of two coins."""
-    return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
-
-
-def logit(p: float) -> float:
-    """The logit of a probability."""
-    return math.log(p / (1 - p))
-
-
-def test_any_number_of_classes_by_hand() -> None:
-    student = torch.tensor([[logit(0.5), logit(0.2)], [logit(0.9), logit(0.1)]], dtype=torch.float64)
-    teacher = torch.tensor([[logit(0.75), logit(0.2)], [logit(0.5), logit(0.3)]], dtype=torch.float64)
-    labels = torch.tensor([[True, False], [False, False]])
-    hard = [-(math.log(0.5) + math.log(0.8)) / 2, -(math.log(0.1) + math.log(0.9)) / 2]
-    torch.testing.assert_close(hard_loss(student, labels), torch.tensor(hard, dtype=torch.float64))
-    soft = [kl(0.75, 0.5) / 2, (kl(0.5, 0.9) + kl(0.3, 0.1)) / 2]
-    torch.testing.assert_close(soft_labels_loss(student, teacher, 1.0), torch.tensor(soft, dtype=torch.float64))
-    tau = 4.0
-    hot = soft_labels_loss(student * tau, teacher * tau, tau)
-    torch.testing.assert_close(hot, tau**2 * torch.tensor(soft, dtype=torch.float64))
-
-
-def test_large_logits_of_classes_stay_finite() -> None:
-    student = torch.tensor([[300.0, -300.0]], requires_grad=True)
-    loss = soft_labels_loss(student, torch.tensor([[-300.0, -300.0]]), 1.0)
-    loss.sum().backward()
-    assert loss.isfinite().all()
-    assert student.grad is not None
-    assert student.grad.isfinite().all()
 
 
 def terms(
@@ -79,11 +43,3 @@ def test_a_batch_without_any_tag_has_no_loss() -> None:
     labels = torch.full((2, 3), -100)
     found = terms("kd", torch.randn(2, 3, 4), torch.randn(2, 3, 4), labels, 1)
     assert found == {"hard": 0.0, "soft": 0.0}
-
-
-def test_examples_are_of_one_class_where_their_sets_of_classes_are_equal() -> None:
-    sets = torch.tensor([[i >> bit & 1 for bit in range(10)] for i in range(1024)]).bool()
-    classes = classes_of(sets)
-    assert len(classes.unique()) == 1024
-    assert torch.equal(classes_of(sets.clone()), classes)
-    assert len(classes_of(torch.eye(60).bool()).unique()) == 60

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from kdbert.centroids.file import Memory
+from kdbert.centroids.file import Centroids
 from kdbert.data.batches import Batch
 from kdbert.methods import Context, LossTerms, Method, Models, Outputs, Shape, get_method
 from kdbert.training.teacher import outputs_for
@@ -100,16 +100,16 @@ def examples() -> Features:
     return draw_features([7, 3, 5, 2, 6, 4, 7, 3], [0, 1, 0, 2, 0, 1, 0, 0])
 
 
-def draw_memory(models: Models = MODELS, clusters: int = CLUSTERS, length: int = MEMORY_LENGTH) -> Memory:
+def draw_memory(models: Models = MODELS, clusters: int = CLUSTERS, length: int = MEMORY_LENGTH) -> Centroids:
     """Random centroids in float64, nearly zero towards their end, as those of true means are."""
     generator = torch.Generator().manual_seed(5)
     centroids = torch.randn(clusters, length, models.teachers[0].width, dtype=torch.float64, generator=generator)
     centroids *= torch.linspace(1, 0, length)[None, :, None]
-    return Memory(centroids, torch.ones(clusters, dtype=torch.int64), {})
+    return Centroids(centroids, torch.ones(clusters, dtype=torch.int64), {})
 
 
 def make_method(
-    options: dict[str, Any], models: Models = MODELS, batch_size: int = 8, memory: Memory | None = None
+    options: dict[str, Any], models: Models = MODELS, batch_size: int = 8, memory: Centroids | None = None
 ) -> Method:
     """The method, prepared as a run does it, in float64."""
     chosen = get_method(options["name"])

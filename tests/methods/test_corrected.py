@@ -301,7 +301,7 @@ def test_a_degenerate_batch_is_never_nan(options: dict[str, Any], kind: str, dty
 @pytest.mark.parametrize("name", ["cka-g", "cka-ilg"])
 def test_one_centroid_or_equal_ones_are_never_nan(name: str) -> None:
     equal = draw_memory()
-    equal.centroids.copy_(equal.centroids[:1].clone().expand_as(equal.centroids))
+    equal.values.copy_(equal.values[:1].clone().expand_as(equal.values))
     for memory in (draw_memory(clusters=1), equal):
         method: Any = make_method({"name": name}, memory=memory)
         found = run(method, examples())

@@ -225,7 +225,7 @@ def test_regression_is_inferred_from_decimal_scores(tmp_path: Path, labels: list
     assert examples.labels is not None
     assert spec.kind == kind
     if kind == "regression":
-        assert (spec.labels, spec.num_outputs) == ((), 1)
+        assert (spec.labels, spec.head.outputs) == ((), 1)
         assert examples.labels.tolist() == pytest.approx([float(label) for label in labels])
         assert spec.metrics[0] == "pearson_and_spearman"
     else:

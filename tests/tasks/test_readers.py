@@ -82,9 +82,9 @@ def test_tags_of_words(tmp_path: Path) -> None:
     assert found.words == [("breast", "cancer", "!"), ("odd",)]
     assert found.labels is not None
     assert found.labels.tolist() == [0, 1, 2, 1]
-    assert found.head(1).labels is not None
-    assert found.head(1).labels.tolist() == [0, 1, 2]  # type: ignore[union-attr]
-    assert found.head(1).fingerprint() != found.fingerprint()
+    assert found.first(1).labels is not None
+    assert found.first(1).labels.tolist() == [0, 1, 2]  # type: ignore[union-attr]
+    assert found.first(1).fingerprint() != found.fingerprint()
 
 
 def test_sets_of_classes(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_sets_of_classes(tmp_path: Path) -> None:
     found = load(tmp_path, "hoc", {"dev.json": content}, "dev")
     assert found.labels is not None
     assert found.labels.astype(int).tolist() == [marks, both, both]
-    groups = get_task("hoc").label_groups(found)
+    groups = get_task("hoc").label_groups(found.ids, found.words)
     assert groups is not None
     assert groups.tolist() == [0, 0, 1]
 

@@ -19,7 +19,6 @@ from conftest import WORDS, make_bert
 from in_processes import saved_steps, wait_until
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import resolve_distill
-from kdbert.runs.execute import run_recipe
 from small_run import (
     FEATURES,
     Setting,
@@ -27,6 +26,7 @@ from small_run import (
     logged,
     make_teacher,
     predictions,
+    run_recipe,
     start_torchrun,
     torchrun,
 )

@@ -60,7 +60,7 @@ def the_file(root: Path) -> Path:
 def tensors(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
     """Centroids [K, L, H], counts, assignments and metadata, by safetensors alone."""
     with safe_open(file, framework="np") as opened:
-        about = json.loads(opened.metadata()["memory"])["about"]
+        about = json.loads(opened.metadata()["kdbert"])["about"]
         return opened.get_tensor("centroids"), opened.get_tensor("counts"), opened.get_tensor("assignments"), about
 
 

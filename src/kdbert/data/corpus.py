@@ -7,12 +7,12 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -32,16 +32,42 @@ _FORM = 1  # raised whenever what is kept changes
 
 
 @dataclass(frozen=True)
+class Numbers(Sequence[str]):
+    """The numbers from 0 as texts, none of them held: names of things that have none."""
+
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        found = range(self.size)[place]
+        return str(found) if isinstance(found, int) else [str(number) for number in found]
+
+
+@dataclass(frozen=True)
 class TextSplit:
     """A split of a corpus; what is to be predicted are its own tokens, so it has no labels."""
 
     encoded: Encoded
     labels: None = None
+    words: None = None
 
     def __len__(self) -> int:
         return len(self.encoded)
 
-    def head(self, count: int | None) -> TextSplit:
+    @property
+    def ids(self) -> Sequence[str]:
+        """A name for each sequence: its number."""
+        return Numbers(len(self))
+
+    def first(self, count: int | None) -> TextSplit:
         """The first `count` sequences."""
         if count is None or count >= len(self):
             return self

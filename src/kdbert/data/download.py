@@ -67,9 +67,13 @@ def download(url: str, target: Path, sha256: str | None) -> None:
 def alone(path: Path) -> Iterator[None]:
     """Within it, no other process of this machine that asks for the same is at it; they wait."""
     lock = path.with_name(path.name + ".lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    made = [folder for folder in lock.parents if not folder.exists()]
     while True:
-        held = open(lock, "a", opener=no_link)
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held = open(lock, "a", opener=no_link)
+        except FileNotFoundError:  # the one who had it has taken its empty folder away
+            continue
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(held, fcntl.LOCK_EX)
         with contextlib.suppress(FileNotFoundError):
@@ -81,6 +85,9 @@ def alone(path: Path) -> Iterator[None]:
     finally:
         lock.unlink(missing_ok=True)
         held.close()
+        with contextlib.suppress(OSError):  # what holds nothing is not left behind
+            for folder in made:
+                folder.rmdir()
 
 
 def _fetch(url: str, part: Path, target: Path, sha256: str | None) -> None:

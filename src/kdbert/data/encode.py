@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -94,19 +93,6 @@ class Encoded:
     def label_counts(self) -> np.ndarray:
         """int64 [N]: tokens with a label, where words have tags."""
         return np.add.reduceat(self.token_labels != IGNORE_INDEX, self.offsets[:-1], dtype=np.int64)
-
-    def label_logits(self, logits: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-        """Logits of all that has a label: of examples as they are; of words, [words, C], from those of tokens.
-
-        A word that was cut off, or has no token, counts as one outside of all entities (class "O").
-        """
-        if self.word_tokens is None:
-            return logits
-        found = logits[self.word_tokens]
-        lost = self.word_tokens < 0
-        found[lost] = 0.0
-        found[lost, classes.index("O")] = 1.0
-        return found
 
     def pieces(self) -> np.ndarray:
         """int64, ascending: the token ids that batches of this split can have, that of padding among them."""

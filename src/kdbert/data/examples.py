@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import math
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 
-from kdbert.data.labels import number, plain
 from kdbert.errors import UserError
 
-# What a task's head says of an example: one of several classes, any number of them, a score, a tag of each word, or the
-# hidden pieces of plain text.
-Kind = Literal["single_label", "multi_label", "regression", "token", "masked_lm"]
+Kind = str  # the kind of a task: for code that does not use `kdbert.heads` yet
 
 
 class Row(NamedTuple):
@@ -105,7 +100,7 @@ class Examples:
         """int64 [N + 1]; the words of example i are `word_offsets[i]:word_offsets[i + 1]`."""
         return np.concatenate([[0], np.cumsum([len(words) for words in self.words or ()], dtype=np.int64)])
 
-    def head(self, count: int | None) -> Examples:
+    def first(self, count: int | None) -> Examples:
         """The first `count` examples in file order (all of them for None)."""
         if count is None or count >= len(self):
             return self
@@ -132,23 +127,33 @@ class Examples:
         return digest.hexdigest()[:16]
 
 
-def examples_of(
-    rows: Iterable[Row], *, path: Path, split: str, kind: Kind, label_names: Sequence[str], labelled: bool
-) -> Examples:
-    """Turn rows into examples, checking every label against the label space.
+class LabelReader(Protocol):
+    """What reads labels: a `kdbert.heads.Head`."""
+
+    @property
+    def label_type(self) -> type[np.generic]:
+        """Type of the labels in an array."""
+
+    def read_label(self, label: str | tuple[str, ...], words: Sequence[str] | None, where: str) -> list[Any]:
+        """The values of one example's label: one, or one for each of its words.
+
+        Raises:
+            UserError: the label is not one of the task's.
+        """
+
+
+def examples_of(rows: Iterable[Row], *, path: Path, split: str, reader: LabelReader | None) -> Examples:
+    """Turn rows into examples, checking every label.
 
     Args:
-        label_names: the classes in order; empty for regression, whose labels are finite numbers.
-        labelled: whether the split carries labels; if it does, each row must have one.
+        reader: reads the labels; each row must have one. None: the split has no labels.
 
     Raises:
-        UserError: no rows, a missing label, a label outside the label space, a score that is no
-            number, another number of tags than of words; each with the file and line.
+        UserError: no rows, a missing label, one that the reader refuses; with the file and line.
     """
     ids, text_a, text_b = Texts(), Texts(), Texts()
     words: list[tuple[str, ...]] = []
     labels: list[Any] = []
-    index = {name: number for number, name in enumerate(label_names)}
     pair = False
     for row in rows:
         for text in (row.text_a, row.text_b, *(row.words or ())):
@@ -161,27 +166,15 @@ def examples_of(
             text_b.append(row.text_b)
         if row.words is not None:
             words.append(row.words)
-        if not labelled:
-            continue
-        where = f"{path}, {row.place}"
-        if row.label is None or row.label == "":
-            raise UserError(f"{where}: the label is missing")
-        if isinstance(row.label, str):
-            labels.append(_score(row.label, where) if kind == "regression" else _number(row.label, index, where))
-            continue
-        if row.words is not None and len(row.words) != len(row.label):
-            raise UserError(f"{where}: {len(row.words)} words, but {len(row.label)} tags")
-        numbers = [_number(name, index, where) for name in row.label]
-        if kind == "token":
-            labels.extend(numbers)
-        else:
-            labels.append([number in numbers for number in range(len(index))])
+        if reader is not None:
+            where = f"{path}, {row.place}"
+            if row.label is None or row.label == "":
+                raise UserError(f"{where}: the label is missing")
+            labels.extend(reader.read_label(row.label, row.words, where))
     if not ids:
         raise UserError(f"{path} has no examples (only a header?)")
-    form = {"regression": np.float32, "multi_label": np.bool_}.get(kind, np.int64)
-    return Examples(
-        split, ids, text_a, text_b if pair else None, np.array(labels, dtype=form) if labelled else None, words or None
-    )
+    array = None if reader is None else np.array(labels, dtype=reader.label_type)
+    return Examples(split, ids, text_a, text_b if pair else None, array, words or None)
 
 
 def _half_a_character(text: str) -> bool:
@@ -191,34 +184,3 @@ def _half_a_character(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
-
-
-def _number(name: str, index: dict[str, int], where: str) -> int:
-    if name not in index:
-        known = ", ".join(list(index)[:8]) + (", …" if len(index) > 8 else "")
-        raise UserError(
-            f"{where}: label {name!r} is not one of the task's labels ({known}){_spelled(name, list(index))}"
-        )
-    return index[name]
-
-
-def _spelled(name: str, known: Sequence[str]) -> str:
-    """'; did you mean "x"?' for a label that is a known one in another spelling.
-
-    Short labels and numbers that only look alike (`neu` and `neg`, 1 and -1) are other classes, not slips.
-    """
-    value = number(name)
-    same = [one for one in known if plain(one) == plain(name) or (value is not None and number(one) == value)]
-    if not same and value is None:
-        same = difflib.get_close_matches(name, [one for one in known if len(one) > 3], n=1, cutoff=0.8)
-    return f"; did you mean {same[0]!r}?" if same else ""
-
-
-def _score(text: str, where: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"{where}: score {text!r} is not a finite number")
-    return value

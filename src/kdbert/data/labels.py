@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, time, timedelta
 from typing import Any
+
+from kdbert.errors import UserError
 
 NO_LABEL = "-1"  # written where labels are not given away; a class where a training file has other labels, too
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -57,6 +60,36 @@ def alike(labels: Iterable[str]) -> tuple[str, str] | None:
         if other != label:
             return other, label
     return None
+
+
+def class_number(name: str, numbers: Mapping[str, int], where: str) -> int:
+    """The number of a class.
+
+    Args:
+        numbers: name of each class -> its number.
+        where: file and line, for the message.
+
+    Raises:
+        UserError: there is no such class.
+    """
+    if name not in numbers:
+        known = ", ".join(list(numbers)[:8]) + (", …" if len(numbers) > 8 else "")
+        raise UserError(
+            f"{where}: label {name!r} is not one of the task's labels ({known}){_spelled(name, list(numbers))}"
+        )
+    return numbers[name]
+
+
+def _spelled(name: str, known: Sequence[str]) -> str:
+    """'; did you mean "x"?' for a label that is a known one in another spelling.
+
+    Short labels and numbers that only look alike (`neu` and `neg`, 1 and -1) are other classes, not slips.
+    """
+    value = number(name)
+    same = [one for one in known if plain(one) == plain(name) or (value is not None and number(one) == value)]
+    if not same and value is None:
+        same = difflib.get_close_matches(name, [one for one in known if len(one) > 3], n=1, cutoff=0.8)
+    return f"; did you mean {same[0]!r}?" if same else ""
 
 
 def no_class(value: Any) -> str | None:

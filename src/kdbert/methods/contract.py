@@ -17,7 +17,7 @@ from kdbert.data.examples import Kind
 from kdbert.models.layers import Pair
 
 if TYPE_CHECKING:
-    from kdbert.centroids.file import Memory
+    from kdbert.centroids.file import Centroids
 
 # Kinds of options. `corrected` refuses values outside; `original` takes what the published code takes.
 Weight = Annotated[float, "weight"]  # of a term: 0 or more
@@ -163,7 +163,7 @@ class Context:
 
     models: Models
     batch_size: int
-    memory: Memory | None = None
+    memory: Centroids | None = None
 
 
 class Head(Protocol):

@@ -20,7 +20,7 @@ from kdbert.methods.contract import LossTerms, MethodOptions, Models, Outputs, P
 from kdbert.models.layers import Pair, check_pairs, layerwise_pairs, parse_pairs
 
 if TYPE_CHECKING:
-    from kdbert.centroids.file import Memory
+    from kdbert.centroids.file import Centroids
 
 INITIALIZER_RANGE = 0.02  # BERT's
 VOCABULARY_CHUNK = 1024  # tokens whose logits over a vocabulary are held at a time
@@ -228,16 +228,18 @@ class GlobalMemory(nn.Module):
 
     teacher_gram: torch.Tensor
 
-    def __init__(self, memory: Memory, layer: int, width: int, variant: Variant, teacher_epsilon: float = 0.0) -> None:
+    def __init__(
+        self, memory: Centroids, layer: int, width: int, variant: Variant, teacher_epsilon: float = 0.0
+    ) -> None:
         super().__init__()
         self.layer = layer
         self.variant: Variant = variant
         self.teacher_epsilon = teacher_epsilon
-        self.memory = memory.centroids
-        count, length, _ = memory.centroids.shape
+        self.memory = memory.values
+        count, length, _ = memory.values.shape
         std = 1.0 if variant == "original" else INITIALIZER_RANGE
         self.centroids = nn.Parameter(torch.randn(count, length, width) * std)
-        self.register_buffer("teacher_gram", self._gram(memory.centroids), persistent=False)
+        self.register_buffer("teacher_gram", self._gram(memory.values), persistent=False)
 
     def _gram(self, centroids: torch.Tensor) -> torch.Tensor:
         flat = centroids.flatten(1)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import copy
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kdbert.errors import KdbertError, UserError, out_of_memory, without_credentials
+from kdbert.heads import Head
 from kdbert.hub import ask_only_if_it_answers
 from kdbert.models.architectures import architecture
 from kdbert.models.locate import ModelPlace
-from kdbert.tasks import Kind, TaskSpec
+from kdbert.tasks import TaskSpec
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 # Said aloud, since transformers otherwise asks on the terminal whether to run the code that a model brings.
@@ -137,57 +138,36 @@ def same_tokenizer(first: Any, second: Any) -> bool:
     )
 
 
-# Of what a model class of another kind is called.
-HEADS: Mapping[Kind, str] = {"token": "ForTokenClassification", "masked_lm": "ForMaskedLM"}
-SEQUENCE = "ForSequenceClassification"
-PROBLEMS: Mapping[Kind, str] = {  # as the library calls them
-    "single_label": "single_label_classification",
-    "multi_label": "multi_label_classification",
-    "regression": "regression",
-}
-
-
-def auto_class_name(kind: Kind) -> str:
-    """Name of the library's class that loads a model with the head of a task of this kind."""
-    return f"AutoModel{HEADS.get(kind, SEQUENCE)}"
-
-
-def auto_class(kind: Kind) -> Any:
-    """The library's class that loads a model with the head of a task of this kind."""
+def auto_class(head: Head) -> Any:
+    """The library's class that loads a model with this head."""
     import transformers
 
-    return getattr(transformers, auto_class_name(kind))
+    return getattr(transformers, head.auto_class)
 
 
-def has_head(config: Any, kind: Kind) -> bool:
-    """Whether a model was saved with a head of this kind."""
-    names = [HEADS.get(kind, SEQUENCE), *(["ForPreTraining"] if kind == "masked_lm" else [])]
-    return any(name in architecture for name in names for architecture in config.architectures or ())
+def has_head(config: Any, head: Head) -> bool:
+    """Whether a model was saved with such a head."""
+    return any(end in name for end in head.saved_as for name in config.architectures or ())
 
 
 def check_trained_head(config: Any, name: str, task: TaskSpec) -> None:
-    """Refuse a model that was never fine-tuned as such a classifier: its head would be random.
+    """Refuse a model that was never fine-tuned with such a head: it would be random.
 
     Raises:
         UserError: with the command that makes one.
     """
-    if task.kind == "masked_lm":
-        if not has_head(config, task.kind):
-            raise UserError(
-                f"model {name!r} has no masked-LM head; train one with `kdbert finetune-teacher --model {name} "
-                "--corpus FILE`, or take a pretrained model that was saved with it, such as bert-base-uncased"
-            )
+    if has_head(config, task.head):
         return
-    if not has_head(config, task.kind):
-        other = has_head(config, "single_label" if task.kind == "token" else "token")
-        of = {True: "tags words", False: "is of whole examples"}
-        told = (
-            f"model {name!r} has a head that {of[task.kind != 'token']}, the one of task {task.name!r} "
-            f"{of[task.kind == 'token']}"
-            if other
-            else f"model {name!r} has no trained classification head"
+    saved = f" (it was saved as {config.architectures[0]})" if config.architectures else ""
+    if task.head.plain_text:
+        raise UserError(
+            f"model {name!r} has no masked-LM head{saved}; train one with `kdbert finetune-teacher --model {name} "
+            "--corpus FILE`, or take a pretrained model that was saved with it, such as bert-base-uncased"
         )
-        raise UserError(f"{told}; fine-tune one with `kdbert finetune-teacher --task {task.name} --model {name}`")
+    raise UserError(
+        f"model {name!r} has no trained head for task {task.name!r}, which {task.head.takes}{saved}; fine-tune one "
+        f"with `kdbert finetune-teacher --task {task.name} --model {name}`"
+    )
 
 
 def label_names(config: Any) -> list[str]:

@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from kdbert.data.examples import Examples, Kind
+from kdbert.data.examples import Kind
 from kdbert.disk.sealed import parse_json, unsealed
 from kdbert.errors import UserError, printable
-from kdbert.metrics import constant_answer, one_answer, score
+from kdbert.heads import head_of
+from kdbert.heads.masked_lm import HIDDEN
+from kdbert.metrics import score
 from kdbert.recipe.keys import ADDED_LATER, FILES_BY_CONTENT, MODELS_BY_CONTENT, OUTSIDE_IDENTITY, flatten
-from kdbert.runs.predictions import HIDDEN, told_answer
 from kdbert.tasks import TaskSpec, get_task, task_names
 
 UNFINISHED = ("running", "interrupted", "failed")
@@ -259,11 +260,12 @@ def reference(run: Run, split: str, metric: str) -> Reference:
         found = read_predictions(run, split)
         if found.kind == "masked_lm":
             return Reference()
-        constant = constant_answer((metric,), found.labels, found.groups, found.classes)[metric]
+        head = head_of(found.kind, found.classes)
+        constant = (head.constant_answer((metric,), found.labels, found.groups) or {})[metric]
     except (OSError, ValueError, KeyError, AssertionError):
         return Reference()
-    answers = found.predictions
-    return Reference(constant, printable(told_answer(answers[0], found.classes)) if one_answer(answers) else None)
+    same = head.same_answer(found.predictions)
+    return Reference(constant, None if same is None else printable(same))
 
 
 def read_predictions(run: Run, split: str) -> Predictions:
@@ -308,7 +310,7 @@ def _of_lists(spec: TaskSpec, ids: list[str], predictions: list[list[str]], labe
         found, gold = (np.array([number[tag] for tags in rows for tag in tags]) for rows in (predictions, labels))
         return Predictions("token", ids, found, gold, np.repeat(np.arange(len(ids)), counts), spec.labels)
     found, gold = (np.array([[name in row for name in spec.labels] for row in rows]) for rows in (predictions, labels))
-    groups = spec.label_groups(Examples("", ids, [], None, None))
+    groups = spec.label_groups(ids, None)
     return Predictions("multi_label", ids, found, gold, groups, spec.labels)
 
 

@@ -33,7 +33,7 @@ class Texts:
             if own:
                 spec = saved_task(run.path, run.facts, data_dir, None)
             else:
-                spec = task_of(Recipe.of({"task": run.facts["recipe"]["task"], "method": "finetune"}))
+                spec = task_of(Recipe.of({"task": run.facts["recipe"]["task"], "method": "finetune"}).task)
         except UserError as error:
             self.fault = str(error)
             return

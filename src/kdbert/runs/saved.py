@@ -54,7 +54,7 @@ def check_saved(
     training = model.training
     seen = run_model(model.eval(), batch.to(device), "fp32")
     model.train(training)
-    library = auto_class(spec.kind).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **NO_CODE)
+    library = auto_class(spec.head).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **NO_CODE)
     tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
     together = model.way.padding and tokenizer.pad_token_id is not None
     groups = [np.arange(len(rows))] if together else np.split(np.arange(len(rows)), len(rows))

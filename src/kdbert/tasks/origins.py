@@ -112,7 +112,7 @@ class Wanted:
 
 def base_folder(spec: TaskSpec, data_dir: str | None) -> Path:
     """Where a task's files lie or will lie; `data_dir` may be the task's folder or its parent, as everywhere."""
-    root = Path(data_dir or spec.data_dir)
+    root = spec.root(data_dir)
     found = [path.parent for split in spec.splits if (path := spec.path(split, data_dir)) is not None]
     return found[0] if found else root / spec.folder
 

@@ -21,7 +21,8 @@ from kdbert.data.encode import Encoded
 from kdbert.errors import Diverged, KdbertError, UserError, few, out_of_memory
 from kdbert.methods import LossTerms, Method, Outputs
 from kdbert.models.architectures import INSTEAD
-from kdbert.models.kernels import first_token_only, packed
+from kdbert.models.fast.first_token import first_token_only
+from kdbert.models.fast.packing import packed
 from kdbert.training.precision import DTYPES, Precision
 
 log = logging.getLogger("kdbert")

@@ -1,4 +1,4 @@
-"""The fast pieces against their plain twins: values, gradients, distributions; and models that they leave alone."""
+"""The fast levers against what they replace: values, gradients, distributions; and models that they leave alone."""
 
 from __future__ import annotations
 
@@ -25,21 +25,12 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from kdbert.models.kernels import (
-    ATTENTION,
-    FastDropout,
-    Packing,
-    UsedRows,
-    attention,
-    draw_keep,
-    first_token_only,
-    packed,
-    register_attention,
-    training_used_rows,
-    use_fast_dropout,
-    use_first_token,
-    use_packing,
-)
+from kdbert.models.fast import ATTENTION
+from kdbert.models.fast.attention import attention, register_attention
+from kdbert.models.fast.dropout import FastDropout, draw_keep, use_fast_dropout
+from kdbert.models.fast.first_token import first_token_only, use_first_token
+from kdbert.models.fast.packing import Packing, packed, use_packing
+from kdbert.models.fast.used_rows import UsedRows, training_used_rows
 
 SIZES = {"vocab_size": 50, "max_position_embeddings": 40, "num_labels": 3}
 BERT = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48, **SIZES}
