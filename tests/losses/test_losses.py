@@ -1,4 +1,4 @@
-"""What the losses of `finetune` and `kd` must be by their definitions (docs/quirks.md, section 1)."""
+"""What the losses of `finetune` and `kd` must be by their definitions (docs/quirks.md, 1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distances and neighbours of ICS against plain loops, and the loops of the published code."""
+"""Distances and neighbours of ICS against plain loops, and the loops of the published code (docs/quirks.md, 2)."""
 
 from __future__ import annotations
 

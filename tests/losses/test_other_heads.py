@@ -1,4 +1,4 @@
-"""Losses of heads that no published code distils: any number of classes, tags of words."""
+"""Losses of heads that no published code distils: any number of classes, tags of words (docs/quirks.md, 1)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Metrics of documents, entities and words: against seqeval, scikit-learn and the golden case of BLURB."""
+"""Metrics of documents, entities and words: against seqeval and scikit-learn."""
 
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,16 +94,6 @@ def test_documents_equal_scikit_learn_over_the_classes_of_their_sentences(
             )
         }
     assert score(tuple(expected), predicted, gold, groups) == pytest.approx(expected, abs=1e-12)
-
-
-def test_golden_documents(golden_dir: Path) -> None:
-    with np.load(golden_dir / "blurb_metrics" / "hoc_a.npz") as case:
-        groups = np.unique(case["in.doc"], return_inverse=True)[1]
-        names = [f"document_{part}" for part in PARTS]
-        result = score(names, case["in.preds"] == 1, case["in.labels"] == 1, groups)
-        expected = {"document_f1": case["out.F1"], "document_precision": case["out.precision"]}
-        expected["document_recall"] = case["out.recall"]
-    assert result == pytest.approx({name: float(number) for name, number in expected.items()}, abs=1e-12)
 
 
 def test_counts_add_up_over_groups() -> None:
