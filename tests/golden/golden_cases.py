@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from kdbert.centroids.file import Centroids
 from kdbert.data.batches import Batch
+from kdbert.heads import Regression, SingleLabel
 from kdbert.methods import Context, LossTerms, Method, Models, Outputs, Shape, get_method
 from kdbert.training.teacher import outputs_for
 
@@ -79,17 +79,17 @@ def method_for(name: str, options: dict[str, Any], inputs: dict[str, torch.Tenso
     shapes = [
         Shape(len(inputs[f"{side}_hidden"]) - 1, inputs[f"{side}_hidden"].shape[-1]) for side in ("teacher", "student")
     ]
-    memory = None
+    centroids = None
     if "teacher_memory" in inputs:
         _, _, length, width = inputs["teacher_hidden"].shape
         centroids = inputs["teacher_memory"].view(-1, length, width)
-        memory = Centroids(centroids, torch.ones(len(centroids), dtype=torch.int64), {})
     method = chosen(made)
     method.prepare(
         Context(
             models=Models(student=shapes[1], teachers=(shapes[0],)),
+            head=Regression() if inputs["labels"].is_floating_point() else SingleLabel(),
             batch_size=batch_size,
-            memory=memory,
+            centroids=centroids,
         )
     )
     return method.double()
@@ -106,9 +106,9 @@ def run_method(method: Method, inputs: dict[str, torch.Tensor]) -> tuple[LossTer
         Shape(depth, hidden.shape[-1]) for depth, hidden in zip(depths, (student_hidden, teacher_hidden), strict=True)
     ]
     needs = method.needs(method.options, Models(student=shapes[0], teachers=(shapes[1],)))
-    seen = Outputs(inputs["teacher_logits"], dict(enumerate(teacher_hidden)), mask)
+    seen = Outputs(inputs["teacher_logits"], mask=mask, hidden=dict(enumerate(teacher_hidden)))
     terms = method(
-        Outputs(student_logits, {layer: student_hidden[layer] for layer in needs.student_hidden}, mask),
+        Outputs(student_logits, mask=mask, hidden={layer: student_hidden[layer] for layer in needs.student_hidden}),
         [outputs_for(method, needs, seen)],
         batch_of(inputs["labels"], student_hidden.shape[2]),
     )

@@ -1,4 +1,4 @@
-"""`kd` and `multi-kd` give the numbers of every published implementation, values and gradients (METHODS.md 1, 4)."""
+"""`kd` and `multi-kd` give the numbers of every published implementation, values and gradients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from golden_cases import arrays, batch_of, cases, compare, must_have
 
-from kdbert.methods import Outputs, get_method
+from kdbert.heads import Regression, SingleLabel
+from kdbert.methods import Context, Models, Outputs, Shape, get_method
 
 FAMILIES = ("hinton", "multi_teacher")
 
@@ -23,11 +24,17 @@ def test_terms_total_and_gradient_are_the_originals(case: dict[str, Any]) -> Non
     options = method.Options.model_validate(
         {"variant": "original", "alpha": hyper["alpha"], "temperature": hyper["temperature"]}
     )
-    teachers = [Outputs(inputs[name]) for name in sorted(inputs) if name.startswith("teacher_logits")]
+    batch = batch_of(inputs["labels"], 1)
+    teachers = [
+        Outputs(inputs[name], mask=batch.attention_mask) for name in sorted(inputs) if name.startswith("teacher_logits")
+    ]
     assert len(teachers) == hyper.get("n_teachers", 1)
     student = inputs["student_logits"].requires_grad_()
 
-    terms = method(options)(Outputs(student), teachers, batch_of(inputs["labels"], 1))
+    made = method(options)
+    head = Regression() if inputs["labels"].is_floating_point() else SingleLabel()
+    made.prepare(Context(Models(Shape(1, 1), (Shape(1, 1),) * len(teachers)), head, batch_size=1))
+    terms = made(Outputs(student, mask=batch.attention_mask), teachers, batch)
     terms.total.backward()
 
     soft = [term for name, term in terms.terms.items() if name.startswith("soft")]

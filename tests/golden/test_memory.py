@@ -1,4 +1,4 @@
-"""The published memory and its k-means, through the functions that `train-memory` uses (METHODS.md section 3.5)."""
+"""The published memory and its k-means, through the functions that `train-memory` uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ics` and the CKA methods give the numbers of the published scripts, values and gradients (METHODS.md 2 and 3)."""
+"""`ics` and the CKA methods give the numbers of the published scripts, values and gradients."""
 
 from __future__ import annotations
 
@@ -96,9 +96,9 @@ def test_the_global_structure_is_the_original(case: dict[str, Any]) -> None:
     if case["method"] == "cka_ilg":
         options["layerwise"] = hyper["do_layerwise"]
     method = method_for(case["method"].replace("_", "-"), options, inputs, hyper["per_gpu_train_batch_size"])
-    if method.memory is not None:
-        start = inputs["student_memory"].view_as(method.memory.centroids)
-        method.memory.centroids = torch.nn.Parameter(start.clone())
+    if method.centroids is not None:
+        start = inputs["student_memory"].view_as(method.centroids.student)
+        method.centroids.student = torch.nn.Parameter(start.clone())
     terms, logits, hidden = run_method(method, inputs)
     names = {
         "ce_loss": "hard", "kd_loss": "soft", "dist_loss": "distance", "cos_loss": "cosine",
@@ -112,8 +112,8 @@ def test_the_global_structure_is_the_original(case: dict[str, Any]) -> None:
         "grad_student_hidden": hidden.grad,
         "grad_student_memory": torch.zeros_like(inputs["student_memory"]),
     }
-    if method.memory is not None:
-        found["grad_student_memory"] = method.memory.centroids.grad.view_as(inputs["student_memory"])
+    if method.centroids is not None:
+        found["grad_student_memory"] = method.centroids.student.grad.view_as(inputs["student_memory"])
         zero = torch.zeros((), dtype=torch.float64)
         found["global_loss"] = (
             share * terms.terms.get("distance", zero)

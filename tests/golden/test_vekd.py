@@ -1,4 +1,4 @@
-"""`ve-kd` gives the published terms, total and gradients; what is hidden is what its collator hides (METHODS.md 5)."""
+"""`ve-kd` gives the published terms, total and gradients; what is hidden is what its collator hides."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from golden_cases import arrays, as_tensor, batch_of, cases, compare, must_have
 
 from kdbert.data.masking import Masking
-from kdbert.methods import Context, Models, Outputs, Shape, get_method
+from kdbert.heads import MaskedLM
+from kdbert.methods import Context, MaskedLMOutputs, Models, Shape, get_method
 
 
 @pytest.mark.parametrize("case", cases("vekd"))
@@ -26,7 +27,7 @@ def test_terms_total_and_gradients_are_the_originals(case: dict[str, Any]) -> No
     }
     method = kind(kind.Options.model_validate({"variant": "original", **options})).double()
     widths = hyper["hidden_teacher"], hyper["hidden_student"]
-    method.prepare(Context(Models(Shape(2, widths[1]), (Shape(3, widths[0]),)), batch_size=1))
+    method.prepare(Context(Models(Shape(2, widths[1]), (Shape(3, widths[0]),)), MaskedLM(), batch_size=1))
     method.double()
     if "dense_weight" in inputs:
         weights = {"projection.weight": inputs["dense_weight"], "projection.bias": inputs["dense_bias"]}
@@ -45,8 +46,14 @@ def test_terms_total_and_gradients_are_the_originals(case: dict[str, Any]) -> No
         return lambda positions, columns=None: values.flatten(0, 1)[positions, :columns]
 
     terms = method(
-        Outputs(torch.empty(0), {2: hidden}, head=head(logits)),
-        [Outputs(torch.empty(0), {3: inputs["teacher_hidden_last"]}, head=head(inputs["teacher_logits"]))],
+        MaskedLMOutputs(head(logits), mask=batch.attention_mask, hidden={2: hidden}),
+        [
+            MaskedLMOutputs(
+                head(inputs["teacher_logits"]),
+                mask=batch.attention_mask,
+                hidden={3: inputs["teacher_hidden_last"]},
+            )
+        ],
         batch,
     )
     terms.total.backward()

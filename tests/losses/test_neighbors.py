@@ -1,4 +1,4 @@
-"""Distances and neighbours of ICS against plain loops, and the loops of the published code (METHODS.md section 2)."""
+"""Distances and neighbours of ICS against plain loops, and the loops of the published code."""
 
 from __future__ import annotations
 

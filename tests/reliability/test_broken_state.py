@@ -412,7 +412,7 @@ def test_a_whole_model_that_was_changed_is_refused_under_its_run_and_taken_as_a_
     for given in ("run", "run/model"):
         done = kdbert("evaluate", place / given, "--precision", "fp32")
         assert done.code == 2
-        assert f"{config} is damaged (it is not what was written there)" in done.err
+        assert f"{config} is damaged" in done.err
     copy = shutil.copytree(place / "run" / "model", place / "copy")
     assert config.name in os.listdir(copy)
     done = kdbert("distill", "--dry-run", *words(place, "short")[1:], "--student", copy)

@@ -222,7 +222,7 @@ def test_what_belongs_to_the_method_is_trained_with_the_student(exact: Maker) ->
     assert own["ics"] == {"method.projections.0.weight", "method.projections.0.bias"}
     for name, keys in own.items():
         with_memory = "g" in name.partition(" ")[0].removeprefix("cka-")
-        assert name == "ics" or keys == ({"method.memory.centroids"} if with_memory else set()), name
+        assert name == "ics" or keys == ({"method.centroids.student"} if with_memory else set()), name
 
 
 # --- variant original ---

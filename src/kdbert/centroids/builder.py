@@ -75,9 +75,7 @@ def _alone(path: Path) -> Iterator[None]:
     """Inside, no other run computes this file."""
     lock = FileLock(path.with_suffix(".lock"))
     try:
-        if not lock.acquire():
-            log.info("waiting for the memory, which %s makes", lock.holder())
-            lock.acquire(wait=True)
+        lock.wait_for("the memory")
     except OSError as error:
         raise UserError(f"cannot write a memory to {path.parent}: {error.strerror}") from None
     try:

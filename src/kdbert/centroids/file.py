@@ -91,7 +91,7 @@ class Centroids:
         # One entry only: safetensors writes several in any order, and equal centroids should be equal files.
         facts = {"format": FORMAT, "about": self.about, "sha256": _checksum(tensors, self.about)}
         metadata = {"kdbert": json.dumps(facts, sort_keys=True)}
-        atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata), f".{path.name}.tmp")
+        atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata))
 
     @classmethod
     def load(cls, path: Path) -> Centroids:

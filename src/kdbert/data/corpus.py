@@ -16,10 +16,10 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from kdbert.data.download import alone
 from kdbert.data.encode import Encoded
 from kdbert.data.files import read_lines, text_digest
 from kdbert.data.masking import Masking, tokenizer_digest
+from kdbert.disk.lock import alone
 from kdbert.disk.sealed import parse_json
 from kdbert.errors import UserError
 

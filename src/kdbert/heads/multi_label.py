@@ -11,7 +11,7 @@ import torch
 from kdbert.data.labels import class_number
 from kdbert.heads.head import Head, Variant
 from kdbert.losses.hard import binary_cross_entropy
-from kdbert.losses.hinton import soft_labels_loss
+from kdbert.losses.hinton import bernoulli_loss
 
 
 class MultiLabel(Head):
@@ -48,7 +48,7 @@ class MultiLabel(Head):
         self, student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, temperature: float, variant: Variant
     ) -> torch.Tensor:
         """Per-class Bernoulli KL, mean over classes."""
-        return soft_labels_loss(student, teacher, temperature)
+        return bernoulli_loss(student, teacher, temperature)
 
     def predicted(self, logits: np.ndarray) -> np.ndarray:
         """The classes with a probability above a half."""

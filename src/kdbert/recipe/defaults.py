@@ -54,7 +54,7 @@ def missing_teachers(recipe: Recipe) -> int:
         UserError: it names more teachers than the method reads, or some but too few.
     """
     method = get_method(recipe.method.name)
-    least, most = method.teachers(recipe.method)
+    least, most = method.needs(recipe.method, None).teachers
     named = len(recipe.teachers)
     wanted = f"{least} teacher{'s' if least != 1 else ''}" + (" or more" if most is None else "")
     if least and most is not None and named > most:
@@ -175,7 +175,7 @@ def resolve_distill(recipe: Recipe) -> Recipe:
         student = student.model_copy(update={"model": model, "layers": layers})
     student = _cut(student)
     teachers = recipe.teachers
-    if get_method(recipe.method.name).teachers(recipe.method) == (0, 0) and teachers:
+    if get_method(recipe.method.name).needs(recipe.method, None).teachers == (0, 0) and teachers:
         log.info("method %s reads no teacher; --teacher only says what the student is cut from", recipe.method.name)
         teachers = []
     return recipe.model_copy(
@@ -191,7 +191,7 @@ def resolve_distill(recipe: Recipe) -> Recipe:
 
 def _memory_section(recipe: Recipe) -> MemorySection | None:
     """How the memory is made, every key with its value; None for a method that reads none."""
-    if not get_method(recipe.method.name).reads_memory(recipe.method):
+    if not get_method(recipe.method.name).needs(recipe.method, None).reads_centroids:
         if recipe.memory is not None and recipe.memory.file is not None:
             log.info("method %s reads no memory; memory.file is not used", recipe.method.name)
         return None

@@ -249,7 +249,8 @@ class Run:
         """Student and method."""
         job, recipe = self.job, self.job.recipe
         method = get_method(recipe.method.name)(recipe.method)
-        context = Context(models=job.models, batch_size=job.micro_batch, memory=self.centroids)
+        centroids = self.centroids.values if self.centroids is not None else None
+        context = Context(models=job.models, head=job.spec.head, batch_size=job.micro_batch, centroids=centroids)
         # Not the draw that made the student's head, so that a method's own draws change no other.
         torch.manual_seed(int(np.random.SeedSequence([recipe.seed, 1]).generate_state(1, np.uint64)[0] >> 1))
         method.prepare(context)

@@ -280,7 +280,7 @@ class Job:
     @cached_property
     def centroids(self) -> CentroidsJob | None:
         """The job that makes the centroids that the method reads, or names their file."""
-        layer = self.needs.memory_layer
+        layer = self.needs.centroids_layer
         if self.recipe.memory is None or layer is None:
             return None
         return CentroidsJob(self.recipe, self.inputs, self.teachers[0], layer)

@@ -18,8 +18,9 @@ from importlib import resources
 from pathlib import Path
 
 from kdbert.data.data_file import FAULTS, first_line
-from kdbert.data.download import alone, download, unpack, write_checked
+from kdbert.data.download import download, unpack, write_checked
 from kdbert.data.files import find_file, read_lines, unpacked_sha256
+from kdbert.disk.lock import alone
 from kdbert.errors import UserError, without_credentials
 from kdbert.tasks.sentiment import EMOTION
 from kdbert.tasks.spec import TaskSpec

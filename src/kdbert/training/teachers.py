@@ -232,7 +232,7 @@ class FrozenTeacher:
         files = {name: name for name in kinds_of(needs, "example")}
         for quantity in needs.reduced:
             assert method is not None
-            parts = [quantity.name, made_with if quantity.by_memory else "", source_of(type(method)) or ""]
+            parts = [quantity.name, made_with if quantity.by_centroids else "", source_of(type(method)) or ""]
             files[quantity.name] = ".".join(filter(None, parts))
         if self.recipe.train.cache_precision == "bf16" and not exact:
             files.update({f"hidden.{layer}": f"hidden.{layer}{HALF}" for layer in needs.teacher_hidden})
