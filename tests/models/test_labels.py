@@ -238,7 +238,7 @@ def test_labels_that_are_told_in_another_order_than_the_models_own_are_refused()
     def columns(told: list[str]) -> list[int]:
         return teacher_permutation("m", "custom", own, {}, ["Positive", "Negative"], told)
 
-    with pytest.raises(UserError, match="another order"):
+    with pytest.raises(UserError, match="--teacher-labels negative,positive contradicts teacher 'm'"):
         columns(own)
     assert columns(["positive", "negative"]) == [1, 0]
 

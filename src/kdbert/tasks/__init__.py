@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from kdbert.data.examples import Kind
 from kdbert.errors import UserError, near_miss
 from kdbert.tasks import blurb, glue, hate_speech, intent, quickstart, sentiment
 from kdbert.tasks.corpus import CORPUS, corpus_task
 from kdbert.tasks.spec import Split, TaskSpec
 
-__all__ = ["CORPUS", "CUSTOM", "Kind", "Split", "TaskSpec", "get_task", "task_names"]
+__all__ = ["CORPUS", "CUSTOM", "Split", "TaskSpec", "get_task", "task_names"]
 
 CUSTOM = "custom"
 _FAMILIES = (quickstart, glue, intent, sentiment, hate_speech, blurb)
