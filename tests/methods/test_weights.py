@@ -169,6 +169,14 @@ def test_the_scripts_own_defaults_are_the_originals_and_give_negative_weights() 
     assert float(terms.total) == pytest.approx(total)
 
 
+def test_how_many_teachers_are_read_is_known_without_models() -> None:
+    expected = dict.fromkeys(all_methods(), (1, 1)) | {"finetune": (0, 0), "multi-kd": (2, None)}
+    for name, method in all_methods().items():
+        needs = method.needs(method.Options.model_validate({"name": name}), None)
+        assert needs.teachers == expected[name], name
+        assert needs.reads_centroids == (name in ("cka-g", "cka-ilg")), name
+
+
 # --- a weight of 0 needs nothing, and reads nothing ---
 
 ZERO: list[tuple[dict[str, Any], set[str]]] = [

@@ -1,8 +1,8 @@
 """What a method is to the rest of the program. `training` knows methods through this file only.
 
-Of a step a method gets three things: what the student said about the micro-batch, what each teacher said about it, and
-the `Batch`. It returns named terms and their weights. What the models are to hand out stands in `Needs`, so that
-nothing is computed which no term reads, and so that teacher outputs can be computed once and kept.
+In each step a method gets the student's outputs for the micro-batch, each teacher's, and the `Batch`; it returns named
+terms and their weights. `Needs` says beforehand which outputs it reads. So nothing is computed that no term reads, and
+what is read of a teacher can be computed once and kept.
 
 What does not exist yet, and where it will attach:
 
@@ -30,6 +30,7 @@ from torch import nn
 
 from kdbert.data.batches import Batch
 from kdbert.heads import Head
+from kdbert.heads.head import Variant
 from kdbert.heads.masked_lm import VocabularyHead
 from kdbert.models.layers import Pair
 
@@ -62,7 +63,7 @@ class MethodOptions(BaseModel):
     original_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     name: str
-    variant: Literal["corrected", "original"] = "corrected"
+    variant: Variant = "corrected"
 
     @model_validator(mode="before")
     @classmethod

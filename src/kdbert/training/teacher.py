@@ -135,7 +135,7 @@ class StoredTeacher:
         self.needs = needs
         self.own = own
         self.kinds = kinds_of(needs, data.logits_of)
-        # Rows of examples are few numbers and lie on the device; tokens stay on the host.
+        # Rows of examples are few numbers and are kept on the device; tokens stay on the host.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a map cannot be written to, and nobody does
             self.values = {
