@@ -27,18 +27,18 @@ def table(
     percent: Annotated[bool, typer.Option("--percent", help="Scores times 100, two decimals.")] = False,
     debug: o.Debug = False,
 ) -> None:
-    """Many runs as one table: mean, spread and number of seeds; nothing but seeds is pooled.
+    """Many runs as a table: mean, spread and number of seeds; nothing but seeds is pooled.
 
     kdbert table runs --rows method --columns task --baseline finetune --format latex
     """
     from kdbert.errors import UserError, near_miss
     from kdbert.reporting.formats import FORMATS
-    from kdbert.reporting.table import make_table
+    from kdbert.reporting.table import make_tables
 
     o.start(quiet=False)
     if format_ not in FORMATS:
         raise UserError(f"--format {format_!r} is unknown{near_miss(format_, FORMATS)}; expected {', '.join(FORMATS)}")
-    made = make_table(
+    made = make_tables(
         runs or [Path("runs")],
         rows=o.split_list(rows) or [],
         columns=o.split_list(columns) or [],
@@ -47,6 +47,7 @@ def table(
         split=split,
         baseline=baseline,
         papers=paper or [],
+        together=format_ == "csv",
     )
     try:
         print(FORMATS[format_](made, percent), end="", flush=True)
