@@ -580,7 +580,7 @@ def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
 
 def _write(folder: Path, content: Mapping[str, Any]) -> None:
     """benchmark.json, benchmark.csv and benchmark.png."""
-    from kdbert.reporting.figures import Point, quality_over_latency
+    from kdbert.reporting.figures import LATENCY, Point, quality_over
 
     write_json(folder / "benchmark.json", content)
     out = io.StringIO()
@@ -612,5 +612,5 @@ def _write(folder: Path, content: Mapping[str, Any]) -> None:
         )
         for engine in content["engines"]
     ]
-    figure = quality_over_latency(points, metric=metric, split=content["split"], task=content["task"])
+    figure = quality_over(points, LATENCY, metric=metric, split=content["split"], task=content["task"])
     atomic_write(folder / "benchmark.png", lambda temporary: figure.savefig(temporary, format="png", dpi=200))

@@ -61,3 +61,14 @@ def _digest(content: Mapping[str, Any]) -> str:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     except RecursionError:  # what can just be read cannot always be written
         raise ValueError("it is nested too deeply") from None
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping -> dotted keys: `train.epochs` is `tree["train"]["epochs"]`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -13,11 +13,10 @@ from typing import Any
 
 from kdbert.disk.files import move_aside, remove, sha256, write_json
 from kdbert.disk.lock import FileLock
-from kdbert.disk.sealed import sealed
+from kdbert.disk.sealed import flatten, sealed
 from kdbert.errors import RunBusy, UserError
 from kdbert.models.locate import check_run_files, run_facts
 from kdbert.recipe import Recipe
-from kdbert.recipe.keys import flatten
 
 log = logging.getLogger("kdbert")
 # What run.json vouches for: not the model card, which a person may edit, nor events and checkpoints.
