@@ -234,4 +234,4 @@ def test_a_damaged_expansion_is_not_taken_for_a_finished_one(
     place.write_text(place.read_text(encoding="utf-8").replace('"cat"', '"cut"'), encoding="utf-8")
     done = kdbert(*words, "--out", tmp_path / "out")
     assert done.code == 2
-    assert "tokenizer.json is damaged (it is not what was written there): move the folder away" in done.err
+    assert "tokenizer.json is damaged" in done.err

@@ -22,11 +22,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kdbert.reporting.answers import class_scores
 from run_files import edit, write_cka, write_log, write_predictions, write_run
 from sklearn.metrics import f1_score, recall_score
 
 from kdbert.reporting import figures
-from kdbert.reporting.answers import class_scores
 from kdbert.reporting.collect import Predictions
 from kdbert.reporting.curves import MOST, mean_curve
 from kdbert.reporting.figures import Point, quality_over_latency

@@ -19,9 +19,10 @@ from kdbert.data.encode import encode
 from kdbert.data.examples import Examples
 from kdbert.data.masking import IGNORE_INDEX
 from kdbert.errors import UserError
+from kdbert.heads import Tokens
 from kdbert.models.load import load_tokenizer
 from kdbert.models.locate import locate
-from kdbert.training.loop import forward_backward
+from kdbert.training.step import forward_backward
 from small_heads import HeadSetting, make_setting
 from small_models import make_roberta
 from small_run import Parts, assert_same_gradients, build, gradients, logged
@@ -105,7 +106,7 @@ def test_the_first_token_of_a_word_has_its_tag(tiny_bert: Path) -> None:
     assert data.label_counts.tolist() == [3, 1, 6]
     assert data.truncated == 1
     logits = np.arange(len(data.input_ids) * 3, dtype=np.float32).reshape(-1, 3)
-    rows = data.label_logits(logits, ("B", "I", "O"))
+    rows = Tokens(("B", "I", "O")).label_logits(logits, data)
     assert rows[0].tolist() == logits[1].tolist()
     assert rows[3].tolist() == rows[-1].tolist() == [0, 0, 1]  # lost words count as outside
 
@@ -250,7 +251,7 @@ def test_a_teacher_of_whole_examples_is_no_teacher_of_tags(
     words[words.index("--teacher") + 1] = str(settings["multi_label"].teacher)
     result = kdbert(*words)
     assert result.code == 2
-    assert "has a head that is of whole examples, the one of task 'ncbi-disease' tags words" in result.err
+    assert "has no trained head for task 'ncbi-disease', which tags words" in result.err
 
 
 def test_ics_compares_examples_with_equal_sets_of_classes(settings: dict[str, HeadSetting], tmp_path: Path) -> None:

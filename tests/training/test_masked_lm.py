@@ -23,8 +23,9 @@ from kdbert.data.masking import base_size, masking_of, vocabulary_size
 from kdbert.models.vocabulary import grow_embeddings
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import resolve_distill
-from kdbert.runs.plan import Plan
-from kdbert.training.loop import forward_backward
+from kdbert.runs.inputs import Inputs
+from kdbert.runs.job import Job
+from kdbert.training.step import forward_backward
 from small_run import assert_same_gradients, build, gradients
 
 COMMON = ("--max-length", "32", "--batch-size", "8", "--precision", "fp32")
@@ -108,7 +109,7 @@ def test_a_masked_lm_head_is_trained_and_kept(teacher: Path, text: Path, kdbert:
 def test_the_dev_loss_is_that_of_the_library_s_own_model(teacher: Path) -> None:
     """Hidden as kdbert hides them, the dev texts have the loss that the model's own forward gives."""
     recipe = Recipe.load(teacher / "recipe.yaml")
-    dev = Plan(recipe).eval_examples["dev"].encoded
+    dev = Job("student", recipe, Inputs()).eval_examples["dev"].encoded
     model = AutoModelForMaskedLM.from_pretrained(teacher / "model", dtype=torch.float32).eval()
     batch = collate(dev, np.arange(len(dev)))
     assert batch.labels is not None

@@ -66,14 +66,8 @@ def describe(
         print(f"{task.lower()}: {own[task.lower()]}")
         return
     spec = get_task(task)
-    kinds = {
-        "single_label": f"one of {len(spec.labels)} classes",
-        "multi_label": f"any of {len(spec.labels)} classes",
-        "token": f"a tag of each word ({', '.join(spec.labels)})",
-        "regression": "one score",
-    }
     print(f"{spec.name}: {spec.title}")
-    print(f"kind: {spec.kind}, {kinds[spec.kind]}")
+    print(f"kind: {spec.kind}, {spec.head.answers}")
     print(f"metrics: {', '.join(spec.metrics)} (selection by {spec.metrics[0]})")
     if "f1" in spec.metrics:
         print(f"f1: of class {spec.labels[1]}")
@@ -83,7 +77,7 @@ def describe(
             print(f"not fetched: {wanted}")
     if spec.warning:
         print(f"mind: {spec.warning}")
-    counter = _Lengths(model, max_length or spec.max_length, spec.kind == "token")
+    counter = _Lengths(model, max_length or spec.max_length, spec.head.of_words)
     for split in spec.splits:
         path = spec.path(split, data_dir)
         if path is None:
@@ -110,12 +104,10 @@ def _labels(spec: TaskSpec, part: Examples) -> str:
         return "no labels"
     if not spec.labels:
         return f"scores {part.labels.min():.2f} to {part.labels.max():.2f}, mean {part.labels.mean():.3f}"
-    if spec.kind == "multi_label":
-        counts = part.labels.sum(0).tolist()
-    else:
-        counts = [int((part.labels == number).sum()) for number in range(len(spec.labels))]
+    sets = part.labels.ndim == 2  # of classes
+    counts = [int((part.labels[:, i] if sets else part.labels == i).sum()) for i in range(len(spec.labels))]
     shown = ", ".join(f"{label} {count}" for label, count in list(zip(spec.labels, counts, strict=True))[:SHOWN])
-    if spec.kind == "multi_label":
+    if sets:
         shown += f", none {int((~part.labels.any(1)).sum())}"
     if spec.document is not None:
         shown += f" ({len({spec.document(name) for name in part.ids})} documents)"
@@ -161,21 +153,12 @@ def _example(spec: TaskSpec, part: Examples, number: int) -> str:
     """One example on one line."""
     import json
 
-    import numpy as np
-
     words = None if part.words is None else list(part.words[number])
     shown: dict[str, object] = {"text": part.text_a[number]} if words is None else {"words": words}
     if part.text_b is not None:
         shown["text_b"] = part.text_b[number]
     if part.labels is not None:
-        if spec.kind == "token":
-            start, end = part.word_offsets[number : number + 2]
-            shown["tags"] = [spec.labels[tag] for tag in part.labels[start:end]]
-        elif spec.kind == "multi_label":
-            shown["labels"] = [spec.labels[i] for i in np.flatnonzero(part.labels[number])]
-        else:
-            label = part.labels[number]
-            shown["label"] = float(label) if spec.kind == "regression" else spec.labels[label]
+        shown["label"] = spec.head.written(part.labels[spec.head.places(part)[number]])
     return json.dumps(shown, ensure_ascii=False)
 
 

@@ -42,9 +42,9 @@ def distill(
     o.load_plugins(plugin)
     recipe = o.build_recipe(config, keys, set_, more)
     if dry_run:
-        from kdbert.cli.dry_run import print_distill_plan
+        from kdbert.cli.dry_run import print_plan
 
-        print_distill_plan(recipe)
+        print_plan(recipe)
         return
     from kdbert.runs import commands
 

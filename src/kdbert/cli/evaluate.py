@@ -36,7 +36,7 @@ def evaluate(
     """
     o.start(quiet)
     (model,) = o.run_paths([model], runs_dir)
-    from kdbert.runs.answers import evaluate as evaluate_model
+    from kdbert.runs.evaluate import evaluate as evaluate_model
 
     found = evaluate_model(
         model, task, corpus=corpus, split=split, test_file=test_file, data_dir=data_dir, output_dir=output_dir,

@@ -31,9 +31,8 @@ def finetune_teacher(
 
     if dry_run:
         from kdbert.cli.dry_run import print_plan
-        from kdbert.recipe.defaults import resolve_finetune
 
-        print_plan(resolve_finetune(recipe))
+        print_plan(recipe, "model")
         return
     result = finetune(recipe, overwrite=overwrite)
     rows = [o.row_of("model", result.manifest)]

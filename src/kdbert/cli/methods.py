@@ -37,11 +37,12 @@ def show(name: Annotated[str, typer.Argument(help="Method or alias.")], plugin: 
     method = get_method(name)
     options = method.Options()  # type: ignore[call-arg]
     original = method.Options(variant="original")  # type: ignore[call-arg]
-    least, most = method.teachers(options)
+    needs = method.needs(options, None)
+    least, most = needs.teachers
     print(f"{method.name}: {method.summary}")
     print("\n" + textwrap.fill(f"loss: {method.formula}", 100, subsequent_indent="  ", break_on_hyphens=False))
     print(f"teachers: {least or 'none'}{' or more' if most is None else ''}")
-    if method.reads_memory(options):
+    if needs.reads_centroids:
         print("memory: made on the way, or by `kdbert train-memory`")
     for paper in method.papers:
         print(textwrap.fill(f"paper: {paper}", 100, subsequent_indent="  ", break_on_hyphens=False))

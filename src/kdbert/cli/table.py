@@ -30,12 +30,12 @@ def table(
     """
     from kdbert.errors import UserError, near_miss
     from kdbert.reporting.formats import FORMATS
-    from kdbert.reporting.table import make_table
+    from kdbert.reporting.table import make_tables
 
     o.start()
     if format_ not in FORMATS:
         raise UserError(f"--format {format_!r} is unknown{near_miss(format_, FORMATS)}; expected {', '.join(FORMATS)}")
-    made = make_table(
+    made = make_tables(
         o.run_paths(runs or ["runs"]),
         rows=o.split_list(rows) or [],
         columns=o.split_list(columns) or [],
@@ -44,6 +44,7 @@ def table(
         split=split,
         baseline=baseline,
         papers=paper or [],
+        together=format_ == "csv",
     )
     try:
         print(FORMATS[format_](made, percent), end="", flush=True)

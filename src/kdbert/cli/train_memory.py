@@ -33,12 +33,12 @@ def train_memory(
     o.start(quiet)
     recipe = o.build_recipe(config, {"method.name": "cka-g", **keys}, set_, more)
     if dry_run:
-        from kdbert.cli.dry_run import print_memory_plan
+        from kdbert.cli.dry_run import print_plan
 
-        print_memory_plan(recipe, layer)
+        print_plan(recipe, "centroids", layer)
         return
-    from kdbert.runs.commands import train_memory
+    from kdbert.runs import commands
 
-    path = train_memory(recipe, layer=layer, output=output)
+    path = commands.train_memory(recipe, layer=layer, output=output)
     if o.main_process():
         print(path if quiet else f"memory: {path}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from kdbert.errors import UserError
 
@@ -127,3 +128,9 @@ def architecture(model_type: str, name: str) -> Architecture:
         return ARCHITECTURES[model_type]
     reason = REFUSED.get(model_type) or "kdbert runs encoders of texts, and only of types that it was tested with"
     raise UserError(f"model {name!r} is of type {model_type!r}: {reason}; {INSTEAD}")
+
+
+def built_as_bert(config: Any) -> bool:
+    """Whether embeddings and layers are built like BERT's, and every token sees all others."""
+    known = ARCHITECTURES.get(config.model_type)
+    return known is not None and known.own_layers and not config.is_decoder

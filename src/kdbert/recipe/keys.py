@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 # What two runs of one experiment may differ in: the seed, places, and how often something is told or saved.
@@ -21,17 +20,6 @@ ADDED_LATER = {
 # Keys whose value is a path, which counts by what is in it, wherever it lies.
 FILES_BY_CONTENT = ("task.train_file", "task.dev_file", "task.test_file")
 MODELS_BY_CONTENT = ("teachers", "student.model", "student.tokenizer", "memory.file")
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mapping -> dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def put(tree: dict[str, Any], key: str, value: Any, problems: list[str], keep: bool = False) -> None:

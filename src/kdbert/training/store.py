@@ -121,7 +121,6 @@ def stored(
                 atomic_write(
                     folder / "about.json",
                     lambda file: file.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8"),
-                    f".{name}.about.tmp",
                 )
                 files[name] = _File(paths[name], name, shape, types[name])
             except OSError as error:
@@ -200,9 +199,7 @@ def _share(
 def _lock(path: Path) -> FileLock | None:
     lock = FileLock(path)
     try:
-        if not lock.acquire():
-            log.info("waiting for the teacher's outputs, which %s computes", lock.holder())
-            lock.acquire(wait=True)
+        lock.wait_for("the teacher's outputs")
     except OSError as error:
         log.warning("teacher outputs are not kept: cannot write to %s (%s)", path.parent, error.strerror)
         return None
