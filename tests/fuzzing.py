@@ -52,7 +52,7 @@ method: {name: cka-ilg, variant: corrected, sigma: 0.5, layer_map: "2:1"}
 teachers: [{model: runs/t, labels: [a, b]}]
 student: {model: bert-base-uncased, init: [1, 3]}
 memory: {centroids: 9, algorithm: kmeans}
-train: {epochs: 3, learning_rate: 1e-4, warmup: 0.1, selection: best, patience: 2, cache_for: "kd,ics"}
+train: {epochs: 3, learning_rate: 1e-4, warmup: 0.1, selection: best, patience: 2}
 seed: 3
 output: &o {runs_dir: runs, tracker: []}
 """

@@ -418,7 +418,7 @@ def test_wrong_text_and_wrong_models_are_told(
         ((*distil, "--teacher", teacher), "it learns from plain text: name some with --corpus"),
         ((*distil, "--teacher", teacher, "--task", "corpus"), "name a file or folder with --corpus"),
         ((*distil, "--teacher", teacher, "--task", "rte", "--corpus", text), "task corpus, not rte"),
-        ((*distil, "--teacher", teacher, "--corpus", text, "--tokenizer", other), "is no expansion of"),
+        ((*distil, "--teacher", teacher, "--corpus", text, "--tokenizer", other), "is not an expansion of"),
         ((*distil, "--teacher", teacher, "--corpus", text, "--tokenizer", tmp_path / "x/y/z"), "no tokenizer folder"),
         (("distill", "-m", "kd", "--teacher", teacher, "--corpus", text), "'kd' is not made for task 'corpus'"),
         (

@@ -240,19 +240,10 @@ class TrainSection(Section):
         "fp32", description="of a teacher's hidden states on disk; bf16 takes half the space and rounds them"
     )
     cache_gib: float = Field(20.0, ge=0, description="GiB that stored teacher outputs may take in a runs folder")
-    cache_for: list[str] = Field(
-        default_factory=list,
-        description="kdbert's methods whose share of a teacher pass is kept, too, at their defaults (a sweep sets it)",
-    )
     logging_steps: int = Field(20, ge=1, description="log losses every this many steps")
     checkpoint_steps: int = Field(
         500, ge=1, description="save a checkpoint every this many steps, and after every epoch"
     )
-
-    @field_validator("cache_for", mode="before")
-    @classmethod
-    def _list(cls, value: Any) -> Any:
-        return split_names(value)
 
     @field_validator("warmup")
     @classmethod
