@@ -186,9 +186,9 @@ def test_a_tagger_is_an_ordinary_model_of_the_library(finished: dict[str, Path])
     ("kind", "words", "told"),
     [
         ("token", ["--method", "ics"], "method 'ics' is not made for task 'ncbi-disease', which tags words"),
-        ("token", ["--variant", "original"], "there is no variant original of it"),
-        ("multi_label", ["--method", "ics", "--variant", "original"], "there is no variant original of it"),
-        ("token", ["--batch-sampler", "class-balanced"], "its examples are of no class"),
+        ("token", ["--variant", "original"], "no variant original"),
+        ("multi_label", ["--method", "ics", "--variant", "original"], "no variant original"),
+        ("token", ["--batch-sampler", "class-balanced"], "train.batch_sampler=random"),
     ],
 )
 def test_what_has_no_meaning_for_a_head_is_refused(
@@ -214,7 +214,7 @@ def test_original_is_refused_before_a_teacher_is_made(
     for more in ([], ["--dry-run"]):
         result = kdbert(*words, "--variant", "original", *more)
         assert result.code == 2
-        assert "no variant original of it" in result.err
+        assert "no variant original" in result.err
     assert not list(tmp_path.rglob("run.json"))
 
 
@@ -240,7 +240,7 @@ def test_words_need_a_tokenizer_that_reads_them_as_a_text_does(tmp_path: Path, t
     config = json.loads((roberta / "tokenizer_config.json").read_text(encoding="utf-8"))
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     (roberta / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(UserError, match="reads words one by one otherwise than in a text"):
+    with pytest.raises(UserError, match="tag them"):
         load_tokenizer(locate(str(roberta)), words=True)
 
 

@@ -115,8 +115,8 @@ def pieces_of(word: str, vocabulary: Mapping[str, int], longest: int) -> list[st
 def learn_pieces(words: Mapping[str, int], count: int, min_count: int) -> list[str]:
     """Pieces of a WordPiece vocabulary of these words, in the order in which merging finds them.
 
-    Characters come first, the most frequent first; then, merge by merge, the neighbouring pieces that occur together most
-    often (Sennrich et al. 2016, arXiv:1508.07909, section 3.2; the library's WordPiece trainer does this). Every
+    Characters come first, the most frequent first; then, merge by merge, the neighbouring pieces that most often occur
+    together (Sennrich et al. 2016, arXiv:1508.07909, section 3.2; the library's WordPiece trainer does this). Every
     character has its number before training begins, so that pairs of equal counts come in an order that depends neither
     on the order of lines nor on a process's hashes.
 

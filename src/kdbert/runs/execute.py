@@ -472,6 +472,8 @@ class Run:
         def fill(target: Path) -> None:
             self.student.save_pretrained(target)
             job.tokenizer.model_max_length = recipe.task.max_length
+            if not job.spec.head.plain_text:  # its file says where texts were cut, whichever job tokenised them
+                job.tokenizer("", truncation="longest_first", max_length=recipe.task.max_length)
             job.tokenizer.save_pretrained(target)
             facts["size_mib"] = round((target / "model.safetensors").stat().st_size / 2**20, 2)
             known = {**facts, "environment": self.session.environment}

@@ -77,6 +77,8 @@ class Started:
             told = self._connection.recv(64)
         except (BlockingIOError, TimeoutError):
             return
+        except ConnectionResetError:  # a server that ended before it took the request
+            told = b""
         self._told += told
         if self._told.count(b"\n") == 2:
             self.returncode = int(self._told.split(b"\n")[1])
