@@ -54,6 +54,7 @@ def live_features(
             zero at padding.
         batch_size: examples per forward pass.
     """
+    log.info("memory: the teacher runs in every pass")
 
     def read() -> Iterator[FeatureBatch]:
         network = model().eval()
