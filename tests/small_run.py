@@ -18,8 +18,11 @@ from accelerate import Accelerator
 from kdbert.data.encode import Encoded
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import resolve_distill
-from kdbert.runs.execute import Job
-from kdbert.runs.plan import Plan
+from kdbert.runs.checks import check
+from kdbert.runs.execute import Run, execute
+from kdbert.runs.folder import RunResult
+from kdbert.runs.inputs import Inputs
+from kdbert.runs.job import Job
 from kdbert.training.forward import StudentWithMethod, pass_over
 from kdbert.training.teacher import LiveTeacher, StoredTeacher, kinds_of, layers_read, quantities
 
@@ -106,53 +109,57 @@ class Parts:
     """What `train` and `forward_backward` work on, built as a run builds it."""
 
     recipe: Recipe
-    job: Job
+    run: Run
 
     @property
     def module(self) -> StudentWithMethod:
         """Student and method."""
-        return self.job.module
+        return self.run.module
 
     @property
     def data(self) -> Encoded:
         """The tokenised training split."""
-        return self.job.encoded["train"]
+        return self.run.job.encoded["train"]
 
     @property
     def accelerator(self) -> Accelerator:
         """Device and processes."""
-        return self.job.accelerator
+        return self.run.session.accelerator
 
     def live_teacher(self, number: int = 0) -> LiveTeacher:
         """A teacher, run on each batch."""
-        plan = self.job.plan
-        return LiveTeacher(
-            self.job.teachers.models[number],
-            plan.teacher_permutations[number],
-            self.job.precision,
-            plan.needs,
-            self.module.method,
-        )
+        teacher = self.run.teachers[number]
+        assert teacher.columns is not None
+        precision, needs = self.run.session.precision, self.run.job.needs
+        return LiveTeacher(teacher.network, teacher.columns, precision, needs, self.module.method)
 
     def stored_teacher(self) -> StoredTeacher:
         """What is read of the teacher, computed once."""
-        needs, method = self.job.plan.needs, self.module.method
+        needs, method, teacher = self.run.job.needs, self.module.method, self.run.teachers[0]
+        assert teacher.columns is not None
         values = pass_over(
-            self.job.teachers.models[0],
+            teacher.network,
             self.data,
             lambda seen, batch: quantities(needs, method, seen),
             kinds_of(needs, self.data.logits_of),
             layers=layers_read(needs),
             batch_size=64,
-            precision=self.job.precision,
+            precision=self.run.session.precision,
             accelerator=self.accelerator,
         )
-        return StoredTeacher(values, self.data, self.job.plan.teacher_permutations[0], self.accelerator.device, needs)
+        return StoredTeacher(values, self.data, teacher.columns, self.accelerator.device, needs)
+
+
+def run_recipe(recipe: Recipe) -> RunResult:
+    """Run a resolved recipe in its folder."""
+    job = Job("student", recipe, Inputs())
+    check(job)
+    return execute(job)
 
 
 def build(recipe: Recipe) -> Parts:
     """Load everything that a recipe names."""
-    return Parts(recipe, Job(Plan(recipe)))
+    return Parts(recipe, Run(Job("student", recipe, Inputs())))
 
 
 def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -425,5 +425,6 @@ def test_looking_inside_does_not_change_the_name() -> None:
 
 
 def test_a_list_may_be_written_without_brackets() -> None:
-    recipe = Recipe.build(sets=["train.cache_for=ics, kd", "student.init=1,3"])
-    assert (recipe.train.cache_for, recipe.student.init) == (["ics", "kd"], [1, 3])
+    recipe = Recipe.build(sets=["task=custom", "task.train_file=a", "task.dev_file=b", "task.text_columns=c, d"])
+    assert recipe.task.text_columns == ["c", "d"]
+    assert Recipe.build(sets=["student.init=1,3"]).student.init == [1, 3]

@@ -18,18 +18,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from kdbert.data.data_file import first_line
 from kdbert.data.encode import encode
 from kdbert.data.examples import Examples, Kind
-from kdbert.data.tables import first_line
 from kdbert.disk.files import damaged, move_aside, replace_folder, sha256, write_json
 from kdbert.disk.sealed import sealed, unsealed
 from kdbert.errors import KdbertError, UserError, near_miss
 from kdbert.metrics import pearson
 from kdbert.models.load import load_config
-from kdbert.models.open import INPUTS, Asked, Way, decide
-from kdbert.runs.answers import SavedClassifier, saved_classifier
+from kdbert.models.way import INPUTS, Asked, Way, decide
+from kdbert.runs.answers import SavedModel, saved_model
 from kdbert.runs.folder import RunFolder
-from kdbert.runs.predictions import predicted
 from kdbert.tasks import get_task
 from kdbert.training.forward import check_runs, predict
 from kdbert.training.precision import make_accelerator
@@ -150,7 +149,7 @@ def export_model(
         raise UserError(f"--format {format!r} is unknown{near_miss(format, FORMATS)}; expected {' or '.join(FORMATS)}")
     for package in ("onnx", "onnxruntime"):
         _extra(package)
-    saved = saved_classifier(model, task, data_dir=data_dir, labels=labels, max_length=max_length)
+    saved = saved_model(model, task, data_dir=data_dir, labels=labels, max_length=max_length)
     saved.check()
     folder = _folder(saved, format, output_dir)
     bounds = {"min_agreement": min_agreement, "max_drop": max_drop}
@@ -231,7 +230,7 @@ def _extra(package: str) -> Any:
         raise UserError(f"ONNX needs the package {package}: pip install 'kdbert[export]'") from None
 
 
-def _folder(saved: SavedClassifier, format: str, output_dir: str | None) -> Path:
+def _folder(saved: SavedModel, format: str, output_dir: str | None) -> Path:
     if output_dir is not None:
         return Path(output_dir)
     own = saved.trained is not None and saved.trained.task.name == saved.spec.name
@@ -254,11 +253,11 @@ class _Logits(nn.Module):
         return logits
 
 
-def _write_model(saved: SavedClassifier, format: str, folder: Path) -> Any:
+def _write_model(saved: SavedModel, format: str, folder: Path) -> Any:
     """The model's file, its configuration and its tokenizer; returns the tokenizer."""
     # The plain attention function: all that it does stands in the graph, whatever the first batch looks like.
-    network = saved.network(decide(load_config(saved.place), saved.spec.kind, saved.given, PLAIN))
-    tokenizer = saved.tokenizer()
+    network = saved.network(decide(load_config(saved.place), saved.spec.head, saved.given, PLAIN))
+    tokenizer = saved.tokenizer
     inputs = [name for name in INPUTS if name in tokenizer.model_input_names]
     pads = tokenizer.pad_token_id is not None
     texts = ["a text", "and a longer one"] if pads else ["a text", "a text"]
@@ -287,7 +286,7 @@ def _write_model(saved: SavedClassifier, format: str, folder: Path) -> Any:
     return tokenizer
 
 
-def _unable(saved: SavedClassifier, error: Exception) -> str:
+def _unable(saved: SavedModel, error: Exception) -> str:
     """That a model cannot be exported, and why."""
     return (
         f"{saved.given!r}, a model of type {saved.way.model_type!r}, cannot be exported as ONNX "
@@ -318,7 +317,7 @@ def _built_in(pair: bool) -> Examples:
     return replace(found, split=BUILT_IN, text_b=following, labels=None)
 
 
-def _compare(saved: SavedClassifier, folder: Path, tokenizer: Any) -> tuple[dict[str, Any], list[str]]:
+def _compare(saved: SavedModel, folder: Path, tokenizer: Any) -> tuple[dict[str, Any], list[str]]:
     """Both models' answers on the task's dev splits: differences of logits, agreement, scores.
 
     Returns:
@@ -334,7 +333,7 @@ def _compare(saved: SavedClassifier, folder: Path, tokenizer: Any) -> tuple[dict
     checks: dict[str, Any] = {}
     for split in saved.spec.split_names("dev"):
         try:
-            examples = saved.load(split)
+            examples = saved.examples(split)
         except UserError as error:
             if saved.spec.own is None:
                 raise
@@ -352,20 +351,20 @@ def _compare(saved: SavedClassifier, folder: Path, tokenizer: Any) -> tuple[dict
             ours = predict(OnnxModel(folder, saved.way), data, **settings)
         except CannotRun as error:
             raise ExportRefused(_unable(saved, error)) from None
-        theirs, ours = (saved.label_logits(logits, data) for logits in (theirs, ours))
+        theirs, ours = (saved.spec.head.label_logits(logits, data, saved.columns) for logits in (theirs, ours))
         difference = np.abs(theirs - ours)
         checks[examples.split] = {
             "examples": len(examples),
             "largest_difference": float(difference.max()),
             "mean_difference": float(difference.mean()),
             "largest_logit": float(np.abs(theirs).max()),
-            "agreement": agreement(saved.spec.kind, predicted(saved.spec, theirs), predicted(saved.spec, ours)),
+            "agreement": agreement(saved.spec.kind, saved.spec.head.predicted(theirs), saved.spec.head.predicted(ours)),
         }
         if examples.labels is not None:
             checks[examples.split] |= {
                 "metric": saved.spec.metrics[0],
-                "model": saved.score(theirs, examples),
-                "export": saved.score(ours, examples),
+                "model": saved.spec.score(theirs, examples),
+                "export": saved.spec.score(ours, examples),
             }
     return checks, unchecked
 
@@ -407,7 +406,7 @@ def _scores(found: Mapping[str, Any]) -> str:
     return f"{metric} | {found['model'][metric]:.4f} | {found['export'][metric]:.4f}" if metric else "- | - | -"
 
 
-def _readme(saved: SavedClassifier, about: Mapping[str, Any]) -> str:
+def _readme(saved: SavedModel, about: Mapping[str, Any]) -> str:
     """How the folder is used without kdbert, and how it was checked."""
     rows = [
         f"| {split} | {found['examples']} | {_scores(found)} | {found['agreement']:.4f} | "

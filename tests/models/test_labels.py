@@ -21,7 +21,8 @@ from kdbert.export import PLAIN
 from kdbert.models.labels import is_generic, label_permutation, plain, teacher_permutation
 from kdbert.models.load import label_names, load_config
 from kdbert.models.locate import ModelPlace, locate
-from kdbert.models.open import decide, open_classifier
+from kdbert.models.open import open_classifier
+from kdbert.models.way import decide
 from kdbert.tasks import TaskSpec, get_task
 from kdbert.tasks.custom import custom_task
 from kdbert.training.teacher import LOGITS, LiveTeacher, StoredTeacher
@@ -31,7 +32,7 @@ IDS = torch.tensor([[2, 7, 8, 9, 3], [2, 11, 12, 13, 3]])
 
 def opened(place: ModelPlace, spec: TaskSpec, *, keep_head: bool) -> tuple[Any, bool]:
     """A classifier in the library's own way, eager attention."""
-    way = decide(load_config(place), spec.kind, place.given, PLAIN)
+    way = decide(load_config(place), spec.head, place.given, PLAIN)
     return open_classifier(place, spec, way, keep_head=keep_head)
 
 
@@ -98,7 +99,7 @@ def test_any_order_and_case_is_undone(names: tuple[list[str], list[str]], respel
         (["a", "b", "d"], ["lacks c", "has d"]),
         (["a", "b"], ["lacks c"]),
         (["a", "b", "c", "d"], ["has d"]),
-        (["a", "b", "C", "c"], ["stands twice"]),
+        (["a", "b", "C", "c"], ["occurs twice"]),
     ],
 )
 def test_missing_extra_and_doubled_labels_are_refused(model: list[str], told: list[str]) -> None:
@@ -237,7 +238,7 @@ def test_labels_that_are_told_in_another_order_than_the_models_own_are_refused()
     def columns(told: list[str]) -> list[int]:
         return teacher_permutation("m", "custom", own, {}, ["Positive", "Negative"], told)
 
-    with pytest.raises(UserError, match="another order"):
+    with pytest.raises(UserError, match="--teacher-labels negative,positive contradicts teacher 'm'"):
         columns(own)
     assert columns(["positive", "negative"]) == [1, 0]
 

@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 
 from conftest import make_bert
 from kdbert.errors import UserError
-from kdbert.models.open import cut_layers
-from kdbert.models.student import kept_layers, set_dropout
+from kdbert.models.student import cut_layers, kept_layers, set_dropout
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
 ENCODERS: dict[str, tuple[type, Any, str]] = {

@@ -115,7 +115,7 @@ def test_real_file_equals_its_raw_lines(
 @pytest.mark.parametrize("task", LABELS)
 def test_label_names_and_their_order(task: str) -> None:
     assert get_task(task).labels == LABELS[task]
-    assert get_task(task).num_outputs == (len(LABELS[task]) or 1)
+    assert get_task(task).head.outputs == (len(LABELS[task]) or 1)
 
 
 @pytest.mark.real_data

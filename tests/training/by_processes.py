@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from kdbert.recipe import Recipe
-from kdbert.runs.execute import run_recipe
-from kdbert.training.loop import forward_backward, logged_terms
-from small_run import build, gradients, ragged_rows
+from kdbert.training.loop import logged_terms
+from kdbert.training.step import forward_backward
+from small_run import build, gradients, ragged_rows, run_recipe
 
 
 def all_gradients(recipe: Recipe) -> dict[str, torch.Tensor]:
@@ -25,7 +25,7 @@ def all_gradients(recipe: Recipe) -> dict[str, torch.Tensor]:
     """
     parts = build(recipe)
     assert parts.accelerator.num_processes == int(os.environ.get("WORLD_SIZE", "1"))
-    stored, models = recipe.method.name == "kd", parts.job.teachers.models
+    stored, models = recipe.method.name == "kd", [teacher.network for teacher in parts.run.teachers]
     if not stored:
         for model in (parts.module, *(models[number] for number in range(len(recipe.teachers)))):
             model.double()

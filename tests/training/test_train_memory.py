@@ -60,7 +60,7 @@ def the_file(root: Path) -> Path:
 def tensors(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
     """Centroids [K, L, H], counts, assignments and metadata, by safetensors alone."""
     with safe_open(file, framework="np") as opened:
-        about = json.loads(opened.metadata()["memory"])["about"]
+        about = json.loads(opened.metadata()["kdbert"])["about"]
         return opened.get_tensor("centroids"), opened.get_tensor("counts"), opened.get_tensor("assignments"), about
 
 
@@ -145,7 +145,7 @@ def test_where_the_features_do_not_fit_into_memory_the_same_comes_out(
     made: Path, setting: Setting, told: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The teacher then runs in every pass."""
-    monkeypatch.setattr("kdbert.runs.teachers.KEPT_SHARE", 0.0)
+    monkeypatch.setattr("kdbert.training.teachers.KEPT_SHARE", 0.0)
     done = told(memory_words(setting, tmp_path, "train.cache_gib=0"))
     assert "the teacher runs in every pass" in done.err
     streamed, kept = tensors(the_file(tmp_path)), tensors(the_file(made))
@@ -305,7 +305,7 @@ def test_distill_takes_the_very_file_that_train_memory_made(
     assert (the_file(root).read_bytes(), the_file(root).stat().st_mtime_ns) == (content, changed)
     facts = manifest(tmp_path / "run")
     centroids = tensors(the_file(root))[0]
-    assert facts["fingerprints"]["memory"] == hashlib.sha256(centroids.tobytes()).hexdigest()[:16]
+    assert facts["fingerprints"]["centroids"] == hashlib.sha256(centroids.tobytes()).hexdigest()[:16]
     assert facts["recipe"]["memory"]["centroids"] == K
     assert {"loss/distance", "loss/cosine", "loss/memory_cka"} <= set(logged(tmp_path / "run")[1])
 

@@ -29,10 +29,9 @@ from kdbert.disk.files import atomic_write, sha256, write_json, write_text
 from kdbert.errors import KdbertError, UserError, near_miss
 from kdbert.export import FORMATS, MODEL, OnnxModel, agreement, export_model, read_about
 from kdbert.models.locate import locate
-from kdbert.runs.answers import SavedClassifier, saved_classifier
+from kdbert.runs.answers import SavedModel, saved_model
 from kdbert.runs.environment import cores, environment
 from kdbert.runs.folder import RunFolder
-from kdbert.runs.predictions import predicted
 from kdbert.tasks import TaskSpec
 from kdbert.training.forward import check_runs, predict
 from kdbert.training.precision import make_accelerator
@@ -58,7 +57,7 @@ class Contender:
     """
 
     name: str
-    saved: SavedClassifier
+    saved: SavedModel
     backend: str
     folder: str
     parameters: int | None = None
@@ -158,7 +157,7 @@ def benchmark(
     spec = contenders[0].saved.spec
     scored = split or _scored_split(spec)
     _check_own_data([one.saved for one in contenders], scored)
-    examples = contenders[0].saved.load(scored)
+    examples = contenders[0].saved.examples(scored)
     if examples.labels is None:
         raise UserError(f"{examples.split} of task {spec.name!r} has no labels to score by; choose another --split")
     master = _teacher(teacher, contenders)
@@ -184,7 +183,7 @@ def benchmark(
 def _content(
     contenders: Sequence[Contender],
     examples: Examples,
-    teacher: SavedClassifier | None,
+    teacher: SavedModel | None,
     settings: Mapping[str, Any],
     machine: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -211,7 +210,7 @@ def _contenders(models: Sequence[str], backends: Sequence[str], asked: Mapping[s
         UserError: a model that is not there, or models of several tasks.
     """
     found: list[Contender] = []
-    saved: dict[str, SavedClassifier] = {}
+    saved: dict[str, SavedModel] = {}
     formats, sources = {}, {}
     for given in dict.fromkeys(models):
         about = read_about(Path(given))
@@ -222,12 +221,12 @@ def _contenders(models: Sequence[str], backends: Sequence[str], asked: Mapping[s
             formats[given] = str(about["format"])
     # A model folder says nothing of its task: it is that of the runs beside it.
     runs = [given for given in sources if locate(sources[given]).run is not None]
-    first = saved_classifier(sources[runs[0]], **asked) if runs else None
+    first = saved_model(sources[runs[0]], **asked) if runs else None
     for given, source in sources.items():
         like = first if given not in runs and asked["task"] is None else None
-        saved[given] = saved_classifier(source, **asked, like=like)
+        saved[given] = saved_model(source, **asked, like=like)
         saved[given].check()
-        saved[given].tokenizer()  # refuses one that is damaged, before a worker stumbles over it
+        _ = saved[given].tokenizer  # refuses one that is damaged, before a worker stumbles over it
         if given in formats:
             found.append(Contender("", saved[given], formats[given], given))
     tasks = {one.spec.name: given for given, one in saved.items()}
@@ -246,7 +245,7 @@ def _contenders(models: Sequence[str], backends: Sequence[str], asked: Mapping[s
             folder = one.place.source if backend not in FORMATS else str(export_model(given, backend, **asked).path)
             found.append(Contender("", one, backend, folder))
     for one in saved.values() if "pipeline" in backends else ():
-        if not one.way.padding or one.tokenizer().pad_token_id is None:
+        if not one.way.padding or one.tokenizer.pad_token_id is None:
             raise UserError(
                 f"a pipeline pads its texts, and {one.given!r} has no padding token or answers otherwise with padding; "
                 "leave out --backend pipeline"
@@ -259,7 +258,7 @@ def _contenders(models: Sequence[str], backends: Sequence[str], asked: Mapping[s
     return found
 
 
-def _check_own_data(models: Sequence[SavedClassifier], split: str) -> None:
+def _check_own_data(models: Sequence[SavedModel], split: str) -> None:
     """Refuse runs of own data that read other columns, labels or another file of the split than the first.
 
     Raises:
@@ -278,7 +277,7 @@ def _check_own_data(models: Sequence[SavedClassifier], split: str) -> None:
             )
 
 
-def _names(models: Mapping[str, SavedClassifier]) -> dict[str, str]:
+def _names(models: Mapping[str, SavedModel]) -> dict[str, str]:
     """A short name for each model, or what the person wrote where that would not tell two apart."""
     short = {}
     for given, saved in models.items():
@@ -297,14 +296,14 @@ def _scored_split(spec: TaskSpec) -> str:
     return "test" if test is not None and test.labelled else spec.split_names("dev")[0]
 
 
-def _teacher(named: str | None, contenders: Sequence[Contender]) -> SavedClassifier | None:
+def _teacher(named: str | None, contenders: Sequence[Contender]) -> SavedModel | None:
     """Whose answers the others' are compared with.
 
     Raises:
         UserError: the one that the person named is no such model, or one of another task.
     """
     if named is not None:
-        found = saved_classifier(named, like=contenders[0].saved)
+        found = saved_model(named, like=contenders[0].saved)
         if found.trained is not None and found.trained.task.name != found.spec.name:
             raise UserError(f"--teacher {named!r} is a model of {found.trained.task.name}, not of {found.spec.name}")
         found.check()
@@ -318,7 +317,7 @@ def _teacher(named: str | None, contenders: Sequence[Contender]) -> SavedClassif
             return same
         for teacher in facts["recipe"]["teachers"][:1]:
             try:
-                found = saved_classifier(teacher["model"], labels=teacher.get("labels"), like=one.saved)
+                found = saved_model(teacher["model"], labels=teacher.get("labels"), like=one.saved)
                 found.check()
                 if known not in (None, found.place.fingerprint()):
                     raise UserError(f"{teacher['model']!r} is not the model that taught {one.saved.given!r}")
@@ -332,7 +331,7 @@ def _teacher(named: str | None, contenders: Sequence[Contender]) -> SavedClassif
 def _identity(
     contenders: Sequence[Contender],
     examples: Examples,
-    teacher: SavedClassifier | None,
+    teacher: SavedModel | None,
     settings: Mapping[str, Any],
     machine: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -487,7 +486,7 @@ def _time_rounds(
             progress.save(number + 1, [one.timed() for one in contenders])
 
 
-def _parameters(saved: SavedClassifier) -> int:
+def _parameters(saved: SavedModel) -> int:
     """Number of a model's parameters."""
     return sum(parameter.numel() for parameter in saved.network().parameters())
 
@@ -512,31 +511,31 @@ def _calls(texts: Sequence[Text], size: int) -> Iterator[list[Text]]:
         position += size
 
 
-def _score(contenders: Sequence[Contender], examples: Examples, teacher: SavedClassifier | None, threads: int) -> None:
+def _score(contenders: Sequence[Contender], examples: Examples, teacher: SavedModel | None, threads: int) -> None:
     """Fill in `quality` and `agreement` of each: its own answers to the whole split."""
     settings: dict[str, Any] = {"batch_size": 32, "precision": "fp32", "accelerator": make_accelerator()}
     device = settings["accelerator"].device
     answers: dict[str, np.ndarray] = {}
 
-    def answer(saved: SavedClassifier, export: str | None = None) -> np.ndarray:
+    def answer(saved: SavedModel, export: str | None = None) -> np.ndarray:
         key = export or str(saved.place.source)
         if key not in answers:
-            data = encode(examples, saved.tokenizer(), saved.max_length)
+            data = encode(examples, saved.tokenizer, saved.max_length)
             if export is None:
                 model: Any = saved.network().to(device)
                 check_runs(model, data, saved.given)
             else:
                 model = OnnxModel(Path(export), saved.way, threads)
             logits = predict(model, data, **settings, told=f"{saved.given} on {examples.split}", ids=examples.ids)
-            answers[key] = saved.label_logits(logits, data)
+            answers[key] = saved.spec.head.label_logits(logits, data, saved.columns)
         return answers[key]
 
     for one in contenders:
         logits = answer(one.saved, one.folder if one.backend in FORMATS else None)
-        one.quality = one.saved.score(logits, examples)
+        one.quality = one.saved.spec.score(logits, examples)
         if teacher is not None:
             spec = one.saved.spec
-            one.agreement = agreement(spec.kind, predicted(spec, answer(teacher)), predicted(spec, logits))
+            one.agreement = agreement(spec.kind, spec.head.predicted(answer(teacher)), spec.head.predicted(logits))
 
 
 def _facts(one: Contender, batch_sizes: Sequence[int], teacher: str | None) -> dict[str, Any]:
@@ -581,7 +580,7 @@ def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
 
 def _write(folder: Path, content: Mapping[str, Any]) -> None:
     """benchmark.json, benchmark.csv and benchmark.png."""
-    from kdbert.reporting.figures import Point, quality_over_latency
+    from kdbert.reporting.figures import LATENCY, Point, quality_over
 
     write_json(folder / "benchmark.json", content)
     out = io.StringIO()
@@ -613,5 +612,5 @@ def _write(folder: Path, content: Mapping[str, Any]) -> None:
         )
         for engine in content["engines"]
     ]
-    figure = quality_over_latency(points, metric=metric, split=content["split"], task=content["task"])
+    figure = quality_over(points, LATENCY, metric=metric, split=content["split"], task=content["task"])
     atomic_write(folder / "benchmark.png", lambda temporary: figure.savefig(temporary, format="png", dpi=200))

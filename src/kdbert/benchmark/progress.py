@@ -11,9 +11,8 @@ from typing import Any
 
 from kdbert.disk.files import write_json
 from kdbert.disk.lock import FileLock
-from kdbert.disk.sealed import sealed, unsealed
+from kdbert.disk.sealed import flatten, sealed, unsealed
 from kdbert.errors import RunBusy, UserError
-from kdbert.recipe.keys import flatten
 
 log = logging.getLogger("kdbert")
 FILE, LOCK = "progress.json", "benchmark.lock"

@@ -1,15 +1,17 @@
 """The `kdbert` command: flags in, a recipe, the API function of the same name, a table out.
 
-Nothing heavy is imported here or in the modules of this package at their top, so that `kdbert --help`
-answers at once.
+A command is a file here; flags that set a recipe key are in `flags.py`. Heavy imports are inside the commands, so that
+`kdbert --help` answers at once.
 """
 
 from __future__ import annotations
 
 import errno
+import inspect
 import logging
 import sys
 import traceback
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import typer
@@ -35,27 +37,59 @@ from kdbert.version import __version__
 
 app = typer.Typer(
     name="kdbert",
-    help="Distil BERT models: one data path, one training loop, every published objective.",
-    epilog="Start with: kdbert distill --method kd   (a small task that is built in; a few minutes on two cores)",
+    help="""\b
+kdbert distill --method kd                    a built-in task, offline, minutes
+kdbert distill --method kd --task rte         a GLUE task, from bert-base-uncased
+kdbert table runs --baseline finetune         what the runs found
+
+Distil BERT models: every published objective with one data path and one training loop.
+""",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("finetune-teacher")(finetune_teacher.finetune_teacher)
-app.command("train-memory")(train_memory.train_memory)
-app.command("expand-vocab")(expand_vocab.expand_vocab)
-app.command("distill")(distill.distill)
-app.command("sweep")(sweep.sweep)
-app.command("table")(table.table)
-app.command("report")(report.report)
-app.command("evaluate")(evaluate.evaluate)
-app.command("benchmark")(benchmark.benchmark)
-app.command("export")(export.export)
-app.add_typer(data.app, name="data")
-app.add_typer(methods.app, name="methods")
-app.command("doctor")(doctor.doctor)
+
+
+def _add(group: typer.Typer, name: str, command: Callable[..., None]) -> None:
+    """Add a command; its docstring is a summary, examples and remarks, of which the help shows the examples first."""
+    summary, examples, *remarks = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    told = "\n\n".join([f"\b\n{examples}", " ".join([summary, *remarks])])
+    group.command(name, help=told, short_help=summary)(command)
+
+
+def _add_group(name: str, summary: str, example: str, commands: Mapping[str, Callable[..., None]]) -> None:
+    """Add a group of commands; its name alone lists what there is."""
+    group = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+
+    @group.callback()
+    def _default(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            commands["list"]()
+
+    for one, command in commands.items():
+        _add(group, one, command)
+    app.add_typer(group, name=name, help=f"{example}\n\n{summary}", short_help=summary)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "distill": distill.distill,
+    "finetune-teacher": finetune_teacher.finetune_teacher,
+    "train-memory": train_memory.train_memory,
+    "expand-vocab": expand_vocab.expand_vocab,
+    "sweep": sweep.sweep,
+    "table": table.table,
+    "report": report.report,
+    "evaluate": evaluate.evaluate,
+    "benchmark": benchmark.benchmark,
+    "export": export.export,
+    "doctor": doctor.doctor,
+}
+for _name, _command in COMMANDS.items():
+    _add(app, _name, _command)
+_add_group("data", "List tasks; describe, fetch and verify their files.", "kdbert data describe rte", data.COMMANDS)
+_add_group("methods", "List methods, or show one.", "kdbert methods show kd", methods.COMMANDS)
 
 
 def _version(asked: bool) -> None:

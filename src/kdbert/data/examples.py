@@ -1,33 +1,27 @@
-"""Rows of a data set, and the examples made of them once their labels are known."""
+"""Examples as they are in a file, and the examples of a split in RAM, with their labels as an array."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import math
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 
-from kdbert.data.labels import number, plain
 from kdbert.errors import UserError
 
-# What a task's head says of an example: one of several classes, any number of them, a score, a tag of each word, or the
-# hidden pieces of plain text.
-Kind = Literal["single_label", "multi_label", "regression", "token", "masked_lm"]
+Kind = str  # the kind of a task: for code that does not use `kdbert.heads` yet
 
 
-class Row(NamedTuple):
-    """One example as it stands in a file. `place` is where, for messages ("line 12").
+class RawExample(NamedTuple):
+    """One example as it is in a file. `place` is where, for messages ("line 12").
 
-    `label` is a class name, a score as it is written, the names of a multi-label example's classes, or the tag of
-    each of `words`.
+    `label` is a class name, a score as written, the names of several classes, or the tag of each of `words`.
     """
 
     id: str
@@ -38,8 +32,8 @@ class Row(NamedTuple):
     words: tuple[str, ...] | None = None
 
 
-class Texts(Sequence[str]):
-    """Many strings in one piece of memory: each takes its UTF-8 bytes and 8 more; an object would take 50 more."""
+class PackedStrings(Sequence[str]):
+    """Many strings in one block of RAM: 8 bytes more than their UTF-8 for each, where an object takes 50 more."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self._bytes = bytearray()
@@ -48,7 +42,7 @@ class Texts(Sequence[str]):
             self.append(text)
 
     def append(self, text: str) -> None:
-        """Add one at the end."""
+        """Add a string."""
         self._bytes += text.encode("utf-8", "surrogatepass")
         self._ends.append(len(self._bytes))
 
@@ -74,19 +68,19 @@ class Texts(Sequence[str]):
         return len(self) == len(other) and all(one == its for one, its in zip(self, other, strict=True))
 
     def __repr__(self) -> str:
-        return f"Texts({self[:5]}{', …' * (len(self) > 5)})"
+        return f"PackedStrings({self[:5]}{', …' * (len(self) > 5)})"
 
 
 @dataclass(frozen=True)
 class Examples:
-    """A split in memory.
+    """A split in RAM.
 
     Attributes:
         split: its name, such as `dev_matched`.
         ids: one name per example, used in prediction files.
         text_a, text_b: the sentences; `text_b` is None for single-sentence tasks.
-        labels: int64 [N] class numbers, bool [N, C] (multi-label), float32 [N] scores, int64 [words] tags of all
-            words one after the other; None for an unlabelled split.
+        labels: int64 [N] class numbers, bool [N, C] sets of classes, float32 [N] scores, int64 [words] tags of all
+            words in order; None for a split without labels.
         words: the words of each example, where each has a tag.
     """
 
@@ -105,16 +99,16 @@ class Examples:
         """int64 [N + 1]; the words of example i are `word_offsets[i]:word_offsets[i + 1]`."""
         return np.concatenate([[0], np.cumsum([len(words) for words in self.words or ()], dtype=np.int64)])
 
-    def head(self, count: int | None) -> Examples:
+    def first(self, count: int | None) -> Examples:
         """The first `count` examples in file order (all of them for None)."""
         if count is None or count >= len(self):
             return self
         rows = count if self.words is None else int(self.word_offsets[count])
         return replace(
             self,
-            ids=Texts(islice(self.ids, count)),
-            text_a=Texts(islice(self.text_a, count)),
-            text_b=None if self.text_b is None else Texts(islice(self.text_b, count)),
+            ids=PackedStrings(islice(self.ids, count)),
+            text_a=PackedStrings(islice(self.text_a, count)),
+            text_b=None if self.text_b is None else PackedStrings(islice(self.text_b, count)),
             labels=None if self.labels is None else self.labels[:rows],
             words=None if self.words is None else self.words[:count],
         )
@@ -132,28 +126,38 @@ class Examples:
         return digest.hexdigest()[:16]
 
 
-def examples_of(
-    rows: Iterable[Row], *, path: Path, split: str, kind: Kind, label_names: Sequence[str], labelled: bool
-) -> Examples:
-    """Turn rows into examples, checking every label against the label space.
+class LabelReader(Protocol):
+    """What reads labels: a `kdbert.heads.Head`."""
+
+    @property
+    def label_type(self) -> type[np.generic]:
+        """Type of the labels in an array."""
+
+    def read_label(self, label: str | tuple[str, ...], words: Sequence[str] | None, where: str) -> list[Any]:
+        """The values of one example's label: one, or one for each of its words.
+
+        Raises:
+            UserError: the label is not one of the task's.
+        """
+
+
+def examples_of(rows: Iterable[RawExample], *, path: Path, split: str, reader: LabelReader | None) -> Examples:
+    """Turn rows into examples, checking every label.
 
     Args:
-        label_names: the classes in order; empty for regression, whose labels are finite numbers.
-        labelled: whether the split carries labels; if it does, each row must have one.
+        reader: reads the labels; each row must have one. None: the split has no labels.
 
     Raises:
-        UserError: no rows, a missing label, a label outside the label space, a score that is no
-            number, another number of tags than of words; each with the file and line.
+        UserError: no rows, a missing label, one that the reader refuses; with the file and line.
     """
-    ids, text_a, text_b = Texts(), Texts(), Texts()
+    ids, text_a, text_b = PackedStrings(), PackedStrings(), PackedStrings()
     words: list[tuple[str, ...]] = []
     labels: list[Any] = []
-    index = {name: number for number, name in enumerate(label_names)}
     pair = False
     for row in rows:
         for text in (row.text_a, row.text_b, *(row.words or ())):
             if text is not None and _half_a_character(text):
-                raise UserError(f"{path}, {row.place}: the text holds half a character")
+                raise UserError(f"{path}, {row.place}: the text has half a character (a lone surrogate)")
         ids.append(row.id)
         text_a.append(row.text_a)
         if row.text_b is not None:
@@ -161,64 +165,21 @@ def examples_of(
             text_b.append(row.text_b)
         if row.words is not None:
             words.append(row.words)
-        if not labelled:
-            continue
-        where = f"{path}, {row.place}"
-        if row.label is None or row.label == "":
-            raise UserError(f"{where}: the label is missing")
-        if isinstance(row.label, str):
-            labels.append(_score(row.label, where) if kind == "regression" else _number(row.label, index, where))
-            continue
-        if row.words is not None and len(row.words) != len(row.label):
-            raise UserError(f"{where}: {len(row.words)} words, but {len(row.label)} tags")
-        numbers = [_number(name, index, where) for name in row.label]
-        if kind == "token":
-            labels.extend(numbers)
-        else:
-            labels.append([number in numbers for number in range(len(index))])
+        if reader is not None:
+            where = f"{path}, {row.place}"
+            if row.label is None or row.label == "":
+                raise UserError(f"{where}: the label is missing")
+            labels.extend(reader.read_label(row.label, row.words, where))
     if not ids:
         raise UserError(f"{path} has no examples (only a header?)")
-    form = {"regression": np.float32, "multi_label": np.bool_}.get(kind, np.int64)
-    return Examples(
-        split, ids, text_a, text_b if pair else None, np.array(labels, dtype=form) if labelled else None, words or None
-    )
+    array = None if reader is None else np.array(labels, dtype=reader.label_type)
+    return Examples(split, ids, text_a, text_b if pair else None, array, words or None)
 
 
 def _half_a_character(text: str) -> bool:
-    """Whether there is half of a surrogate pair, which JSON can write."""
+    """Whether a text has half of a surrogate pair, which JSON can express."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
         return True
     return False
-
-
-def _number(name: str, index: dict[str, int], where: str) -> int:
-    if name not in index:
-        known = ", ".join(list(index)[:8]) + (", …" if len(index) > 8 else "")
-        raise UserError(
-            f"{where}: label {name!r} is not one of the task's labels ({known}){_spelled(name, list(index))}"
-        )
-    return index[name]
-
-
-def _spelled(name: str, known: Sequence[str]) -> str:
-    """'; did you mean "x"?' for a label that is a known one in another spelling.
-
-    Short labels and numbers that only look alike (`neu` and `neg`, 1 and -1) are other classes, not slips.
-    """
-    value = number(name)
-    same = [one for one in known if plain(one) == plain(name) or (value is not None and number(one) == value)]
-    if not same and value is None:
-        same = difflib.get_close_matches(name, [one for one in known if len(one) > 3], n=1, cutoff=0.8)
-    return f"; did you mean {same[0]!r}?" if same else ""
-
-
-def _score(text: str, where: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"{where}: score {text!r} is not a finite number")
-    return value

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbert.disk.sealed import parse_json
-from kdbert.reporting.collect import number
+from kdbert.reporting.collect import Damaged, number
 from kdbert.reporting.figures import Point
 
 FILE = "benchmark.json"
@@ -17,7 +17,7 @@ FILE = "benchmark.json"
 
 @dataclass(frozen=True)
 class Engine:
-    """A measured model: its place in the figure, and what the table says besides (None: not known).
+    """A measured model: its point in the figure, and what the table says besides (None: not known).
 
     Attributes:
         p95: of the time of one call, ms.
@@ -35,13 +35,13 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class BenchmarkFile:
     """One benchmark.json.
 
     Attributes:
         batch_size: of the calls whose latency is shown: 1, if that was measured.
         largest: the largest batch size.
-        environment: the machine, as in run.json.
+        processor, threads: of the machine ("" and None: not known).
     """
 
     path: Path
@@ -51,13 +51,13 @@ class Benchmark:
     batch_size: int
     largest: int
     engines: tuple[Engine, ...]
-    environment: Mapping[str, Any]
-    settings: Mapping[str, Any]
+    processor: str
+    threads: float | None
 
 
-def find_benchmarks(paths: Iterable[str | Path]) -> tuple[list[Benchmark], dict[Path, str]]:
+def find_benchmarks(paths: Iterable[str | Path]) -> tuple[list[BenchmarkFile], dict[Path, str]]:
     """Every benchmark.json at or below the given folders, and the damaged ones with what is wrong."""
-    found: dict[Path, Benchmark] = {}
+    found: dict[Path, BenchmarkFile] = {}
     broken: dict[Path, str] = {}
     for root in paths:
         for folder, inside, files in os.walk(root):
@@ -67,16 +67,16 @@ def find_benchmarks(paths: Iterable[str | Path]) -> tuple[list[Benchmark], dict[
                 continue
             try:
                 found[path.absolute()] = read_benchmark(path)
-            except ValueError as error:
+            except Damaged as error:
                 broken[path] = str(error)
     return list(found.values()), broken
 
 
-def read_benchmark(path: Path) -> Benchmark:
+def read_benchmark(path: Path) -> BenchmarkFile:
     """One file.
 
     Raises:
-        ValueError: what is wrong with it, in a few words.
+        Damaged: what is wrong with it.
     """
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
@@ -84,41 +84,24 @@ def read_benchmark(path: Path) -> Benchmark:
         sizes = [int(batch["batch_size"]) for engine in content["engines"] for batch in engine["batches"]]
         smallest, largest = min(sizes), max(sizes)
         engines = tuple(_engine(engine, metric, smallest, largest) for engine in content["engines"])
-        environment, settings = content.get("environment", {}), content.get("settings", {})
-        if not isinstance(environment, dict) or not isinstance(settings, dict):
-            raise ValueError("environment or settings is no mapping")
-        return Benchmark(
-            path, str(content["task"]), str(content["split"]), metric, smallest, largest, engines, environment, settings
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{FILE} is damaged ({type(error).__name__}: {error})") from None
+        processor = str(content.get("environment", {}).get("processor", ""))
+        threads = number(content.get("settings", {}).get("threads"))
+        task, split = str(content["task"]), str(content["split"])
+        return BenchmarkFile(path, task, split, metric, smallest, largest, engines, processor, threads)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Damaged(f"{FILE} is damaged ({type(error).__name__}: {error})") from None
 
 
 def _engine(engine: Mapping[str, Any], metric: str, smallest: int, largest: int) -> Engine:
     batches = {int(batch["batch_size"]): batch for batch in engine["batches"]}
-    point = Point(
-        name=str(engine["name"]),
-        latency_ms=_sure(batches[smallest]["total_ms"]["p50"]),
-        quality=_sure(engine["quality"][metric]),
-        size_mib=_perhaps(engine.get("size_mib")),
-        backend=str(engine.get("backend", "")),
-    )
+    latency, quality = number(batches[smallest]["total_ms"]["p50"]), number(engine["quality"][metric])
+    if latency is None or quality is None:
+        raise ValueError("a latency or a quality is not a number")
     return Engine(
-        point,
-        _perhaps(engine.get("parameters")),
-        _perhaps(batches[smallest]["total_ms"].get("p95")),
-        _perhaps(batches.get(largest, {}).get("examples_per_second")),
-        _perhaps(engine.get("memory_mib")),
-        _perhaps(engine.get("agreement")),
+        Point(str(engine["name"]), latency, quality, number(engine.get("size_mib")), str(engine.get("backend", ""))),
+        number(engine.get("parameters")),
+        number(batches[smallest]["total_ms"].get("p95")),
+        number(batches.get(largest, {}).get("examples_per_second")),
+        number(engine.get("memory_mib")),
+        number(engine.get("agreement")),
     )
-
-
-def _perhaps(value: Any) -> float | None:
-    return None if value is None else _sure(value)
-
-
-def _sure(value: Any) -> float:
-    found = number(value)
-    if found is None:
-        raise ValueError(f"{value!r} is no number")
-    return found

@@ -1,19 +1,21 @@
-"""What stands in a table: cells, differences, rows."""
+"""The parts of a result table: cells, differences, rows, the table itself."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from kdbert.reporting.collect import Run
+from kdbert.reporting.published import PublishedRow
 from kdbert.reporting.statistics import Summary, summarise
 
 ROUNDING = 1e-9  # of a mean over seeds
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One row and column.
+class ResultCell:
+    """The runs of one row and column.
 
     Attributes:
         split, metric: what the scores are.
@@ -22,7 +24,7 @@ class Cell:
         diverged, unfinished: number of runs that have no score.
         dev_chose: whether dev chose the weights of some of the runs.
         constant: what the best constant answer reaches there; None where that is not known.
-        same: seed -> the answer that its run gives to every example, for the runs that give one only.
+        same: seed -> the answer that its run gives to every example, for the runs that give only one.
     """
 
     split: str = ""
@@ -47,7 +49,7 @@ class Cell:
 
     @property
     def may_be_best(self) -> bool:
-        """Whether it shows that something was learned: by its mean, and by each of its runs."""
+        """Whether the mean and each of its runs show that something was learned."""
         return self.beats_constant and not self.same
 
 
@@ -67,19 +69,48 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A line of the table.
+class ResultRow:
+    """A row of the table.
 
     Attributes:
         labels: one text per leading column.
-        cells: column label -> cell; a missing one has no run.
+        cells: column label -> cell; a column without a run is missing.
         teacher: its models teach other rows' students, so it takes no part in the comparison.
         differences: column label -> difference to the baseline's row.
         baseline: labels of that row; None for a baseline's own row.
     """
 
     labels: tuple[str, ...]
-    cells: Mapping[str, Cell]
+    cells: Mapping[str, ResultCell]
     teacher: bool = False
     differences: Mapping[str, Difference] = field(default_factory=dict)
     baseline: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """Everything that a format writes.
+
+    Attributes:
+        keys: headings of the leading columns.
+        columns: column labels in order.
+        headings: column label -> what is below it: "split metric" where all its cells share it, of an average what
+            it is of, else "".
+        averages: the columns that are averages over others.
+        best: (row number, column label) of the best means among rows that can be compared.
+        notes: further sentences below the table.
+        runs: every run that is counted in it, teachers too.
+        broken: the damaged run folders and what is wrong.
+    """
+
+    keys: tuple[str, ...]
+    columns: tuple[str, ...]
+    headings: Mapping[str, str]
+    rows: tuple[ResultRow, ...]
+    averages: frozenset[str] = frozenset()
+    best: frozenset[tuple[int, str]] = frozenset()
+    published: tuple[PublishedRow, ...] = ()
+    notes: tuple[str, ...] = ()
+    baseline: str | None = None
+    runs: tuple[Run, ...] = ()
+    broken: Mapping[Path, str] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,61 +12,53 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from kdbert.errors import UserError, near_miss
 from kdbert.metrics import METRICS
 from kdbert.metrics.grouped import GROUPED
-from kdbert.reporting.cells import Cell, Difference, Row
-from kdbert.reporting.collect import Predictions, scored_predictions
+from kdbert.reporting.cells import Difference, ResultCell, ResultRow, ResultTable
+from kdbert.reporting.collect import Damaged
+from kdbert.reporting.labels import is_one_of
+from kdbert.reporting.predicted import PredictionFiles, Predictions
 from kdbert.reporting.statistics import bootstrap_interval, paired_p_value, summarise
 
 log = logging.getLogger("kdbert")
 
 
-def with_differences(
-    rows: Sequence[Row], keys: Sequence[str], is_baseline: Callable[[str], bool], baseline: str
-) -> tuple[list[Row], list[str]]:
-    """Each row with its differences to the baseline row that agrees with it in the other keys; and notes.
+def compared(table: ResultTable, baseline: str) -> ResultTable:
+    """The table with each row's differences to the baseline row that agrees with it in the other keys.
 
     Args:
-        keys: the leading columns; the baseline is a value of the first.
-        is_baseline: whether a label of the first column is the baseline.
-        baseline: how the person wrote it.
-
-    Raises:
-        UserError: no row is the baseline.
+        baseline: a value of the first key.
     """
-    candidates = [row for row in rows if not row.teacher and is_baseline(row.labels[0])]
-    if not candidates:
-        known = sorted({row.labels[0] for row in rows if not row.teacher})
-        raise UserError(
-            f"--baseline {baseline!r} is no {keys[0]} of these runs{near_miss(baseline, known)} "
-            f"(there are: {', '.join(known)})"
-        )
-    notes = []
-    predictions = _Predictions()
-    made = []
-    for row in tqdm(rows, desc="comparing", unit="row", leave=False, disable=not sys.stderr.isatty()):
+    candidates = [row for row in table.rows if not row.teacher and is_one_of(row.labels[0], baseline)]
+    files, faults = PredictionFiles(), dict[Path, str]()
+    notes: list[str] = []
+    rows = []
+    for row in tqdm(table.rows, desc="comparing", unit="row", leave=False, disable=not sys.stderr.isatty()):
         if row.teacher or row in candidates:
-            made.append(row)
+            rows.append(row)
             continue
         fitting = _fitting(row, candidates)
         if len(fitting) != 1:
             notes.append(f"no difference for {', '.join(row.labels)}: {len(fitting) or 'no'} rows of {baseline} fit it")
-            made.append(row)
+            rows.append(row)
             continue
-        differences = {}
-        for column, cell in row.cells.items():
-            found = _difference(cell, fitting[0].cells.get(column, Cell()), predictions)
-            if found is not None:
-                differences[column] = found
-        made.append(replace(row, differences=differences, baseline=fitting[0].labels))
-    if predictions.faults:
-        number = len(predictions.faults)
-        notes.append(f"no interval where predictions are missing or do not fit ({number} fault{'s' * (number > 1)})")
-    return made, notes
+        other = fitting[0]
+        differences = {
+            column: found
+            for column, cell in row.cells.items()
+            if (found := _difference(cell, other.cells.get(column, ResultCell()), files, faults)) is not None
+        }
+        rows.append(replace(row, differences=differences, baseline=other.labels))
+    if faults:
+        notes.append(f"no interval where predictions are missing or do not fit ({_faults(len(faults))})")
+    return replace(table, rows=tuple(rows), notes=(*table.notes, *notes), baseline=baseline)
 
 
-def _fitting(row: Row, candidates: Sequence[Row]) -> list[Row]:
+def _faults(number: int) -> str:
+    return f"{number} fault{'s' * (number > 1)}"
+
+
+def _fitting(row: ResultRow, candidates: Sequence[ResultRow]) -> list[ResultRow]:
     """The baseline rows that agree in all other keys; if none does, those that agree in the keys that they have."""
     same = [other for other in candidates if other.labels[1:] == row.labels[1:]]
     return same or [
@@ -76,66 +68,47 @@ def _fitting(row: Row, candidates: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _difference(cell: Cell, other: Cell, predictions: _Predictions) -> Difference | None:
+def _difference(
+    cell: ResultCell, other: ResultCell, files: PredictionFiles, faults: dict[Path, str]
+) -> Difference | None:
+    """The difference over the seeds that both have; `faults` takes the runs whose predictions cannot be used."""
     seeds = sorted(cell.scores.keys() & other.scores.keys())
     if not seeds or (cell.split, cell.metric) != (other.split, other.metric):
         return None
-    interval = None
-    if cell.runs:  # an average over tasks has no examples of its own
-        ours, theirs = ([predictions.of(one, seed) for seed in seeds] for one in (cell, other))
-        interval = _interval(cell, ours, theirs, predictions)
+    found: list[Predictions] = []
+    for run in [side.runs[seed] for side in (cell, other) for seed in seeds if side.runs]:
+        try:
+            found.append(files.of(run, cell.split, cell.metric))
+            if not found[-1].same_examples(found[0]):
+                found.pop()
+                raise Damaged(f"{run.path}: its examples are not those of the other runs")
+        except Damaged as error:
+            if run.path not in faults:
+                faults[run.path] = str(error)
+                log.warning("no bootstrap interval: %s", error)
+    whole = len(found) == 2 * len(seeds)  # an average over tasks has no examples of its own
     return Difference(
         summary=summarise({seed: cell.scores[seed] - other.scores[seed] for seed in seeds}),
         p=paired_p_value(cell.scores, other.scores),
-        interval=interval,
+        interval=_interval(cell.metric, found[: len(seeds)], found[len(seeds) :]) if whole else None,
     )
 
 
-def _interval(
-    cell: Cell, ours: list[Predictions | None], theirs: list[Predictions | None], predictions: _Predictions
-) -> tuple[float, float] | None:
-    found = [one for one in (*ours, *theirs) if one is not None]
-    if len(found) < len(ours) + len(theirs):
-        return None
-    first = found[0]
-    if any(one.ids != first.ids or not np.array_equal(one.labels, first.labels) for one in found):
-        predictions.fault(next(iter(cell.runs.values())).path, "its examples are not those of the baseline's runs")
-        return None
-    metric: Callable[[np.ndarray, np.ndarray], Any]
-    if cell.metric in GROUPED:  # documents or sentences are drawn anew, and their counts added up
-        grouped, groups = GROUPED[cell.metric], first.groups
-        assert groups is not None
-        rows = [grouped.counts(one.predictions, one.labels, groups, one.classes) for one in found]
-        units = np.zeros(len(rows[0]))
+def _interval(name: str, ours: Sequence[Predictions], theirs: Sequence[Predictions]) -> tuple[float, float]:
+    first = ours[0]
+    if name not in GROUPED:
+        return bootstrap_interval(
+            METRICS[name], first.labels, *([one.answers for one in side] for side in (ours, theirs))
+        )
+    grouped, groups = GROUPED[name], first.groups
+    assert groups is not None
 
-        def metric(counts: np.ndarray, drawn: np.ndarray) -> Any:
-            return grouped.value(counts.sum(drawn.ndim - 1))
-    else:
-        metric, units, rows = METRICS[cell.metric], first.labels, [one.predictions for one in found]
-    return bootstrap_interval(metric, units, rows[: len(ours)], rows[len(ours) :])
+    def counts(one: Predictions) -> np.ndarray:
+        return grouped.counts(one.answers, one.labels, groups, one.head.classes)
 
+    def metric(drawn: np.ndarray, labels: np.ndarray) -> Any:
+        return grouped.value(drawn.sum(labels.ndim - 1))
 
-class _Predictions:
-    """Predictions of runs, each file read once; those that do not give the run's score are a fault."""
-
-    def __init__(self) -> None:
-        self.known: dict[tuple[Path, str, str], Predictions | None] = {}
-        self.faults: dict[Path, str] = {}
-
-    def of(self, cell: Cell, seed: int) -> Predictions | None:
-        """A run's predictions; None where they are missing, damaged or not those of its score."""
-        run = cell.runs[seed]
-        key = run.path, cell.split, cell.metric
-        if key not in self.known:
-            self.known[key] = None
-            try:
-                self.known[key] = scored_predictions(run, cell.split, cell.metric)
-            except ValueError as error:
-                self.fault(run.path, str(error))
-        return self.known[key]
-
-    def fault(self, path: Path, what: str) -> None:
-        """Say once what is wrong with a run's predictions."""
-        if path not in self.faults:
-            self.faults[path] = what
-            log.warning("no bootstrap interval: %s: %s", path, what)
+    # Documents or sentences are drawn anew, and their counts are added up.
+    sides = [[counts(one) for one in side] for side in (ours, theirs)]
+    return bootstrap_interval(metric, np.zeros(len(sides[0][0])), *sides)

@@ -10,17 +10,17 @@ import numpy as np
 
 from kdbert.disk.sealed import parse_json
 from kdbert.reporting.collect import Run, number
-from kdbert.reporting.figures import Line
+from kdbert.reporting.figures import Curve
 
 MOST = 60  # points of a curve; of more, means of consecutive ones are drawn
 Log = Sequence[Mapping[str, Any]]
 
 
 def read_log(run: Run) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, in their order; a line that is cut or no record is left out.
+    """The lines of a run's metrics.jsonl, in their order; a line that is cut or not a record is left out.
 
     Raises:
-        ValueError: there is no such file, it cannot be read, or is not that of the finished run.
+        Damaged: there is no such file, it cannot be read, or is not that of the finished run.
     """
     records = []
     for line in run.json_lines("metrics.jsonl", errors="replace"):
@@ -38,8 +38,8 @@ def keys_of(logs: Iterable[Log], prefix: str) -> list[str]:
     return list(dict.fromkeys(key for log in logs for record in log for key in record if key.startswith(prefix)))
 
 
-def mean_curve(logs: Sequence[Log], key: str, series: int, *, band: bool = False) -> Line | None:
-    """A number over epochs: at each step the mean over the seeds that logged it there.
+def mean_curve(logs: Sequence[Log], key: str, series: int, *, band: bool = False) -> Curve | None:
+    """A number over epochs: at each step the mean over the seeds that logged it there, and how many these are.
 
     Args:
         logs: one per seed.
@@ -53,18 +53,26 @@ def mean_curve(logs: Sequence[Log], key: str, series: int, *, band: bool = False
         for record in log:
             step, value = number(record.get("step")), number(record.get(key))
             if step is not None and value is not None:
-                epoch = number(record.get("epoch"))
-                at[step].append((step if epoch is None else epoch, value))
+                at[step].append((_epoch(record) or step, value))
     if not at:
         return None
-    columns = np.array(
-        [
-            (np.mean([x for x, _ in found]), np.mean(values), np.min(values), np.max(values))
-            for _, found in sorted(at.items())
-            for values in [[value for _, value in found]]
-        ]
-    )
+    points = [np.array(found) for _, found in sorted(at.items())]  # [seeds, 2] each
+    columns = np.array([(*some.mean(0), some[:, 1].min(), some[:, 1].max()) for some in points])
+    n = np.array([len(some) for some in points])
     if len(columns) > MOST:
         columns = np.array([part.mean(axis=0) for part in np.array_split(columns, MOST)])
+        n = np.array([part.min() for part in np.array_split(n, MOST)])
     x, mean, low, high = columns.T.tolist()
-    return Line(x, mean, series, low, high) if band and len(logs) > 1 else Line(x, mean, series)
+    return Curve(x, mean, series, n.tolist(), *((low, high) if band and len(logs) > 1 else ()))
+
+
+def seeds_told(logs: Sequence[Log]) -> str:
+    """How many seeds there are, and how many are left where some stopped early: "3 seeds; 2 after epoch 4"."""
+    ends = sorted(max((_epoch(record) or 0.0 for record in log), default=0.0) for log in logs)
+    left = {round(end, 1): sum(other > end for other in ends) for end in ends}
+    parts = [f"{count} after epoch {end:g}" for end, count in left.items() if count]
+    return "; ".join([f"{len(logs)} seed{'s' * (len(logs) != 1)}", *parts])
+
+
+def _epoch(record: Mapping[str, Any]) -> float | None:
+    return number(record.get("epoch"))

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import re
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from itertools import groupby
+from typing import Any
 
 # After Okabe and Ito, darker where a line would not stand out from white (at least 3 : 1, also in dark mode).
 INK, FAINT, RULE = "#1b1f24", "#59636e", "#d8dee4"
@@ -32,7 +29,7 @@ DARK = dict(
 )
 WIDTH, HEIGHT = 5.0, 3.1  # inches; 360 x 223 units of an SVG, which is about the width of a phone
 SIZE = 11  # of most letters; the page's style sheet says it, too
-LEFT_TO_THE_PAGE = ("font-family", "stroke-linejoin", "stroke-miterlimit", "stroke-linecap")
+LATENCY, PARAMETERS = "latency of one call, median, ms", "parameters, millions"  # what quality is drawn over
 LONGEST = 34  # characters of a name in a figure
 _STYLE = {
     "font.size": SIZE,
@@ -65,30 +62,32 @@ class Point:
     """A model in a figure of quality over cost.
 
     Attributes:
-        latency_ms: median time of one call.
+        cost: where it is on the x axis.
         quality: in the figure's metric.
         size_mib: its files on disk; None where that is not known.
         backend: what runs it; points of one backend share a colour ("": one colour).
     """
 
     name: str
-    latency_ms: float
+    cost: float
     quality: float
     size_mib: float | None
     backend: str = ""
 
 
 @dataclass(frozen=True)
-class Line:
-    """A curve: the mean over seeds, and the lowest and highest of them where there is a band.
+class Curve:
+    """The mean over seeds, and the lowest and highest of them where there is a band.
 
     Attributes:
         series: which colour and dash it has, see `look`.
+        n: the number of seeds at each point.
     """
 
     x: Sequence[float]
     mean: Sequence[float]
     series: int
+    n: Sequence[int]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
 
@@ -98,19 +97,9 @@ def look(series: int) -> tuple[str, Any]:
     return SERIES[series % len(SERIES)], DASHES[series // len(SERIES) % len(DASHES)]
 
 
-def _styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Let a function draw in our style, and without a word on characters that matplotlib's own font lacks."""
-
-    @functools.wraps(draw)
-    def styled(*args: P.args, **options: P.kwargs) -> T:
-        with _style():
-            return draw(*args, **options)
-
-    return styled
-
-
 @contextlib.contextmanager
 def _style() -> Iterator[None]:
+    """Our style, and no warning of characters that matplotlib's own font lacks."""
     import matplotlib
 
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
@@ -118,46 +107,29 @@ def _style() -> Iterator[None]:
         yield
 
 
-@_styled
-def quality_over_latency(points: Sequence[Point], *, metric: str, split: str, task: str) -> Any:
-    """A matplotlib figure: each model by its latency (logarithmic where it ranges over more than a factor of 5) and
-    quality, the area of its bubble by its size on disk, with its name beside it.
+def lines(curves: Sequence[Curve], *, x_label: str, y_label: str, reference: float | None = None) -> Any:
+    """A matplotlib figure of curves with their bands; `reference` is a dashed level.
 
-    Raises:
-        ValueError: no points.
+    A curve is thinner where it is the mean of fewer seeds than elsewhere.
     """
-    return _scatter(
-        [(point.latency_ms, point) for point in points],
-        x_label="latency of one call, median, ms",
-        y_label=f"{split} {metric}",
-        title=task,
-    )
-
-
-@_styled
-def quality_over_parameters(points: Sequence[tuple[float, Point]], *, metric: str, split: str, task: str) -> Any:
-    """As `quality_over_latency`, of (millions of parameters, point)."""
-    return _scatter(points, x_label="parameters, millions", y_label=f"{split} {metric}", title=task)
-
-
-@_styled
-def lines(curves: Sequence[Line], *, x_label: str, y_label: str, reference: float | None = None) -> Any:
-    """A matplotlib figure of curves with their bands; `reference` is a dashed level."""
-    figure, axes = _axes()
-    for curve in curves:
-        color, dash = look(curve.series)
-        if len(curve.low):
-            axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.18, linewidth=0, clip_on=False)
-        marker = "o" if len(curve.x) <= 12 else None
-        axes.plot(
-            curve.x, curve.mean, color=color, linestyle=dash, linewidth=1.8, marker=marker, markersize=3.5,
-            clip_on=False,
-        )  # fmt: skip
-    if reference is not None:
-        axes.axhline(reference, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.2, clip_on=False)
-    axes.set_xlabel(shown(x_label))
-    axes.set_ylabel(shown(y_label))
-    _few_ticks(axes)
+    with _style():
+        figure, axes = _axes()
+        for curve in curves:
+            color, dash = look(curve.series)
+            if len(curve.low):
+                axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.18, linewidth=0, clip_on=False)
+            for few, part in groupby(range(len(curve.x)), key=lambda i: curve.n[i] < max(curve.n)):
+                points = list(part)
+                drawn = slice(max(points[0] - few, 0), points[-1] + 1 + few)  # up to the full line on both sides
+                axes.plot(
+                    curve.x[drawn], curve.mean[drawn], color=color, linestyle=dash, linewidth=0.8 if few else 1.8,
+                    marker="o" if len(curve.x) <= 12 else None, markersize=3.5, clip_on=False,
+                )  # fmt: skip
+        if reference is not None:
+            axes.axhline(reference, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.2, clip_on=False)
+        axes.set_xlabel(shown(x_label))
+        axes.set_ylabel(shown(y_label))
+        _few_ticks(axes)
     return figure
 
 
@@ -176,37 +148,51 @@ def _axes(height: float = HEIGHT) -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
-def _scatter(points: Sequence[tuple[float, Point]], *, x_label: str, y_label: str, title: str) -> Any:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+def quality_over(points: Sequence[Point], x_label: str, *, metric: str, split: str, task: str) -> Any:
+    """A matplotlib figure: each model by its cost (logarithmic where it ranges over more than a factor of 5) and
+    quality, the area of its bubble by its size on disk, with its name beside it.
 
+    Args:
+        x_label: what the cost is, such as `LATENCY`.
+
+    Raises:
+        ValueError: no points.
+    """
     if not points:
         raise ValueError("no points to draw")
+    with _style():
+        return _scatter(points, shown(x_label), shown(f"{split} {metric}"), shown(task))
+
+
+def _scatter(points: Sequence[Point], x_label: str, y_label: str, title: str) -> Any:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     figure, axes = _axes(height=4.0)
-    backends = list(dict.fromkeys(point.backend for _, point in points))
-    largest = max((point.size_mib or 0 for _, point in points), default=0)
+    backends = list(dict.fromkeys(point.backend for point in points))
+    largest = max(point.size_mib or 0 for point in points)
     for number, backend in enumerate(backends):
-        some = [(x, point) for x, point in points if point.backend == backend]
+        some = [point for point in points if point.backend == backend]
         axes.scatter(
-            [x for x, _ in some],
-            [point.quality for _, point in some],
-            s=[_area(point.size_mib, largest) for _, point in some],
+            [point.cost for point in some],
+            [point.quality for point in some],
+            s=[_area(point.size_mib, largest) for point in some],
             color=look(number)[0], alpha=0.55, linewidth=1, clip_on=False,
             label=shown(backend) or None,
         )  # fmt: skip
-    places = [x for x, _ in points]
-    if min(places) > 0 and max(places) / min(places) > 5:
+    costs = [point.cost for point in points]
+    if min(costs) > 0 and max(costs) / min(costs) > 5:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     _few_ticks(axes, of_x=axes.get_xscale() == "linear")
     axes.margins(x=0.12, y=0.16)
-    axes.set_xlabel(shown(x_label))
-    axes.set_ylabel(shown(y_label))
-    axes.set_title(shown(title), loc="left", fontsize=11)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.set_title(title, loc="left", fontsize=11)
     if len(backends) > 1:
         figure.legend(loc="outside lower center", ncols=min(3, len(backends)), frameon=False, markerscale=0.6)
-    _name_points(figure, axes, points, [_area(point.size_mib, largest) for _, point in points])
+    _name_points(figure, axes, points, [_area(point.size_mib, largest) for point in points])
     return figure
 
 
@@ -215,24 +201,24 @@ def _area(size: float | None, largest: float) -> float:
     return 30.0 if not size or not largest else 20 + 280 * size / largest
 
 
-def _name_points(figure: Any, axes: Any, points: Sequence[tuple[float, Point]], areas: Sequence[float]) -> None:
-    """Write each name where it covers little else, with a thread to its point where that is not beside it."""
+def _name_points(figure: Any, axes: Any, points: Sequence[Point], areas: Sequence[float]) -> None:
+    """Write each name where it covers little else, with a thin line to its point where that is not beside it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox
 
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()  # the layout, and with it where the points are
     scale = figure.dpi / 72
-    centres = axes.transData.transform([(x, point.quality) for x, point in points])
+    centres = axes.transData.transform([(point.cost, point.quality) for point in points])
     radii = [scale * (area / 3.14) ** 0.5 for area in areas]
     taken = [Bbox([centre - radius, centre + radius]) for centre, radius in zip(centres, radii, strict=True)]
     frame = axes.get_window_extent(renderer)
-    for centre, radius, (x, point) in sorted(
+    for centre, radius, point in sorted(
         zip(centres, radii, points, strict=True), key=lambda one: (one[0][1], one[0][0])
     ):
         best: tuple[float, Any, Bbox, float] | None = None
         text = axes.annotate(
-            shown(point.name), (x, point.quality), xytext=(0, 0), textcoords="offset points", fontsize=10,
+            shown(point.name), (point.cost, point.quality), xytext=(0, 0), textcoords="offset points", fontsize=10,
             ha="center", va="center", annotation_clip=False,
         )  # fmt: skip
         text.set_in_layout(False)
@@ -275,73 +261,51 @@ def svg(figure: Any, *, label: str, prefix: str) -> str:
 
     Args:
         label: what a screen reader says instead of it.
-        prefix: before its ids, so that those of two figures on a page differ.
+        prefix: put before its ids, so that those of two figures on a page differ.
     """
     file = io.BytesIO()
     with _style():
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     root = ElementTree.fromstring(file.getvalue())
-    kept = {found.group(1) for node in root.iter() for found in _references(node)}
+    for node in root.iter():
+        for child in list(node):
+            if child.tag.rpartition("}")[2] in ("metadata", "style", "clipPath"):  # nothing is drawn outside
+                node.remove(child)
     for node in root.iter():
         node.tag = node.tag.rpartition("}")[2]
-        for name in list(node.attrib):
-            value = node.attrib.pop(name)
-            name = name.rpartition("}")[2]
-            if name == "clip-path":  # nothing is drawn outside
-                continue
-            if name == "id":
-                value = f"{prefix}-{value}" if value in kept else ""
-            elif name == "style":
-                _set_style(node, value)
-                continue
-            elif name in ("d", "x", "y", "transform", "points"):
-                value = _rounded(value)
-            value = re.sub(r"#(?=[\w-]+\)?$)", f"#{prefix}-", value) if "#" in value else value
-            if value and not value.startswith("rotate(-0 ") and not value.startswith("rotate(0 "):
-                node.set(name, value)
-    _clean(root)
-    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label, "class": "figure"}
-    for node in root.iter():
         node.tail = None
         if node.tag not in ("text", "tspan"):
             node.text = None
+        node.attrib = {
+            name: kept
+            for full, value in node.attrib.items()
+            if (kept := _for_page(node.tag, name := full.rpartition("}")[2], value, prefix))
+        }
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label, "class": "figure"}
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _references(node: Any) -> Iterator[re.Match[str]]:
-    for value in node.attrib.values():
-        yield from re.finditer(r"#([\w-]+)\)?$", value)
+def _for_page(tag: str, name: str, value: str, prefix: str) -> str:
+    """An attribute as the page has it; "" where it is not needed there."""
+    if name == "id":
+        return f"{prefix}-{value}" if tag == "path" else ""  # a shape that is drawn several times
+    if name == "href":
+        return f"#{prefix}-{value[1:]}"
+    if name == "style":
+        return _page_style(value)
+    if name in ("d", "x", "y", "transform", "points"):
+        short = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found.group()):.1f}".removesuffix(".0"), value)
+        return re.sub(r"\s*\n?\s*([A-Za-z])\s+", r"\1", short).strip()
+    return "" if name == "clip-path" else value
 
 
-def _set_style(node: Any, style: str) -> None:
-    """A style as short attributes, with variables for colours; the page says which font."""
+def _page_style(style: str) -> str:
+    """A style with variables for colours; the page says which font."""
+    kept = []
     for part in style.split(";"):
         name, _, value = (word.strip() for word in part.partition(":"))
         if name == "font":  # of older matplotlib: all in one
             name, value = "font-size", next((word for word in value.split() if word.endswith("px")), "")
-        if value in VARIABLES:
-            node.set("style", f"{node.get('style', '')}{name}:var({VARIABLES[value]});")
-        elif value and name not in LEFT_TO_THE_PAGE and (name, value) != ("font-size", f"{SIZE}px"):
-            node.set(name, value)
-
-
-def _rounded(path: str) -> str:
-    """Numbers with one decimal."""
-    short = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found.group()):.1f}".removesuffix(".0"), path)
-    return re.sub(r"\s*\n?\s*([A-Za-z])\s+", r"\1", short).strip()
-
-
-def _clean(node: Any) -> None:
-    """Leave out what shows nothing: metadata, empty frames, groups of nothing but their content."""
-    children: list[Any] = []
-    for child in node:
-        _clean(child)
-        invisible = child.tag == "path" and child.get("fill") == "none" and not _stroke(child)
-        if child.tag in ("metadata", "style", "clipPath") or invisible or (child.tag == "defs" and not len(child)):
-            continue
-        children += list(child) if child.tag == "g" and not child.attrib else [child]
-    node[:] = children
-
-
-def _stroke(node: Any) -> bool:
-    return "stroke" in node.attrib or "stroke:" in node.get("style", "")
+        if name != "font-family" and (name, value) != ("font-size", f"{SIZE}px"):
+            kept.append(f"{name}:{f'var({VARIABLES[value]})' if value in VARIABLES else value}")
+    return ";".join(kept)

@@ -1,4 +1,4 @@
-"""A table as Markdown, LaTeX (booktabs), CSV, or a part of an HTML page."""
+"""Tables as Markdown, LaTeX (booktabs), CSV, or a part of an HTML page."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import csv
 import html
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from kdbert.reporting.cells import Cell, Difference, Row
+from kdbert.reporting.cells import Difference, ResultCell, ResultTable
 from kdbert.reporting.published import PublishedCell
 from kdbert.reporting.statistics import CONFIDENCE, RESAMPLES, Summary
-from kdbert.reporting.table import AVERAGE, BLURB, Table
 
 NOT_AVAILABLE = "not available"
 ONE_ANSWER = "†"  # marks scores of models that give one answer to everything
 # Shrinks what is wider than the line, and only that.
 _FIT = "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%"
+Grid = list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Style:
         escape: makes a text safe.
         bold: marks the best.
         plus_minus: between mean and deviation.
-        stack: sets several lines into one cell.
+        stack: puts several lines into one cell.
     """
 
     percent: bool
@@ -48,18 +48,16 @@ class Style:
         spread = "" if found.deviation is None else f" {self.plus_minus} {self.number(found.deviation)}"
         return self.number(found.mean, sign) + spread
 
-    def cell(self, cell: Cell | None, best: bool, place: bool) -> str:
+    def cell(self, cell: ResultCell | None, best: bool, place: bool) -> str:
         """mean ± deviation (n; what has no score); with its split and metric where the heading does not say them."""
-        if cell is None:
+        if cell is None or not (cell.scores or cell.diverged or cell.unfinished):
             return "-"
-        counts = [str(cell.summary.n)] if cell.summary else ["0"]
+        counts = [str(len(cell.scores))]
         counts += [f"{cell.diverged} diverged"] if cell.diverged else []
         counts += [f"{cell.unfinished} unfinished"] if cell.unfinished else []
         text = "-" if cell.summary is None else self.summary(cell.summary)
         text = self.bold(text) if best else text
         text += self.escape(ONE_ANSWER) if cell.same else ""
-        if not cell.scores and not cell.diverged and not cell.unfinished:
-            return "-"
         label = f" {self.escape(f'{cell.split} {cell.metric}')}" if place and cell.scores else ""
         return f"{text} ({'; '.join(counts)}){label}"
 
@@ -67,16 +65,17 @@ class Style:
         """A paper's number with the paper's digits."""
         if cell is None:
             return NOT_AVAILABLE
-        parts = ", ".join(f"{self.escape(name)} {self._digits(value)}" for name, value in cell.parts.items())
+        parts = ", ".join(f"{self.escape(name)} {self.digits(value)}" for name, value in cell.parts.items())
         if cell.value is None:
             return f"{parts} ({cell.n})"
-        return self.stack([f"{self._digits(cell.value)} ({cell.n})", *([f"[{parts}]"] if parts else [])])
+        return self.stack([f"{self.digits(cell.value)} ({cell.n})", *([f"[{parts}]"] if parts else [])])
 
-    def _digits(self, value: Decimal) -> str:
+    def digits(self, value: Decimal) -> str:
+        """A published number."""
         return str(value.scaleb(2) if self.percent else value)
 
     def difference(self, found: Difference | None) -> str:
-        """difference ± deviation (n), interval, p, below each other."""
+        """difference ± deviation (n), interval and p, in three lines."""
         if found is None:
             return "-"
         lines = [f"{self.summary(found.summary, '+')} ({found.summary.n})"]
@@ -86,72 +85,94 @@ class Style:
             lines.append("p<0.001" if found.p < 0.0005 else f"p={found.p:.3f}")
         return self.stack(lines)
 
+    def heading(self, table: ResultTable) -> list[str]:
+        """The headings of all columns."""
+        columns = [[self.escape(text) for text in (one, table.headings[one]) if text] for one in table.columns]
+        return [*map(self.escape, table.keys), *map(self.stack, columns)]
+
+    def body(self, table: ResultTable) -> Grid:
+        """The rows, teachers first, published ones last."""
+        grid = []
+        for index, row in enumerate(table.rows):
+            line = [self.escape(label) for label in row.labels]
+            for column in table.columns:
+                place = not table.headings[column]
+                line.append(self.cell(row.cells.get(column), (index, column) in table.best, place))
+            grid.append(line)
+        blanks = [""] * (len(table.keys) - 1)
+        for published in table.published:
+            cells = (self.published(published.cells.get(column)) for column in table.columns)
+            grid.append([self.escape(published.label), *blanks, *cells])
+        return grid
+
+    def differences(self, table: ResultTable) -> Grid:
+        """The rows that are compared with the baseline."""
+        return [
+            [
+                *map(self.escape, row.labels),
+                *(self.difference(row.differences.get(column)) for column in table.columns),
+            ]
+            for row in table.rows
+            if row.baseline is not None
+        ]
+
 
 page_style = Style(False, html.escape, lambda text: f"<b>{text}</b>", "±", "<br>".join)  # of an HTML page
 
 
-def markdown(table: Table, percent: bool = False) -> str:
-    """GitHub-flavoured Markdown: the table, the differences, what the numbers are."""
+def markdown(tables: Sequence[ResultTable], percent: bool = False) -> str:
+    """GitHub-flavoured Markdown: each table and its differences, then what the numbers are."""
     style = Style(percent, lambda text: text.replace("|", "\\|"), lambda text: f"**{text}**", "±", "<br>".join)
 
-    def grid(heading: list[str], lines: list[list[str]], left: int) -> list[str]:
-        rule = ["---"] * left + ["---:"] * (len(heading) - left)
-        return ["| " + " | ".join(line) + " |" for line in (heading, rule, *lines)]
+    def grid(table: ResultTable, lines: Grid) -> list[str]:
+        rule = ["---"] * len(table.keys) + ["---:"] * len(table.columns)
+        return ["| " + " | ".join(line) + " |" for line in (style.heading(table), rule, *lines)] + [""]
 
-    heading = [*map(style.escape, table.keys), *(_heading(table, column, "<br>", style) for column in table.columns)]
-    out = grid(heading, _body(table, style), len(table.keys))
-    if table.baseline is not None:
-        out += ["", f"Difference to {style.escape(table.baseline)}:", ""]
-        out += grid(heading, _differences(table, style), len(table.keys))
-    out += ["", *(f"- {style.escape(note)}" for note in _notes(table, style))]
+    out = []
+    for table in tables:
+        out += grid(table, style.body(table))
+        if table.baseline is not None:
+            out += [f"Difference to {style.escape(table.baseline)}:", "", *grid(table, style.differences(table))]
+    out += [f"- {style.escape(note)}" for note in _notes(tables, style)]
     return "\n".join(out) + "\n"
 
 
-def latex(table: Table, percent: bool = False) -> str:
-    """A LaTeX table environment for the packages booktabs and graphicx, set smaller where the page is too narrow."""
+def latex(tables: Sequence[ResultTable], percent: bool = False) -> str:
+    """LaTeX table environments for the packages booktabs and graphicx, shrunk where the page is too narrow."""
     style = Style(percent, _escape_latex, lambda text: f"\\textbf{{{text}}}", "$\\pm$", _stacked)
-
-    def tabular(heading: list[tuple[str, str]], groups: list[list[list[str]]]) -> list[str]:
-        columns = "l" * len(table.keys) + "r" * len(table.columns)
-        lines = [_FIT, f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
-        lines.append(" & ".join(first for first, _ in heading) + " \\\\")
-        if any(second for _, second in heading):
-            lines.append(" & ".join(second for _, second in heading) + " \\\\")
-        for group in groups:
-            lines += ["\\midrule", *(" & ".join(_minus(cell) for cell in row) + " \\\\" for row in group)]
-        return [*lines, "\\bottomrule", "\\end{tabular}}"]
-
-    heading = [(style.escape(key), "") for key in table.keys]
-    heading += [(style.escape(column), style.escape(table.headings[column])) for column in table.columns]
-    body = _body(table, style)
-    own = len(table.rows)
-    teachers = sum(row.teacher for row in table.rows)
-    groups = [group for group in (body[:teachers], body[teachers:own], body[own:]) if group]
-    out = [
-        "% needs \\usepackage{booktabs,graphicx}",
-        "\\begin{table}[t]",
-        "\\centering\\small\\setlength{\\tabcolsep}{4pt}",
-    ]
-    out += tabular(heading, groups)
-    if table.baseline is not None:
-        out += ["", "\\medskip", f"Difference to {style.escape(table.baseline)}", "", "\\smallskip"]
-        out += tabular(heading, [_differences(table, style)])
-    caption = " ".join(f"{style.escape(note[0].upper() + note[1:])}." for note in _notes(table, style))
-    out += [f"\\caption{{{caption}}}", "\\label{tab:kdbert}", "\\end{table}"]
+    out = ["% needs \\usepackage{booktabs,graphicx}"]
+    for number, table in enumerate(tables):
+        body = style.body(table)
+        own = len(table.rows)
+        teachers = sum(row.teacher for row in table.rows)
+        out += ["\\begin{table}[t]", "\\centering\\small\\setlength{\\tabcolsep}{4pt}"]
+        out += _tabular(table, style, [body[:teachers], body[teachers:own], body[own:]])
+        if table.baseline is not None:
+            out += ["", "\\medskip", f"Difference to {style.escape(table.baseline)}", "", "\\smallskip"]
+            out += _tabular(table, style, [style.differences(table)])
+        caption = " ".join(f"{style.escape(note[0].upper() + note[1:])}." for note in _notes([table], style))
+        label = "tab:kdbert" if len(tables) == 1 else f"tab:kdbert-{number + 1}"
+        out += [f"\\caption{{{caption}}}", f"\\label{{{label}}}", "\\end{table}"]
     return "\n".join(out) + "\n"
 
 
-def html_text(table: Table) -> str:
-    """HTML elements for a page: the table, the differences, what the numbers are; every text is escaped."""
+def _tabular(table: ResultTable, style: Style, groups: Sequence[Grid]) -> list[str]:
+    blanks = [""] * len(table.keys)
+    headings = [[*table.keys, *table.columns], [*blanks, *(table.headings[column] for column in table.columns)]]
+    lines = [_FIT, f"\\begin{{tabular}}{{{'l' * len(table.keys)}{'r' * len(table.columns)}}}", "\\toprule"]
+    lines += [" & ".join(map(style.escape, heading)) + " \\\\" for heading in headings if any(heading)]
+    for group in filter(None, groups):
+        lines += ["\\midrule", *(" & ".join(_minus(cell) for cell in row) + " \\\\" for row in group)]
+    return [*lines, "\\bottomrule", "\\end{tabular}}"]
+
+
+def html_text(tables: Sequence[ResultTable]) -> str:
+    """HTML elements for a page: the tables, the differences, what the numbers are; every text is escaped."""
     style = page_style
 
-    def grid(lines: list[list[str]], teachers: int) -> list[str]:
-        heading = [
-            *map(style.escape, table.keys),
-            *(_heading(table, column, "<br>", style) for column in table.columns),
-        ]
+    def grid(table: ResultTable, lines: Grid, teachers: int) -> list[str]:
         out = ['<div class="scroll"><table class="numbers"><thead><tr>']
-        out += [f'<th scope="col">{cell}</th>' for cell in heading]
+        out += [f'<th scope="col">{cell}</th>' for cell in style.heading(table)]
         out.append("</tr></thead><tbody>")
         for number, line in enumerate(lines):
             out.append('<tr class="teacher">' if number < teachers else "<tr>")
@@ -160,16 +181,23 @@ def html_text(table: Table) -> str:
             out.append("</tr>")
         return [*out, "</tbody></table></div>"]
 
-    out = grid(_body(table, style), sum(row.teacher for row in table.rows))
-    differences = _differences(table, style)
-    if table.baseline is not None and differences:
-        out += [f"<h3>Difference to {style.escape(table.baseline)}</h3>", *grid(differences, 0)]
-    out += ['<ul class="notes">', *(f"<li>{style.escape(note)}</li>" for note in _notes(table, style)), "</ul>"]
+    out = []
+    for table in tables:
+        out += grid(table, style.body(table), sum(row.teacher for row in table.rows))
+        differences = style.differences(table)
+        if table.baseline is not None and differences:
+            out += [f"<h3>Difference to {style.escape(table.baseline)}</h3>", *grid(table, differences, 0)]
+    out += ['<ul class="notes">', *(f"<li>{style.escape(note)}</li>" for note in _notes(tables, style)), "</ul>"]
     return "".join(out)
 
 
-def csv_text(table: Table, percent: bool = False) -> str:
-    """One line per number, full precision: row keys, column, metric, split, mean, deviation, n, differences, source."""
+def csv_text(tables: Sequence[ResultTable], percent: bool = False) -> str:
+    """One line per number, full precision: row keys, column, split, metric, mean, deviation, n, differences, source.
+
+    Args:
+        tables: one, of all tasks together.
+    """
+    (table,) = tables
     scale = 100 if percent else 1
 
     def number(value: float | None) -> str:
@@ -211,57 +239,33 @@ def csv_text(table: Table, percent: bool = False) -> str:
             for name, value in values.items():
                 shown = "" if value is None else str(value.scaleb(2) if percent else value)
                 runs = "" if one is None or one.n == "?" else one.n
-                label = f"{published.paper}: {published.model}"
-                writer.writerow([label, *blanks, column, split, name, shown, "", runs, *[""] * 13, source])
+                writer.writerow([published.label, *blanks, column, split, name, shown, "", runs, *[""] * 13, source])
     return out.getvalue()
 
 
-FORMATS: dict[str, Callable[[Table, bool], str]] = {"markdown": markdown, "latex": latex, "csv": csv_text}
+FORMATS: dict[str, Callable[[Sequence[ResultTable], bool], str]] = {
+    "markdown": markdown, "latex": latex, "csv": csv_text,
+}  # fmt: skip
 
 
-def _heading(table: Table, column: str, line_break: str, style: Style) -> str:
-    under = table.headings[column]
-    return style.escape(column) + (line_break + style.escape(under) if under else "")
+# ---- what the numbers are
 
 
-def _body(table: Table, style: Style) -> list[list[str]]:
-    lines = []
-    for index, row in enumerate(table.rows):
-        line = [style.escape(label) for label in row.labels]
-        for column in table.columns:
-            place = not column.startswith((AVERAGE, BLURB)) and not table.headings[column]
-            line.append(style.cell(row.cells.get(column), (index, column) in table.best, place))
-        lines.append(line)
-    for published in table.published:
-        label = style.escape(f"{published.paper}: {published.model}")
-        blanks = [""] * (len(table.keys) - 1)
-        lines.append([label, *blanks, *(style.published(published.cells.get(column)) for column in table.columns)])
-    return lines
-
-
-def _differences(table: Table, style: Style) -> list[list[str]]:
-    return [
-        [*map(style.escape, row.labels), *(style.difference(row.differences.get(column)) for column in table.columns)]
-        for row in table.rows
-        if row.baseline is not None
-    ]
-
-
-def _notes(table: Table, style: Style) -> list[str]:
-    """What the numbers are, as sentences."""
-    cells = [cell for row in table.rows for cell in row.cells.values()]
+def _notes(tables: Sequence[ResultTable], style: Style) -> list[str]:
+    """Sentences on what the numbers are, each once."""
+    cells = [cell for table in tables for row in table.rows for cell in row.cells.values()]
+    by = f"runs by {' and '.join(tables[0].keys)}" if len(tables) == 1 else "runs of each task by what differs in them"
     scale = ", times 100" if style.percent else ""
-    by = " and ".join(table.keys)
-    notes = [f"runs by {by}: mean ± sample standard deviation over seeds (number of seeds){scale}"]
-    if table.best:
-        apart = ", teachers apart" * _has_teacher(table.rows)
+    notes = [f"{by}: mean ± sample standard deviation over seeds (number of seeds){scale}"]
+    if any(table.best for table in tables):
+        teachers = ", teachers apart" if any(row.teacher for table in tables for row in table.rows) else ""
         notes.append(
-            f"bold: the best mean among rows measured alike{apart}, whatever the spread, if it beats the constant "
+            f"bold: the best mean among rows measured alike{teachers}, whatever the spread, if it beats the constant "
             "answer and none of its runs gives one answer to every example"
         )
-    if AVERAGE in table.columns:
+    if any(table.averages for table in tables):
         notes.append("average: the mean over the tasks' figures, seed by seed, over the seeds that every task has")
-    if table.baseline is not None:
+    if any(table.baseline is not None for table in tables):
         notes.append(
             "difference: mean ± deviation over the seeds that both have (their number); in brackets what other "
             f"examples would change: {CONFIDENCE:.0%} bootstrap interval over the examples for these very runs, "
@@ -271,35 +275,48 @@ def _notes(table: Table, style: Style) -> list[str]:
         notes.append("dev figures of runs with train.selection=best are optimistic: dev chose their epoch")
     if any(cell.diverged or cell.unfinished for cell in cells):
         notes.append("diverged and unfinished runs have no score and are counted apart")
-    notes += _same_answers(table)
-    notes += [
-        f"no better than the constant answer on {one.column} ({style.number(one.value)}): {'; '.join(one.rows)}"
-        for one in table.constants
-    ]
-    if table.constants:
-        notes.append("constant answer: the best that one and the same answer to every example of the split reaches")
-    if table.broken:
-        notes.append(f"{len(table.broken)} broken run folder{'s' * (len(table.broken) > 1)} left out")
-    return [*notes, *table.notes]
+    notes += [note for table in tables for note in _same_answers(table)]
+    constants = [note for table in tables for note in _constants(table, style)]
+    if constants:
+        notes += [
+            *constants,
+            "constant answer: the best that one and the same answer to every example of the split reaches",
+        ]
+    broken = len(tables[0].broken)
+    if broken:
+        notes.append(f"{broken} broken run folder{'s' * (broken > 1)} left out")
+    return [*dict.fromkeys([*notes, *(note for table in tables for note in table.notes)])]
 
 
-def _same_answers(table: Table) -> list[str]:
+def _same_answers(table: ResultTable) -> list[str]:
     """Which runs give one answer to every example, column by column."""
     notes = []
     for column in table.columns:
-        cells = [(row, row.cells[column]) for row in table.rows if column in row.cells and row.cells[column].runs]
+        marked = [(row, cell) for row in table.rows if (cell := row.cells.get(column)) and cell.runs and cell.same]
         told = [
-            f"{', '.join(row.labels)} ({len(cell.same)} of {len(cell.scores)}: {answers})"
-            for row, cell in cells
-            if (answers := ", ".join(sorted(set(cell.same.values()))))
+            f"{', '.join(row.labels)} ({len(cell.same)} of {len(cell.scores)}: {', '.join(sorted(answers))})"
+            for row, cell in marked
+            for answers in [{*cell.same.values()}]
         ]
         if told:
             notes.append(f"{ONE_ANSWER} on {column}, runs that give one answer to every example: {'; '.join(told)}")
     return notes
 
 
-def _has_teacher(rows: tuple[Row, ...]) -> bool:
-    return any(row.teacher for row in rows)
+def _constants(table: ResultTable, style: Style) -> list[str]:
+    """The rows, teachers too, whose mean is no better than a constant answer, column by column."""
+    found: dict[tuple[str, float], list[str]] = {}
+    for row in table.rows:
+        for column, cell in row.cells.items():
+            if not cell.beats_constant and cell.constant is not None and column not in table.averages:
+                found.setdefault((column, cell.constant), []).append(", ".join(row.labels))
+    return [
+        f"no better than the constant answer on {column} ({style.number(value)}): {'; '.join(rows)}"
+        for (column, value), rows in found.items()
+    ]
+
+
+# ---- LaTeX
 
 
 def _escape_latex(text: str) -> str:

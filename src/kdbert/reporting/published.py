@@ -1,4 +1,4 @@
-"""Numbers that papers report, to stand beside measured ones and never to be mixed with them."""
+"""Numbers that papers report, shown beside measured ones and never mixed with them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SOURCES = {
         "not be obtained"
     ),
 }
-# A mean that our tables use, of two figures that papers report one beside the other.
+# A mean that our tables use, of two figures that papers report separately.
 MEANS = {"accuracy_and_f1": ("f1", "accuracy"), "pearson_and_spearman": ("pearson", "spearman")}
 
 
@@ -38,7 +38,7 @@ class PublishedCell:
 
     Attributes:
         value: in the column's own metric, with the digits of the paper; None where it reports only a part.
-        parts: metric -> value, where the column's metric is a mean of two that are reported apart.
+        parts: metric -> value, where the column's metric is a mean of two that are reported separately.
         n: number of runs; "?" where the paper does not say.
     """
 
@@ -54,6 +54,11 @@ class PublishedRow:
     paper: str
     model: str
     cells: Mapping[str, PublishedCell]
+
+    @property
+    def label(self) -> str:
+        """What it is called in a table."""
+        return f"{self.paper}: {self.model}"
 
 
 def published_rows(paper: str, wanted: Mapping[str, tuple[str, str, str]]) -> list[PublishedRow]:

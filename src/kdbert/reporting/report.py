@@ -21,20 +21,22 @@ from markupsafe import Markup, escape
 from kdbert.disk.files import write_text
 from kdbert.errors import UserError
 from kdbert.reporting import figures
-from kdbert.reporting.answers import Answers, class_scores, disagreements, given_teacher, teacher_of
 from kdbert.reporting.benchmarks import find_benchmarks
-from kdbert.reporting.cells import Cell, Row
-from kdbert.reporting.collect import Run, mapping, number
-from kdbert.reporting.curves import Log, keys_of, mean_curve, read_log
-from kdbert.reporting.figures import Line, Point
+from kdbert.reporting.cells import ResultCell, ResultRow, ResultTable
+from kdbert.reporting.collect import Damaged, Run, mapping, number
+from kdbert.reporting.curves import Log, keys_of, mean_curve, read_log, seeds_told
+from kdbert.reporting.example_texts import MOST_CHARACTERS, ExampleTexts
+from kdbert.reporting.figures import Point
 from kdbert.reporting.formats import html_text, page_style
-from kdbert.reporting.table import Table, compared, make_table
-from kdbert.reporting.texts import MOST_CHARACTERS, Texts
+from kdbert.reporting.labels import short
+from kdbert.reporting.predicted import PredictionFiles
+from kdbert.reporting.table import compare_all, make_tables
+from kdbert.reporting.versus_teacher import class_scores, disagreements, given_teacher, pair, teacher_of
 from kdbert.version import __version__
 
 log = logging.getLogger("kdbert")
-GENERATOR = '<meta name="generator" content="kdbert '  # by which a report is known
-BASELINE = "finetune"  # what the others are compared with where there is such a row and none is named
+GENERATOR = '<meta name="generator" content="kdbert '  # by which a report is recognised
+BASELINE = "finetune"  # what the others are compared with by default
 MOST_CLASSES = 15
 SHADES = 20  # of a heat map
 Notes = dict[str, None]  # what could not be shown, and why: sentences, each once
@@ -65,7 +67,7 @@ def write_report(
 
 
 def _check_output(path: Path) -> None:
-    """Refuse to replace what is no report.
+    """Refuse to replace a file that is not a report.
 
     Raises:
         UserError: with what is there.
@@ -80,7 +82,7 @@ def _check_output(path: Path) -> None:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; choose another --output") from None
     if not known:
-        raise UserError(f"{path} exists and is no report of kdbert's; choose another --output, or move it away")
+        raise UserError(f"{path} exists and is not a report of kdbert; choose another --output, or move it away")
 
 
 def make_report(
@@ -92,25 +94,25 @@ def make_report(
     data_dir: str | None = None,
     now: datetime | None = None,
 ) -> str:
-    """The page. The same runs give the same page, but for the time that stands in it.
+    """The page. The same runs give the same page, apart from the time in it.
 
     Args:
         paths: run folders, or folders above them.
         baseline: method that the others are compared with; by default `finetune`, where there is one.
-        where: key -> value; other runs are left out, see `kdbert.reporting.table.make_table`.
+        where: key -> value; other runs are left out, see `kdbert.reporting.table.make_tables`.
         title: heading; by default the names of the tasks.
         data_dir: folder with the tasks' files, for the texts of examples; else what the runs' recipes say.
-        now: the time that is told.
+        now: the time in the page.
 
     Raises:
         UserError: no run, an unknown key or baseline.
     """
     paths = list(paths)
-    table = make_table(paths, where=where, baseline=baseline)
-    students = {row.labels[0] for row in table.rows if not row.teacher}
+    tables = make_tables(paths, where=where, baseline=baseline)
+    students = {row.labels[0] for table in tables for row in table.rows if not row.teacher}
     if baseline is None and BASELINE in students and len(students) > 1:
-        table = compared(table, BASELINE)
-    page = _Page(table, data_dir)
+        tables = compare_all(tables, BASELINE)
+    page = _Page(tables, data_dir)
     parts = {
         "speed": page.speed(paths),
         "curves": page.curves(),
@@ -128,7 +130,8 @@ def make_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["score"] = page_style.number
+    environment.filters["score"] = lambda value: "-" if value is None else page_style.number(value)
+    environment.filters["told"] = lambda value, form="{:.1f}": "-" if value is None else form.format(value)
     environment.filters["breakable"] = lambda name: escape(name).replace("_", Markup("_<wbr>"))
     text = environment.get_template("report.html.jinja").render(
         title=title or f"kdbert: {', '.join(page.tasks)}",
@@ -137,25 +140,23 @@ def make_report(
         light=[(variable, color) for color, variable in figures.VARIABLES.items()],
         dark=[(variable, figures.DARK[color]) for color, variable in figures.VARIABLES.items()],
         shades=_shades(),
-        counts=_counts(table.runs),
-        broken=table.broken,
+        counts=_counts(page.runs),
+        broken=tables[0].broken,
         tasks=page.tasks,
-        summary=Markup(html_text(table)),
+        summary=Markup(html_text(tables)),
         **parts,
         most={"classes": MOST_CLASSES, "characters": MOST_CHARACTERS},
         experiments=page.experiments(),
         environments=page.environments,
     )
-    # Names of files and folders may hold what no page may.
+    # Names of files and folders may hold characters that a page may not.
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def _counts(runs: Sequence[Run]) -> dict[str, int]:
     """How many runs there are, by how they ended."""
-    counts = {"runs": len(runs), "finished": 0, "diverged": 0, "unfinished": 0}
-    for run in runs:
-        counts[run.status if run.status in counts else "unfinished"] += 1
-    return counts
+    ended = [run.status if run.status in ("finished", "diverged") else "unfinished" for run in runs]
+    return {"runs": len(runs), **{how: ended.count(how) for how in ("finished", "diverged", "unfinished")}}
 
 
 def _shades() -> list[tuple[str, str]]:
@@ -169,48 +170,43 @@ def _shades() -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class _Member:
-    """A row of the table on one task.
+    """A row of a table on one task, with its finished runs by seed.
 
     Attributes:
-        series: its number among the students' rows, which gives it its colour; -1 for teachers.
-        runs: the finished ones, by seed.
+        series: its number among the table's rows, which gives it its colour.
+        logs: what its runs logged.
     """
 
     name: str
     series: int
-    row: Row
-    cell: Cell
-
-    @property
-    def runs(self) -> list[Run]:
-        return list(self.cell.runs.values())
+    cell: ResultCell
+    runs: list[Run]
+    logs: list[Log]
 
 
 class _Page:
     """The parts of the page as plain data for its template."""
 
-    def __init__(self, table: Table, data_dir: str | None) -> None:
-        self.table = table
+    def __init__(self, tables: Sequence[ResultTable], data_dir: str | None) -> None:
+        self.runs = [run for table in tables for run in table.runs]
         self.data_dir = data_dir
-        self.tasks = list(dict.fromkeys(run.task for run in table.runs))
-        self.tasks = [task for task in table.columns if task in self.tasks]
-        self.answers = Answers()
+        self.tasks = [column for table in tables for column in table.columns if column not in table.averages]
+        self.students: dict[str, list[_Member]] = defaultdict(list)
+        self.teachers: dict[str, list[_Member]] = defaultdict(list)
+        for table in tables:
+            for series, row in enumerate(sorted(table.rows, key=lambda row: row.teacher)):
+                members = self.teachers if row.teacher else self.students
+                for task in self.tasks:
+                    cell = row.cells.get(task)
+                    if cell is not None and cell.runs:
+                        members[task].append(_Member(_name(row, table), series, cell, [*cell.runs.values()], []))
         self.environments: list[dict[str, Any]] = []
+        self._files = PredictionFiles()
         self._prefix = itertools.count(1)
-        series = itertools.count()
-        self.rows = [(_name(row, table), -1 if row.teacher else next(series), row) for row in table.rows]
-        self._taught: dict[str, dict[Path, tuple[Run, list[_Member]]]] = {}
-
-    def members(self, task: str, *, teachers: bool = False) -> list[_Member]:
-        """The rows that have finished runs on a task: students, or teachers."""
-        return [
-            _Member(name, series, row, row.cells[task])
-            for name, series, row in self.rows
-            if row.teacher == teachers and task in row.cells and row.cells[task].runs
-        ]
+        self._taught: dict[str, list[tuple[Run, list[_Member]]]] = {}
 
     def draw(self, figure: Any, label: str) -> Markup:
-        """A figure with ids of its own on this page."""
+        """A figure, with ids that no other figure on this page has."""
         return Markup(figures.svg(figure, label=label, prefix=f"f{next(self._prefix)}"))
 
     # ---- quality over latency
@@ -222,33 +218,29 @@ class _Page:
             log.warning("skipped %s: %s", path, why)
         measured = [
             {
-                "file": benchmark,
-                "figure": self.draw(
-                    figures.quality_over_latency(
-                        [engine.point for engine in benchmark.engines],
-                        metric=benchmark.metric, split=benchmark.split, task=benchmark.task,
-                    ),
-                    f"{benchmark.metric} over latency of {len(benchmark.engines)} models on {benchmark.task}",
-                ),
+                "file": file,
+                "figure": self._quality_over([engine.point for engine in file.engines], figures.LATENCY, file),
             }
-            for benchmark in found
-        ]  # fmt: skip
+            for file in found
+        ]
         sized = [] if measured else [figure for task in self.tasks if (figure := self._quality_over_size(task))]
         return {"measured": measured, "broken": broken, "sized": sized}
 
     def _quality_over_size(self, task: str) -> Markup | None:
         points = []
-        members = [*self.members(task, teachers=True), *self.members(task)]
+        members = [*self.teachers[task], *self.students[task]]
         for member in members:
             facts, summary = member.runs[0].facts, member.cell.summary
-            parameters, size = number(facts.get("parameters")), number(facts.get("size_mib"))
+            parameters = number(facts.get("parameters"))
             if parameters is not None and summary is not None:
-                points.append((parameters / 1e6, Point(member.name, 0.0, summary.mean, size)))
-        if not points:
-            return None
-        cell = members[0].cell
-        figure = figures.quality_over_parameters(points, metric=cell.metric, split=cell.split, task=task)
-        return self.draw(figure, f"{cell.metric} over number of parameters on {task}")
+                points.append(Point(member.name, parameters / 1e6, summary.mean, number(facts.get("size_mib"))))
+        cell = members[0].cell if members else None
+        return self._quality_over(points, figures.PARAMETERS, cell, task) if points and cell else None
+
+    def _quality_over(self, points: Sequence[Point], cost: str, of: Any, task: str = "") -> Markup:
+        task = task or of.task
+        figure = figures.quality_over(points, cost, metric=of.metric, split=of.split, task=task)
+        return self.draw(figure, f"{of.metric} over {cost}, {len(points)} models on {task}")
 
     # ---- curves
 
@@ -257,69 +249,48 @@ class _Page:
         notes: Notes = {}
         tasks = []
         for task in self.tasks:
-            members = self.members(task)
-            logs = {member.series: self._logs(member, notes) for member in members}
-            if not any(logs.values()):
-                continue
-            tasks.append(
-                {
-                    "task": task,
-                    "legend": [
-                        {"name": member.name, "n": len(logs[member.series]), **_key(member.series)}
-                        for member in members
-                        if logs[member.series]
-                    ],
-                    "learning": self._learning(task, members, logs),
-                    "terms": self._terms(task, members, logs),
-                }
-            )
+            for member in self.students[task]:
+                for run in member.runs:
+                    try:
+                        member.logs.append(read_log(run))
+                    except Damaged as error:
+                        notes[f"no curve of {run.path}: {error}"] = None
+            members = [member for member in self.students[task] if member.logs]
+            if members:
+                legend = [
+                    {"name": member.name, "seeds": seeds_told(member.logs), **_key(member.series)} for member in members
+                ]
+                learning, teacher = self._learning(task, members)
+                drawn = [*learning, *self._terms(task, members)]
+                tasks.append({"task": task, "legend": legend, "figures": drawn, "teacher": teacher})
         return {"tasks": tasks, "notes": notes}
 
-    def _logs(self, member: _Member, notes: Notes) -> list[Log]:
-        found: list[Log] = []
-        for run in member.runs:
-            try:
-                found.append(read_log(run))
-            except ValueError as error:
-                notes[f"no curve of {run.path}: {error}"] = None
-        return found
-
-    def _learning(self, task: str, members: Sequence[_Member], logs: Mapping[int, list[Log]]) -> dict[str, Any]:
-        """The metric on dev, with the teacher's level, and the whole training loss."""
+    def _learning(self, task: str, members: Sequence[_Member]) -> tuple[list[Markup], bool]:
+        """The metric on dev and the whole training loss; and whether the teacher's level is drawn."""
         metric = members[0].cell.metric
         split = next((name for name in members[0].runs[0].metrics if name.startswith("dev")), "dev")
-        level = [
-            run.metrics[split][metric]
-            for member in self.members(task, teachers=True)
-            for run in member.runs
-            if metric in run.metrics.get(split, {})
-        ]
-        drawn = []
-        for key, y_label, reference in (
-            (f"{split}/{metric}", f"{split} {metric}", level[0] if len(level) == 1 else None),
-            ("loss", "training loss", None),
-        ):
-            curves = self._lines(members, logs, key, band=True)
-            if curves:
-                figure = figures.lines(curves, x_label="epoch", y_label=y_label, reference=reference)
-                drawn.append(self.draw(figure, f"{y_label} over epochs on {task}"))
-        return {"figures": drawn, "teacher": len(level) == 1}
+        scores = [run.metrics.get(split, {}).get(metric) for member in self.teachers[task] for run in member.runs]
+        level = [score for score in scores if score is not None]
+        reference = level[0] if len(level) == 1 else None
+        learning = self._lines(task, members, f"{split}/{metric}", f"{split} {metric}", band=True, reference=reference)
+        return [*learning, *self._lines(task, members, "loss", "training loss", band=True)], len(level) == 1
 
-    def _terms(self, task: str, members: Sequence[_Member], logs: Mapping[int, list[Log]]) -> list[Markup]:
+    def _terms(self, task: str, members: Sequence[_Member]) -> list[Markup]:
         """One figure per term of the loss."""
-        every = [log for member in members for log in logs[member.series]]
-        drawn = []
-        for key in keys_of(every, "loss/"):
-            curves = self._lines(members, logs, key, band=False)
-            if curves:
-                name = key.removeprefix("loss/")
-                figure = figures.lines(curves, x_label="epoch", y_label=f"{name} (loss term)")
-                drawn.append(self.draw(figure, f"loss term {name} over epochs on {task}"))
-        return drawn
+        keys = keys_of([log for member in members for log in member.logs], "loss/")
+        names = {key: f"{key.removeprefix('loss/')} (loss term)" for key in keys}
+        return [figure for key, name in names.items() for figure in self._lines(task, members, key, name)]
 
-    def _lines(self, members: Sequence[_Member], logs: Mapping[int, list[Log]], key: str, *, band: bool) -> list[Line]:
-        found = (mean_curve(logs[member.series], key, member.series, band=band) for member in members)
-        return [line for line in found if line is not None]
+    def _lines(
+        self, task: str, members: Sequence[_Member], key: str, name: str, band: bool = False,
+        reference: float | None = None,
+    ) -> list[Markup]:  # fmt: skip
+        found = (mean_curve(member.logs, key, member.series, band=band) for member in members)
+        curves = [curve for curve in found if curve is not None]
+        if not curves:
+            return []
+        figure = figures.lines(curves, x_label="epoch", y_label=name, reference=reference)
+        return [self.draw(figure, f"{name} over epochs on {task}")]
 
     # ---- layers
 
@@ -327,58 +298,57 @@ class _Page:
         """The mean over seeds of the runs' diagnostics/cka.csv."""
         notes: Notes = {}
         maps = []
-        for task in self.tasks:
-            for member in self.members(task):
-                found = []
-                for run in member.runs:
-                    path = run.path / "diagnostics" / "cka.csv"
-                    if path.exists() or "diagnostics/cka.csv" in mapping(run.facts.get("files")):
-                        try:
-                            found.append(_read_cka(run.read("diagnostics/cka.csv")))
-                        except ValueError as error:
-                            notes[f"{path} is damaged ({error})"] = None
-                if len({values.shape for values in found}) > 1:
-                    notes[f"no heat map of {member.name} on {task}: its runs have other layers"] = None
-                elif found:
-                    rows = [
-                        [{"text": f"{value:.2f}", "shade": round(SHADES * min(max(value, 0), 1))} for value in row]
-                        for row in np.mean(found, axis=0)
-                    ]
-                    maps.append({"task": task, "name": member.name, "n": len(found), "rows": rows})
+        file = "diagnostics/cka.csv"
+        for task, member in self._all_students():
+            found = []
+            for run in member.runs:
+                if (run.path / file).exists() or file in mapping(run.facts.get("files")):
+                    try:
+                        found.append(_read_cka(run.read(file)))
+                    except ValueError as error:
+                        notes[f"{run.path / file} is damaged ({error})"] = None
+            if len({values.shape for values in found}) > 1:
+                notes[f"no heat map of {member.name} on {task}: its runs have other layers"] = None
+            elif found:
+                rows = [
+                    [{"text": f"{value:.2f}", "shade": round(SHADES * min(max(value, 0), 1))} for value in row]
+                    for row in np.mean(found, axis=0)
+                ]
+                maps.append({"task": task, "name": member.name, "n": len(found), "rows": rows})
         return {"maps": maps, "notes": notes}
+
+    def _all_students(self) -> list[tuple[str, _Member]]:
+        return [(task, member) for task in self.tasks for member in self.students[task]]
 
     # ---- teacher and student
 
     def classes(self) -> dict[str, Any]:
-        """F1 and recall of classes, students less teacher: one table per task and teacher."""
+        """F1 and recall of classes, students minus teacher: one table per task and teacher."""
         notes: Notes = {}
         tables = []
         for task in self.tasks:
             self._taught[task] = self._by_teacher(task, notes)
-            for teacher, members in self._taught[task].values():
-                made = self._class_table(task, teacher, members, notes)
-                if made is not None:
-                    tables.append(made)
-        return {"tables": tables, "notes": notes}
+            tables += [self._class_table(task, teacher, members, notes) for teacher, members in self._taught[task]]
+        return {"tables": [table for table in tables if table is not None], "notes": notes}
 
-    def _by_teacher(self, task: str, notes: Notes) -> dict[Path, tuple[Run, list[_Member]]]:
-        """Teachers of a task with their students; a student without one stands with the only teacher of the task."""
+    def _by_teacher(self, task: str, notes: Notes) -> list[tuple[Run, list[_Member]]]:
+        """Teachers of a task with their students; a student without one goes with the only teacher of the task."""
         found: dict[Path, tuple[Run, list[_Member]]] = {}
         alone = []
-        for member in self.members(task):
+        for member in self.students[task]:
             run = member.runs[0]
             if not run.teachers:
                 alone.append(member)
                 continue
-            teacher = teacher_of(run, self.table.runs)
+            teacher = teacher_of(run, self.runs)
             if teacher is None:
-                notes[f"{member.name} on {task}: its teacher {given_teacher(run)} is no run found here"] = None
+                notes[f"{member.name} on {task}: its teacher {given_teacher(run)} is not a run found here"] = None
                 continue
             found.setdefault(teacher.path.absolute(), (teacher, []))[1].append(member)
         if len(found) == 1:
             ((_, members),) = found.values()
             members[:0] = alone
-        return found
+        return [*found.values()]
 
     def _class_table(self, task: str, teacher: Run, members: Sequence[_Member], notes: Notes) -> dict[str, Any] | None:
         columns = []
@@ -387,9 +357,9 @@ class _Page:
             apart = []
             for run in member.runs:
                 try:
-                    pair = self.answers.pair(run, teacher, member.cell.split, member.cell.metric)
-                    own, taught = class_scores(pair.student), class_scores(pair.teacher)
-                except ValueError as error:
+                    both = pair(self._files, run, teacher, member.cell.split, member.cell.metric)
+                    own, taught = class_scores(both.student), class_scores(both.teacher)
+                except Damaged as error:
                     notes[f"{member.name} on {task}: {error}"] = None
                     continue
                 apart.append((own.f1 - taught.f1, own.recall - taught.recall))
@@ -397,10 +367,10 @@ class _Page:
                 columns.append((member, len(apart), np.mean(apart, axis=0)))
         if taught is None or not columns:
             return None
-        there = taught.count > 0
+        occurs = taught.count > 0
         f1 = np.stack([difference[0] for _, _, difference in columns])
-        largest = np.where(there, np.abs(f1).max(axis=0), -1)
-        chosen = [i for i in np.argsort(-largest, kind="stable")[:MOST_CLASSES].tolist() if there[i]]
+        largest = np.where(occurs, np.abs(f1).max(axis=0), -1)
+        chosen = [i for i in np.argsort(-largest, kind="stable")[:MOST_CLASSES].tolist() if occurs[i]]
         chosen.sort(key=lambda i: float(f1[:, i].mean()))
         scale = max((float(largest[i]) for i in chosen), default=0.0) or 1.0
         rows = [
@@ -421,7 +391,7 @@ class _Page:
             "split": members[0].cell.split,
             "teacher": str(teacher.path),
             "columns": [{"name": member.name, "n": n} for member, n, _ in columns],
-            "total": int(there.sum()),
+            "total": int(occurs.sum()),
             "rows": rows,
         }
 
@@ -431,33 +401,27 @@ class _Page:
         tasks = []
         for task in self.tasks:
             made = []
-            texts: dict[str, Texts] = {}
-            for teacher, members in self._taught[task].values():
-                for member in members:
-                    run, split = member.runs[0], member.cell.split
-                    if not run.teachers:
-                        continue
-                    try:
-                        pair = self.answers.pair(run, teacher, split, member.cell.metric)
-                        groups = disagreements(pair, run, teacher, split)
-                    except ValueError as error:
-                        notes[f"{member.name} on {task}: {error}"] = None
-                        continue
-                    if split not in texts:
-                        texts[split] = Texts(run, split, self.data_dir)
-                    shown = [
-                        {
-                            "name": group.name,
-                            "count": group.count,
-                            "examples": [{"of": one, "parts": texts[split].parts(one)} for one in group.examples],
-                        }
-                        for group in groups
-                    ]
-                    several = len(run.teachers) if len(run.teachers) > 1 else 0
-                    made.append(
-                        {"name": member.name, "seed": run.seed, "total": len(pair.student.ids), "groups": shown,
-                         "split": split, "kind": pair.student.kind, "teachers": several}
-                    )  # fmt: skip
+            texts: dict[str, ExampleTexts] = {}
+            for teacher, member in ((teacher, one) for teacher, members in self._taught[task] for one in members):
+                run, split = member.runs[0], member.cell.split
+                if not run.teachers:
+                    continue
+                try:
+                    both = pair(self._files, run, teacher, split, member.cell.metric)
+                    groups = disagreements(both, run, teacher, split)
+                except Damaged as error:
+                    notes[f"{member.name} on {task}: {error}"] = None
+                    continue
+                if split not in texts:
+                    texts[split] = ExampleTexts(run, split, self.data_dir)
+                shown = [
+                    {"of": group, "examples": [{"of": one, "parts": texts[split].parts(one)} for one in group.examples]}
+                    for group in groups
+                ]
+                made.append(
+                    {"name": member.name, "seed": run.seed, "total": len(both.student.ids), "groups": shown,
+                     "split": split, "teachers": len(run.teachers)}
+                )  # fmt: skip
             warning = next((text.warning for text in texts.values() if text.warning), "")
             faults = [text.fault for text in texts.values() if text.fault]
             if made:
@@ -467,31 +431,27 @@ class _Page:
     # ---- every run
 
     def experiments(self) -> list[dict[str, Any]]:
-        """Runs that differ in their seed alone, with their recipe; `environments` has where they ran."""
+        """Runs that differ only in their seed, with their recipe; `environments` has where they ran."""
         groups: dict[str, list[Run]] = defaultdict(list)
-        for run in sorted(self.table.runs, key=lambda run: (self.tasks.index(run.task), run.told["method.name"])):
+        for run in sorted(self.runs, key=lambda run: (self.tasks.index(run.task), run.method)):
             recipe = {key: value for key, value in run.facts["recipe"].items() if key != "seed"}
             groups[_yaml(recipe)].append(run)
         return [self._experiment(recipe, sorted(runs, key=lambda run: run.seed)) for recipe, runs in groups.items()]
 
     def _experiment(self, recipe: str, runs: list[Run]) -> dict[str, Any]:
-        columns = list(
-            dict.fromkeys((split, name) for run in runs for split in run.metrics for name in run.metrics[split])
-        )
+        columns = dict.fromkeys((split, name) for run in runs for split in run.metrics for name in run.metrics[split])
         return {
-            "task": runs[0].task,
-            "method": runs[0].told["method.name"],
             "recipe": recipe,
-            "columns": columns,
+            "columns": [*columns],
             "runs": [
                 {
                     "run": run,
                     "scores": [run.metrics.get(split, {}).get(name) for split, name in columns],
-                    "facts": _told_facts(run.facts),
+                    "facts": _cost(run.facts),
                     "environment": self._environment(run),
                     "message": str(run.facts.get("message") or ""),
                     "same": mapping(run.facts.get("one_answer")),
-                    "command": " ".join(map(str, _list(mapping(run.facts.get("environment")).get("command")))),
+                    "command": _command(mapping(run.facts.get("environment")).get("command")),
                 }
                 for run in runs
             ],
@@ -511,13 +471,11 @@ class _Page:
         return len(self.environments)
 
 
-def _name(row: Row, table: Table) -> str:
-    """What a row is called in figures: its first label, and of the others those by which it differs from rows that
-    have the same.
-    """
+def _name(row: ResultRow, table: ResultTable) -> str:
+    """What a row is called in figures: its first label, and what tells it from rows that have the same."""
     alike = [other for other in table.rows if other.teacher == row.teacher and other.labels[0] == row.labels[0]]
     parts = [
-        f"{table.keys[i].rpartition('.')[2]} {row.labels[i]}"
+        short(table.keys[i], row.labels[i])
         for i in range(1, len(row.labels))
         if row.labels[i] != "-" and len({other.labels[i] for other in alike}) > 1
     ]
@@ -533,10 +491,10 @@ def _read_cka(text: str) -> np.ndarray:
     try:
         rows = list(csv.reader(text.splitlines()))
         values = np.array([[float(value) for value in row[1:]] for row in rows[1:]], dtype=np.float64)
-    except (ValueError, csv.Error) as error:
+    except csv.Error as error:
         raise ValueError(str(error)) from None
     if values.ndim != 2 or not values.size or not np.isfinite(values).all():
-        raise ValueError("no table of numbers")
+        raise ValueError("not a table of numbers")
     return values
 
 
@@ -546,28 +504,25 @@ def _key(series: int) -> dict[str, str]:
     return {"color": figures.VARIABLES[color], "dash": " ".join(map(str, dash[1])) if dash != "solid" else "none"}
 
 
-def _told_facts(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Cost of a run, as the page writes it; "-" where run.json does not say it."""
+def _cost(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What a run cost, as the page writes it; "-" where run.json does not say it."""
     timings = mapping(facts.get("timings"))
     forms: dict[str, tuple[Any, Callable[[float], str]]] = {
-        "layers": (facts.get("layers"), lambda value: f"{value:g}"),
+        "layers": (facts.get("layers"), "{:g}".format),
         "parameters": (facts.get("parameters"), lambda value: f"{value / 1e6:.2f} M"),
-        "size": (facts.get("size_mib"), lambda value: f"{value:.1f} MiB"),
-        "steps": (facts.get("steps_done", facts.get("steps")), lambda value: f"{value:g}"),
-        "training": (timings.get("train_seconds"), lambda value: f"{value:.0f} s"),
-        "in all": (timings.get("total_seconds"), lambda value: f"{value:.0f} s"),
-        "examples/s": (timings.get("examples_per_second"), lambda value: f"{value:.0f}"),
+        "size": (facts.get("size_mib"), "{:.1f} MiB".format),
+        "steps": (facts.get("steps_done", facts.get("steps")), "{:g}".format),
+        "training": (timings.get("train_seconds"), "{:.0f} s".format),
+        "in all": (timings.get("total_seconds"), "{:.0f} s".format),
+        "examples/s": (timings.get("examples_per_second"), "{:.0f}".format),
     }
-    told = {}
-    for name, (value, form) in forms.items():
-        found = number(value)
-        told[name] = "-" if found is None else form(found)
+    told = {name: "-" if (found := number(value)) is None else form(found) for name, (value, form) in forms.items()}
     return told | {name: str(facts.get(name, "-")) for name in ("device", "precision", "threads")}
+
+
+def _command(words: Any) -> str:
+    return " ".join(map(str, words)) if isinstance(words, list) else ""
 
 
 def _yaml(tree: Any) -> str:
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=100)
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []

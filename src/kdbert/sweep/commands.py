@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
+from kdbert.disk.sealed import flatten
 from kdbert.recipe import Recipe
-from kdbert.recipe.keys import flatten
 from kdbert.recipe.sections import TeacherTraining
 from kdbert.tasks import CUSTOM
 

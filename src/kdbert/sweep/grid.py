@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdbert.disk.sealed import flatten
 from kdbert.errors import UserError, near_miss
 from kdbert.recipe import Recipe
-from kdbert.recipe.keys import flatten
 from kdbert.recipe.yaml_files import load_yaml, read_yaml
 
 # What people write for short.

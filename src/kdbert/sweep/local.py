@@ -16,7 +16,7 @@ from kdbert.disk.lock import FileLock
 from kdbert.errors import Interrupted, UserError
 from kdbert.runs.environment import cores
 from kdbert.signals import StopRequest, stop_request
-from kdbert.sweep.jobs import DONE, Job, now_on
+from kdbert.sweep.jobs import DONE, SweepJob, now_on
 from kdbert.sweep.preloaded import Preloaded, Started
 from kdbert.sweep.progress import Progress
 
@@ -28,7 +28,7 @@ ELSEWHERE_SECONDS = 2.0  # how often jobs that other sweeps hold are looked at
 class Running:
     """A job's process, the claim that it inherited, when it started, and where its part of the log begins."""
 
-    job: Job
+    job: SweepJob
     process: subprocess.Popen[bytes] | Started
     claim: FileLock
     slot: int
@@ -36,7 +36,7 @@ class Running:
     log_start: int
 
 
-def run_jobs(jobs: list[Job], slots: int, progress: Progress) -> None:
+def run_jobs(jobs: list[SweepJob], slots: int, progress: Progress) -> None:
     """Run what is missing, at most `slots` processes at a time; every job ends in one of `DONE`.
 
     A job is claimed before it starts, and its process inherits the claim: no other sweep on the same runs
@@ -91,7 +91,7 @@ def run_jobs(jobs: list[Job], slots: int, progress: Progress) -> None:
 
 
 def _start(
-    job: Job,
+    job: SweepJob,
     server: Preloaded,
     environment: Mapping[str, str],
     slot: int,
@@ -126,7 +126,7 @@ def _start(
 
 
 def _launch(
-    job: Job, claim: FileLock, server: Preloaded, environment: Mapping[str, str], slot: int, since: float
+    job: SweepJob, claim: FileLock, server: Preloaded, environment: Mapping[str, str], slot: int, since: float
 ) -> Running | None:
     """Start the process of a job that is claimed, and hand the claim on; or let go of it."""
     with contextlib.ExitStack() as stack:
@@ -155,7 +155,7 @@ def _ended(one: Running, stopping: bool) -> None:
         job.message = _reason(job.log, one.log_start, code)
 
 
-def _remove_claim(job: Job) -> None:
+def _remove_claim(job: SweepJob) -> None:
     """Remove the claim file that a killed sweep has left; nobody needs the claim of a job that is never run again."""
     if job.state in ("finished", "diverged"):
         with contextlib.suppress(OSError):
@@ -178,7 +178,7 @@ def last_line(log: Path, start: int = 0) -> str:
     return last.removeprefix("kdbert: ")
 
 
-def _stop(running: list[Running], jobs: list[Job], stop: StopRequest) -> None:
+def _stop(running: list[Running], jobs: list[SweepJob], stop: StopRequest) -> None:
     """Ask the running processes to save and end, and wait for them; a second Ctrl-C is passed on.
 
     The first signal is passed on as SIGTERM: a Ctrl-C in a terminal has reached them already, and a second
@@ -197,7 +197,7 @@ def _stop(running: list[Running], jobs: list[Job], stop: StopRequest) -> None:
             job.state = "interrupted"
 
 
-def count_finished(jobs: list[Job]) -> str:
+def count_finished(jobs: list[SweepJob]) -> str:
     """`3 of 4 runs are finished`."""
     cells = [job for job in jobs if job.command == "distill"]
     return f"{sum(job.state == 'finished' for job in cells)} of {len(cells)} runs are finished"

@@ -2,7 +2,7 @@
 
 All of it is measured on dev examples, without dropout and without padding, so that the numbers of one run can be
 compared over time, and of two runs with each other; training is not touched. The published code computes the same on
-each training batch (METHODS.md section 3.6).
+each training batch (docs/quirks.md, section 3.6).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kdbert.disk.files import atomic_write, write_text
 from kdbert.losses.cka import centered_gram, defined_cka
 from kdbert.losses.neighbors import intra_class_cosine
 from kdbert.losses.structure import COMPARED, compare_cosines, compare_distances, patience
-from kdbert.methods import Models, Outputs
+from kdbert.methods import HiddenStates, Models
 from kdbert.models.layers import layerwise_pairs, told
 from kdbert.training.forward import pass_over, run_model
 from kdbert.training.precision import Precision
@@ -109,8 +109,7 @@ class Diagnostics:
         """Mean over real tokens of every layer's hidden states, [N, H] each, of at most `MOST` examples."""
         names = {layer: str(layer) for layer in range(depth + 1)}
 
-        def compute(seen: Outputs, batch: Batch) -> dict[str, torch.Tensor]:
-            assert seen.mask is not None
+        def compute(seen: HiddenStates, batch: Batch) -> dict[str, torch.Tensor]:
             weight = (seen.mask / seen.mask.sum(1, keepdim=True)).unsqueeze(-1)
             return {name: (seen.hidden[layer] * weight).sum(1) for layer, name in names.items()}
 
@@ -142,7 +141,7 @@ class Diagnostics:
         return f"monitors on {len(self.batch.example)} dev examples, layers {told([self.pair])}"
 
 
-def _flat(outputs: Outputs, layer: int) -> torch.Tensor:
+def _flat(outputs: HiddenStates, layer: int) -> torch.Tensor:
     """Hidden states as one row a sample, zero at padding."""
     return outputs.real(layer).flatten(1)
 

@@ -1,0 +1,318 @@
+"""Data files as rows of named columns: csv, tsv, json lines, parquet, a saved dataset."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from kdbert.data.files import read_lines
+from kdbert.disk.sealed import TWICE, parse_json
+from kdbert.errors import UserError
+
+Record = tuple[str, Mapping[str, Any]]
+# What Arrow and `datasets` raise of damaged bytes, besides Arrow's own errors.
+FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+_LONGEST_FIELD = 2**31 - 1
+_AT_A_TIME = 1000  # rows of a parquet file or saved dataset that are Python objects at once
+_TAGGED = (".conll", ".conllu", ".iob", ".iob2", ".bio")
+_TAG = re.compile(r"O|[BIOESLU]-\S+")
+_LOOKED_AT = 20  # lines of a .txt file
+_NO_HEADER = {
+    "\0": "the names hold zero bytes (UTF-16? convert it with `iconv -f utf-16le -t utf-8`)",
+    "\r": "lines end in lone carriage returns; convert them, for example with `tr '\\r' '\\n'`",
+}
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file opened for reading: its columns, and its rows as (place, column -> value).
+
+    Rows are read from the file whenever they are asked for, so that a large one is never held as Python objects.
+
+    Attributes:
+        broken: of a csv file, how many rows have a quoted field with line breaks.
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    read: Callable[[], Iterator[Record]]
+    broken: int = 0
+
+    @property
+    def rows(self) -> Iterator[Record]:
+        """The rows in their order."""
+        return self.read()
+
+
+def open_data_file(path: Path, split: str | None = None) -> DataFile:
+    """Open any supported file or folder, and read through it once to check it.
+
+    In `.tsv` a line is a row and a quote an ordinary character, as in GLUE's files. `.csv` follows RFC 4180: a quoted
+    field may have commas, line breaks and doubled quotes; in a field that does not begin with a quote, a quote is an
+    ordinary character. Every row has as many columns as the header. Blank lines at the end are ignored.
+
+    Args:
+        path: `.csv`, `.tsv`, `.json`/`.jsonl` (one object a line), each plain or `.gz`; `.parquet`;
+            or a folder written by `datasets.save_to_disk`.
+        split: which split of a saved DatasetDict to read.
+
+    Raises:
+        UserError: missing, of an unknown format, empty, or faulty (with the line).
+    """
+    if not path.exists():
+        raise UserError(f"no file {str(path)!r}: check the path")
+    suffix = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
+    if path.is_dir():
+        read = partial(_saved_dataset, path, split)
+    elif suffix == ".csv":
+        read = partial(_delimited, path, _comma_separated)
+    elif suffix == ".tsv":
+        read = partial(_delimited, path, _tab_separated)
+    elif suffix in (".json", ".jsonl"):
+        read = partial(_json_lines, path)
+    elif suffix == ".parquet":
+        read = partial(_parquet, path)
+    else:
+        raise UserError(_another_format(path, suffix))
+    columns: dict[str, None] = {}
+    count = broken = 0
+    for _, record in read():
+        columns.update(dict.fromkeys(record))
+        count += 1
+        broken += suffix == ".csv" and any("\n" in cell for cell in record.values())
+    if not count:
+        raise UserError(f"{path} has no examples" + (" (only a header?)" if path.is_file() else ""))
+    return DataFile(path, tuple(columns), read, broken)
+
+
+def _another_format(path: Path, suffix: str) -> str:
+    """The message for a file of an unknown format."""
+    tagged = suffix in _TAGGED
+    if suffix == ".txt":
+        lines = [line.split() for _, line in islice(read_lines(path), _LOOKED_AT) if line.strip()]
+        tagged = bool(lines) and all(len(parts) > 1 and _TAG.fullmatch(parts[-1]) for parts in lines)
+    if tagged:
+        return (
+            f"{path}: tagged words, one a line (CoNLL); tagged words of your own are not read yet, only those of "
+            "registered tasks (kind token in `kdbert data list`)"
+        )
+    return (
+        f"{path}: cannot tell its format; expected .csv, .tsv, .jsonl, .json (plain or .gz), .parquet "
+        "or a folder written by datasets.save_to_disk" + (" (plain text goes with --corpus)" * (suffix == ".txt"))
+    )
+
+
+def _delimited(path: Path, split: Callable[[Path], Iterator[tuple[int, list[str]]]]) -> Iterator[Record]:
+    """Records of a file with a header, from (line, cells) of each of its rows."""
+    header: tuple[str, ...] | None = None
+    blank = 0  # the first blank line behind the last row
+    for number, cells in split(path):
+        if header is None:
+            header = _header(path, cells)
+            continue
+        if not any(cell.strip() for cell in cells) and (len(cells) != len(header) or cells == [""]):
+            blank = blank or number
+            continue
+        if blank:
+            raise UserError(
+                f"{path}, line {blank}: a blank line between rows (if each line is a tagged word: tagged words of your "
+                "own are not read yet)"
+            )
+        if len(cells) != len(header):
+            what = "is a comma not quoted"
+            if split is _tab_separated:
+                what = "is there a tab or a line break in a text, which .csv and .jsonl can hold and .tsv cannot"
+            raise UserError(
+                f"{path}, line {number}: {len(cells)} columns where the header has {len(header)} ({what}, or is "
+                "the file truncated?)"
+            )
+        yield f"line {number}", dict(zip(header, cells, strict=True))
+
+
+def _header(path: Path, cells: list[str]) -> tuple[str, ...]:
+    """The names of the columns; the first may be empty, as pandas writes its index.
+
+    Raises:
+        UserError: a name occurs twice or is missing, or the line is not a header.
+    """
+    names = tuple(name.strip() for name in cells)
+    where = f"{path}, line 1"
+    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if twice:
+        raise UserError(f"{where}: a column name occurs twice ({twice})")
+    if names and names[0].lower().startswith("sep="):
+        raise UserError(f"{where}: {','.join(cells)!r} is for Excel only; remove this line")
+    if "" in names[1:] or names in ((), ("",)):
+        column = names.index("", 1) + 1 if names[1:] else 1
+        raise UserError(f"{where}: column {column} has no name; write a header with a name for each column")
+    odd = next((what for sign, what in _NO_HEADER.items() if sign in "".join(names)), None)
+    if odd:
+        raise UserError(f"{where}: {odd}")
+    if len(names) == 1 and (between := next((sign for sign in "\t;,|" if sign in names[0]), None)):
+        raise UserError(f"{where}: columns are separated by {between!r}, but .csv needs commas and .tsv needs tabs")
+    if any(len(name) > 1 and name[0] == name[-1] == '"' for name in names):
+        raise UserError(f"{where}: the names are in quotes, and .tsv has no quoting; write it without, or as .csv")
+    return names
+
+
+def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of each line."""
+    for number, line in read_lines(path):
+        yield number, line.split("\t")
+
+
+def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line on which it starts, cells) of each row.
+
+    Raises:
+        UserError: a quote is not closed, or text follows a closed one; with the line on which the field starts.
+    """
+    lines: list[str] = []  # of the row that is read
+
+    def following() -> Iterator[str]:
+        for _, line in read_lines(path):
+            lines.append(line + "\n")
+            yield lines[-1]
+
+    csv.field_size_limit(_LONGEST_FIELD)  # of the process; its own is 131,072 characters
+    reader = csv.reader(following(), strict=True)
+    start = 1
+    try:
+        for cells in reader:
+            yield start, cells
+            start = reader.line_num + 1
+            lines.clear()
+    except csv.Error as error:
+        line = start + _last_quote("".join(lines))
+        cure = _NO_HEADER["\r"] if "new-line" in str(error) else "is a quote not closed, or the file truncated?"
+        raise UserError(f"{path}, line {line}: {error} ({cure})") from None
+
+
+def _last_quote(text: str) -> int:
+    """Line, from 0, on which the last quoted field of a row begins."""
+    inside, line, found, before = False, 0, 0, ","
+    for letter in text:
+        if letter == '"' and inside:
+            inside = False
+        elif letter == '"' and before in ',"\n':  # behind another quote it is one that is doubled
+            inside, found = True, line if before != '"' else found
+        line += letter == "\n"
+        before = letter
+    return found
+
+
+def _json_lines(path: Path) -> Iterator[Record]:
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        if number == 1 and line.lstrip().startswith("["):
+            raise UserError(
+                f"{path}, line 1: a JSON list, where a JSON object on each line was expected (pandas: "
+                "to_json(path, orient='records', lines=True))"
+            )
+        try:
+            value = parse_json(line, once=True)
+        except ValueError as error:
+            if str(error).startswith(TWICE):
+                raise UserError(f"{path}, line {number}: {error}") from None
+            raise UserError(f"{path}, line {number}: not a JSON object on one line (is the file truncated?)") from None
+        if number == 1 and isinstance(value, dict) and value and all(map(_of_rows, value.values())):
+            raise UserError(
+                f"{path}, line 1: one JSON object for all rows, where one for each row was expected (pandas: "
+                "to_json(path, orient='records', lines=True))"
+            )
+        if not isinstance(value, dict):
+            raise UserError(f'{path}, line {number}: expected a JSON object such as {{"text": …, "label": …}}')
+        yield f"line {number}", value
+
+
+def _of_rows(value: Any) -> bool:
+    """Whether a value is all rows, or a column of them: a list of objects, or an object keyed by row numbers."""
+    if isinstance(value, dict):
+        return bool(value) and list(value) == [str(number) for number in range(len(value))]
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            if len(set(columns)) != len(columns):
+                raise UserError(f"{path}: a column name occurs twice ({', '.join(columns)})")
+            names = _class_names((file.schema_arrow.metadata or {}).get(b"huggingface"))
+            yield from _records((batch.to_pylist() for batch in file.iter_batches(_AT_A_TIME)), names)
+    except (pyarrow.ArrowException, *FAULTS) as error:
+        raise UserError(f"{path}: not a readable parquet file ({first_line(error)})") from None
+
+
+def _saved_dataset(path: Path, split: str | None) -> Iterator[Record]:
+    import datasets
+    import pyarrow
+
+    try:
+        data = datasets.load_from_disk(str(path))
+    except FileNotFoundError:
+        raise UserError(f"{path}: a folder, but not one written by datasets.save_to_disk") from None
+    except (pyarrow.ArrowException, *FAULTS) as error:
+        raise UserError(f"{path}: the saved dataset is damaged ({first_line(error)})") from None
+    if isinstance(data, datasets.DatasetDict):
+        name = {"dev": "validation"}.get(split or "train", split or "train")
+        if name not in data and (split or "train") in data:
+            name = split or "train"
+        if name not in data:
+            raise UserError(f"{path} has no split {name!r} (it has: {', '.join(data)})")
+        data = data[name]
+    names = {
+        column: tuple(feature.names)
+        for column, feature in data.features.items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
+    try:
+        yield from _records((batch.to_pylist() for batch in data.with_format("arrow").iter(_AT_A_TIME)), names)
+    except (pyarrow.ArrowException, *FAULTS) as error:
+        raise UserError(f"{path}: the saved dataset is damaged ({first_line(error)})") from None
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message, or the name of its class."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _class_names(metadata: bytes | None) -> dict[str, tuple[str, ...]]:
+    """Names of the classes that a parquet file written by `datasets` stores as numbers.
+
+    Raises:
+        ValueError: its metadata cannot be read.
+    """
+    if metadata is None:
+        return {}
+    try:
+        features = parse_json(metadata).get("info", {}).get("features", {})
+        return {
+            column: tuple(map(str, feature["names"]))
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError("the description of its columns by `datasets` is damaged") from None
+
+
+def _records(batches: Iterator[list[dict[str, Any]]], names: Mapping[str, tuple[str, ...]]) -> Iterator[Record]:
+    number = 0
+    for batch in batches:
+        for record in batch:
+            for column, classes in names.items():
+                value = record.get(column)
+                if isinstance(value, int):  # -1 marks "no label" in published data sets
+                    record[column] = classes[value] if 0 <= value < len(classes) else None
+            yield f"row {number}", record
+            number += 1

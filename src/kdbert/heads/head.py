@@ -1,0 +1,218 @@
+"""What a head means to the rest of the program: how labels are read, what is minimised, what is answered and scored.
+
+A new kind of task is one file here with a subclass of `Head`, and one line in `kdbert.heads`. It must define:
+
+- the class variables that have no default here;
+- labels: `read_label` (a label in a file -> values);
+- losses: `hard_loss` against labels, `soft_loss` against a teacher;
+- answers: `predicted` (logits -> answers), `in_words` (an answer -> words), `written` (an answer -> JSON, which
+  `read_label` reads back), `constants` (among which the best constant answer is).
+
+The other methods fit a head with one row of logits and one label per example; `tokens` shows what to override where
+an example has many labels, `masked_lm` where it has none. A head opens neither files nor models, and knows no task.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+
+from kdbert.data.batches import Batch
+from kdbert.data.corpus import TextSplit
+from kdbert.data.encode import Encoded
+from kdbert.data.examples import Examples
+from kdbert.metrics import score
+
+Variant = Literal["corrected", "original"]
+
+
+@dataclass(frozen=True)
+class Head(ABC):
+    """A kind of task, with the classes of the task.
+
+    Attributes:
+        classes: their names, in the order of the logits; empty where there are none.
+        kind: its name in a `TaskSpec`, a recipe and run.json.
+        takes: completes "task X, which …".
+        makes: what a model with this head is, for its card.
+        prints: a line of Python that prints the answer to a text, given `logits`, `labels` and `encoded`.
+        auto_class: the library's class that loads a model with this head.
+        pipeline: the Hub's name for what such a model does.
+        label_type: type of the labels in an array.
+        problem_type: the library's name for the kind of labels.
+        of_words: each example is a list of words, and each word has a label; the logits are of tokens.
+        plain_text: examples are texts without labels; what is predicted are their own hidden tokens.
+        reads_first_token: the head reads the last hidden state of the first token only.
+        has_example_classes: whether two examples can be of one class (see `example_classes`).
+        published: whether published code distils such a head, so that there is a variant `original`.
+    """
+
+    classes: tuple[str, ...] = ()
+
+    kind: ClassVar[str]
+    takes: ClassVar[str]
+    makes: ClassVar[str]
+    prints: ClassVar[str]
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    pipeline: ClassVar[str] = "text-classification"
+    label_type: ClassVar[type[np.generic]] = np.int64
+    problem_type: ClassVar[str | None] = None
+    of_words: ClassVar[bool] = False
+    plain_text: ClassVar[bool] = False
+    reads_first_token: ClassVar[bool] = True
+    has_example_classes: ClassVar[bool] = True
+    published: ClassVar[bool] = True
+
+    @property
+    def saved_as(self) -> tuple[str, ...]:
+        """How the names of model classes with this head end."""
+        return (self.auto_class.removeprefix("AutoModel"),)
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Name of each class -> its number."""
+        return {name: number for number, name in enumerate(self.classes)}
+
+    @property
+    def outputs(self) -> int:
+        """Logits per example or token of a fresh head."""
+        return len(self.classes)
+
+    @property
+    def answers(self) -> str:
+        """What one answer is, for a person."""
+        return f"one of {len(self.classes)} classes"
+
+    @property
+    def score_note(self) -> str:
+        """What a model card says about its scores."""
+        return "The constant answer is the best that one and the same answer to every example reaches on that split."
+
+    def configure(self, config: Any) -> None:
+        """Set what a model's configuration says of a fresh head."""
+        config.num_labels = self.outputs
+        if self.classes:
+            config.id2label = dict(enumerate(self.classes))
+            config.label2id = dict(self.numbers)
+        config.problem_type = self.problem_type
+
+    # ---- labels
+
+    @abstractmethod
+    def read_label(self, label: str | tuple[str, ...], words: Sequence[str] | None, where: str) -> list[Any]:
+        """The values of an example's label as a file (or `written`) has it: one, or one for each of `words`.
+
+        Args:
+            where: file and line, for messages.
+
+        Raises:
+            UserError: the label is not one of the task's.
+        """
+
+    def example_classes(self, labels: torch.Tensor) -> torch.Tensor:
+        """A number for each example [B], equal where two examples are of one class."""
+        return labels
+
+    # ---- losses
+
+    @abstractmethod
+    def hard_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Loss against the labels: of each example [B], or of each token [B, L] with 0 where it has no label."""
+
+    @abstractmethod
+    def soft_loss(
+        self, student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, temperature: float, variant: Variant
+    ) -> torch.Tensor:
+        """Loss against a teacher's logits, in the form of `hard_loss`; no gradient flows into `teacher`."""
+
+    # ---- what a model answers
+
+    def outcome(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        """What is kept of a model's outputs when it is scored: [B, ...], or [B, L, ...] where logits are of tokens."""
+        logits: torch.Tensor = outputs.logits
+        return logits
+
+    def label_logits(self, logits: np.ndarray, data: Encoded, columns: Sequence[int] | None = None) -> np.ndarray:
+        """One row of logits for each label, from the outcomes of a split.
+
+        Args:
+            columns: for each class, the model's column that means it (None: they are in the task's order).
+        """
+        return logits if columns is None else logits[:, columns]
+
+    @abstractmethod
+    def predicted(self, logits: np.ndarray) -> np.ndarray:
+        """The answers that logits give (one row for each label), in the form of the labels."""
+
+    @abstractmethod
+    def in_words(self, answer: Any) -> str:
+        """One answer for a person to read."""
+
+    @abstractmethod
+    def written(self, answer: Any) -> Any:
+        """The answer to one example as predictions files have it."""
+
+    def prediction_rows(self, examples: Examples | TextSplit, logits: np.ndarray) -> Iterator[dict[str, Any]]:
+        """The rows of a predictions file: id, label, prediction, scores (logits in the task's order of classes)."""
+        answers, labels = self.predicted(logits), examples.labels
+        for identity, place in zip(examples.ids, self.places(examples), strict=True):
+            yield {
+                "id": identity,
+                "label": None if labels is None else self.written(labels[place]),
+                "prediction": self.written(answers[place]),
+                "scores": np.round(logits[place].astype(np.float64), 6).tolist(),
+            }
+
+    def places(self, part: Examples | TextSplit) -> Sequence[int | slice]:
+        """For each example, where its labels and answers are in arrays of a split."""
+        return range(len(part))
+
+    # ---- scores
+
+    def scores(
+        self, metrics: Sequence[str], answers: np.ndarray, labels: np.ndarray | None, groups: np.ndarray | None = None
+    ) -> dict[str, float]:
+        """The named metrics of a split; none where it has no labels.
+
+        Args:
+            answers: of `predicted`.
+            groups: what a metric counts together, see `kdbert.metrics.score`.
+        """
+        return {} if labels is None else score(metrics, answers, labels, groups, self.classes)
+
+    @abstractmethod
+    def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:
+        """Answers among which the best constant one is, whichever the metric."""
+
+    def constant_answer(
+        self, metrics: Sequence[str], labels: np.ndarray | None, groups: np.ndarray | None = None
+    ) -> dict[str, float] | None:
+        """The best that one and the same answer to every example reaches on a split, for each metric by itself.
+
+        A correlation with a constant is undefined, and 0 here. None of a split without labels.
+        """
+        if labels is None:
+            return None
+        found = dict.fromkeys(metrics, 0.0)
+        for answer in self.constants(labels, groups) if len(labels) else ():
+            reached = self.scores(metrics, np.broadcast_to(answer, labels.shape), labels, groups)
+            found = {name: max(found[name], reached[name]) for name in metrics}
+        return found
+
+    def all_equal(self, answers: np.ndarray) -> bool:
+        """Whether several answers are one and the same."""
+        return len(answers) > 1 and bool((answers == answers[0]).all())
+
+    def same_answer(self, answers: np.ndarray) -> str | None:
+        """The answer that is given to every example (or word), in words; None where there are several."""
+        return self.in_words(answers[0]) if self.all_equal(answers) else None
+
+    def agreement(self, first: np.ndarray, second: np.ndarray) -> float:
+        """How alike two models answer: the share of examples (or words) with equal answers."""
+        return float((first == second).mean())

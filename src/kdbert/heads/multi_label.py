@@ -1,0 +1,75 @@
+"""Any number of several classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdbert.data.labels import class_number
+from kdbert.heads.head import Head, Variant
+from kdbert.losses.hard import binary_cross_entropy
+from kdbert.losses.hinton import bernoulli_loss
+
+
+class MultiLabel(Head):
+    """Labels are sets of classes, bool [N, C]; logits [N, C]."""
+
+    kind = "multi_label"
+    takes = "takes any number of classes"
+    makes = "text classifier (any number of classes)"
+    prints = "print([labels[str(i)] for i, logit in enumerate(logits[0]) if logit > 0])"
+    problem_type = "multi_label_classification"
+    label_type = np.bool_
+    published = False
+
+    @property
+    def answers(self) -> str:
+        """What one answer is, for a person."""
+        return f"any of {len(self.classes)} classes"
+
+    def read_label(self, label: str | tuple[str, ...], words: Sequence[str] | None, where: str) -> list[Any]:
+        """Whether each class is there."""
+        there = {class_number(name, self.numbers, where) for name in label}
+        return [[number in there for number in range(len(self.classes))]]
+
+    def example_classes(self, labels: torch.Tensor) -> torch.Tensor:
+        """A number for each set of classes: a sum of powers of 3."""
+        powers = torch.tensor([pow(3, i, 2**63) for i in range(labels.shape[1])], device=labels.device)
+        return (labels * powers).sum(1)
+
+    def hard_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Binary cross-entropy, mean over classes."""
+        return binary_cross_entropy(logits, labels)
+
+    def soft_loss(
+        self, student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, temperature: float, variant: Variant
+    ) -> torch.Tensor:
+        """Per-class Bernoulli KL, mean over classes."""
+        return bernoulli_loss(student, teacher, temperature)
+
+    def predicted(self, logits: np.ndarray) -> np.ndarray:
+        """The classes with a probability above a half."""
+        return logits > 0
+
+    def in_words(self, answer: Any) -> str:
+        """The names of the classes."""
+        return ", ".join(self.written(answer)) or "none of the classes"
+
+    def written(self, answer: Any) -> Any:
+        """The names of the classes."""
+        return [self.classes[number] for number in np.flatnonzero(answer)]
+
+    def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:
+        """Of the sets of k classes none finds more than the k that most examples (or documents) have."""
+        numbers = np.arange(len(labels)) if groups is None else groups
+        there = np.zeros((int(numbers.max()) + 1, labels.shape[1]), dtype=bool)
+        np.logical_or.at(there, numbers, labels)
+        rank = np.argsort(np.argsort(-there.sum(0), kind="stable"))
+        return [rank < k for k in range(1, labels.shape[1] + 1)]
+
+    def agreement(self, first: np.ndarray, second: np.ndarray) -> float:
+        """The share of examples with equal sets of classes."""
+        return float((first == second).all(axis=1).mean())

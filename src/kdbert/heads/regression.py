@@ -1,0 +1,89 @@
+"""A score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdbert.errors import UserError
+from kdbert.heads.head import Head, Variant
+from kdbert.losses.hard import squared_error
+from kdbert.losses.hinton import score_loss, soft_label_loss
+from kdbert.metrics import pearson
+
+SAME_SCORE = 1e-3  # of the largest score: below it lies what half precision rounds away
+
+
+class Regression(Head):
+    """Labels are scores, float32 [N]; logits [N, 1]."""
+
+    kind = "regression"
+    takes = "takes a score"
+    makes = "model that scores texts"
+    prints = "print(logits[0, 0])"
+    problem_type = "regression"
+    label_type = np.float32
+
+    @property
+    def outputs(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def answers(self) -> str:
+        """What one answer is, for a person."""
+        return "one score"
+
+    def read_label(self, label: str | tuple[str, ...], words: Sequence[str] | None, where: str) -> list[Any]:
+        """The score."""
+        try:
+            value = float(str(label))
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise UserError(f"{where}: score {label!r} is not a finite number")
+        return [value]
+
+    def example_classes(self, labels: torch.Tensor) -> torch.Tensor:
+        """The score rounded to 0.5."""
+        return (labels * 2 + 0.5).floor()
+
+    def hard_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Squared error."""
+        return squared_error(logits, labels)
+
+    def soft_loss(
+        self, student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, temperature: float, variant: Variant
+    ) -> torch.Tensor:
+        """Squared difference; `original` softens a single score into the constant 1, so that the loss is 0."""
+        if variant == "original":
+            return soft_label_loss(student, teacher, temperature)
+        return score_loss(student, teacher)
+
+    def predicted(self, logits: np.ndarray) -> np.ndarray:
+        """The logit itself."""
+        return logits[:, 0]
+
+    def in_words(self, answer: Any) -> str:
+        """The score in four digits."""
+        return f"{float(answer):.4g}"
+
+    def written(self, answer: Any) -> Any:
+        """The score."""
+        return float(answer)
+
+    def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:
+        """The mean."""
+        return [labels.mean()]
+
+    def all_equal(self, answers: np.ndarray) -> bool:
+        """Whether several scores lie within a thousandth of the largest: what is left is rounding."""
+        return len(answers) > 1 and bool(np.ptp(answers) <= SAME_SCORE * np.abs(answers).max())
+
+    def agreement(self, first: np.ndarray, second: np.ndarray) -> float:
+        """The Pearson correlation of the scores."""
+        return float(pearson(first, second))

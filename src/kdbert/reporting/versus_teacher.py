@@ -1,0 +1,198 @@
+"""A student's answers against its teacher's: class by class, and the examples on which they disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kdbert.metrics.grouped import OUTSIDE, f1, recall
+from kdbert.reporting.collect import Damaged, Run, read_run
+from kdbert.reporting.predicted import PredictionFiles, Predictions, read_scores
+
+# How many examples of each group are shown at most.
+SHOWN = {
+    "teacher right, student wrong": 10,
+    "student right, teacher wrong": 5,
+    "both wrong, and different": 5,
+}
+FURTHEST = "scores furthest apart"  # of a task without right and wrong
+MOST_SCORES = sum(SHOWN.values())
+
+
+def teacher_of(student: Run, runs: Sequence[Run]) -> Run | None:
+    """The run that made a student's first teacher: among `runs`, or where the recipe says; known by its content.
+
+    None where there is no such finished run.
+    """
+    if not student.teachers:
+        return None
+    content = student.teachers[0]
+    for run in runs:
+        if run.status == "finished" and run.content == content:
+            return run
+    place = Path(given_teacher(student))
+    for folder in (place, place.parent):  # a run folder, or its model/
+        try:
+            run = read_run(folder)
+        except Damaged:
+            continue
+        if run.status == "finished" and run.task == student.task and run.content == content:
+            return run
+    return None
+
+
+def given_teacher(student: Run) -> str:
+    """A student's first teacher as its recipe names it."""
+    return next((str(one["model"]) for one in student.told["teachers"]), student.teachers[0])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Predictions of a student and of its teacher on the same examples."""
+
+    student: Predictions
+    teacher: Predictions
+
+
+def pair(files: PredictionFiles, student: Run, teacher: Run, split: str, metric: str) -> Pair:
+    """The predictions that gave both runs' scores.
+
+    Raises:
+        Damaged: they are missing or damaged, or not of the same examples and classes.
+    """
+    found = Pair(files.of(student, split, metric), files.of(teacher, split, metric))
+    if not found.student.same_examples(found.teacher):
+        raise Damaged(f"the examples or classes of {student.path} and {teacher.path} differ")
+    return found
+
+
+# ---- class by class
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """F1 and recall of every class that occurs: [classes]; `count` is how often it is the right answer."""
+
+    names: tuple[str, ...]
+    count: np.ndarray
+    f1: np.ndarray
+    recall: np.ndarray
+
+
+def class_scores(found: Predictions) -> ClassScores:
+    """F1 and recall of each class (of tags: by word, all but O).
+
+    Raises:
+        Damaged: the task has no classes.
+    """
+    names = found.head.classes
+    if not names:
+        raise Damaged("the task has no classes")
+    answers, labels = (_of_classes(values, len(names)) for values in (found.answers, found.labels))
+    kept = [number for number, name in enumerate(names) if not found.head.of_words or name != OUTSIDE]
+    counts = np.stack([(answers & labels).sum(0), answers.sum(0), labels.sum(0)], axis=-1)[kept]
+    return ClassScores(tuple(names[number] for number in kept), counts[:, 2], f1(counts), recall(counts))
+
+
+def _of_classes(values: np.ndarray, size: int) -> np.ndarray:
+    """Class numbers [N], or whether each class is there [N, C], as the latter."""
+    return values if values.ndim == 2 else np.eye(size, dtype=bool)[values]
+
+
+# ---- examples
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """An example that student and teacher answer differently.
+
+    Attributes:
+        id: as in the predictions file.
+        label, teacher, student: answers as words, one for each word of a tagged text, else one.
+        words: the numbers of the words that are tagged differently.
+        gap: how far apart the two probabilities of the teacher's answer lie (scores: the two scores).
+    """
+
+    id: str
+    label: list[str]
+    teacher: list[str]
+    student: list[str]
+    words: list[int]
+    gap: float
+
+
+@dataclass(frozen=True)
+class DisagreementGroup:
+    """The examples of a kind of disagreement: how many there are, and those that are shown."""
+
+    name: str
+    count: int
+    examples: list[Disagreement]
+
+
+def disagreements(found: Pair, student: Run, teacher: Run, split: str) -> list[DisagreementGroup]:
+    """The examples on which they disagree, by who is right; in each group the widest gap first, then by id.
+
+    The gap is the difference of the two models' probabilities of the teacher's answer (of several classes or tags that
+    they answer differently the largest); for scores that of the scores.
+
+    Raises:
+        Damaged: the task has no answers to compare (plain text), or a file is damaged.
+    """
+    own, taught = found.student, found.teacher
+    if own.head.plain_text:
+        raise Damaged("plain text has no answers to compare")
+    if not own.head.classes:
+        gaps = np.abs(own.answers - taught.answers)
+        order = np.argsort(-gaps, kind="stable")[:MOST_SCORES]
+        shown = [_disagreement(found, i, float(gaps[i])) for i in order.tolist()]
+        return [DisagreementGroup(FURTHEST, len(own.ids), shown)]
+    differ, student_wrong, teacher_wrong = (
+        _any_row(a != b, own)
+        for a, b in ((own.answers, taught.answers), (own.answers, own.labels), (taught.answers, own.labels))
+    )
+    kinds = (~teacher_wrong & student_wrong, teacher_wrong & ~student_wrong, teacher_wrong & student_wrong)
+    members = {name: np.flatnonzero(differ & kind).tolist() for name, kind in zip(SHOWN, kinds, strict=True)}
+    wanted = {own.ids[i] for numbers in members.values() for i in numbers}
+    logits = [read_scores(run, split, wanted) for run in (student, teacher)]
+    groups = []
+    for name, numbers in members.items():
+        examples = [_disagreement(found, i, _gap(found, i, *(one.get(own.ids[i]) for one in logits))) for i in numbers]
+        examples.sort(key=lambda example: -example.gap)  # stable: equal gaps stay in the order of ids
+        groups.append(DisagreementGroup(name, len(examples), examples[: SHOWN[name]]))
+    return groups
+
+
+def _any_row(marks: np.ndarray, of: Predictions) -> np.ndarray:
+    """Whether a row of an example is marked, for each example."""
+    rows = marks.any(axis=1) if marks.ndim == 2 else marks
+    return np.bincount(of.example_of[rows], minlength=len(of.ids)) > 0
+
+
+def _disagreement(found: Pair, i: int, gap: float) -> Disagreement:
+    own, taught = found.student, found.teacher
+    rows = np.flatnonzero(own.example_of == i)
+    words = np.flatnonzero(taught.answers[rows] != own.answers[rows]).tolist() if own.head.of_words else []
+    label, teacher, student = (
+        [own.head.in_words(values[row]) for row in (rows[words] if words else rows)]
+        for values in (own.labels, taught.answers, own.answers)
+    )
+    return Disagreement(own.ids[i], label, teacher, student, words, gap)
+
+
+def _gap(found: Pair, i: int, own: np.ndarray | None, taught: np.ndarray | None) -> float:
+    """How far the probabilities of the teacher's answer lie apart; 0 where logits are damaged."""
+    from scipy.special import expit, softmax
+
+    rows = np.flatnonzero(found.student.example_of == i)
+    teacher, student = (_of_classes(one.answers[rows], len(one.head.classes)) for one in (found.teacher, found.student))
+    if own is None or taught is None or not own.size == taught.size == teacher.size:
+        return 0.0
+    several = found.student.answers.ndim == 2
+    probabilities = [expit(one) if several else softmax(one.reshape(teacher.shape), axis=-1) for one in (own, taught)]
+    apart = np.abs(probabilities[0] - probabilities[1]).reshape(teacher.shape)
+    differ = teacher != student if several else teacher & ~student
+    return float(apart[differ].max())
