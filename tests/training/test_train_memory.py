@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -385,8 +386,9 @@ def test_a_memory_of_something_else_is_refused_before_training(
     kdbert: Any, told: Any, tmp_path: Path,
 ) -> None:  # fmt: skip
     mine = tmp_path / "mine.safetensors"
-    words = [other_teacher if word == "other" else word for word in made_with]
-    told(memory_words(setting, tmp_path / "runs", *words, "--passes", 2, "--output", mine))
+    by = replace(setting, teacher=other_teacher) if "--teacher" in made_with else setting
+    words = [] if "--teacher" in made_with else made_with
+    told(memory_words(by, tmp_path / "runs", *words, "--passes", 2, "--output", mine))
     keys = {"memory.file": str(mine), **run_with}
     refused = kdbert(*distill_words(setting, tmp_path / "run", tmp_path / "runs", **keys))
     assert refused.code == 2
