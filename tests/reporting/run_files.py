@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from kdbert.disk.sealed import sealed
+
 
 def write_run(
     root: Path,
@@ -55,7 +57,7 @@ def write_run(
             "finished": "2026-11-21T15:00:00+0000",
             "model_fingerprint": fingerprint,
         }
-    (folder / "run.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    (folder / "run.json").write_text(json.dumps(sealed(content), indent=2), encoding="utf-8")
     (folder / "recipe.yaml").write_text("", encoding="utf-8")
     (folder / "model").mkdir()
     config = {"label2id": {"no": 0, "yes": 1}}
@@ -66,7 +68,7 @@ def write_run(
 def edit(run: Path, **changes: Any) -> Path:
     """Set keys of a run's run.json."""
     content = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    (run / "run.json").write_text(json.dumps({**content, **changes}), encoding="utf-8")
+    (run / "run.json").write_text(json.dumps(sealed({**content, **changes})), encoding="utf-8")
     return run
 
 
