@@ -35,8 +35,9 @@ from kdbert.models.locate import locate_tokenizer
 from kdbert.models.vocabulary import given_pieces
 from kdbert.recipe import Recipe
 from kdbert.reporting.benchmarks import read_benchmark
-from kdbert.reporting.collect import Run, read_predictions, read_run, read_scores
+from kdbert.reporting.collect import Run, read_run
 from kdbert.reporting.curves import read_log
+from kdbert.reporting.predicted import read_predictions, read_scores
 from kdbert.runs.folder import RunFolder
 from kdbert.tasks.custom import infer_columns, own_rows
 from kdbert.tasks.intent import read_clinc

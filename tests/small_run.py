@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -208,23 +207,6 @@ def ragged_rows(parts: Parts) -> np.ndarray:
     return next(rows for rows in order if len(rows) != BATCH)
 
 
-def run_command(words: list[str], output: Path, file_limit: int | None = None) -> None:
-    """Body of a process that runs the command; what it prints goes to `output`.
-
-    Args:
-        file_limit: no file may grow beyond so many bytes, as on a full disk.
-    """
-    target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(target, 1)
-    os.dup2(target, 2)
-    if file_limit is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    from kdbert.cli import main
-
-    sys.argv = ["kdbert", *words]
-    main()
-
-
 def start_torchrun(*words: object) -> subprocess.Popen[str]:
     """Start words in two processes on this machine."""
     return subprocess.Popen(
@@ -234,14 +216,3 @@ def start_torchrun(*words: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
-    """Run words in two processes on this machine to their end."""
-    with start_torchrun(*words) as process:
-        try:
-            out, err = process.communicate(timeout=300)
-        except BaseException:
-            process.terminate()  # which ends the two as well
-            raise
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)

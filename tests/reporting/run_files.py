@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kdbert.disk.sealed import sealed
+from kdbert.tasks import get_task
 
 
 def write_run(
@@ -59,9 +60,6 @@ def write_run(
         }
     (folder / "run.json").write_text(json.dumps(sealed(content), indent=2), encoding="utf-8")
     (folder / "recipe.yaml").write_text("", encoding="utf-8")
-    (folder / "model").mkdir()
-    config = {"label2id": {"no": 0, "yes": 1}}
-    (folder / "model" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 
 
@@ -99,13 +97,13 @@ def write_predictions(
     predictions: np.ndarray,
     labels: np.ndarray,
     split: str = "dev",
-    words: Sequence[str] = ("no", "yes"),
     scores: np.ndarray | None = None,
 ) -> None:
-    """A predictions file of classes (by default of two), or of scores where the arrays hold floats."""
+    """A predictions file of the task's classes by number, or of scores where the arrays hold floats."""
+    words = get_task(json.loads((run / "run.json").read_text(encoding="utf-8"))["recipe"]["task"]["name"]).labels
     lines = []
     for number, (predicted, gold) in enumerate(zip(predictions.tolist(), labels.tolist(), strict=True)):
-        logits = [0.0, 1.0] if scores is None else scores[number].tolist()
+        logits = [float(i == predicted) for i in range(len(words))] if scores is None else scores[number].tolist()
         row = {"id": str(number), "label": gold, "prediction": predicted, "scores": logits}
         if isinstance(gold, int):
             row |= {"label": words[gold], "prediction": words[predicted]}

@@ -22,16 +22,18 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kdbert.reporting.answers import class_scores
 from run_files import edit, write_cka, write_log, write_predictions, write_run
 from sklearn.metrics import f1_score, recall_score
 
 from kdbert.disk.sealed import sealed
+from kdbert.heads import head_of
 from kdbert.reporting import figures
-from kdbert.reporting.collect import Predictions
-from kdbert.reporting.curves import MOST, mean_curve
-from kdbert.reporting.figures import Point, quality_over_latency
+from kdbert.reporting.curves import MOST, mean_curve, seeds_told
+from kdbert.reporting.figures import LATENCY, Curve, Point, quality_over
+from kdbert.reporting.predicted import Predictions
 from kdbert.reporting.report import make_report
+from kdbert.reporting.versus_teacher import class_scores
+from kdbert.tasks import get_task
 
 Kdbert = Callable[..., Any]
 SCRIPT = '<script>document.title="taken"</script>'
@@ -220,7 +222,7 @@ def test_a_real_run_fills_every_section(real_page: Page) -> None:
     assert "--data-dir" not in real_page.section("examples").text
     assert "film" in real_page.section("examples").text
     drawn = [attributes["aria-label"] for tag, attributes in real_page.elements if attributes.get("role") == "img"]
-    for part in ("dev accuracy over epochs", "training loss over epochs", "loss term hard", "loss term soft"):
+    for part in ("dev accuracy over epochs", "training loss over epochs", "hard (loss term)", "soft (loss term)"):
         assert any(part in str(label) for label in drawn), part
     heat = real_page.section("layers").tables[0]
     assert (len(heat), len(heat[0])) == (1 + 5, 1 + 3)  # layers 0 to 4 of the teacher, 0 to 2 of the student
@@ -329,6 +331,29 @@ def test_curves_are_means_over_seeds_from_the_lowest_to_the_highest() -> None:
     assert np.mean(long.mean) == pytest.approx(499.5, rel=0.02)
 
 
+def test_where_seeds_stopped_early_the_number_of_seeds_is_told_and_the_line_is_thin(
+    kdbert: Kdbert, tmp_path: Path
+) -> None:
+    logs = [[{"step": i, "epoch": float(i), "loss": i * 1.0} for i in range(1, last + 1)] for last in (6, 6, 4, 2)]
+    curve = mean_curve(logs, "loss", 0, band=True)
+    assert curve is not None
+    assert list(curve.n) == [4, 4, 3, 3, 2, 2]
+    assert seeds_told(logs) == "4 seeds; 3 after epoch 2; 2 after epoch 4"
+    assert seeds_told(logs[:2]) == "2 seeds"
+    drawn = figures.lines([curve], x_label="epoch", y_label="loss").axes[0].lines
+    assert [(list(line.get_xdata()), line.get_linewidth()) for line in drawn] == [
+        ([1, 2], 1.8), ([2, 3, 4, 5, 6], 0.8),
+    ]  # fmt: skip
+    for seed, steps in ((1, 30), (2, 30), (3, 20)):
+        run = write_run(tmp_path / "runs", seed=seed)
+        write_log(run)
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        kept = [line for line in lines if json.loads(line)["step"] <= steps]
+        (run / "metrics.jsonl").write_text("\n".join(kept) + "\n")
+    page = report(kdbert, tmp_path / "runs", "-o", tmp_path / "report.html").section("curves")
+    assert "kd (3 seeds; 2 after epoch 2)" in page.text
+
+
 def test_a_line_of_the_log_that_is_no_record_is_left_out(kdbert: Kdbert, tmp_path: Path) -> None:
     run = write_run(tmp_path / "runs")
     write_log(run)
@@ -360,15 +385,15 @@ def test_f1_and_recall_of_classes_are_scikit_learns() -> None:
     names = ("a", "b", "O", "c")
     gold, found = rng.integers(0, 4, 200), rng.integers(0, 3, 200)
     ids = [str(i) for i in range(200)]
-    one = class_scores(Predictions("single_label", ids, found, gold, classes=names))
+    one = class_scores(Predictions(head_of("single_label", names), ids, found, gold))
     assert one.names == names
     np.testing.assert_allclose(one.f1, f1_score(gold, found, average=None, zero_division=0))
     np.testing.assert_allclose(one.recall, recall_score(gold, found, average=None, zero_division=0))
-    tags = class_scores(Predictions("token", ids, found, gold, np.arange(200), names))
+    tags = class_scores(Predictions(head_of("token", names), ids, found, gold, np.arange(200)))
     assert tags.names == ("a", "b", "c")
     np.testing.assert_allclose(tags.f1, np.delete(one.f1, 2))
     many, answers = rng.random((200, 4)) < 0.4, rng.random((200, 4)) < 0.4
-    several = class_scores(Predictions("multi_label", ids, answers, many, classes=names))
+    several = class_scores(Predictions(head_of("multi_label", names), ids, answers, many))
     np.testing.assert_allclose(several.f1, f1_score(many, answers, average=None))
     np.testing.assert_array_equal(several.count, many.sum(0))
 
@@ -380,7 +405,6 @@ def taught(tmp_path: Path) -> Path:
     data.mkdir(parents=True)
     rows = [f"{i}\tfirst {i} <b>\tsecond {i}\tentailment" for i in range(10)]
     (data / "dev.tsv").write_text("\n".join(["index\tsentence1\tsentence2\tlabel", *rows]) + "\n", encoding="utf-8")
-    words = ["entailment", "not_entailment"]
     gold = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
     teacher = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 0])  # wrong: 4, 9
     student = np.array([0, 0, 1, 1, 1, 1, 1, 1, 0, 1])  # wrong: 2, 3, 4, 8
@@ -391,7 +415,7 @@ def taught(tmp_path: Path) -> Path:
         scores = np.where(np.eye(2, dtype=bool)[answers], 1.0, 0.0)
         if run == pupil:
             scores[3] *= 5  # the surest mistake
-        write_predictions(run, answers, gold, words=words, scores=scores)
+        write_predictions(run, answers, gold, scores=scores)
     return tmp_path
 
 
@@ -437,7 +461,7 @@ def test_classes_are_students_less_their_teacher_even_when_the_runs_were_moved(k
 def test_a_teacher_that_is_not_here_is_told(kdbert: Kdbert, taught: Path) -> None:
     shutil.rmtree(taught / "runs" / "rte" / "finetune")
     page = report(kdbert, taught / "runs", "-o", taught / "report.html")
-    assert "its teacher runs/rte/finetune/t is no run found here" in page.section("classes").text
+    assert "its teacher runs/rte/finetune/t" in page.section("classes").text
 
 
 def test_predictions_that_do_not_give_the_score_are_not_used(kdbert: Kdbert, taught: Path) -> None:
@@ -454,7 +478,7 @@ def test_rows_that_differ_in_more_than_the_seed_have_names_of_their_own(kdbert: 
             write_log(write_run(tmp_path / "runs", rate=rate, seed=seed))
     write_log(write_run(tmp_path / "runs", method="ics", rate=1e-4))
     page = report(kdbert, tmp_path / "runs", "-o", tmp_path / "report.html").section("curves")
-    for name in ("ics (1 seed)", "kd, learning_rate 0.0001 (2 seeds)", "kd, learning_rate 0.0002 (2 seeds)"):
+    for name in ("ics (1 seed)", "kd, lr 1e-4 (2 seeds)", "kd, lr 2e-4 (2 seeds)"):
         assert name in page.text
 
 
@@ -523,13 +547,13 @@ def test_names_beside_points_do_not_lie_on_each_other() -> None:
         for method, time, quality in (("teacher", 40, 0.9), ("kd", 20, 0.88), ("ics", 20, 0.885))
         for seed in (1, 2, 3)
     ]
-    figure = quality_over_latency(points, metric="accuracy", split="test", task="clinc150")
+    figure = quality_over(points, LATENCY, metric="accuracy", split="test", task="clinc150")
     figure.canvas.draw()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert len(boxes) == len(points)
     assert not any(boxes[i].overlaps(boxes[j]) for i in range(len(boxes)) for j in range(i))
     with pytest.raises(ValueError, match="no points"):
-        quality_over_latency([], metric="accuracy", split="test", task="rte")
+        quality_over([], LATENCY, metric="accuracy", split="test", task="rte")
 
 
 def luminance(color: str) -> float:
@@ -548,7 +572,7 @@ def test_lines_stand_out_from_both_backgrounds() -> None:
 
 
 def test_every_colour_of_a_figure_follows_the_page() -> None:
-    lines = [figures.Line([0, 1], [0, 1], series, [0, 0], [1, 1]) for series in range(8)]
+    lines = [Curve([0, 1], [0, 1], series, [2, 2], [0, 0], [1, 1]) for series in range(8)]
     drawn = figures.svg(figures.lines(lines, x_label="epoch", y_label="a", reference=1), label="a", prefix="f1")
     assert not re.search(r"#[0-9a-f]{6}", drawn)
     for number in range(6):
@@ -569,7 +593,7 @@ def test_broken_runs_are_named_and_unfinished_ones_counted(kdbert: Kdbert, tmp_p
     page = check((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert f"skipped {broken}" in done.err
     assert "1 finished, 1 diverged, 2 unfinished" in page.text
-    assert f"{broken}: run.json cannot be read" in page.text
+    assert f"{broken / 'run.json'} is damaged" in page.text
     assert "0.7000 (1; 1 diverged; 2 unfinished)" in page.section("summary").text
     assert "seeds 1, 2 (diverged), 3 (running), 4 (failed)" in page.section("runs").text
 
@@ -620,7 +644,7 @@ def test_no_run_is_refused(kdbert: Kdbert, tmp_path: Path) -> None:
     [
         (["--where", "learning_rate"], "expected KEY=VALUE"),
         (["--where", "train.learning_rate=7"], "no run has train.learning_rate=7"),
-        (["--baseline", "finetun"], "is no method of these runs"),
+        (["--baseline", "finetun"], "--baseline 'finetun'"),
     ],
 )
 def test_mistakes_end_in_one_sentence(kdbert: Kdbert, tmp_path: Path, words: list[str], told: str) -> None:
@@ -641,7 +665,7 @@ def test_only_an_older_report_is_replaced(kdbert: Kdbert, tmp_path: Path) -> Non
     mine.write_bytes(b"<html>\xffmy own page</html>")
     done = kdbert("report", tmp_path / "runs", "-o", mine)
     assert done.code == 2
-    assert "is no report of kdbert's" in done.err
+    assert str(mine) in done.err
     assert mine.read_bytes() == b"<html>\xffmy own page</html>"
     assert "is a folder" in kdbert("report", tmp_path / "runs", "-o", tmp_path).err
 
@@ -657,30 +681,24 @@ def test_where_leaves_out_runs(kdbert: Kdbert, tmp_path: Path) -> None:
 
 
 def many_runs(root: Path) -> Iterator[Path]:
-    """4 tasks, 4 methods, 3 seeds and teachers; 151 classes with long names, long texts, seven terms of the loss."""
+    """4 tasks, 4 methods, 3 seeds and teachers; 60 classes, long texts, seven terms of the loss."""
     rng = np.random.default_rng(0)
-    words = [f"a_class_with_a_rather_long_name_{i}" for i in range(151)]
-    gold = rng.integers(0, 151, 200)
-    for task, folder in (("rte", "RTE"), ("qnli", "QNLI"), ("wnli", "WNLI"), ("mrpc", "MRPC")):
-        text = " ".join(["sentence"] * 60)
-        (root / "data" / folder).mkdir(parents=True)
-        label = "1" if task in ("wnli", "mrpc") else "entailment"
-        if task == "mrpc":
-            lines = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", *[f"1\t0\t0\t{text}\t{text}"] * 200]
-        else:
-            lines = ["index\tsentence1\tsentence2\tlabel", *(f"{i}\t{text}\t{text}\t{label}" for i in range(200))]
-        (root / "data" / folder / "dev.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = " ".join(["sentence"] * 120)
+    words = get_task("massive").labels
+    gold = rng.integers(0, len(words), 200)
+    for locale in ("de-DE", "es-ES", "fr-FR", "it-IT"):
+        task, folder = f"massive-{locale.lower()}", root / "data" / f"massive_{locale}"
+        folder.mkdir(parents=True)
+        rows = [{"id": str(i), "partition": "dev", "utt": text, "intent": words[label]} for i, label in enumerate(gold)]
+        (folder / "validation.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
         runs = [(write_run, {"method": "finetune", "seed": 0, "layers": None, "fingerprint": f"content of t-{task}"})]
         for method in ("finetune", "kd", "ics", "cka-ilg"):
             teacher = None if method == "finetune" else f"t-{task}"
             runs += [(write_run, {"method": method, "seed": seed, "teacher": teacher}) for seed in (1, 2, 3)]
         for write, options in runs:
-            answers = np.where(rng.random(200) < 0.6, gold, rng.integers(0, 151, 200))
+            answers = np.where(rng.random(200) < 0.6, gold, rng.integers(0, len(words), 200))
             run = write(root / "runs", task=task, score=float(np.mean(answers == gold)), **options)
-            write_predictions(run, answers, gold, words=words, scores=rng.normal(size=(200, 151)))
-            (run / "model" / "config.json").write_text(
-                json.dumps({"label2id": {name: number for number, name in enumerate(words)}}), encoding="utf-8"
-            )
+            write_predictions(run, answers, gold, scores=rng.normal(size=(200, len(words))))
             write_log(run, terms=("hard", "soft", "intra", "local", "distance", "cosine", "memory"), steps=600)
             if options["method"] != "finetune":
                 write_cka(run, rng.random((13, 7)))

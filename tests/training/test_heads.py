@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
+from in_processes import Two
 from kdbert.data.batches import collate
 from kdbert.data.encode import encode
 from kdbert.data.examples import Examples
@@ -268,13 +266,8 @@ def test_two_processes_give_what_one_gives(
     words = settings[kind].words(tmp_path / "one", **EXACT, **{"train.learning_rate": 1e-4})
     assert kdbert(*words).code == 0
     words[words.index("--runs-dir") + 1] = str(tmp_path / "two")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "kdbert"]
-    ended = subprocess.run(
-        [sys.executable, *launch, *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
+    ended = Two.command(tmp_path / "printed", words).join()
+    assert ended.codes == (0, 0), ended.err
     one, two = (next((tmp_path / name).rglob("run.json")).parent for name in ("one", "two"))
     first, second = logged(one), logged(two)
     assert sorted(first) == sorted(second) == list(range(1, 8))

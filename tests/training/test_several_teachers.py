@@ -145,7 +145,7 @@ def test_every_teacher_says_what_it_says_of_its_own_tokens(
     keys = {"method.name": "multi-kd", "teacher_cache": cached, "precision": "fp32"}
     parts = build(setting.recipe(tmp_path / "run", **keys).with_({"teachers": places}))
     facts = [teacher_facts(parts.run.job, teacher) for teacher in parts.run.teachers]
-    ready = parts.run._ready_teachers()  # those that the training loop gets
+    ready = parts.run.ready_teachers()  # those that the training loop gets
     rows = np.array([5, 17, 3, 100, 202, 44])
     texts = [rows_of(setting.train)[row] for row in rows]
     batch = collate(parts.data, rows)
@@ -173,7 +173,7 @@ def test_hidden_states_of_such_a_teacher_lie_on_its_own_tokens(
     place = [{"model": str(teachers[kind])}]
     keys = {"method.name": "cka-l", "teacher_cache": cached, "precision": "fp32"}
     parts = build(setting.recipe(tmp_path / "run", **keys).with_({"teachers": place}))
-    (teacher,) = parts.run._ready_teachers()
+    (teacher,) = parts.run.ready_teachers()
     rows = np.array([5, 17, 3, 100])
     found = teacher.outputs(collate(parts.data, rows))
     expected = by_the_library(teachers[kind], [rows_of(setting.train)[row] for row in rows], layer=4)

@@ -157,7 +157,7 @@ def test_where_the_features_do_not_fit_into_memory_the_same_comes_out(
 def test_the_published_procedure_computed_plainly(
     step: int, passes: int, setting: Setting, told: Any, tmp_path: Path
 ) -> None:
-    """METHODS.md section 3.5, in numpy: padding included, an exponential average, statistics of the last batch."""
+    """docs/quirks.md, 3.5, in numpy: padding included, an exponential average, statistics of the last batch."""
     words = memory_words(setting, tmp_path, "--algorithm", "legacy", "--passes", passes, f"memory.batch_size={step}")
     done = told(words)
     assert "legacy" not in done.out

@@ -5,8 +5,8 @@ A new kind of task is one file here with a subclass of `Head`, and one line in `
 - the class variables that have no default here;
 - labels: `read_label` (a label in a file -> values);
 - losses: `hard_loss` against labels, `soft_loss` against a teacher;
-- answers: `predicted` (logits -> answers), `in_words` (an answer -> words), `written` and `read_written` (an answer ->
-  JSON and back), `constants` (among which the best constant answer is).
+- answers: `predicted` (logits -> answers), `in_words` (an answer -> words), `written` (an answer -> JSON, which
+  `read_label` reads back), `constants` (among which the best constant answer is).
 
 The other methods fit a head with one row of logits and one label per example; `tokens` shows what to override where
 an example has many labels, `masked_lm` where it has none. A head opens neither files nor models, and knows no task.
@@ -49,7 +49,6 @@ class Head(ABC):
         of_words: each example is a list of words, and each word has a label; the logits are of tokens.
         plain_text: examples are texts without labels; what is predicted are their own hidden tokens.
         reads_first_token: the head reads the last hidden state of the first token only.
-        exact: an answer is right or wrong, which a score is not.
         has_example_classes: whether two examples can be of one class (see `example_classes`).
         published: whether published code distils such a head, so that there is a variant `original`.
     """
@@ -67,7 +66,6 @@ class Head(ABC):
     of_words: ClassVar[bool] = False
     plain_text: ClassVar[bool] = False
     reads_first_token: ClassVar[bool] = True
-    exact: ClassVar[bool] = True
     has_example_classes: ClassVar[bool] = True
     published: ClassVar[bool] = True
 
@@ -108,7 +106,7 @@ class Head(ABC):
 
     @abstractmethod
     def read_label(self, label: str | tuple[str, ...], words: Sequence[str] | None, where: str) -> list[Any]:
-        """The values of an example's label as a file has it: one, or one for each of `words`.
+        """The values of an example's label as a file (or `written`) has it: one, or one for each of `words`.
 
         Args:
             where: file and line, for messages.
@@ -159,14 +157,6 @@ class Head(ABC):
     @abstractmethod
     def written(self, answer: Any) -> Any:
         """The answer to one example as predictions files have it."""
-
-    @abstractmethod
-    def read_written(self, rows: Sequence[Any]) -> np.ndarray:
-        """Answers in the form of `predicted`, from what `written` has made of each example.
-
-        Raises:
-            KeyError, TypeError, ValueError: a row is damaged, or of other classes.
-        """
 
     def prediction_rows(self, examples: Examples | TextSplit, logits: np.ndarray) -> Iterator[dict[str, Any]]:
         """The rows of a predictions file: id, label, prediction, scores (logits in the task's order of classes)."""
@@ -222,31 +212,6 @@ class Head(ABC):
     def same_answer(self, answers: np.ndarray) -> str | None:
         """The answer that is given to every example (or word), in words; None where there are several."""
         return self.in_words(answers[0]) if self.all_equal(answers) else None
-
-    def class_counts(self, answers: np.ndarray, labels: np.ndarray) -> dict[str, tuple[int, int, int]]:
-        """Of each class: how often it is answered rightly, answered, and the right answer."""
-        right, answered, there = (
-            np.bincount(values, minlength=len(self.classes)) for values in (labels[answers == labels], answers, labels)
-        )
-        return {name: (int(right[i]), int(answered[i]), int(there[i])) for name, i in self.numbers.items()}
-
-    def differ(self, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-        """Whether two models' answers (or answers and labels) differ: bool [N], one for each example."""
-        return first != second
-
-    def disputed(self, first: Any, second: Any) -> np.ndarray | None:
-        """The words on which two answers to an example differ; None where an answer is not of words."""
-        return None
-
-    def gap(self, answer: Any, other: Any, first: np.ndarray, second: np.ndarray) -> float:
-        """How far two models' probabilities of the first one's answer lie apart, where the answers differ.
-
-        Args:
-            answer, other: what the two answer to an example. first, second: their scores in its predictions files.
-        """
-        from scipy.special import softmax
-
-        return float(np.abs(softmax(first) - softmax(second))[answer])
 
     def agreement(self, first: np.ndarray, second: np.ndarray) -> float:
         """How alike two models answer: the share of examples (or words) with equal answers."""

@@ -122,10 +122,6 @@ class MaskedLM(Head):
         """The numbers by name."""
         return dict(zip(HIDDEN, np.round(np.asarray(answer, dtype=np.float64), 6).tolist(), strict=True))
 
-    def read_written(self, rows: Sequence[Any]) -> np.ndarray:
-        """The numbers of each text, [N, 6]."""
-        return np.array([[row[name] for name in HIDDEN] for row in rows], dtype=np.float64)
-
     def prediction_rows(self, examples: Examples | TextSplit, logits: np.ndarray) -> Iterator[dict[str, Any]]:
         """The rows of a predictions file: the number of the text, and how its hidden tokens were answered."""
         for identity, row in zip(examples.ids, logits, strict=True):

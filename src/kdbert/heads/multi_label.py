@@ -62,10 +62,6 @@ class MultiLabel(Head):
         """The names of the classes."""
         return [self.classes[number] for number in np.flatnonzero(answer)]
 
-    def read_written(self, rows: Sequence[Any]) -> np.ndarray:
-        """Sets of classes, bool [N, C]."""
-        return np.array([[name in names for name in self.classes] for names in rows])
-
     def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:
         """Of the sets of k classes none finds more than the k that most examples (or documents) have."""
         numbers = np.arange(len(labels)) if groups is None else groups
@@ -73,21 +69,6 @@ class MultiLabel(Head):
         np.logical_or.at(there, numbers, labels)
         rank = np.argsort(np.argsort(-there.sum(0), kind="stable"))
         return [rank < k for k in range(1, labels.shape[1] + 1)]
-
-    def class_counts(self, answers: np.ndarray, labels: np.ndarray) -> dict[str, tuple[int, int, int]]:
-        """Of each class: how often it is answered rightly, answered, and the right answer."""
-        right, answered, there = (values.sum(0) for values in (answers & labels, answers, labels))
-        return {name: (int(right[i]), int(answered[i]), int(there[i])) for name, i in self.numbers.items()}
-
-    def differ(self, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-        """Whether any class differs."""
-        return (first != second).any(1)
-
-    def gap(self, answer: Any, other: Any, first: np.ndarray, second: np.ndarray) -> float:
-        """The widest of the classes that are answered differently."""
-        from scipy.special import expit
-
-        return float(np.abs(expit(first) - expit(second))[answer != other].max())
 
     def agreement(self, first: np.ndarray, second: np.ndarray) -> float:
         """The share of examples with equal sets of classes."""

@@ -27,7 +27,6 @@ class Regression(Head):
     prints = "print(logits[0, 0])"
     problem_type = "regression"
     label_type = np.float32
-    exact = False
 
     @property
     def outputs(self) -> int:
@@ -77,10 +76,6 @@ class Regression(Head):
         """The score."""
         return float(answer)
 
-    def read_written(self, rows: Sequence[Any]) -> np.ndarray:
-        """Scores, [N]."""
-        return np.array(rows, dtype=np.float64)
-
     def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:
         """The mean."""
         return [labels.mean()]
@@ -88,10 +83,6 @@ class Regression(Head):
     def all_equal(self, answers: np.ndarray) -> bool:
         """Whether several scores lie within a thousandth of the largest: what is left is rounding."""
         return len(answers) > 1 and bool(np.ptp(answers) <= SAME_SCORE * np.abs(answers).max())
-
-    def gap(self, answer: Any, other: Any, first: np.ndarray, second: np.ndarray) -> float:
-        """The difference of the scores."""
-        return float(np.abs(answer - other))
 
     def agreement(self, first: np.ndarray, second: np.ndarray) -> float:
         """The Pearson correlation of the scores."""

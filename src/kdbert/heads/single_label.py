@@ -50,12 +50,6 @@ class SingleLabel(Head):
         """The name of the class."""
         return self.classes[answer]
 
-    def read_written(self, rows: Sequence[Any]) -> np.ndarray:
-        """Class numbers, [N]."""
-        return np.array(
-            [self.numbers[name] for name in rows], dtype=np.int16 if len(self.classes) < 2**15 else np.int64
-        )
-
     def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:
         """A metric treats all classes alike but for one that it names: the best is that one or the commonest other."""
         commonest = np.argsort(-np.bincount(labels), kind="stable")[:2].tolist()

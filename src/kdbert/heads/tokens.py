@@ -83,10 +83,6 @@ class Tokens(Head):
         """The tags of an example's words."""
         return [self.classes[tag] for tag in answer]
 
-    def read_written(self, rows: Sequence[Any]) -> np.ndarray:
-        """Tags of all words, [W]."""
-        return np.array([self.numbers[tag] for tags in rows for tag in tags])
-
     def places(self, part: Examples | TextSplit) -> Sequence[int | slice]:
         assert isinstance(part, Examples)
         ends = part.word_offsets.tolist()
@@ -95,23 +91,3 @@ class Tokens(Head):
     def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:
         """Every tag: one may be the best that no word has."""
         return list(range(len(self.classes)))
-
-    def class_counts(self, answers: np.ndarray, labels: np.ndarray) -> dict[str, tuple[int, int, int]]:
-        """Of each tag but O, word by word."""
-        return {name: counts for name, counts in super().class_counts(answers, labels).items() if name != OUTSIDE}
-
-    def differ(self, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-        """Whether any word of an example differs."""
-        assert groups is not None
-        return np.bincount(groups[first != second], minlength=int(groups.max()) + 1) > 0
-
-    def disputed(self, first: Any, second: Any) -> np.ndarray | None:
-        """The numbers of the words."""
-        return np.flatnonzero(first != second)
-
-    def gap(self, answer: Any, other: Any, first: np.ndarray, second: np.ndarray) -> float:
-        """The widest of the words that are tagged differently."""
-        from scipy.special import softmax
-
-        apart = np.abs(softmax(first, axis=-1) - softmax(second, axis=-1))
-        return float(apart[np.arange(len(answer)), answer][answer != other].max())

@@ -294,7 +294,7 @@ class Run:
             accelerator.init_trackers("kdbert", config={"recipe": recipe.yaml()})
         diagnostics = self._diagnostics() if recipe.output.diagnose else None
         scored = time.perf_counter()
-        teachers = self._ready_teachers()
+        teachers = self.ready_teachers()
         teacher_seconds += time.perf_counter() - scored
         newest: dict[str, Answers] = {}  # of the last evaluation
 
@@ -338,7 +338,7 @@ class Run:
         accelerator.wait_for_everyone()
         return folder.result()
 
-    def _ready_teachers(self) -> list[Teacher]:
+    def ready_teachers(self) -> list[Teacher]:
         """The teachers as training reads them; their networks are freed where all of it is stored."""
         method, centroids = self.module.method, self.centroids
         made_with = centroids.fingerprint if centroids is not None else ""
