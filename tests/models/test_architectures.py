@@ -28,7 +28,6 @@ from kdbert.tasks.spec import TaskSpec
 from kdbert.training.forward import check_runs, pass_over, run_model
 from kdbert.training.precision import make_accelerator
 from small_architectures import (
-from small_run import predict
     LAYERS,
     MORE,
     PAIR,
@@ -45,6 +44,7 @@ from small_run import predict
     variants,
     worst,
 )
+from small_run import predict
 
 CLOSE = 1e-5
 LONGEST = 64
@@ -87,7 +87,6 @@ class Opened:
         return library_logits(library, self.tokenizer, self.first, self.second, self.length)
 
     def difference(self, model: Any, expected: list[np.ndarray], size: int) -> float:
-        accelerator = make_accelerator()
         found = predict(model, self.data, size)
         return worst(found, expected, self.data.offsets)
 

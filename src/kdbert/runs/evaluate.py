@@ -85,8 +85,8 @@ def evaluate(
         raise UserError(f"plain text has no {split} split; name a file with --corpus")
     if spec.own is not None and split == "test" and "test" not in spec.splits:
         raise UserError(f"{model} was made without a test file; name one with --test-file")
-    saved.check()
     parts = {name: saved.load(name) for name in spec.split_names(split)}
+    saved.check()
     before = spec.name if trained is None or trained.task.name == CUSTOM else trained.task.name
     if before != spec.name and (spec.name, before) != ("ax", "mnli"):
         log.warning("%s was trained on %s and is scored on %s", model, before, spec.name)
