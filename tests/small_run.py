@@ -129,9 +129,8 @@ class Parts:
     def live_teacher(self, number: int = 0) -> LiveTeacher:
         """A teacher, run on each batch."""
         teacher = self.run.teachers[number]
-        assert teacher.columns is not None
         precision, needs = self.run.session.precision, self.run.job.needs
-        return LiveTeacher(teacher.network, teacher.columns, precision, needs, self.module.method)
+        return LiveTeacher(teacher.network, teacher.columns or [], precision, needs, self.module.method)
 
     def stored_teacher(self) -> StoredTeacher:
         """What is read of the teacher, computed once."""

@@ -22,6 +22,7 @@ import pytest
 
 from bombs import bombs
 from conftest import VOCABULARY, make_bert
+from kdbert.disk.sealed import sealed
 
 Words = list[Any]
 DEEP = "[" * 100_000  # JSON that Python's reader does not get to the end of
@@ -429,7 +430,7 @@ def model_for_pictures(world: World) -> Words:
 
 @wrong("unfinished", "not finished", "running")
 def unfinished_run_as_teacher(world: World) -> Words:
-    world.write("unfinished/run.json", '{"status": "running"}')
+    world.write("unfinished/run.json", json.dumps(sealed({"status": "running"})))
     return world.distill("--teacher", "unfinished")
 
 
