@@ -1085,7 +1085,7 @@ def train_memory_to_a_place_below_a_file(world: World) -> Words:
     return train_memory(world, "--output", "mine/m.safetensors")
 
 
-@wrong("memory.file", "leave it away")
+@wrong("memory.file", "unset it")
 def train_memory_of_a_file(world: World) -> Words:
     words = [word for word in train_memory(world) if word not in ("--centroids", 5)]
     return [*words, "memory.file=m.safetensors"]
