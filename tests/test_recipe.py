@@ -114,7 +114,7 @@ def test_an_unknown_method_does_not_hide_the_other_errors() -> None:
     ("tree", "told"),
     [
         ({"student": {"layers": 3, "init": "1,2"}}, "layers is 3, but init names 2"),
-        ({"student": {"init": [1, 1]}}, "once each"),
+        ({"student": {"init": [1, 1]}}, "init"),
         ({"student": {"init": "0,2"}}, "start at 1"),
         ({"student": {"init": "two"}}, "first, last, even"),
         ({"train": {"accumulation": 64}}, "accumulation"),
