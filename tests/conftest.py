@@ -1,4 +1,4 @@
-"""Shared fixtures: real data, golden cases, a tiny random BERT, the command in this process and in its own."""
+"""Shared fixtures: real data, a tiny random BERT, the command in this process and in its own."""
 
 from __future__ import annotations
 
@@ -50,15 +50,6 @@ def data_dir() -> Path:
 def glue_dir(data_dir: Path) -> Path:
     """GLUE's official files."""
     return data_dir / "glue"
-
-
-@pytest.fixture(scope="session")
-def golden_dir() -> Path:
-    """Expected values of the original implementations: KDBERT_GOLDEN_DIR, by default ../shared/golden."""
-    folder = Path(os.environ.get("KDBERT_GOLDEN_DIR", SHARED / "golden"))
-    if not (folder / "manifest.json").is_file():
-        _absent(f"no golden cases in {folder} (set KDBERT_GOLDEN_DIR)")
-    return folder
 
 
 WORDS = (

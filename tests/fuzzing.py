@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 
-from kdbert.centroids.file import Memory, _whole
+from kdbert.centroids.file import Centroids, _checksum
 from kdbert.data.corpus import read_texts
+from kdbert.data.data_file import open_data_file
 from kdbert.data.download import unpack
 from kdbert.data.files import read_lines
-from kdbert.data.tables import read_table
 from kdbert.disk.files import sha256
 from kdbert.disk.sealed import KEY, sealed
 from kdbert.errors import UserError
@@ -53,7 +53,7 @@ method: {name: cka-ilg, variant: corrected, sigma: 0.5, layer_map: "2:1"}
 teachers: [{model: runs/t, labels: [a, b]}]
 student: {model: bert-base-uncased, init: [1, 3]}
 memory: {centroids: 9, algorithm: kmeans}
-train: {epochs: 3, learning_rate: 1e-4, warmup: 0.1, selection: best, patience: 2, cache_for: "kd,ics"}
+train: {epochs: 3, learning_rate: 1e-4, warmup: 0.1, selection: best, patience: 2}
 seed: 3
 output: &o {runs_dir: runs, tracker: []}
 """
@@ -107,7 +107,7 @@ def contents(draw: st.DrawFn, samples: list[bytes]) -> bytes:
 
 def read_custom(path: Path) -> object:
     """A person's own file, as task custom reads it."""
-    table = read_table(path)
+    table = open_data_file(path)
     text, label = infer_columns(table, None, None)
     return list(own_rows(table, Own(text, label), True))
 
@@ -151,15 +151,14 @@ def sealed_anew(path: Path) -> None:
 
 
 def read_memory(path: Path) -> object:
-    """A memory whose checksums are those of what it holds now, where it can be read at all."""
+    """A memory file whose checksum is that of what it holds now, where it can be read at all."""
     with contextlib.suppress(Exception):
         with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["memory"])
+            facts = json.loads(file.metadata()["kdbert"])
             tensors = {name: file.get_tensor(name) for name in ("centroids", "counts", "assignments")}
-        memory = Memory(tensors["centroids"], tensors["counts"], facts["about"])
-        facts |= {"sha256": memory.fingerprint, "whole": _whole(tensors, memory.about)}
-        save_file(tensors, path, {"memory": json.dumps(facts)})
-    return Memory.load(path)
+        facts["sha256"] = _checksum(tensors, facts["about"])
+        save_file(tensors, path, {"kdbert": json.dumps(facts)})
+    return Centroids.load(path)
 
 
 def read_run_json(path: Path) -> object:
@@ -199,7 +198,8 @@ def targets(folder: Path, tokenizer: Any) -> dict[str, Target]:
         tokenizer: any fast one.
     """
     memory = folder / "sample.safetensors"
-    Memory(torch.ones(2, 3, 4), torch.tensor([1, 1]), {"task": "rte", "layer": 2}).save(memory, torch.tensor([0, 1]))
+    centroids = Centroids(torch.ones(2, 3, 4), torch.tensor([1, 1]), {"task": "rte", "layer": 2})
+    centroids.save(memory, torch.tensor([0, 1]))
     kept = save({"logits": torch.ones(3, 2)}, {"sha256": "0" * 64})
     weights = save({"a": torch.ones(2, 2)})
     json_lines = b'{"text": "good", "label": "x"}\n{"text": "bad", "label": 1.5, "id": null}\n'

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,8 +18,11 @@ from accelerate import Accelerator
 from kdbert.data.encode import Encoded
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import resolve_distill
-from kdbert.runs.execute import Job
-from kdbert.runs.plan import Plan
+from kdbert.runs.checks import check
+from kdbert.runs.execute import Run, execute
+from kdbert.runs.folder import RunResult
+from kdbert.runs.inputs import Inputs
+from kdbert.runs.job import Job
 from kdbert.training.forward import StudentWithMethod, pass_over
 from kdbert.training.teacher import LiveTeacher, StoredTeacher, kinds_of, layers_read, quantities
 
@@ -107,53 +109,56 @@ class Parts:
     """What `train` and `forward_backward` work on, built as a run builds it."""
 
     recipe: Recipe
-    job: Job
+    run: Run
 
     @property
     def module(self) -> StudentWithMethod:
         """Student and method."""
-        return self.job.module
+        return self.run.module
 
     @property
     def data(self) -> Encoded:
         """The tokenised training split."""
-        return self.job.encoded["train"]
+        return self.run.job.encoded["train"]
 
     @property
     def accelerator(self) -> Accelerator:
         """Device and processes."""
-        return self.job.accelerator
+        return self.run.session.accelerator
 
     def live_teacher(self, number: int = 0) -> LiveTeacher:
         """A teacher, run on each batch."""
-        plan = self.job.plan
-        return LiveTeacher(
-            self.job.teachers.models[number],
-            plan.teacher_permutations[number],
-            self.job.precision,
-            plan.needs,
-            self.module.method,
-        )
+        teacher = self.run.teachers[number]
+        precision, needs = self.run.session.precision, self.run.job.needs
+        return LiveTeacher(teacher.network, teacher.columns or [], precision, needs, self.module.method)
 
     def stored_teacher(self) -> StoredTeacher:
         """What is read of the teacher, computed once."""
-        needs, method = self.job.plan.needs, self.module.method
+        needs, method, teacher = self.run.job.needs, self.module.method, self.run.teachers[0]
+        assert teacher.columns is not None
         values = pass_over(
-            self.job.teachers.models[0],
+            teacher.network,
             self.data,
             lambda seen, batch: quantities(needs, method, seen),
             kinds_of(needs, self.data.logits_of),
             layers=layers_read(needs),
             batch_size=64,
-            precision=self.job.precision,
+            precision=self.run.session.precision,
             accelerator=self.accelerator,
         )
-        return StoredTeacher(values, self.data, self.job.plan.teacher_permutations[0], self.accelerator.device, needs)
+        return StoredTeacher(values, self.data, teacher.columns, self.accelerator.device, needs)
+
+
+def run_recipe(recipe: Recipe) -> RunResult:
+    """Run a resolved recipe in its folder."""
+    job = Job("student", recipe, Inputs())
+    check(job)
+    return execute(job)
 
 
 def build(recipe: Recipe) -> Parts:
     """Load everything that a recipe names."""
-    return Parts(recipe, Job(Plan(recipe)))
+    return Parts(recipe, Run(Job("student", recipe, Inputs())))
 
 
 def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -201,23 +206,6 @@ def ragged_rows(parts: Parts) -> np.ndarray:
     return next(rows for rows in order if len(rows) != BATCH)
 
 
-def run_command(words: list[str], output: Path, file_limit: int | None = None) -> None:
-    """Body of a process that runs the command; what it prints goes to `output`.
-
-    Args:
-        file_limit: no file may grow beyond so many bytes, as on a full disk.
-    """
-    target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(target, 1)
-    os.dup2(target, 2)
-    if file_limit is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    from kdbert.cli import main
-
-    sys.argv = ["kdbert", *words]
-    main()
-
-
 def start_torchrun(*words: object) -> subprocess.Popen[str]:
     """Start words in two processes on this machine."""
     return subprocess.Popen(
@@ -227,14 +215,3 @@ def start_torchrun(*words: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def torchrun(*words: object) -> subprocess.CompletedProcess[str]:
-    """Run words in two processes on this machine to their end."""
-    with start_torchrun(*words) as process:
-        try:
-            out, err = process.communicate(timeout=300)
-        except BaseException:
-            process.terminate()  # which ends the two as well
-            raise
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)

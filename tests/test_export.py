@@ -203,7 +203,7 @@ def test_what_cannot_be_exported_is_refused_in_one_sentence(
     for words, told in {
         ("export", run, "--format", "onx"): "--format 'onx' is unknown; did you mean 'onnx'?",
         ("export", tiny_bert): "is no run folder, so its task is not known; name it with --task",
-        ("export", tiny_bert, "--task", "rte"): "has no trained classification head",
+        ("export", tiny_bert, "--task", "rte"): "has no trained head for task",
         ("export", masked, "--task", "corpus"): "is a masked-LM, which answers no task yet",
         ("export", run, "--output-dir", damaged): "export.json is damaged",
     }.items():
@@ -220,13 +220,13 @@ def test_what_cannot_be_exported_is_refused_in_one_sentence(
 def test_numbers_of_a_batch_do_not_depend_on_padding_in_float32(run: Path, kdbert: KDBERT) -> None:
     from kdbert.data.encode import encode
     from kdbert.export import OnnxModel
-    from kdbert.runs.answers import saved_classifier
+    from kdbert.runs.answers import saved_model
     from kdbert.training.forward import predict
     from kdbert.training.precision import make_accelerator
 
     assert kdbert("export", run).code == 0
-    saved = saved_classifier(str(run))
-    data = encode(saved.load("dev"), saved.tokenizer(), saved.max_length)
+    saved = saved_model(str(run))
+    data = encode(saved.examples("dev"), saved.tokenizer, saved.max_length)
     model = OnnxModel(run / "export" / "onnx", saved.way)
     one, many = (
         predict(model, data, batch_size=size, precision="fp32", accelerator=make_accelerator()) for size in (1, 32)

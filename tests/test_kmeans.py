@@ -1,10 +1,11 @@
-"""k-means that reads its examples in batches, and the memory file: true means, and nothing wrong is ever read."""
+"""k-means that reads its examples in batches, and the centroids' file: true means, and nothing wrong is ever read."""
 
 from __future__ import annotations
 
 import json
 import pickle
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,8 +17,11 @@ from hypothesis import strategies as st
 
 from kdbert import UserError
 from kdbert.centroids.algorithm import Clusters, FeatureBatch, Features, kmeans, lloyd, spread_out
-from kdbert.centroids.file import Memory
-from kdbert.training.memory import about_memory
+from kdbert.centroids.builder import centroids_path, find_or_build
+from kdbert.centroids.file import Centroids, Description, Origin
+from kdbert.errors import Interrupted
+from kdbert.recipe.sections import MemorySection
+from kdbert.training.precision import make_accelerator
 
 COUNT, WIDTH = 200, 12
 
@@ -146,52 +150,45 @@ def test_the_distance_falls_from_pass_to_pass() -> None:
 
 # ---- the file
 
-ABOUT = {
-    "task": "rte",
-    "train_file": "",
-    "teacher": "abc",
-    "layer": 3,
-    "width": 4,
-    "max_length": 64,
-    "algorithm": "kmeans",
-}
+ORIGIN = Origin(task="rte", train_file="", teacher="abc", layer=3, width=4, max_length=64)
+ABOUT = {**asdict(ORIGIN), "algorithm": "kmeans"}
 
 
 @pytest.fixture
-def memory() -> Memory:
+def made() -> Centroids:
     """Three centroids of 5 tokens and width 4."""
     centroids = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
-    return Memory(centroids, torch.tensor([2, 1, 1]), dict(ABOUT))
+    return Centroids(centroids, torch.tensor([2, 1, 1]), dict(ABOUT))
 
 
 @pytest.fixture
-def file(memory: Memory, tmp_path: Path) -> Path:
+def file(made: Centroids, tmp_path: Path) -> Path:
     """The same, saved."""
-    memory.save(tmp_path / "memory.safetensors", torch.tensor([0, 0, 1, 2]))
+    made.save(tmp_path / "memory.safetensors", torch.tensor([0, 0, 1, 2]))
     return tmp_path / "memory.safetensors"
 
 
-def test_the_file_is_one_safetensors_file_that_says_what_it_is(memory: Memory, file: Path) -> None:
+def test_the_file_is_one_safetensors_file_that_says_what_it_is(made: Centroids, file: Path) -> None:
     from safetensors import safe_open
 
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     with safe_open(file, framework="pt") as opened:
         assert sorted(opened.keys()) == ["assignments", "centroids", "counts"]
-        assert torch.equal(opened.get_tensor("centroids"), memory.centroids)
+        assert torch.equal(opened.get_tensor("centroids"), made.values)
         assert opened.get_tensor("assignments").tolist() == [0, 0, 1, 2]
-        facts = json.loads(opened.metadata()["memory"])
+        facts = json.loads(opened.metadata()["kdbert"])
         assert facts["about"] == ABOUT
-    again = Memory.load(file)
-    assert torch.equal(again.centroids, memory.centroids)
+    again = Centroids.load(file)
+    assert torch.equal(again.values, made.values)
     assert again.counts.tolist() == [2, 1, 1]
-    assert (again.about, again.fingerprint) == (ABOUT, memory.fingerprint)
+    assert (again.about, again.fingerprint) == (ABOUT, made.fingerprint)
 
 
-def test_the_same_memory_is_the_same_file_to_the_byte(memory: Memory, tmp_path: Path) -> None:
+def test_the_same_centroids_are_the_same_file_to_the_byte(made: Centroids, tmp_path: Path) -> None:
     """A recipe's memory.file counts by what is in the file, and train-memory --output compares files."""
     files = [tmp_path / f"{number}.safetensors" for number in range(8)]
     for file in files:
-        memory.save(file, torch.tensor([0, 0, 1, 2]))
+        made.save(file, torch.tensor([0, 0, 1, 2]))
     assert len({file.read_bytes() for file in files}) == 1
 
 
@@ -231,34 +228,34 @@ def foreign(content: bytes) -> bytes:
         (cut, "cannot be read"),
         (flip, "is damaged"),
         (pickled, "cannot be read"),
-        (foreign, "is no memory of kdbert"),
+        (foreign, "is not a memory file"),
         (lambda content: b"", "cannot be read"),
         (lambda content: b"{}", "cannot be read"),
     ],
     ids=["cut", "flip", "pickled", "foreign", "empty", "text"],
 )
-def test_what_is_no_whole_memory_is_refused(
+def test_a_file_that_is_not_whole_is_refused(
     file: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[bytes], bytes], told: str
 ) -> None:
     monkeypatch.chdir(file.parent)
     file.write_bytes(spoil(file.read_bytes()))
     with pytest.raises(UserError) as error:
-        Memory.load(file)
+        Centroids.load(file)
     assert str(file) in str(error.value)
     assert told in str(error.value)
     assert "\n" not in str(error.value)
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
-def test_whichever_bit_is_wrong_no_wrong_centroid_is_read(memory: Memory, file: Path) -> None:
+def test_whichever_bit_is_wrong_no_wrong_centroid_is_read(made: Centroids, file: Path) -> None:
     whole = file.read_bytes()
     for place in range(len(whole)):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
         try:
-            found = Memory.load(file)
+            found = Centroids.load(file)
         except UserError:
             continue
-        assert torch.equal(found.centroids, memory.centroids), place
+        assert torch.equal(found.values, made.values), place
 
 
 @pytest.mark.parametrize(
@@ -275,32 +272,76 @@ def test_whichever_bit_is_wrong_no_wrong_centroid_is_read(memory: Memory, file: 
     ids=str,
 )
 def test_a_memory_of_something_else_is_refused_with_what_differs(
-    memory: Memory, there: dict[str, object], told: str
+    made: Centroids, there: dict[str, object], told: str
 ) -> None:
-    other = Memory(memory.centroids, memory.counts, {**ABOUT, **there})
+    other = Centroids(made.values, made.counts, {**ABOUT, **there})
     with pytest.raises(UserError) as error:
-        other.check("m.safetensors", ABOUT, "corrected")
+        other.check("m.safetensors", ORIGIN, "corrected")
     assert told in str(error.value)
     assert "m.safetensors" in str(error.value)
 
 
-def test_a_memory_that_fits_is_taken_and_one_too_short_is_not(memory: Memory) -> None:
-    memory.check("m", ABOUT, "corrected")
-    memory.check_length("m", 5)
-    Memory(memory.centroids, memory.counts, {**ABOUT, "algorithm": "legacy"}).check("m", ABOUT, "original")
+def test_a_memory_that_fits_is_taken_and_one_too_short_is_not(made: Centroids) -> None:
+    made.check("m", ORIGIN, "corrected", 5)
+    Centroids(made.values, made.counts, {**ABOUT, "algorithm": "legacy"}).check("m", ORIGIN, "original")
     with pytest.raises(UserError, match="5 tokens long, the longest training example has 6"):
-        memory.check_length("m", 6)
+        made.check("m", ORIGIN, "corrected", 6)
 
 
-def test_every_way_of_making_a_memory_stands_in_its_description() -> None:
-    """Two memories that may differ must not have one name."""
-    from kdbert.recipe.sections import MemorySection
+# ---- found or built
 
-    of = {"task": "rte", "train_file": "", "teacher": "a", "layer": 1, "width": 2, "max_length": 3}
-    plain = about_memory(MemorySection(), of, data="b", precision="fp32")
-    for key, value in {"centroids": 7, "algorithm": "legacy", "passes": 9, "batch_size": 4, "seed": 2}.items():
-        assert about_memory(MemorySection.model_validate({key: value}), of, data="b", precision="fp32") != plain, key
-    for key in of:
-        assert about_memory(MemorySection(), {**of, key: "other"}, data="b", precision="fp32") != plain, key
-    assert about_memory(MemorySection(), of, data="c", precision="fp32") != plain
-    assert about_memory(MemorySection(), of, data="b", precision="bf16") != plain
+SECTION = {"centroids": 5, "algorithm": "kmeans", "passes": 20, "batch_size": 1, "seed": 1}
+WANTED = Description(**{**asdict(ORIGIN), "width": 3}, data="d", precision="fp32", **SECTION)
+
+
+def build(path: Path, features: torch.Tensor, wanted: Description = WANTED, size: int = 32) -> Centroids:
+    """What a run does: features of four tokens and width 3."""
+    return find_or_build(
+        path, wanted, lambda: in_batches(features, size), examples=COUNT, length=4, accelerator=make_accelerator()
+    )
+
+
+def test_a_file_is_built_once_and_then_found(tmp_path: Path) -> None:
+    features, file = some_features().float(), tmp_path / "runs" / "m.safetensors"
+    built = build(file, features)
+    assert built.values.shape == (5, 4, 3)
+    assert built.about["examples"] == COUNT
+    expected = kmeans(in_batches(features, 32), COUNT, 5, WIDTH, seed=1, passes=20)
+    assert torch.equal(built.values.flatten(1), expected.centroids)
+    assert torch.equal(built.counts, expected.counts)
+    content = file.read_bytes()
+    assert torch.equal(build(file, torch.zeros(COUNT, WIDTH)).values, built.values)  # no feature is read
+    file.write_bytes(content[:-1])
+    build(file, features)
+    assert file.read_bytes() == content
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Interrupted("stopped", 15)], ids=["Ctrl-C", "SIGTERM"])
+def test_of_a_build_that_is_interrupted_nothing_is_kept(tmp_path: Path, stop: BaseException) -> None:
+    def read() -> Iterator[FeatureBatch]:
+        yield FeatureBatch(torch.arange(2), torch.zeros(2, WIDTH))
+        raise stop
+
+    file = tmp_path / "m.safetensors"
+    with pytest.raises(Interrupted) as error:
+        find_or_build(file, WANTED, lambda: read, examples=COUNT, length=4, accelerator=make_accelerator())
+    assert error.value.exit_code == (143 if isinstance(stop, Interrupted) else 130)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(UserError, match="cannot write a memory"):
+        build(tmp_path / "runs" / "m.safetensors", some_features().float())
+
+
+def test_every_way_of_making_centroids_is_in_their_description() -> None:
+    """Two files that may differ must not have one name."""
+    assert set(SECTION) == set(MemorySection.model_fields) - {"file", "train"}
+    other = {**dict.fromkeys(("task", "train_file", "teacher", "data", "precision"), "other"), "algorithm": "legacy"}
+    names = {
+        centroids_path("runs", "t", replace(WANTED, **{field.name: other.get(field.name, 77)}))
+        for field in fields(WANTED)
+    }
+    assert len({*names, centroids_path("runs", "t", WANTED)}) == len(fields(WANTED)) + 1

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from in_processes import manifest, start
-from kdbert.data.examples import Texts
+from kdbert.data.examples import PackedStrings
 from large_runs import descriptors, last_step, resident, watch, write_table
 from small_run import Setting, make_teacher
 
@@ -17,13 +17,13 @@ FEW, MANY = 200, 100_000
 
 def test_packed_texts_are_a_list_of_strings() -> None:
     given = ["", "one", "zwei ä", "三", "🙂\u2028", "\ud800", "", "seven"]
-    packed = Texts(given)
+    packed = PackedStrings(given)
     assert packed == given == packed
     assert list(packed) == given
     assert (packed[2], packed[-1], packed[1:4], packed[::-2]) == (given[2], given[-1], given[1:4], given[::-2])
     assert packed != given[:-1]
     assert packed != [*given[:-1], "eight"]
-    assert not Texts()
+    assert not PackedStrings()
     for place in (8, -9):
         with pytest.raises(IndexError):
             packed[place]

@@ -177,7 +177,7 @@ def test_a_test_file_without_labels_gets_answers_and_no_scores(
         (["--test-file", "none.csv"], "none.csv"),
         (["--test-file", "other.csv"], "no column 'text'"),
         (["--test-file", "words.csv"], "line 2: label 'good'"),
-        (["--test-file", "words.csv", "--split", "dev"], "leave --split out"),
+        (["--test-file", "words.csv", "--split", "dev"], "omit --split"),
     ],
 )
 def test_a_test_file_that_cannot_be_read_so_is_refused(

@@ -1,4 +1,4 @@
-"""Methods of one's own: a file named with --plugin, and a package with an entry point; whatever is wrong with them."""
+"""Methods from outside: a file named with --plugin, a package with an entry point, and what can be wrong with them."""
 
 from __future__ import annotations
 
@@ -41,6 +41,26 @@ def test_the_example_distils(setting: Setting, kdbert: Callable[..., Any], tmp_p
     facts = manifest(tmp_path / "run")
     assert facts["recipe"]["method"] == {"name": "logit-mse", "variant": "corrected", "alpha": 0.3}
     assert "Do Deep Nets Really Need to be Deep?" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+def test_the_guide_has_the_whole_example() -> None:
+    """So what the other tests run is what docs/methods.md explains."""
+    guide = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    docstring, code = EXAMPLE.read_text(encoding="utf-8").split('"""\n\n', 1)
+    assert docstring.startswith('"""')
+    assert block == code
+
+
+def test_what_a_family_shares_is_not_a_method(tmp_path: Path) -> None:
+    shared = HEAD.replace("class LogitMSE(Method[LogitMSEOptions])", "class _Shared(Method[LogitMSEOptions])")
+    (tmp_path / "family.py").write_text(
+        shared + "".join(
+            f"\n\nclass {name}(_Shared):\n    name = {name!r}\n    aliases = ()\n" for name in ("First", "Second")
+        ),
+        encoding="utf-8",
+    )  # fmt: skip
+    assert [method.name for method in load_plugin(tmp_path / "family.py")] == ["First", "Second"]
 
 
 def test_the_example_is_listed_and_shown_only_where_it_is_named(kdbert: Callable[..., Any]) -> None:

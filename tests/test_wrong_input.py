@@ -379,7 +379,7 @@ def model_with_a_config_of_thousands_of_brackets(world: World) -> Words:
 
 @wrong("deep.json", "nested too deeply")
 def configuration_of_thousands_of_brackets(world: World) -> Words:
-    return world.distill("--student-config", world.write("deep.json", DEEP))
+    return world.distill("--student", world.write("deep.json", DEEP))
 
 
 @wrong("run.json", "nested too deeply")

@@ -21,7 +21,7 @@ _ORIGIN = {
     "distill": "kdbert.runs.commands",
     "finetune": "kdbert.runs.commands",
     "train_memory": "kdbert.runs.commands",
-    "evaluate": "kdbert.runs.answers",
+    "evaluate": "kdbert.runs.evaluate",
     "expand_vocab": "kdbert.expansion",
     "KdbertError": "kdbert.errors",
     "UserError": "kdbert.errors",
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from kdbert.errors import KdbertError, UserError
     from kdbert.expansion import expand_vocab
     from kdbert.recipe import Recipe
-    from kdbert.runs.answers import evaluate
     from kdbert.runs.commands import distill, finetune, train_memory
+    from kdbert.runs.evaluate import evaluate
     from kdbert.runs.folder import RunResult
 
 

@@ -18,18 +18,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from kdbert.data.encode import encode
+from kdbert.data.data_file import first_line
 from kdbert.data.examples import Examples
-from kdbert.data.tables import first_line
 from kdbert.disk.files import damaged, move_aside, replace_folder, sha256, write_json
 from kdbert.disk.sealed import sealed, unsealed
 from kdbert.errors import KdbertError, UserError, near_miss
 from kdbert.models.load import load_config
 from kdbert.models.way import INPUTS, Asked, Way, decide
-from kdbert.runs.answers import SavedClassifier, saved_classifier
+from kdbert.runs.answers import Answers, SavedModel, answers, saved_model
 from kdbert.runs.folder import RunFolder
 from kdbert.tasks import get_task
-from kdbert.training.forward import check_runs, predict
+from kdbert.training.forward import check_runs
 from kdbert.training.precision import make_accelerator
 from kdbert.version import __version__
 
@@ -108,8 +107,8 @@ def open_session(folder: Path, threads: int = 0) -> Any:
         raise UserError(f"cannot open {folder / MODEL} ({str(error)[:200]}); export the model again") from None
 
 
-def answers(saved: SavedClassifier, model: Any, examples: Examples) -> np.ndarray:
-    """Logits of all labels of a split in float32, in the order of the task's classes.
+def ask(saved: SavedModel, model: Any, examples: Examples) -> Answers:
+    """Answers to a split in float32.
 
     Args:
         model: `saved.network()`, or an export of it.
@@ -118,15 +117,20 @@ def answers(saved: SavedClassifier, model: Any, examples: Examples) -> np.ndarra
         UserError: the model does not run.
     """
     accelerator = make_accelerator()
-    data = encode(examples, saved.tokenizer(), saved.max_length)
+    data = saved.encode(examples)
     if not isinstance(model, OnnxModel):
         check_runs(model.to(accelerator.device), data, saved.given)
     # In 8 bits all examples of a batch share a scale, so that batches are the harder test.
-    logits = predict(
-        model, data, batch_size=32, precision="fp32", accelerator=accelerator,
-        told=f"{saved.given} on {examples.split}", ids=examples.ids,
+    return answers(
+        model, saved.spec, examples, data, batch_size=32, precision="fp32", accelerator=accelerator,
+        columns=saved.columns, told=f"{saved.given} on {examples.split}",
     )  # fmt: skip
-    return saved.label_logits(logits, data)
+
+
+def agreement(first: Answers, second: Answers) -> float:
+    """How alike two models answer, see `Head.agreement`."""
+    head = first.spec.head
+    return head.agreement(head.predicted(first.logits), head.predicted(second.logits))
 
 
 def export_model(
@@ -171,7 +175,7 @@ def export_model(
         raise UserError(f"--format {format!r} is unknown{near_miss(format, FORMATS)}; expected {' or '.join(FORMATS)}")
     for package in ("onnx", "onnxruntime"):
         _extra(package)
-    saved = saved_classifier(model, task, data_dir=data_dir, labels=labels, max_length=max_length)
+    saved = saved_model(model, task, data_dir=data_dir, labels=labels, max_length=max_length)
     saved.check()
     folder = _folder(saved, format, output_dir)
     bounds = {"min_agreement": min_agreement, "max_drop": max_drop}
@@ -249,7 +253,7 @@ def _extra(package: str) -> Any:
         raise UserError(f"ONNX needs the package {package}: pip install 'kdbert[export]'") from None
 
 
-def _folder(saved: SavedClassifier, format: str, output_dir: str | None) -> Path:
+def _folder(saved: SavedModel, format: str, output_dir: str | None) -> Path:
     if output_dir is not None:
         return Path(output_dir)
     own = saved.trained is not None and saved.trained.task.name == saved.spec.name
@@ -274,11 +278,11 @@ class _Logits(nn.Module):
         return logits
 
 
-def _write_model(saved: SavedClassifier, format: str, folder: Path) -> None:
+def _write_model(saved: SavedModel, format: str, folder: Path) -> None:
     """The model's file, its configuration and its tokenizer."""
     # The plain attention function: the graph has all that it does, whatever the first batch looks like.
-    network = saved.network(decide(load_config(saved.place), saved.spec.kind, saved.given, PLAIN))
-    tokenizer = saved.tokenizer()
+    network = saved.network(decide(load_config(saved.place), saved.spec.head, saved.given, PLAIN))
+    tokenizer = saved.tokenizer
     inputs = [name for name in INPUTS if name in tokenizer.model_input_names]
     pads = tokenizer.pad_token_id is not None
     texts = ["a text", "and a longer one"] if pads else ["a text", "a text"]
@@ -306,7 +310,7 @@ def _write_model(saved: SavedClassifier, format: str, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _unable(saved: SavedClassifier, error: Exception) -> str:
+def _unable(saved: SavedModel, error: Exception) -> str:
     """That a model cannot be exported, and why."""
     return (
         f"{saved.given!r}, a model of type {saved.way.model_type!r}, cannot be exported as ONNX "
@@ -337,7 +341,7 @@ def _built_in(pair: bool) -> Examples:
     return replace(found, split=BUILT_IN, text_b=following, labels=None)
 
 
-def _compare(saved: SavedClassifier, folder: Path) -> tuple[dict[str, Any], list[str]]:
+def _compare(saved: SavedModel, folder: Path) -> tuple[dict[str, Any], list[str]]:
     """Both models' answers on the task's dev splits: differences of logits, agreement, scores.
 
     Returns:
@@ -348,11 +352,11 @@ def _compare(saved: SavedClassifier, folder: Path) -> tuple[dict[str, Any], list
         UserError: dev has no labels, or the files of a registered task are missing.
     """
     unchecked: list[str] = []
-    network, head = saved.network(), saved.spec.head
+    network = saved.network()
     checks: dict[str, Any] = {}
     for split in saved.spec.split_names("dev"):
         try:
-            examples = saved.load(split)
+            examples = saved.examples(split)
         except UserError as error:
             if saved.spec.own is None:
                 raise
@@ -361,25 +365,22 @@ def _compare(saved: SavedClassifier, folder: Path) -> tuple[dict[str, Any], list
             examples = _built_in(saved.spec.pair)
         if examples.labels is None and split not in unchecked:
             raise UserError(f"{split} of task {saved.spec.name!r} has no labels to check an export by")
-        theirs = answers(saved, network, examples)
+        theirs = ask(saved, network, examples)
         try:
-            ours = answers(saved, OnnxModel(folder, saved.way), examples)
+            ours = ask(saved, OnnxModel(folder, saved.way), examples)
         except CannotRun as error:
             raise ExportRefused(_unable(saved, error)) from None
-        difference = np.abs(theirs - ours)
+        difference = np.abs(theirs.logits - ours.logits)
         checks[examples.split] = {
             "examples": len(examples),
             "largest_difference": float(difference.max()),
             "mean_difference": float(difference.mean()),
-            "largest_logit": float(np.abs(theirs).max()),
-            "agreement": head.agreement(head.predicted(theirs), head.predicted(ours)),
+            "largest_logit": float(np.abs(theirs.logits).max()),
+            "agreement": agreement(theirs, ours),
         }
         if examples.labels is not None:
-            checks[examples.split] |= {
-                "metric": saved.spec.metrics[0],
-                "model": saved.score(theirs, examples),
-                "export": saved.score(ours, examples),
-            }
+            scores = {"metric": saved.spec.metrics[0], "model": theirs.scores, "export": ours.scores}
+            checks[examples.split] |= scores
     return checks, unchecked
 
 
@@ -406,7 +407,7 @@ def _refuse_beyond(checks: Mapping[str, Any], format: str, bounds: Mapping[str, 
             raise ExportRefused(f"not exported: on {split} ({found['examples']} examples) {'; '.join(faults)}{cure}")
 
 
-def _readme(saved: SavedClassifier, about: Mapping[str, Any]) -> str:
+def _readme(saved: SavedModel, about: Mapping[str, Any]) -> str:
     """How the folder is used without kdbert, and how it was checked."""
     rows = []
     for split, found in about["checks"].items():

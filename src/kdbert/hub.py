@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: whether it can be reached; a trained model as a repository of it (`--push-to-hub`)."""
+"""The Hugging Face Hub: whether it can be reached, and uploading a trained model (`--push-to-hub`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger("kdbert")
 
 @cache
 def unreachable(timeout: float = 5.0) -> str | None:
-    """Why nothing comes from the Hub's address within some seconds, or None; whatever it answers is an answer."""
+    """Why the Hub's address does not answer within some seconds; None if it does, whatever the answer."""
     import ssl
     import urllib.error
     import urllib.request
@@ -37,7 +37,7 @@ def unreachable(timeout: float = 5.0) -> str | None:
 
 @cache
 def ask_only_if_it_answers() -> None:
-    """Where the Hub cannot be reached, use what was fetched before: the library would go on trying for minutes."""
+    """If the Hub cannot be reached, use only what was fetched before: the library would try for minutes."""
     from huggingface_hub import constants
 
     reason = None if constants.HF_HUB_OFFLINE else unreachable()
@@ -48,27 +48,27 @@ def ask_only_if_it_answers() -> None:
 
 
 class PushFailed(KdbertError):
-    """The Hub did not take the model; the model itself is safe on the disk."""
+    """The Hub did not take the model, which is still on the disk."""
 
 
 def check_repository(name: str) -> None:
-    """Refuse early what could not be pushed to later.
+    """Refuse early what could not be uploaded later.
 
     Raises:
-        UserError: no `owner/name`, or nobody is logged in.
+        UserError: the name is not `owner/name`, there is no network, or nobody is logged in.
     """
     from huggingface_hub import get_token
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UserError(f"--push-to-hub {name!r}: expected OWNER/NAME, such as your-name/clinc150-small")
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
-        raise UserError("--push-to-hub needs the network, and HF_HUB_OFFLINE is set; leave one of them away")
+        raise UserError("--push-to-hub needs the network, and HF_HUB_OFFLINE is set; unset one of them")
     if get_token() is None:
         raise UserError("--push-to-hub needs a token of the Hub: run `hf auth login` once, or set HF_TOKEN")
 
 
 def push(folder: Path, name: str) -> str:
-    """Upload a model folder into a repository, which is made, private, if it is not there.
+    """Upload a model folder to a repository, which is created, private, if it does not exist.
 
     The token is read by huggingface_hub (`hf auth login`, or HF_TOKEN) and written nowhere.
 
@@ -88,9 +88,9 @@ def push(folder: Path, name: str) -> str:
 
     links = [path for path in folder.rglob("*") if path.is_symlink()]
     if links:
-        raise UserError(f"not pushed: {links[0]} is a link, and what it leads to is no part of the model; remove it")
+        raise UserError(f"not pushed: {links[0]} is a link, and its target is not part of the model; remove it")
     if not (folder / "config.json").is_file():
-        raise UserError(f"not pushed: {folder} holds no model any more; pass --overwrite to train it again")
+        raise UserError(f"not pushed: {folder} has no model any more; pass --overwrite to train it again")
     check_repository(name)
     api = HfApi()
     try:
@@ -99,7 +99,7 @@ def push(folder: Path, name: str) -> str:
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = without_credentials(" ".join(str(error).split()))[:200]
         raise PushFailed(
-            f"cannot push to {name}: {reason}; the model lies in {folder}, and the same command tries again"
+            f"cannot push to {name}: {reason}; the model is in {folder}, and the same command tries again"
         ) from None
     shown = without_credentials(str(address))
     log.info("pushed to %s", shown)

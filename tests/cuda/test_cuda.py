@@ -18,9 +18,11 @@ from torch import nn
 
 from kdbert.data.batches import collate
 from kdbert.recipe import Recipe
+from kdbert.training.finite import FiniteWatch
 from kdbert.training.forward import StudentWithMethod
-from kdbert.training.loop import FiniteWatch, build_optimizer, forward_backward
+from kdbert.training.optimizer import build_optimizer
 from kdbert.training.precision import has_bf16_units
+from kdbert.training.step import forward_backward
 from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher
 from small_run import BATCH, Parts, Setting, assert_same_gradients, build, gradients
 
@@ -46,10 +48,10 @@ def deterministic() -> Iterator[None]:
 
 def on_cpu(parts: Parts) -> tuple[StudentWithMethod, LiveTeacher | None]:
     """Copies of student, method and teacher on the CPU."""
-    module, plan, teacher = copy.deepcopy(parts.module).cpu(), parts.job.plan, None
-    if parts.job.teachers.models:
-        model = copy.deepcopy(parts.job.teachers.models[0]).cpu()
-        teacher = LiveTeacher(model, plan.teacher_permutations[0], "fp32", plan.needs, module.method)
+    module, plan, teacher = copy.deepcopy(parts.module).cpu(), parts.run.job, None
+    if parts.run.teachers:
+        model = copy.deepcopy(parts.run.teachers[0].network).cpu()
+        teacher = LiveTeacher(model, parts.run.teachers[0].columns, "fp32", plan.needs, module.method)
     return module, teacher
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdbert.data.batches import Batch, _Gather, classes_of, collate, epoch_batches, evaluation_batches, micro_batches
+from kdbert.data.batches import Batch, _Gather, collate, epoch_batches, evaluation_batches, micro_batches
 from kdbert.data.encode import Encoded, encode
 from kdbert.data.examples import Examples
 from kdbert.recipe.sections import TrainSection
@@ -166,14 +166,6 @@ def test_an_example_meets_its_class_in_class_balanced_batches_of_150_classes() -
         found[name] = np.concatenate(met)
     assert found["random"].mean() < 0.3
     assert found["balanced"].min() == 3
-
-
-def test_classes_of_scores_are_bins_of_one_half_and_labels_stay() -> None:
-    labels = torch.tensor([3, 0, 2])
-    assert torch.equal(classes_of(labels), labels)
-    scores = torch.tensor([0.0, 0.2, 0.3, 0.5, 0.74, 0.76, 1.0, 4.8, 5.0])
-    nearest_half = [0.0, 0.0, 0.5, 0.5, 0.5, 1.0, 1.0, 5.0, 5.0]
-    assert classes_of(scores).tolist() == [2 * value for value in nearest_half]
 
 
 def test_scores_are_put_together_by_their_bin() -> None:

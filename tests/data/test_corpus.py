@@ -89,7 +89,7 @@ def test_what_is_kept_is_used_again_and_made_again_when_damaged(
             ids.write_bytes(damaged)
             assert load() == first
         assert caplog.text.count("tokenising") == 4
-        assert "damaged; it is made again" in caplog.text
+        assert "damaged" in caplog.text
     (tmp_path / "a.txt").write_text("\n".join(lines[:-1]), encoding="utf-8")
     assert load() != first
     assert not list((tmp_path / "kept").glob(".*"))  # nothing half made is left

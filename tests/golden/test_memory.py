@@ -1,18 +1,13 @@
-"""The published memory and its k-means, through the functions that `train-memory` uses (METHODS.md section 3.5)."""
+"""The published memory and its k-means, through the functions that `train-memory` uses (docs/quirks.md, 3.5)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
-from golden_cases import arrays, cases, compare, must_have
+from golden_cases import Case, Values, golden
 
 from kdbert.centroids.algorithm import FeatureBatch, Features, legacy, legacy_statistics, lloyd
-
-FAMILIES = ("memory", "kmeans")
 
 
 def in_batches(features: torch.Tensor, size: int) -> Features:
@@ -25,43 +20,34 @@ def in_batches(features: torch.Tensor, size: int) -> Features:
     return read
 
 
-@pytest.mark.parametrize("case", cases("memory"))
-@pytest.mark.parametrize("size", [2, 5, 100], ids=lambda size: f"read by {size}")
-def test_the_published_memory(case: dict[str, Any], size: int) -> None:
-    inputs, expected = arrays(case)
-    hyper = case["hyper"]
-    features = inputs["teacher_hidden_11"].flatten(1)
-    read, step = in_batches(features, size), hyper["per_gpu_memory_train_batch_size"]
-    mean, std = legacy_statistics(read, step)
-    start, passes = expected["init_centroids"], hyper["memory_num_train_epochs"]
-    first = legacy(read, len(features), start, passes=2, batch_size=step)
-    whole = legacy(read, len(features), start, passes=passes, batch_size=step)
-    assert whole.centroids.shape == (hyper["num_centroid"], features.shape[1])
-    compare(
-        case,
-        {
+@golden("memory")
+def test_the_published_memory(case: Case) -> Iterator[Values]:
+    hyper = case.hyper
+    features = case.inputs["teacher_hidden_11"].flatten(1)
+    step, passes = hyper["per_gpu_memory_train_batch_size"], hyper["memory_num_train_epochs"]
+    start = case.expected["init_centroids"]
+    yield {"init_centroids": None}  # a random draw: given
+    for size in (2, 5, 100):
+        read = in_batches(features, size)
+        mean, std = legacy_statistics(read, step)
+        whole = legacy(read, len(features), start, passes=passes, batch_size=step)
+        assert whole.centroids.shape == (hyper["num_centroid"], features.shape[1])
+        yield {
             "init_mean": torch.tensor(mean, dtype=torch.float64),
             "init_std": torch.tensor(std, dtype=torch.float64),
-            "assignments": first.assignments,
+            "assignments": legacy(read, len(features), start, passes=2, batch_size=step).assignments,
             "centroids": whole.centroids,
-        },
-        expected,
-    )
+        }
 
 
-@pytest.mark.parametrize("case", cases("kmeans"))
-@pytest.mark.parametrize("size", [3, 100], ids=lambda size: f"read by {size}")
-def test_the_published_kmeans(case: dict[str, Any], size: int) -> None:
-    inputs, expected = arrays(case)
-    data, hyper = inputs["X"], case["hyper"]
-    start = inputs["init"] if "init" in inputs else data[inputs["init_indices"]]
+@golden("kmeans")
+def test_the_published_kmeans(case: Case) -> Iterator[Values]:
+    data, hyper = case.inputs["X"], case.hyper
+    start = case.inputs["init"] if "init" in case.inputs else data[case.inputs["init_indices"]]
     snapped = data[torch.cdist(start, data).argmin(1)]  # as the published code does before its first pass
-    found = lloyd(
-        in_batches(data, size), len(data), snapped,
-        passes=hyper["iter_limit"] or None, tolerance=hyper["tol"], refill=False,
-    )  # fmt: skip
-    compare(case, {"assignments": found.assignments, "centers": found.centroids}, expected)
-
-
-def test_the_families_have_cases(golden_dir: Path) -> None:
-    must_have(golden_dir, *FAMILIES)
+    for size in (3, 100):
+        found = lloyd(
+            in_batches(data, size), len(data), snapped,
+            passes=hyper["iter_limit"] or None, tolerance=hyper["tol"], refill=False,
+        )  # fmt: skip
+        yield {"assignments": found.assignments, "centers": found.centroids}

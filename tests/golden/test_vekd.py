@@ -1,32 +1,29 @@
-"""`ve-kd` gives the published terms, total and gradients; what is hidden is what its collator hides (METHODS.md 5)."""
+"""`ve-kd` gives the published terms, total and gradients, and masks the same tokens (docs/quirks.md, 5)."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
-from golden_cases import arrays, as_tensor, batch_of, cases, compare, must_have
+from golden_cases import Case, Values, as_tensor, batch_of, formed, golden
 
 from kdbert.data.masking import Masking
-from kdbert.methods import Context, Models, Outputs, Shape, get_method
+from kdbert.heads import MaskedLM
+from kdbert.methods import Context, MaskedLMOutputs, Models, Shape, get_method
+
+TERMS = ("ce", "mse", "cos", "mlm")
 
 
-@pytest.mark.parametrize("case", cases("vekd"))
-def test_terms_total_and_gradients_are_the_originals(case: dict[str, Any]) -> None:
-    inputs, expected = arrays(case)
-    hyper = case["hyper"]
+@golden("vekd")
+def test_terms_total_and_gradients_are_the_originals(case: Case) -> Iterator[Values]:
+    inputs, hyper = case.inputs, case.hyper
     kind = get_method("ve-kd")
-    names = {"alpha_to": "tolerance"}
-    options = {
-        names.get(key, key): hyper[key]
-        for key in ("alpha_ce", "alpha_mse", "alpha_cos", "alpha_mlm", "alpha_to", "temperature")
-    }
+    options = case.options(*(f"alpha_{name}" for name in TERMS), "temperature") | {"tolerance": hyper["alpha_to"]}
     method = kind(kind.Options.model_validate({"variant": "original", **options})).double()
     widths = hyper["hidden_teacher"], hyper["hidden_student"]
-    method.prepare(Context(Models(Shape(2, widths[1]), (Shape(3, widths[0]),)), batch_size=1))
+    method.prepare(Context(Models(Shape(2, widths[1]), (Shape(3, widths[0]),)), MaskedLM(), batch_size=1))
     method.double()
     if "dense_weight" in inputs:
         weights = {"projection.weight": inputs["dense_weight"], "projection.bias": inputs["dense_bias"]}
@@ -45,41 +42,32 @@ def test_terms_total_and_gradients_are_the_originals(case: dict[str, Any]) -> No
         return lambda positions, columns=None: values.flatten(0, 1)[positions, :columns]
 
     terms = method(
-        Outputs(torch.empty(0), {2: hidden}, head=head(logits)),
-        [Outputs(torch.empty(0), {3: inputs["teacher_hidden_last"]}, head=head(inputs["teacher_logits"]))],
+        MaskedLMOutputs(head(logits), mask=batch.attention_mask, hidden={2: hidden}),
+        [
+            MaskedLMOutputs(
+                head(inputs["teacher_logits"]),
+                mask=batch.attention_mask,
+                hidden={3: inputs["teacher_hidden_last"]},
+            )
+        ],
         batch,
     )
     terms.total.backward()
 
-    compare(
-        case,
-        {
-            "total_loss": terms.total,
-            "n_selected": torch.tensor(float(batch.known_count)),
-            "grad_student_logits": logits.grad,
-            "grad_student_hidden_last": torch.zeros_like(hidden) if hidden.grad is None else hidden.grad,
-            **{
-                f"loss_{name}_after_tolerance": terms.terms[name]
-                for name in ("ce", "mse", "cos")
-                if name in terms.terms
-            },
-            **({"loss_mlm": terms.terms["mlm"]} if "mlm" in terms.terms else {}),
-        },
-        expected,
-    )
-    assert set(terms.terms) == {name for name in ("ce", "mse", "cos", "mlm") if hyper[f"alpha_{name}"]}
+    assert set(terms.terms) == {name for name in TERMS if hyper[f"alpha_{name}"]}
+    yield formed(terms, {"loss_mlm": "mlm", **{f"loss_{name}_after_tolerance": name for name in TERMS[:3]}})
+    yield {
+        "total_loss": terms.total,
+        "n_selected": torch.tensor(float(batch.known_count)),
+        "grad_student_logits": logits.grad,
+        "grad_student_hidden_last": torch.zeros_like(hidden) if hidden.grad is None else hidden.grad,
+    }
 
 
-@pytest.mark.parametrize("case", cases("vekd_collator"))
-def test_what_is_hidden_is_what_the_original_hides(case: dict[str, Any]) -> None:
-    inputs, expected = arrays(case)
-    hyper = case["hyper"]
-    masking = Masking(hyper["mask_token_id"], np.zeros(0, bool), None, hyper["base_vocab"])
-    ids = inputs["input_ids"].numpy()
-    chosen = masking.with_new(ids, inputs["bernoulli_draw"].numpy() == 1)
+@golden("vekd_collator")
+def test_the_same_tokens_are_masked(case: Case) -> Iterator[Values]:
+    masking = Masking(case.hyper["mask_token_id"], np.zeros(0, bool), None, case.hyper["base_vocab"])
+    ids = case.inputs["input_ids"].numpy()
+    chosen = masking.with_new(ids, case.inputs["bernoulli_draw"].numpy() == 1)
     names = ("input_ids", "labels", "token_mask")
-    compare(case, dict(zip(names, map(as_tensor, masking.hide(ids, chosen)), strict=True)), expected)
-
-
-def test_the_families_have_cases(golden_dir: Path) -> None:
-    must_have(golden_dir, "vekd", "vekd_collator")
+    yield dict(zip(names, map(as_tensor, masking.hide(ids, chosen)), strict=True))

@@ -69,7 +69,7 @@ def test_cka_by_hand() -> None:
 
 @few
 @given(st.integers(3, 8), st.integers(1, 6), st.integers(1, 6), st.integers(0, 10**6))
-def test_cka_is_that_of_the_textbook_and_lies_in_0_to_1(rows: int, width: int, other: int, seed: int) -> None:
+def test_cka_is_that_of_the_textbook_and_between_0_and_1(rows: int, width: int, other: int, seed: int) -> None:
     first, second = draw(rows, width, seed=seed), draw(rows, other, seed=seed + 1)
     assert of(first, second).item() == pytest.approx(plain_cka(first, second), rel=1e-9, abs=1e-9)
     assert -1e-12 <= of(first, second).item() <= 1 + 1e-12
@@ -85,7 +85,7 @@ def test_tokens_are_compared_within_each_sample() -> None:
     found = of(first, second)
     assert found.tolist() == pytest.approx([plain_cka(first[i], second[i]) for i in range(4)])
     mean = float(found.mean())
-    assert cka_loss(found).item() == pytest.approx(-math.log(mean + 1e-8))  # the mean stands inside the logarithm
+    assert cka_loss(found).item() == pytest.approx(-math.log(mean + 1e-8))  # the mean is inside the logarithm
 
 
 def test_cka_does_not_see_rotation_scale_or_shift() -> None:
@@ -115,7 +115,7 @@ def test_masked_tokens_are_left_out() -> None:
 
 @pytest.mark.parametrize("extra", [1, 16])
 @pytest.mark.parametrize("garbage", [0.0, 1e3], ids=["zeros", "garbage"])
-def test_what_stands_at_padding_changes_nothing(extra: int, garbage: float) -> None:
+def test_values_at_padding_change_nothing(extra: int, garbage: float) -> None:
     mask = ragged(6, 3, 2, 1)
     features = [draw(4, 6, 3), draw(4, 6, 5, seed=1)]
     more = torch.cat([mask, mask.new_zeros(4, extra)], 1)

@@ -1,4 +1,4 @@
-"""What the losses of `finetune` and `kd` must be by their definitions (METHODS.md section 1)."""
+"""What the losses of `finetune` and `kd` must be by their definitions (docs/quirks.md, 1)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from kdbert.data.batches import Batch
-from kdbert.losses.hard import hard_loss
+from kdbert.heads import Head, Regression, SingleLabel
+from kdbert.losses.hard import cross_entropy, squared_error
 from kdbert.losses.hinton import score_loss, soft_label_loss
-from kdbert.methods import LossTerms, Method, Outputs, get_method
+from kdbert.methods import Context, LossTerms, Models, Outputs, Shape, get_method
 
 
 def logits(rows: int, classes: int, seed: int = 0) -> torch.Tensor:
@@ -27,10 +28,20 @@ def batch_of(labels: torch.Tensor) -> Batch:
     return Batch(ids, ids + 1, None, labels, torch.arange(count), torch.ones(count), 1 / count)
 
 
-def kd(**options: Any) -> Method:
-    """The method with these options."""
-    method = get_method("kd")
-    return method(method.Options.model_validate({"name": "kd", **options}))
+def terms_of(
+    student: torch.Tensor,
+    teachers: list[torch.Tensor],
+    batch: Batch,
+    head: Head = SingleLabel(),
+    method: str = "kd",
+    **options: Any,
+) -> LossTerms:
+    """The terms of a method on logits."""
+    kind = get_method(method)
+    made = kind(kind.Options.model_validate({"name": method, **options}))
+    made.prepare(Context(Models(Shape(1, 1), (Shape(1, 1),) * len(teachers)), head, len(student)))
+    mask = batch.attention_mask
+    return made(Outputs(student, mask=mask), [Outputs(one, mask=mask) for one in teachers], batch)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 5.0])
@@ -82,7 +93,7 @@ def test_one_logit_has_no_soft_loss() -> None:
 def test_extreme_logits_give_finite_losses_and_gradients() -> None:
     student = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
     teacher = torch.tensor([[-1e4, 1e4, 0.0]])
-    loss = soft_label_loss(student, teacher, 1.0).sum() + hard_loss(student, torch.tensor([1])).sum()
+    loss = soft_label_loss(student, teacher, 1.0).sum() + cross_entropy(student, torch.tensor([1])).sum()
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(student.grad).all()
@@ -92,10 +103,10 @@ def test_hard_loss_is_cross_entropy_for_classes_and_squared_error_for_scores() -
     student = logits(5, 3)
     labels = torch.tensor([0, 2, 1, 1, 0])
     expected = -F.log_softmax(student, -1)[torch.arange(5), labels]
-    torch.testing.assert_close(hard_loss(student, labels), expected)
+    torch.testing.assert_close(cross_entropy(student, labels), expected)
     scores = torch.tensor([0.0, 1.5, 5.0, 2.2, 3.0])
     one = logits(5, 1)
-    torch.testing.assert_close(hard_loss(one, scores), (one[:, 0] - scores.double()) ** 2)
+    torch.testing.assert_close(squared_error(one, scores), (one[:, 0] - scores.double()) ** 2)
 
 
 def test_score_loss_is_the_squared_error_between_scores() -> None:
@@ -116,9 +127,9 @@ def test_soft_loss_gradcheck(classes: int, temperature: float) -> None:
 
 def test_hard_and_score_loss_gradcheck() -> None:
     labels = torch.tensor([0, 2, 1])
-    assert torch.autograd.gradcheck(lambda z: hard_loss(z, labels), (logits(3, 4).requires_grad_(),))
+    assert torch.autograd.gradcheck(lambda z: cross_entropy(z, labels), (logits(3, 4).requires_grad_(),))
     scores = torch.tensor([0.5, 1.0, 4.0])
-    assert torch.autograd.gradcheck(lambda z: hard_loss(z, scores), (logits(3, 1).requires_grad_(),))
+    assert torch.autograd.gradcheck(lambda z: squared_error(z, scores), (logits(3, 1).requires_grad_(),))
     teacher = logits(3, 1, seed=1)
     assert torch.autograd.gradcheck(lambda z: score_loss(z, teacher), (logits(3, 1).requires_grad_(),))
 
@@ -135,7 +146,7 @@ def kd_on_scores(variant: str) -> tuple[LossTerms, torch.Tensor, torch.Tensor, t
     """`kd` on a regression batch: terms, student, teacher, labels."""
     student, teacher = logits(5, 1).requires_grad_(), logits(5, 1, seed=1)
     labels = torch.tensor([0.0, 1.0, 2.5, 4.0, 5.0])
-    terms = kd(alpha=0.25, variant=variant)(Outputs(student), [Outputs(teacher)], batch_of(labels))
+    terms = terms_of(student, [teacher], batch_of(labels), Regression(), alpha=0.25, variant=variant)
     return terms, student, teacher, labels
 
 
@@ -157,7 +168,7 @@ def test_corrected_distils_scores_by_their_squared_difference() -> None:
 def test_alpha_weighs_the_hard_loss_and_the_variants_agree_on_classes() -> None:
     student, teacher, labels = logits(5, 3), logits(5, 3, seed=1), torch.tensor([0, 1, 2, 2, 1])
     for variant in ("corrected", "original"):
-        terms = kd(alpha=0.9, temperature=3, variant=variant)(Outputs(student), [Outputs(teacher)], batch_of(labels))
+        terms = terms_of(student, [teacher], batch_of(labels), alpha=0.9, temperature=3, variant=variant)
         hard = F.cross_entropy(student, labels)
         soft = 9 * F.kl_div(
             F.log_softmax(student / 3, -1), F.log_softmax(teacher / 3, -1), reduction="batchmean", log_target=True
@@ -167,19 +178,18 @@ def test_alpha_weighs_the_hard_loss_and_the_variants_agree_on_classes() -> None:
 
 def test_alpha_one_is_fine_tuning_and_needs_no_teacher() -> None:
     student, labels = logits(5, 3), torch.tensor([0, 1, 2, 2, 1])
-    alone = kd(alpha=1.0)
-    terms = alone(Outputs(student), [], batch_of(labels))
-    finetune = get_method("finetune")
-    plain = finetune(finetune.Options(name="finetune"))(Outputs(student), [], batch_of(labels))
+    terms = terms_of(student, [], batch_of(labels), alpha=1.0)
+    plain = terms_of(student, [], batch_of(labels), method="finetune")
     assert terms.total == plain.total
-    assert type(alone).teachers(alone.options) == (0, 0)
+    kd = get_method("kd")
+    assert kd.needs(kd.Options.model_validate({"alpha": 1.0}), None).teachers == (0, 0)
 
 
 def test_rows_that_only_fill_up_a_batch_do_not_count() -> None:
     student, teacher, labels = logits(4, 3), logits(4, 3, seed=1), torch.tensor([0, 1, 2, 0])
-    whole = kd()(Outputs(student), [Outputs(teacher)], batch_of(labels))
+    whole = terms_of(student, [teacher], batch_of(labels))
     filled = batch_of(torch.cat([labels, labels[:1]]))
     filled.valid[4] = 0
     filled.scale = 1 / 4
-    more = kd()(Outputs(torch.cat([student, student[:1]])), [Outputs(torch.cat([teacher, teacher[:1]]))], filled)
+    more = terms_of(torch.cat([student, student[:1]]), [torch.cat([teacher, teacher[:1]])], filled)
     torch.testing.assert_close(more.total, whole.total)

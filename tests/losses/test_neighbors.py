@@ -1,4 +1,4 @@
-"""Distances and neighbours of ICS against plain loops, and the loops of the published code (METHODS.md section 2)."""
+"""Distances and neighbours of ICS against plain loops, and the loops of the published code (docs/quirks.md, 2)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_distances_by_hand() -> None:
 
 
 @pytest.mark.parametrize("extra", [1, 16])
-def test_what_stands_at_padding_changes_no_distance(extra: int) -> None:
+def test_values_at_padding_change_no_distance(extra: int) -> None:
     student, teacher = draw(3, 5, 4), draw(4, 5, 4, seed=1)
     own, other = [5, 2, 3], [1, 5, 3, 4]
     plain = pairwise_mean_square(student, teacher, mask_of(own, 5), mask_of(other, 5))

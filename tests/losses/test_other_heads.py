@@ -1,4 +1,4 @@
-"""Losses of heads that no published code distils: any number of classes, tags of words (METHODS.md, "Other heads")."""
+"""Losses of heads that no published code distils: any number of classes, tags of words (docs/quirks.md, 1)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 
-from kdbert.data.batches import Batch, classes_of
-from kdbert.losses.hard import hard_loss
-from kdbert.losses.hinton import soft_labels_loss
-from kdbert.methods import Outputs, get_method
+from kdbert.data.batches import Batch
+from kdbert.heads import MultiLabel, Tokens
+from kdbert.losses.hard import binary_cross_entropy
+from kdbert.losses.hinton import bernoulli_loss
+from kdbert.methods import Context, Models, Outputs, Shape, get_method
 
 
 def kl(p: float, q: float) -> float:
@@ -28,17 +29,17 @@ def test_any_number_of_classes_by_hand() -> None:
     teacher = torch.tensor([[logit(0.75), logit(0.2)], [logit(0.5), logit(0.3)]], dtype=torch.float64)
     labels = torch.tensor([[True, False], [False, False]])
     hard = [-(math.log(0.5) + math.log(0.8)) / 2, -(math.log(0.1) + math.log(0.9)) / 2]
-    torch.testing.assert_close(hard_loss(student, labels), torch.tensor(hard, dtype=torch.float64))
+    torch.testing.assert_close(binary_cross_entropy(student, labels), torch.tensor(hard, dtype=torch.float64))
     soft = [kl(0.75, 0.5) / 2, (kl(0.5, 0.9) + kl(0.3, 0.1)) / 2]
-    torch.testing.assert_close(soft_labels_loss(student, teacher, 1.0), torch.tensor(soft, dtype=torch.float64))
+    torch.testing.assert_close(bernoulli_loss(student, teacher, 1.0), torch.tensor(soft, dtype=torch.float64))
     tau = 4.0
-    hot = soft_labels_loss(student * tau, teacher * tau, tau)
+    hot = bernoulli_loss(student * tau, teacher * tau, tau)
     torch.testing.assert_close(hot, tau**2 * torch.tensor(soft, dtype=torch.float64))
 
 
 def test_large_logits_of_classes_stay_finite() -> None:
     student = torch.tensor([[300.0, -300.0]], requires_grad=True)
-    loss = soft_labels_loss(student, torch.tensor([[-300.0, -300.0]]), 1.0)
+    loss = bernoulli_loss(student, torch.tensor([[-300.0, -300.0]]), 1.0)
     loss.sum().backward()
     assert loss.isfinite().all()
     assert student.grad is not None
@@ -54,7 +55,9 @@ def terms(
     rows, length = labels.shape
     ids = torch.zeros(rows, length, dtype=torch.int64)
     batch = Batch(ids, ids + 1, None, labels, torch.arange(rows), torch.ones(rows), 1 / rows, label_scale=1 / count)
-    return {name: value.item() for name, value in made(Outputs(student), [Outputs(teacher)], batch).terms.items()}
+    made.prepare(Context(Models(Shape(1, 1), (Shape(1, 1),)), Tokens(), rows))
+    found = made(Outputs(student, mask=ids + 1), [Outputs(teacher, mask=ids + 1)], batch)
+    return {name: value.item() for name, value in found.terms.items()}
 
 
 @pytest.mark.parametrize("method", ["kd", "multi-kd"])
@@ -83,7 +86,7 @@ def test_a_batch_without_any_tag_has_no_loss() -> None:
 
 def test_examples_are_of_one_class_where_their_sets_of_classes_are_equal() -> None:
     sets = torch.tensor([[i >> bit & 1 for bit in range(10)] for i in range(1024)]).bool()
-    classes = classes_of(sets)
+    classes = MultiLabel().example_classes(sets)
     assert len(classes.unique()) == 1024
-    assert torch.equal(classes_of(sets.clone()), classes)
-    assert len(classes_of(torch.eye(60).bool()).unique()) == 60
+    assert torch.equal(MultiLabel().example_classes(sets.clone()), classes)
+    assert len(MultiLabel().example_classes(torch.eye(60).bool()).unique()) == 60

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from kdbert.centroids.file import Memory
 from kdbert.data.batches import Batch
+from kdbert.heads import Head, SingleLabel
 from kdbert.methods import Context, LossTerms, Method, Models, Outputs, Shape, get_method
 from kdbert.training.teacher import outputs_for
 
 # Teacher and student differ in depth and width, so that whatever needs them equal would fail.
 TEACHER, STUDENT = Shape(5, 6), Shape(3, 4)
 MODELS = Models(student=STUDENT, teachers=(TEACHER,))
-CLASSES, CLUSTERS, MEMORY_LENGTH = 5, 4, 40
+CLASSES, CLUSTERS, CENTROID_LENGTH = 5, 4, 40
 METHODS: dict[str, dict[str, Any]] = {
     "ics": {"name": "ics"},
     "ics on two layers": {"name": "ics", "layer_map": "5:3,4:2"},
@@ -100,25 +100,28 @@ def examples() -> Features:
     return draw_features([7, 3, 5, 2, 6, 4, 7, 3], [0, 1, 0, 2, 0, 1, 0, 0])
 
 
-def draw_memory(models: Models = MODELS, clusters: int = CLUSTERS, length: int = MEMORY_LENGTH) -> Memory:
+def draw_centroids(models: Models = MODELS, clusters: int = CLUSTERS, length: int = CENTROID_LENGTH) -> torch.Tensor:
     """Random centroids in float64, nearly zero towards their end, as those of true means are."""
     generator = torch.Generator().manual_seed(5)
     centroids = torch.randn(clusters, length, models.teachers[0].width, dtype=torch.float64, generator=generator)
-    centroids *= torch.linspace(1, 0, length)[None, :, None]
-    return Memory(centroids, torch.ones(clusters, dtype=torch.int64), {})
+    return centroids * torch.linspace(1, 0, length)[None, :, None]
 
 
 def make_method(
-    options: dict[str, Any], models: Models = MODELS, batch_size: int = 8, memory: Memory | None = None
+    options: dict[str, Any],
+    models: Models = MODELS,
+    batch_size: int = 8,
+    centroids: torch.Tensor | None = None,
+    head: Head = SingleLabel(),
 ) -> Method:
     """The method, prepared as a run does it, in float64."""
     chosen = get_method(options["name"])
     method = chosen(chosen.Options.model_validate(options))
     needs = method.needs(method.options, models)
-    if memory is None and needs.memory_layer is not None:
-        memory = draw_memory(models)
+    if centroids is None and needs.reads_centroids:
+        centroids = draw_centroids(models)
     torch.manual_seed(3)
-    method.prepare(Context(models=models, batch_size=batch_size, memory=memory))
+    method.prepare(Context(models=models, head=head, batch_size=batch_size, centroids=centroids))
     return method.double()
 
 
@@ -169,10 +172,10 @@ def run(method: Method, features: Features, *, extra: int = 0, garbage: float = 
     student = padded(features.student, length, garbage).requires_grad_()
     logits = features.student_logits.clone().requires_grad_()
     teacher = padded(features.teacher, length, garbage)
-    seen = Outputs(features.teacher_logits, dict(enumerate(teacher)), mask)
+    seen = Outputs(features.teacher_logits, mask=mask, hidden=dict(enumerate(teacher)))
     method.zero_grad(set_to_none=True)
     terms = method(
-        Outputs(logits, {layer: student[layer] for layer in needs.student_hidden}, mask),
+        Outputs(logits, mask=mask, hidden={layer: student[layer] for layer in needs.student_hidden}),
         [outputs_for(method, needs, seen)],
         batch_of(features.labels, length),
     )
@@ -249,7 +252,7 @@ def plain_ics(method: Any, features: Features, neighbors: int) -> torch.Tensor:
     return torch.stack(by_pair).mean()
 
 
-def plain_intra(method: Any, features: Features) -> torch.Tensor:
+def plain_intra(features: Features, pairs: Any) -> torch.Tensor:
     """Mean over pairs of -log of the mean CKA of samples with two tokens or more."""
     return torch.stack([
         minus_log(torch.stack([
@@ -257,29 +260,29 @@ def plain_intra(method: Any, features: Features) -> torch.Tensor:
             for t, s in zip(features.teacher, features.student, strict=True)
             if s.shape[1] > 1
         ]).mean())
-        for a, b in method.pairs
+        for a, b in pairs
     ]).mean()  # fmt: skip
 
 
-def plain_local(method: Any, features: Features) -> torch.Tensor:
+def plain_local(features: Features, pairs: Any) -> torch.Tensor:
     """Mean over pairs of -log of the CKA of the batch's samples."""
     length = max(side.shape[1] for side in features.student)
     return torch.stack([
         minus_log(plain_cka(
             torch.stack(rows_of(features.teacher, a, length)), torch.stack(rows_of(features.student, b, length))
         ))
-        for a, b in method.pairs
+        for a, b in pairs
     ]).mean()  # fmt: skip
 
 
-def plain_global(method: Any, features: Features, teacher_layer: int) -> dict[str, torch.Tensor]:
-    """Distances as root mean squares, cosines, and the CKA of the two memories."""
-    memory = method.memory
-    length = memory.centroids.shape[1]
+def plain_global(method: Any, features: Features, pair: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """Distances as root mean squares, cosines, and the CKA of both sides' centroids."""
+    both = method.centroids
+    length = both.teacher.shape[1]
     found = []
     for sides, layer, centroids in (
-        (features.teacher, teacher_layer, memory.memory),
-        (features.student, memory.layer, memory.centroids),
+        (features.teacher, pair[0], both.teacher),
+        (features.student, pair[1], both.student),
     ):
         rows = rows_of(sides, layer, length)
         distances = torch.stack([
@@ -293,7 +296,7 @@ def plain_global(method: Any, features: Features, teacher_layer: int) -> dict[st
     return {
         "distance": F.mse_loss(distances, teacher_distances),
         "cosine": F.mse_loss(cosines, teacher_cosines),
-        "memory_cka": minus_log(plain_cka(memory.memory.flatten(1), memory.centroids.flatten(1))),
+        "memory_cka": minus_log(plain_cka(both.teacher.flatten(1), both.student.flatten(1))),
     }
 
 
@@ -312,9 +315,9 @@ def plain_terms(method: Any, features: Features) -> dict[str, torch.Tensor]:
     if "feature" in pairs:
         found["feature"] = plain_ics(method, features, options.neighbors)
     if "intra" in pairs:
-        found["intra"] = plain_intra(method, features)
+        found["intra"] = plain_intra(features, pairs["intra"])
     if "local" in pairs:
-        found["local"] = plain_local(method, features)
+        found["local"] = plain_local(features, pairs["local"])
     if "global" in pairs:
-        found.update(plain_global(method, features, pairs["global"][0][0]))
+        found.update(plain_global(method, features, pairs["global"][0]))
     return found

@@ -1,4 +1,4 @@
-"""The feature methods in `corrected`: their definitions, and what must not change a loss (DESIGN.md section 5)."""
+"""The feature methods in `corrected`: their definitions, and what must not change a loss."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from feature_cases import (
     STUDENT,
     Features,
     assert_same,
+    draw_centroids,
     draw_features,
-    draw_memory,
     examples,
     make_method,
     plain_terms,
@@ -22,6 +22,7 @@ from feature_cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdbert.heads import Regression
 from kdbert.methods import Models, Shape
 
 every_method = pytest.mark.parametrize("options", METHODS.values(), ids=METHODS.keys())
@@ -71,10 +72,9 @@ def test_padding_changes_nothing(options: dict[str, Any], extra: int, garbage: f
 
 
 @pytest.mark.parametrize("name", ["cka-g", "cka-ilg"])
-def test_padding_beyond_the_memorys_length_changes_nothing(name: str) -> None:
-    """The memory ends where the longest training example does; a batch may be padded further all the same."""
-    memory = draw_memory(length=9)
-    method, features = make_method({"name": name}, memory=memory), examples()
+def test_padding_beyond_the_centroids_length_changes_nothing(name: str) -> None:
+    """Centroids end where the longest training example does; a batch may be padded further all the same."""
+    method, features = make_method({"name": name}, centroids=draw_centroids(length=9)), examples()
     assert_same(run(method, features, extra=16), run(method, features))
 
 
@@ -194,7 +194,7 @@ def test_scores_of_one_half_are_a_class() -> None:
         teacher_logits=features.teacher_logits[:, :1],
         student_logits=features.student_logits[:, :1],
     )
-    terms = run(make_method({"name": "ics"}, EQUAL), scores, models=EQUAL).terms
+    terms = run(make_method({"name": "ics"}, EQUAL, head=Regression()), scores, models=EQUAL).terms
     assert float(terms.monitors["ics/alone"]) == pytest.approx(0.5)  # 1.9 and 2.2 lie around 2.0
     grouped = features.changed(labels=torch.tensor([0, 0, 1, 2]))
     expected = run(make_method({"name": "ics"}, EQUAL), grouped, models=EQUAL).terms.terms["feature"]
@@ -224,7 +224,7 @@ def test_depths_and_widths_may_differ_and_only_ics_has_a_projection(options: dic
         count = 0 if same_width else len(pairs["feature"])
         assert names == {f"projections.{i}.{kind}" for i in range(count) for kind in ("weight", "bias")}
     else:
-        assert names == ({"memory.centroids"} if "global" in pairs else set())
+        assert names == ({"centroids.student"} if "global" in pairs else set())
     assert found.own.keys() == names
     assert all(value.abs().max() > 0 for value in found.own.values())
     read = {layer for some in pairs.values() for _, layer in some}
@@ -246,7 +246,7 @@ def test_a_projection_learns_to_match_the_teacher() -> None:
 
 def test_student_centroids_begin_as_berts_weights_do() -> None:
     for variant, std in (("corrected", 0.02), ("original", 1.0)):
-        centroids: Any = make_method({"name": "cka-g", "variant": variant}).memory.centroids
+        centroids: Any = make_method({"name": "cka-g", "variant": variant}).centroids.student
         assert centroids.shape == (4, 40, STUDENT.width)
         assert float(centroids.detach().std()) == pytest.approx(std, rel=0.15)
 
@@ -300,10 +300,9 @@ def test_a_degenerate_batch_is_never_nan(options: dict[str, Any], kind: str, dty
 
 @pytest.mark.parametrize("name", ["cka-g", "cka-ilg"])
 def test_one_centroid_or_equal_ones_are_never_nan(name: str) -> None:
-    equal = draw_memory()
-    equal.centroids.copy_(equal.centroids[:1].clone().expand_as(equal.centroids))
-    for memory in (draw_memory(clusters=1), equal):
-        method: Any = make_method({"name": name}, memory=memory)
+    drawn = draw_centroids()
+    for centroids in (draw_centroids(clusters=1), drawn[:1].repeat(len(drawn), 1, 1)):
+        method: Any = make_method({"name": name}, centroids=centroids)
         found = run(method, examples())
         assert float(found.terms.terms["memory_cka"]) == pytest.approx(0, abs=1e-7)
         assert all(torch.isfinite(value) for value in found.terms.terms.values())

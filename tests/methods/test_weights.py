@@ -169,9 +169,16 @@ def test_the_scripts_own_defaults_are_the_originals_and_give_negative_weights() 
     assert float(terms.total) == pytest.approx(total)
 
 
+def test_how_many_teachers_are_read_is_known_without_models() -> None:
+    expected = dict.fromkeys(all_methods(), (1, 1)) | {"finetune": (0, 0), "multi-kd": (2, None)}
+    for name, method in all_methods().items():
+        needs = method.needs(method.Options.model_validate({"name": name}), None)
+        assert needs.teachers == expected[name], name
+        assert needs.reads_centroids == (name in ("cka-g", "cka-ilg")), name
+
+
 # --- a weight of 0 needs nothing, and reads nothing ---
 
-NOTHING = {"teacher_logits": False, "teacher_hidden": (), "reduced": (), "memory_layer": None}
 ZERO: list[tuple[dict[str, Any], set[str]]] = [
     ({"name": "kd", "alpha": 0.5}, {"hard", "soft"}),
     ({"name": "ics", "beta": 0}, {"hard", "soft"}),
@@ -204,17 +211,18 @@ def test_a_term_of_weight_0_needs_nothing_and_is_not_there(options: dict[str, An
     assert ("feature" in needs.pairs) == ("feature" in terms)
     assert ("intra" in needs.pairs) == ("intra" in terms)
     assert ("local" in needs.pairs) == ("local" in terms)
-    memory = bool(terms & {"distance", "cosine", "memory_cka"})
-    assert ("global" in needs.pairs) == memory == (needs.memory_layer is not None)
-    assert get_method(options["name"]).reads_memory(method.options) == memory
+    among = bool(terms & {"distance", "cosine", "memory_cka"})
+    assert ("global" in needs.pairs) == among == needs.reads_centroids == (needs.centroids_layer is not None)
+    without_models = method.needs(method.options, None)
+    assert (without_models.teachers, without_models.reads_centroids) == (needs.teachers, among)
     reduced = {quantity.name.partition(".")[0] for quantity in needs.reduced}
-    assert reduced == ({"gram"} if "intra" in terms else set()) | ({"global"} if memory else set())
+    assert reduced == ({"gram"} if "intra" in terms else set()) | ({"global"} if among else set())
     assert bool(needs.teacher_hidden) == bool(terms & {"feature", "local"})
     assert bool(needs.student_hidden) == bool(terms - {"hard", "soft"})
     assert needs.compares_examples == bool(terms & {"feature", "intra", "local"})
     assert needs.compares_tokens == bool(terms & {"feature", "intra"})
     assert not needs.reads_padding
-    assert (list(method.parameters()) != []) == (memory or "feature" in terms)
+    assert (list(method.parameters()) != []) == (among or "feature" in terms)
 
     features = examples()
     if not needs.teacher_logits:  # as a stored teacher hands them out
@@ -240,12 +248,12 @@ def test_a_term_of_weight_0_needs_nothing_and_is_not_there(options: dict[str, An
 def test_without_a_weight_for_the_teacher_no_teacher_is_read(options: dict[str, Any]) -> None:
     chosen = get_method(options["name"])
     made = chosen.Options.model_validate(options)
-    assert chosen.teachers(made) == (0, 0)
     alone = Models(student=Shape(1, 4), teachers=())  # a single layer: no pair would fit
-    assert chosen.needs(made, alone) == Needs()
+    assert chosen.needs(made, alone) == chosen.needs(made, None) == Needs()
     method = make_method(options, alone)
     features = examples()
-    terms = method(Outputs(features.student_logits), [], batch_of(features.labels))
+    batch = batch_of(features.labels)
+    terms = method(Outputs(features.student_logits, mask=batch.attention_mask), [], batch)
     assert terms.terms.keys() == {"hard"}
 
 

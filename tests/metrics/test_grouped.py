@@ -1,9 +1,8 @@
-"""Metrics of documents, entities and words: against seqeval, scikit-learn and the golden case of BLURB."""
+"""Metrics of documents, entities and words: against seqeval and scikit-learn."""
 
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdbert.metrics import constant_answer, score
+from kdbert.metrics import score
 from kdbert.metrics.grouped import GROUPED
 
 PARTS = ("f1", "precision", "recall")
@@ -95,40 +94,6 @@ def test_documents_equal_scikit_learn_over_the_classes_of_their_sentences(
             )
         }
     assert score(tuple(expected), predicted, gold, groups) == pytest.approx(expected, abs=1e-12)
-
-
-def test_golden_documents(golden_dir: Path) -> None:
-    with np.load(golden_dir / "blurb_metrics" / "hoc_a.npz") as case:
-        groups = np.unique(case["in.doc"], return_inverse=True)[1]
-        names = [f"document_{part}" for part in PARTS]
-        result = score(names, case["in.preds"] == 1, case["in.labels"] == 1, groups)
-        expected = {"document_f1": case["out.F1"], "document_precision": case["out.precision"]}
-        expected["document_recall"] = case["out.recall"]
-    assert result == pytest.approx({name: float(number) for name, number in expected.items()}, abs=1e-12)
-
-
-def test_the_constant_answer_of_tags_is_the_best_tag() -> None:
-    tags = flat([["O", "B", "I", "O", "B"]], PLAIN)  # "B" at every word finds the entity of one word
-    assert constant_answer(("entity_f1",), tags, np.zeros(5, int), PLAIN) == pytest.approx({"entity_f1": 2 / 7})
-    whole = flat([["B", "I", "I"], ["B", "I", "I"], ["B"]], PLAIN)
-    groups = np.array([0, 0, 0, 1, 1, 1, 2])
-    assert constant_answer(("entity_f1",), whole, groups, PLAIN) == {"entity_f1": 1.0}  # "I" at every word
-
-
-def all_sets(classes: int) -> list[np.ndarray]:
-    """Every set of classes."""
-    return [np.array(list(np.binary_repr(number, classes)), dtype=int) > 0 for number in range(2**classes)]
-
-
-@given(st.integers(1, 12), st.integers(0, 2**31))
-def test_no_set_of_classes_is_a_better_constant_answer(rows: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    labels, groups = rng.random((rows, 4)) < rng.random(4), rng.integers(0, 3, rows)
-    groups = np.unique(groups, return_inverse=True)[1]
-    names = [f"document_{part}" for part in PARTS]
-    every = [score(names, np.broadcast_to(answer, labels.shape), labels, groups) for answer in all_sets(4)]
-    best = {name: max(one[name] for one in every) for name in names}
-    assert constant_answer(names, labels, groups) == pytest.approx(best, abs=1e-12)
 
 
 def test_counts_add_up_over_groups() -> None:

@@ -12,7 +12,7 @@ import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdbert.metrics import METRICS, constant_answer, one_answer, score
+from kdbert.metrics import METRICS, score
 from kdbert.metrics.grouped import GROUPED
 from kdbert.tasks import get_task, task_names
 
@@ -160,40 +160,3 @@ def test_clinc_metrics_part_the_queries_by_scope() -> None:
     inside = np.array([1, 2])
     assert value("out_of_scope_recall", inside, inside) == 0.0
     assert value("in_scope_accuracy", np.array([150]), np.array([150])) == 0.0
-
-
-def test_the_constant_answer_is_the_best_on_the_split_that_is_scored() -> None:
-    labels = np.array([0, 0, 0, 1])
-    assert constant_answer(("accuracy", "f1"), labels) == pytest.approx({"accuracy": 0.75, "f1": 0.4})
-    assert constant_answer(("matthews_correlation",), labels) == {"matthews_correlation": 0.0}
-    assert constant_answer(("accuracy_and_f1",), np.array([1, 1, 0])) == pytest.approx({"accuracy_and_f1": 11 / 15})
-    scores = np.array([1.0, 2.5, 4.0], dtype=np.float32)
-    assert constant_answer(("pearson_and_spearman",), scores) == {"pearson_and_spearman": 0.0}
-    assert constant_answer(("accuracy",), labels[:0]) == {"accuracy": 0.0}
-
-
-@given(st.lists(st.sampled_from([0, 1, 2, 5, 150]), min_size=1, max_size=30))
-def test_no_class_is_a_better_constant_answer(classes: list[int]) -> None:
-    labels = np.array(classes)
-    names = [name for name in METRICS if "pearson" not in name and name != "spearman"]
-    every = [score(names, np.full_like(labels, answer), labels) for answer in (*range(7), 150)]
-    best = {name: max(one[name] for one in every) for name in names}
-    assert constant_answer(names, labels) == pytest.approx(best, abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("predictions", "same"),
-    [
-        (np.array([1, 1, 1]), True),
-        (np.array([1, 1, 0]), False),
-        (np.array([1]), False),  # of one example nothing can be said
-        (np.array([[True, False], [True, False]]), True),
-        (np.array([[True, False], [True, True]]), False),
-        (np.array([2.7109, 2.7110, 2.7109]), True),
-        (np.array([2.70, 2.71, 2.72]), False),
-        (np.array([1e-6, 2e-6, 3e-6]), False),
-        (np.zeros(3), True),
-    ],
-)
-def test_one_answer_to_everything_is_known(predictions: np.ndarray, same: bool) -> None:
-    assert one_answer(predictions) == same

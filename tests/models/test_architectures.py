@@ -17,6 +17,7 @@ from kdbert.data.encode import Encoded, encode
 from kdbert.data.examples import Examples
 from kdbert.data.masking import vocabulary_size
 from kdbert.errors import UserError
+from kdbert.heads import MaskedLM, SingleLabel
 from kdbert.models.architectures import ARCHITECTURES, CONFIGURATIONS, REFUSED
 from kdbert.models.load import auto_class, load_config, load_tokenizer
 from kdbert.models.locate import ModelPlace, locate
@@ -65,7 +66,7 @@ class Opened:
         self.spec = SEQUENCE if head == "sequence" else TOKEN
         self.place = locate(str(make_model(folder, variant_of(name), head)))
         self.config = load_config(self.place)
-        self.way = decide(self.config, self.spec.kind, name)
+        self.way = decide(self.config, self.spec.head, name)
         self.library = self.load(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.length = min(LONGEST, self.way.limit or LONGEST)
@@ -79,7 +80,7 @@ class Opened:
         self.expected = self.answers(self.library)
 
     def load(self, folder: Path) -> Any:
-        return auto_class(self.spec.kind).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        return auto_class(self.spec.head).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
 
     def answers(self, library: Any) -> list[np.ndarray]:
         return library_logits(library, self.tokenizer, self.first, self.second, self.length)
@@ -102,7 +103,7 @@ def test_answers_cuts_and_hidden_states_are_the_librarys(tmp_path: Path, name: s
     known, depth = ARCHITECTURES[opened.config.model_type], opened.config.num_hidden_layers
     model, kept = open_classifier(opened.place, opened.spec, opened.way, keep_head=False)
     assert kept
-    assert count_parameters(opened.config, opened.spec, name, list(range(1, depth + 1))) == sum(
+    assert count_parameters(opened.config, opened.spec.head, name, list(range(1, depth + 1))) == sum(
         parameter.numel() for parameter in model.parameters()
     )
     largest = max(float(np.abs(one).max()) for one in opened.expected)
@@ -129,7 +130,7 @@ def test_answers_cuts_and_hidden_states_are_the_librarys(tmp_path: Path, name: s
     for init in ("first", "even", "last"):
         picks = kept_layers(depth, depth // 2, init)
         try:
-            check_cut(opened.config, opened.spec.kind, picks, name)
+            check_cut(opened.config, opened.spec.head, picks, name)
         except UserError:
             continue
         small, _ = open_classifier(opened.place, opened.spec, opened.way, keep_head=False, layers=picks)
@@ -176,10 +177,10 @@ def test_what_cannot_be_cut_is_refused(name: str) -> None:
         picks = kept_layers(depth, depth // 2, init)
         if name in CANNOT_BE_CUT or (name in FIRST_LAYERS_ONLY and init != "first"):
             with pytest.raises(UserError, match="layers"):
-                check_cut(config, "single_label", picks, name)
+                check_cut(config, SingleLabel(), picks, name)
         else:
-            check_cut(config, "single_label", picks, name)
-    check_cut(config, "single_label", list(range(1, depth + 1)), name)  # all of them is no cut
+            check_cut(config, SingleLabel(), picks, name)
+    check_cut(config, SingleLabel(), list(range(1, depth + 1)), name)  # all of them is no cut
 
 
 def test_lists_of_layers_are_cut_with_them() -> None:
@@ -194,7 +195,7 @@ def test_lists_of_layers_are_cut_with_them() -> None:
     # As many languages as layers are not of layers.
     config = config_of(Variant("xmod", {"languages": ["a", "b", "c", "d"], "default_language": "a"}))
     assert config.num_hidden_layers == LAYERS
-    check_cut(config, "single_label", [1, 2], "xmod")
+    check_cut(config, SingleLabel(), [1, 2], "xmod")
 
 
 LIMITS = {
@@ -206,7 +207,7 @@ LIMITS = {
 
 @pytest.mark.parametrize("name", sorted(LIMITS))
 def test_the_longest_text_is_what_the_model_can_read(name: str) -> None:
-    way = decide(config_of(variant_of(name)), "single_label", name)
+    way = decide(config_of(variant_of(name)), SingleLabel(), name)
     assert way.limit == LIMITS[name]
     assert "-1" not in way.words()
 
@@ -269,7 +270,7 @@ def test_the_command_refuses_before_anything_is_trained(
 
 def test_plain_text_is_for_types_whose_head_was_tested() -> None:
     with pytest.raises(UserError, match="plain text"):
-        decide(config_of(variant_of("deberta-v2")), "masked_lm", "m")
+        decide(config_of(variant_of("deberta-v2")), MaskedLM(), "m")
 
 
 @pytest.mark.parametrize("name", [name for name, known in ARCHITECTURES.items() if known.masked_lm])
@@ -284,7 +285,7 @@ def test_a_masked_lm_answers_as_the_librarys(tmp_path: Path, name: str) -> None:
     library.save_pretrained(tmp_path)
     tokenizer_of(variant).save_pretrained(tmp_path)
     place = locate(str(tmp_path))
-    way = decide(load_config(place), "masked_lm", name)
+    way = decide(load_config(place), MaskedLM(), name)
     tokenizer = fit_tokenizer(load_tokenizer(place), way, name)
     model, _ = open_masked_lm(place, tokenizer, way)
     use_late_head(model)
@@ -297,7 +298,6 @@ def test_a_masked_lm_answers_as_the_librarys(tmp_path: Path, name: str) -> None:
             length = int(data.lengths[row])
             ids = batch.input_ids[row : row + 1, :length]
             at = row * batch.input_ids.shape[1] + torch.arange(length)
-            assert seen.head is not None
             torch.testing.assert_close(seen.head(at), library(input_ids=ids).logits[0], atol=1e-5, rtol=1e-5)
 
 
@@ -311,7 +311,7 @@ def _opened(folder: Path, change: Callable[[Any, Any], None], variant: Variant) 
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     place = locate(str(folder))
-    return place, decide(load_config(place), "single_label", str(folder)), load_tokenizer(place)
+    return place, decide(load_config(place), SingleLabel(), str(folder)), load_tokenizer(place)
 
 
 def test_a_tokenizer_with_more_pieces_than_rows_is_refused(tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_weights_that_are_not_there_are_not_drawn(tmp_path: Path) -> None:
     assert dropped
     save_file({key: value for key, value in weights.items() if key not in dropped}, file, metadata={"format": "pt"})
     place = locate(str(tmp_path / "m"))
-    way = decide(load_config(place), "single_label", "m")
+    way = decide(load_config(place), SingleLabel(), "m")
     for keep_head in (True, False):
         with pytest.raises(UserError, match="lacks"):
             open_classifier(place, SEQUENCE, way, keep_head=keep_head)
@@ -382,7 +382,7 @@ def _changed(folder: Path, variant: Variant, change: Callable[[dict[str, Any], d
 
 def _open(folder: Path, *, keep_head: bool = True) -> tuple[Any, bool]:
     place = locate(str(folder))
-    return open_classifier(place, SEQUENCE, decide(load_config(place), "single_label", "m"), keep_head=keep_head)
+    return open_classifier(place, SEQUENCE, decide(load_config(place), SingleLabel(), "m"), keep_head=keep_head)
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ def test_configurations_that_do_not_run_are_refused(model_type: str, key: str, v
     config = config_of(variant_of(model_type))
     setattr(config, key, value)
     with pytest.raises(UserError, match=key):
-        decide(config, "single_label", "m")
+        decide(config, SingleLabel(), "m")
 
 
 def test_a_model_that_fails_is_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from kdbert import Recipe, distill, finetune
 from kdbert.cli.dry_run import print_plan
 from kdbert.errors import UserError
 from kdbert.export import ExportRefused, export_model
+from kdbert.heads import SingleLabel, Tokens
 from kdbert.models.load import auto_class
 from kdbert.models.way import Way, decide
 from kdbert.recipe.defaults import resolve_finetune
@@ -33,6 +34,7 @@ pytestmark = pytest.mark.long
 CLOSE = 1e-5  # times the largest logit where that is above 1
 ROWS = 24
 TAGS = ("O", "B", "I")
+HEADS = {"words": Tokens(), "texts": SingleLabel(), "pairs": SingleLabel()}
 
 
 class Task:
@@ -76,8 +78,7 @@ class Task:
         """Logits of what has a label: [C] of each text, [words, C] of each sentence."""
         from transformers import AutoTokenizer
 
-        kind = "token" if self.form == "words" else "single_label"
-        model = auto_class(kind).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        model = auto_class(HEADS[self.form]).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
         tokenizer = AutoTokenizer.from_pretrained(folder)
         found = library_logits(model, tokenizer, self.first, self.second, max_length)
         if self.form != "words":
@@ -153,8 +154,7 @@ def test_runs_answer_as_the_library(tmp_path: Path, name: str, form: str) -> Non
     model = make_model(tmp_path / "model", variant, head, task.labels)
     from transformers import AutoConfig
 
-    kind = "token" if form == "words" else "single_label"
-    way = decide(AutoConfig.from_pretrained(model), kind, name)
+    way = decide(AutoConfig.from_pretrained(model), HEADS[form], name)
     length = min(64, way.limit or 64)
     task.flags["task.max_length"] = length
     found: dict[str, Any] = {}

@@ -126,7 +126,7 @@ def test_fewer_pieces_than_were_asked_for_are_told_with_the_reason(
         assert f"{report['new_pieces']} new pieces, fewer than the {add} of --add: {report['short']}" in done.err
         assert why in report["short"]
         if "--min-gain" not in limits:
-            assert f" {report['candidates']} pieces occur" in report["short"]
+            assert f" {report['candidates']} pieces" in report["short"]
 
 
 def test_a_list_of_pieces_is_taken_but_for_what_cannot_be_read(
@@ -141,7 +141,7 @@ def test_a_list_of_pieces_is_taken_but_for_what_cannot_be_read(
     after = vocabulary(out)
     assert {piece: number for piece, number in after.items() if number >= first} == {"zebra": first, "##zoo": first + 1}
     for told in (
-        "1 (the tokenizer has them already)", "1 (they stand twice in the list)",
+        "1 (the tokenizer has them already)", "1 (they are listed twice)",
         "2 (the tokenizer normalises them away (lower case, accents))",
         "1 (the tokenizer splits them into words)",
     ):  # fmt: skip
@@ -187,7 +187,7 @@ def test_what_cannot_be_expanded_is_told(tiny_bert: Path, kdbert: Callable[..., 
         ((tiny_bert, "--pieces", tmp_path / "known.txt", "--add", "3"), "--pieces takes all of a list"),
         ((tiny_bert, "--pieces", tmp_path / "none.txt"), "no such file"),
         ((tiny_bert, "--pieces", tmp_path / "blank.txt"), "blank.txt: it is blank"),
-        ((tmp_path / "added", "--corpus", corpus), "has added tokens behind its vocabulary (<e1>, <e2>)"),
+        ((tmp_path / "added", "--corpus", corpus), "has added tokens after its vocabulary (<e1>, <e2>)"),
     ):
         done = kdbert(*base, *words)
         assert (done.code, "Traceback" in done.err) == (2, False), (words, done.err)
@@ -234,4 +234,4 @@ def test_a_damaged_expansion_is_not_taken_for_a_finished_one(
     place.write_text(place.read_text(encoding="utf-8").replace('"cat"', '"cut"'), encoding="utf-8")
     done = kdbert(*words, "--out", tmp_path / "out")
     assert done.code == 2
-    assert "tokenizer.json is damaged (it is not what was written there): move the folder away" in done.err
+    assert "tokenizer.json is damaged" in done.err

@@ -32,7 +32,7 @@ IDS = torch.tensor([[2, 7, 8, 9, 3], [2, 11, 12, 13, 3]])
 
 def opened(place: ModelPlace, spec: TaskSpec, *, keep_head: bool) -> tuple[Any, bool]:
     """A classifier in the library's own way, eager attention."""
-    way = decide(load_config(place), spec.kind, place.given, PLAIN)
+    way = decide(load_config(place), spec.head, place.given, PLAIN)
     return open_classifier(place, spec, way, keep_head=keep_head)
 
 
@@ -99,7 +99,7 @@ def test_any_order_and_case_is_undone(names: tuple[list[str], list[str]], respel
         (["a", "b", "d"], ["lacks c", "has d"]),
         (["a", "b"], ["lacks c"]),
         (["a", "b", "c", "d"], ["has d"]),
-        (["a", "b", "C", "c"], ["stands twice"]),
+        (["a", "b", "C", "c"], ["occurs twice"]),
     ],
 )
 def test_missing_extra_and_doubled_labels_are_refused(model: list[str], told: list[str]) -> None:
@@ -238,7 +238,7 @@ def test_labels_that_are_told_in_another_order_than_the_models_own_are_refused()
     def columns(told: list[str]) -> list[int]:
         return teacher_permutation("m", "custom", own, {}, ["Positive", "Negative"], told)
 
-    with pytest.raises(UserError, match="another order"):
+    with pytest.raises(UserError, match="--teacher-labels negative,positive contradicts teacher 'm'"):
         columns(own)
     assert columns(["positive", "negative"]) == [1, 0]
 

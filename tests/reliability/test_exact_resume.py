@@ -20,11 +20,10 @@ from conftest import VOCABULARY, WORDS, make_bert
 from in_processes import manifest, saved_steps
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import resolve_distill
-from kdbert.runs.execute import run_recipe
 from kdbert.runs.folder import RunFolder
 from kdbert.training import checkpoint
 from kdbert.training.loggers import MetricsLog
-from small_run import FEATURES, Setting, make_teacher
+from small_run import FEATURES, Setting, make_teacher, run_recipe
 
 # 203 rows in batches of 64 are four steps an epoch, the last of 11 rows.
 CUTS = {"first step": 1, "mid-epoch": 2, "epoch end": 4, "first step of the next epoch": 5, "last step": 8}

@@ -145,18 +145,3 @@ def test_the_lines_of_a_dry_run_are_commands_that_make_its_runs(
     after = kdbert(*words, "--dry-run")
     assert after.out.splitlines() == [*(f"{line}  # finished" for line in lines[:2]), *lines[2:]]
     assert "3 to run" in after.err
-
-
-def test_runs_of_a_sweep_keep_what_the_other_methods_read_by_default(
-    kdbert: Any, tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path: Path
-) -> None:
-    place = Place.make(tmp_path / "place", tiny_bert, custom_files)
-    grid = "method=kd,ics,finetune,{name: cka-i, variant: original},{name: cka-l, layer_map: [[4, 1]]}"
-    out = kdbert(*place.words(grid), "--dry-run").out
-    lines = {line.partition("--method ")[2].split()[0]: line for line in out.splitlines() if "--method " in line}
-    assert "train.cache_for=[ics]" in lines["kd"]
-    assert "train.cache_for=[kd]" in lines["ics"]
-    assert "'train.cache_for=[ics, kd]'" in lines["cka-i"]
-    assert "'train.cache_for=[ics, kd]'" in lines["cka-l"]
-    assert "cache_for" not in lines["finetune"]
-    assert "cache_for" not in kdbert(*place.words("method=kd", "--seeds=2"), "--dry-run").out

@@ -24,12 +24,12 @@ from conftest import make_bert
 from in_processes import manifest, saved_steps, wait_until
 from kdbert.errors import UserError
 from kdbert.recipe import Recipe
-from kdbert.runs.execute import run_recipe
 from kdbert.runs.folder import RunFolder
 from kdbert.sweep.grid import expand
 from kdbert.sweep.run import SweepResult, sweep
 from kdbert.sweep.slurm import Cluster, make_private, parse_parameters, private_folder, slurm_cluster
 from kdbert.sweep.submitted import Submitted
+from small_run import run_recipe
 from small_sweep import Place, weights
 
 

@@ -19,8 +19,8 @@ from conftest import make_bert
 from in_processes import manifest, saved_steps, start, wait_until
 from kdbert.disk.lock import FileLock
 from kdbert.recipe import Recipe
-from kdbert.runs.execute import run_recipe
 from kdbert.training.store import FOLDER
+from small_run import run_recipe
 from small_sweep import STARTED, THREADS, Place, weights
 
 pytestmark = pytest.mark.slow

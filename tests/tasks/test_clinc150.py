@@ -18,7 +18,7 @@ PARTS = {"train": ("train", "oos_train"), "dev": ("val", "oos_val"), "test": ("t
 
 def test_the_151_labels_end_with_out_of_scope() -> None:
     spec = get_task("clinc150")
-    assert spec.num_outputs == len(spec.labels) == len(set(spec.labels)) == 151
+    assert spec.head.outputs == len(spec.labels) == len(set(spec.labels)) == 151
     assert spec.labels.index("oos") == 150
     assert get_task("clinc_oos") is spec
 

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdbert.data.data_file import open_data_file
 from kdbert.data.examples import Examples
-from kdbert.data.tables import read_table
 from kdbert.errors import UserError
 from kdbert.tasks import TaskSpec
 from kdbert.tasks.custom import custom_task, infer_columns, own_rows
@@ -188,7 +188,7 @@ def test_a_test_file_may_have_labels_or_not(tmp_path: Path) -> None:
 )
 def test_columns_are_inferred_by_name(tmp_path: Path, columns: str, text: str, label: str) -> None:
     names = columns.split()
-    table = read_table(write_csv(tmp_path, [dict.fromkeys(names, "x"), dict.fromkeys(names, "y")]))
+    table = open_data_file(write_csv(tmp_path, [dict.fromkeys(names, "x"), dict.fromkeys(names, "y")]))
     assert infer_columns(table, None, None) == (tuple(text.split()), label)
 
 
@@ -225,7 +225,7 @@ def test_regression_is_inferred_from_decimal_scores(tmp_path: Path, labels: list
     assert examples.labels is not None
     assert spec.kind == kind
     if kind == "regression":
-        assert (spec.labels, spec.num_outputs) == ((), 1)
+        assert (spec.labels, spec.head.outputs) == ((), 1)
         assert examples.labels.tolist() == pytest.approx([float(label) for label in labels])
         assert spec.metrics[0] == "pearson_and_spearman"
     else:
@@ -278,7 +278,7 @@ def read_back(content: bytes, suffix: str) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"train{suffix}"
         path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
-        return [dict(record) for _, record in read_table(path).rows]
+        return [dict(record) for _, record in open_data_file(path).rows]
 
 
 @settings(max_examples=60, deadline=None)
@@ -316,7 +316,7 @@ def test_stray_quotes_lose_no_row_of_a_csv_file_without_a_word(data: st.DataObje
         path.write_text(f"text,label\n{content}\nlast,0\nlast,1\nlast,2\n", encoding="utf-8")
         found = []
         with contextlib.suppress(UserError):
-            found = list(own_rows(read_table(path), Own(("text",), "label"), True, {"0", "1", "2"}))
+            found = list(own_rows(open_data_file(path), Own(("text",), "label"), True, {"0", "1", "2"}))
         assert len(found) in (0, 12)
 
 
@@ -343,7 +343,7 @@ def test_any_text_survives_json_lines(rows: list[tuple[str, int]], escaped: bool
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.jsonl"
         path.write_bytes(json_lines(records, ensure_ascii=escaped))
-        assert [dict(record) for _, record in read_table(path).rows] == records
+        assert [dict(record) for _, record in open_data_file(path).rows] == records
 
 
 @settings(max_examples=80, deadline=None)
@@ -355,7 +355,7 @@ def test_no_bytes_end_in_anything_but_a_table_or_one_sentence(content: bytes, su
         told = f"no error in {suffix}"
         rows: list[Any] = []
         try:
-            rows = list(read_table(path).rows)
+            rows = list(open_data_file(path).rows)
         except UserError as error:
             told = str(error)
         assert rows or path.name in told
@@ -366,4 +366,4 @@ def test_a_row_that_spans_lines_is_named_by_its_first(tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
     path.write_text('text,label\n"one\ntwo\nthree",a\n"four\nfive",b,too many\n', encoding="utf-8")
     with pytest.raises(UserError, match="line 5: 3 columns where the header has 2"):
-        read_table(path)
+        open_data_file(path)

@@ -21,7 +21,7 @@ from kdbert.tasks import get_task
 from kdbert.tasks.readers import Columns, read_tsv
 
 # task, folder, split, rows, column of text_a, of text_b, of the label, whether there is a header
-# (METHODS.md section 7 and the row counts of the official files)
+# (docs/quirks.md, 7 and the row counts of the official files)
 REAL = [
     ("cola", "CoLA", "train", 8551, 3, None, 1, False),
     ("cola", "CoLA", "dev", 1043, 3, None, 1, False),
@@ -115,7 +115,7 @@ def test_real_file_equals_its_raw_lines(
 @pytest.mark.parametrize("task", LABELS)
 def test_label_names_and_their_order(task: str) -> None:
     assert get_task(task).labels == LABELS[task]
-    assert get_task(task).num_outputs == (len(LABELS[task]) or 1)
+    assert get_task(task).head.outputs == (len(LABELS[task]) or 1)
 
 
 @pytest.mark.real_data

@@ -182,7 +182,7 @@ def test_emotion_comes_from_the_hub_and_is_the_published_file(
     (tmp_path / "emotion" / "val.txt").write_text("mine;joy\n", encoding="utf-8")
     done = kdbert("data", "fetch", "emotion", "--data-dir", tmp_path)
     assert done.code == 2
-    assert "it is another file than the published one" in done.err
+    assert "differs from the published file" in done.err
     assert (tmp_path / "emotion" / "val.txt").read_text(encoding="utf-8") == "mine;joy\n"
     done = kdbert("data", "verify", "emotion", "--data-dir", tmp_path)
     assert done.code == 2

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from kdbert.data.tables import read_table
+from kdbert.data.data_file import open_data_file
 from kdbert.errors import UserError
 from kdbert.tasks import TaskSpec, get_task
 from kdbert.tasks.custom import custom_task, infer_columns, own_rows
@@ -68,10 +68,10 @@ def test_every_file_of_glue_gives_the_rows_of_the_registered_task(glue_dir: Path
         registered = list(spec.splits[split].rows(path))
         if folder == "CoLA" and split != "test":  # without a header
             with pytest.raises(UserError, match="line 1: column 3 has no name; write a header"):
-                read_table(path)
+                open_data_file(path)
             continue
         labelled = spec.splits[split].labelled
-        found = list(own_rows(read_table(path), Own(text, label), labelled))
+        found = list(own_rows(open_data_file(path), Own(text, label), labelled))
         assert [(row.text_a, row.text_b) for row in found] == [(row.text_a, row.text_b) for row in registered]
         if spec.kind == "regression" and labelled:
             assert [float(str(row.label)) for row in found] == [float(str(row.label)) for row in registered]
@@ -85,7 +85,7 @@ def test_every_file_of_glue_gives_the_rows_of_the_registered_task(glue_dir: Path
 def test_a_malformed_row_that_qqps_own_reader_skips_is_refused(glue_dir: Path, tmp_path: Path) -> None:
     whole = (glue_dir / "QQP_head" / "train.head.tsv").read_text(encoding="utf-8")
     with pytest.raises(UserError, match="line 11: 3 columns where the header has 6"):
-        read_table(put(tmp_path / "train.tsv", f"{whole.rstrip()}\n9\t1\t2\n"))
+        open_data_file(put(tmp_path / "train.tsv", f"{whole.rstrip()}\n9\t1\t2\n"))
 
 
 @pytest.mark.real_data
@@ -93,7 +93,7 @@ def test_davidsons_csv_gives_every_row_though_many_take_several_lines(
     data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (path,) = (data_dir / "davidson").iterdir()
-    table = read_table(path)
+    table = open_data_file(path)
     assert infer_columns(table, None, None) == (("tweet",), "class")
     with caplog.at_level(logging.INFO, "kdbert"):
         assert sum(1 for _ in own_rows(table, Own(("tweet",), "class"), True, ("0", "1", "2"))) == 24783
@@ -121,7 +121,7 @@ def test_columns_that_hold_no_text_or_are_a_known_pair_need_no_question(
 ) -> None:
     rows = [",".join([*cells.split("|"), label]) for label in "xyxy"]
     path = put(tmp_path / "train.csv", "\n".join([columns.replace(" ", ","), *rows]))
-    assert infer_columns(read_table(path), None, None) == (tuple(read.split()), "label")
+    assert infer_columns(open_data_file(path), None, None) == (tuple(read.split()), "label")
 
 
 @pytest.mark.parametrize(
@@ -140,14 +140,14 @@ def test_two_columns_of_text_whose_names_are_no_known_pair_are_asked_for(
     rows = [",".join([*cells.split("|"), label]) for label in "xyxy"]
     path = put(tmp_path / "train.csv", "\n".join([columns.replace(" ", ","), *rows]))
     with pytest.raises(UserError, match=f"{asked} all hold text.*--text-columns"):
-        infer_columns(read_table(path), None, None)
+        infer_columns(open_data_file(path), None, None)
 
 
 def test_text_in_the_last_row_only_is_text(tmp_path: Path) -> None:
     rows = [f"a b,{number},{'xy'[number % 2]}" for number in range(50)]
     path = put(tmp_path / "train.csv", "\n".join(["text,remark,label", *rows, "a b,not sure,x"]))
     with pytest.raises(UserError, match="text, remark all hold text"):
-        infer_columns(read_table(path), None, None)
+        infer_columns(open_data_file(path), None, None)
 
 
 def test_columns_that_are_not_read_are_told_with_the_first_row(
@@ -301,7 +301,7 @@ REFUSED: dict[str, tuple[Content, str, dict[str, Any], str]] = {
         lambda path: pyarrow.parquet.write_table(
             pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, names=["text", "label", "label"]), path
         ),
-        ".parquet", {}, "stands twice",
+        ".parquet", {}, "occurs twice",
     ),
     "a JSON list": (json.dumps([{"text": "a", "label": 1}]), ".json", {}, "a JSON list.*lines=True"),
     "a JSON list on many lines": (json.dumps([{"text": "a", "label": 1}], indent=1), ".json", {}, "a JSON list"),

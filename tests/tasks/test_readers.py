@@ -97,7 +97,7 @@ def test_sets_of_classes(tmp_path: Path) -> None:
     found = load(tmp_path, "hoc", {"dev.json": content}, "dev")
     assert found.labels is not None
     assert found.labels.astype(int).tolist() == [marks, both, both]
-    groups = get_task("hoc").label_groups(found)
+    groups = get_task("hoc").label_groups(found.ids, found.words)
     assert groups is not None
     assert groups.tolist() == [0, 0, 1]
 
@@ -113,7 +113,7 @@ GOOD = {"tokens": ["a", "b"], "ner_tags": ["B", "I"]}
         ("emotion", "dev", {"val.txt": "fine;sadnes\n"}, "line 1: label 'sadnes' is not one .*did you mean 'sadness'"),
         ("emotion", "train", {"train.txt": b"caf\xe9;joy\n"}, "line 1: not UTF-8"),
         ("tweeteval-hate", "train", {"train_text.txt": "a\nb\n", "train_labels.txt": "0\n"}, "2 lines, .* has 1"),
-        ("tweeteval-hate", "train", {"train_text.txt": "a\n", "train_labels.txt": "2\n"}, "line 1: '2' is no class"),
+        ("tweeteval-hate", "train", {"train_text.txt": "a\n", "train_labels.txt": "2\n"}, "line 1: '2' is not a class"),
         ("tweeteval-hate", "train", {"train_text.txt": "a\n", "train_labels.txt": "\n"}, "line 1: the label is miss"),
         ("tweeteval-hate", "train", {"train_text.txt": "a\n"}, "has no file of labels beside it"),
         ("hateval", "train", {"hateval2019_en_train.csv": 'id,text,HS\n1,"open,1\n'}, "line 2: .*quote not closed"),

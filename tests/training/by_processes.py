@@ -1,24 +1,18 @@
-"""What test_processes.py compares between one process and two: gradients of a ragged batch, and whole runs.
-
-torchrun by_processes.py OUT.safetensors RECIPE.yaml ... --runs RECIPE.yaml ...
-"""
+"""What test_processes.py compares between one process and two: gradients of a ragged batch, and whole runs."""
 
 from __future__ import annotations
 
 import logging
 import os
-import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # pytest does this for the tests
-
 from kdbert.recipe import Recipe
-from kdbert.runs.execute import run_recipe
-from kdbert.training.loop import forward_backward, logged_terms
-from small_run import build, gradients, ragged_rows
+from kdbert.training.loop import logged_terms
+from kdbert.training.step import forward_backward
+from small_run import build, gradients, ragged_rows, run_recipe
 
 
 def all_gradients(recipe: Recipe) -> dict[str, torch.Tensor]:
@@ -31,7 +25,7 @@ def all_gradients(recipe: Recipe) -> dict[str, torch.Tensor]:
     """
     parts = build(recipe)
     assert parts.accelerator.num_processes == int(os.environ.get("WORLD_SIZE", "1"))
-    stored, models = recipe.method.name == "kd", parts.job.teachers.models
+    stored, models = recipe.method.name == "kd", [teacher.network for teacher in parts.run.teachers]
     if not stored:
         for model in (parts.module, *(models[number] for number in range(len(recipe.teachers)))):
             model.double()
@@ -62,15 +56,15 @@ def all_gradients(recipe: Recipe) -> dict[str, torch.Tensor]:
     return found
 
 
-if __name__ == "__main__":
+def compare(found: Path, recipes: list[Path], runs: list[Path]) -> None:
+    """Body of one of two processes: write the gradients of recipes, and run further ones."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     result: dict[str, torch.Tensor] = {}
-    place = sys.argv.index("--runs")
-    for path in map(Path, sys.argv[2:place]):
+    for path in recipes:
         result.update({f"{path.stem}|{name}": value for name, value in all_gradients(Recipe.load(path)).items()})
-    for path in sys.argv[place + 1 :]:
+    for path in runs:
         run_recipe(Recipe.load(path))
     if torch.distributed.get_rank() == 0:
-        save_file(result, sys.argv[1])
+        save_file(result, found)
     torch.distributed.barrier()  # a process that leaves early may abort the other's connection
     torch.distributed.destroy_process_group()

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from kdbert.disk.sealed import sealed
 from kdbert.errors import Diverged
 from kdbert.training.checkpoint import save_checkpoint
-from kdbert.training.loop import FiniteWatch
+from kdbert.training.finite import FiniteWatch
 from small_run import BATCH, STEPS_PER_EPOCH, Setting, logged
 
 
@@ -144,7 +144,7 @@ def test_an_overflow_in_fp16_is_scaled_away_and_counted(scores: Any, kdbert: Any
     assert manifest["loss_scale"] == 65536.0 * 0.5 ** manifest["skipped_steps"]
     overflowed = [step for step, line in lines.items() if "grad_norm" not in line]
     assert overflowed == list(range(1, manifest["skipped_steps"] + 1))
-    assert f"fp16: {len(overflowed)} of 13 steps were left out" in ended.err
+    assert f"fp16: {len(overflowed)} of 13 steps were skipped" in ended.err
     assert not_finite(run) == []
 
     # Continued from step 10 it ends with the same weights; without the factor of then it would leave steps out again.

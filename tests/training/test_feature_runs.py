@@ -16,7 +16,7 @@ import torch
 from conftest import VOCABULARY, WORDS, make_bert
 from kdbert.data.batches import Batch, collate
 from kdbert.methods import LossTerms
-from kdbert.training.loop import forward_backward
+from kdbert.training.step import forward_backward
 from kdbert.training.teacher import Teacher
 from small_run import (
     BATCH,
@@ -70,7 +70,7 @@ def maker(setting: Setting, root: Path, dtype: torch.dtype) -> Maker:
             folder = root / name.replace(" ", "-").replace("=", "-")
             made[name] = build(setting.recipe(folder, **EXACT, **FEATURES[name]))
             made[name].module.to(dtype)
-            made[name].job.teachers.models[0].to(dtype)
+            made[name].run.teachers[0].network.to(dtype)
         return made[name]
 
     return of
@@ -201,11 +201,7 @@ BF16_TOLERANCE = 0.05  # relative, of each term; bfloat16 keeps 8 bits in every 
 @every_method
 def test_bf16_encoders_give_nearly_the_loss_of_fp32(exact: Maker, setting: Setting, tmp_path: Path, name: str) -> None:
     parts = exact(name)
-    memory = (
-        {"memory.file": str(parts.job.teachers.memory_path), "memory.centroids": None}
-        if parts.job.teachers.memory
-        else {}
-    )
+    memory = {"memory.file": str(parts.run.job.centroids.path), "memory.centroids": None} if parts.run.centroids else {}
     changes = {**EXACT, **FEATURES[name], **memory, "precision": "bf16"}
     half = build(setting.recipe(tmp_path / "run", **changes))
     half.module.load_state_dict(parts.module.state_dict())
@@ -226,7 +222,7 @@ def test_what_belongs_to_the_method_is_trained_with_the_student(exact: Maker) ->
     assert own["ics"] == {"method.projections.0.weight", "method.projections.0.bias"}
     for name, keys in own.items():
         with_memory = "g" in name.partition(" ")[0].removeprefix("cka-")
-        assert name == "ics" or keys == ({"method.memory.centroids"} if with_memory else set()), name
+        assert name == "ics" or keys == ({"method.centroids.student"} if with_memory else set()), name
 
 
 # --- variant original ---

@@ -14,7 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdbert.data.batches import Batch, collate, epoch_batches
 from kdbert.methods import LossTerms
-from kdbert.training.loop import FiniteWatch, build_optimizer, forward_backward, train
+from kdbert.training.finite import FiniteWatch
+from kdbert.training.loop import train
+from kdbert.training.optimizer import build_optimizer
+from kdbert.training.step import forward_backward
 from kdbert.training.teacher import LiveTeacher, Teacher
 from small_run import (
     BATCH,
@@ -203,7 +206,7 @@ def digest(module: nn.Module) -> str:
 
 def test_a_live_teacher_is_frozen_in_eval_mode_and_unchanged(setting: Setting, tmp_path: Path) -> None:
     parts = build(setting.recipe(tmp_path / "run", teacher_cache=False, precision="fp32"))
-    model = parts.job.teachers.models[0]
+    model = parts.run.teachers[0].network
     assert model.config.hidden_dropout_prob > 0
     assert any(isinstance(m, nn.Dropout) and m.p > 0 for m in parts.module.student.modules())
     before = digest(model)
@@ -239,7 +242,7 @@ def test_a_run_leaves_the_teachers_files_as_they_were(
 
 
 def test_teacher_logits_are_put_into_the_tasks_order(exact: Parts) -> None:
-    model, batch = exact.job.teachers.models[0], collate(exact.data, np.arange(BATCH))
+    model, batch = exact.run.teachers[0].network, collate(exact.data, np.arange(BATCH))
     own, turned = (LiveTeacher(model, order, "fp32").outputs(batch).logits for order in ([0, 1], [1, 0]))
     assert torch.equal(turned, own[:, [1, 0]])
     assert not torch.equal(turned, own)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from kdbert.models.fast.dropout import FastDropout
 from kdbert.models.fast.used_rows import UsedRows
-from kdbert.training.loop import forward_backward, trained_rows
+from kdbert.training.loop import trained_rows
+from kdbert.training.step import forward_backward
 from small_run import STEPS_PER_EPOCH, Setting, build, logged
 
 PLAIN = {
@@ -139,7 +140,7 @@ def test_a_teacher_made_on_the_way_is_computed_like_its_student(setting: Setting
 def test_the_levers_are_in_the_model_that_is_trained(on: bool, setting: Setting, tmp_path: Path) -> None:
     keys = {} if on else {**PLAIN, "teacher_cache": True}
     parts = build(setting.recipe(tmp_path / "run", **keys))
-    student, data = parts.job.student, parts.data
+    student, data = parts.run.student, parts.data
     dropouts = {type(module) for module in student.modules() if isinstance(module, torch.nn.Dropout)}
     assert dropouts == {FastDropout if on else torch.nn.Dropout}
     assert student.config._attn_implementation == ("kdbert" if on else "eager")

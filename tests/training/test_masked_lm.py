@@ -23,8 +23,9 @@ from kdbert.data.masking import base_size, masking_of, vocabulary_size
 from kdbert.models.vocabulary import grow_embeddings
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import resolve_distill
-from kdbert.runs.plan import Plan
-from kdbert.training.loop import forward_backward
+from kdbert.runs.inputs import Inputs
+from kdbert.runs.job import Job
+from kdbert.training.step import forward_backward
 from small_run import assert_same_gradients, build, gradients
 
 COMMON = ("--max-length", "32", "--batch-size", "8", "--precision", "fp32")
@@ -108,7 +109,7 @@ def test_a_masked_lm_head_is_trained_and_kept(teacher: Path, text: Path, kdbert:
 def test_the_dev_loss_is_that_of_the_library_s_own_model(teacher: Path) -> None:
     """Hidden as kdbert hides them, the dev texts have the loss that the model's own forward gives."""
     recipe = Recipe.load(teacher / "recipe.yaml")
-    dev = Plan(recipe).eval_examples["dev"].encoded
+    dev = Job("student", recipe, Inputs()).eval_examples["dev"].encoded
     model = AutoModelForMaskedLM.from_pretrained(teacher / "model", dtype=torch.float32).eval()
     batch = collate(dev, np.arange(len(dev)))
     assert batch.labels is not None
@@ -326,7 +327,7 @@ def test_a_student_of_another_kind_and_width_is_drawn_from_a_configuration(
     }  # fmt: skip
     (tmp_path / "small.json").write_text(json.dumps(config), encoding="utf-8")
     words = [
-        "distill", "-m", "ve-kd", "--corpus", text, "--teacher", teacher, "--student-config", tmp_path / "small.json",
+        "distill", "-m", "ve-kd", "--corpus", text, "--teacher", teacher, "--student", tmp_path / "small.json",
         "--tokenizer", vocabulary, *COMMON, "--epochs", "1", "--runs-dir", tmp_path / "runs", "-q",
     ]  # fmt: skip
     done = kdbert(*words)
@@ -413,15 +414,15 @@ def test_wrong_text_and_wrong_models_are_told(
         ((*distil, "--teacher", teacher, "--corpus", tmp_path / "empty"), "holds no text files"),
         ((*distil, "--teacher", teacher, "--corpus", tmp_path / "blank.txt"), "all of its lines are blank"),
         ((*distil, "--teacher", teacher, "--corpus", tmp_path / "latin.txt"), "line 1: not UTF-8 (byte 0xef)"),
-        ((*distil, "--teacher", tiny_bert, "--corpus", text), "has no masked-LM head; train one with"),
+        ((*distil, "--teacher", tiny_bert, "--corpus", text), "has no masked-LM head"),
         ((*distil, "--teacher", teacher), "it learns from plain text: name some with --corpus"),
         ((*distil, "--teacher", teacher, "--task", "corpus"), "name a file or folder with --corpus"),
         ((*distil, "--teacher", teacher, "--task", "rte", "--corpus", text), "task corpus, not rte"),
-        ((*distil, "--teacher", teacher, "--corpus", text, "--tokenizer", other), "is no expansion of"),
+        ((*distil, "--teacher", teacher, "--corpus", text, "--tokenizer", other), "is not an expansion of"),
         ((*distil, "--teacher", teacher, "--corpus", text, "--tokenizer", tmp_path / "x/y/z"), "no tokenizer folder"),
         (("distill", "-m", "kd", "--teacher", teacher, "--corpus", text), "'kd' is not made for task 'corpus'"),
         (
-            (*distil, "--teacher", teacher, "--corpus", text, "--student-config", tmp_path / "no.json"),
+            (*distil, "--teacher", teacher, "--corpus", text, "--student", tmp_path / "no.json"),
             "no configuration",
         ),
         (("evaluate", teacher, "--corpus", text, "--task", "rte"), "task corpus, not rte"),

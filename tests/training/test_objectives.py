@@ -80,11 +80,13 @@ def test_with_nothing_but_a_teacher(method: str, setting: Setting, kdbert: Calla
     if has_memory:
         assert facts["recipe"]["memory"]["centroids"] == 100
         assert load_file(run / "method.safetensors")["memory.centroids"].shape[::2] == (100, 32)
-        assert f"global.3.{facts['fingerprints']['memory']}" in kept
+        assert f"global.3.{facts['fingerprints']['centroids']}" in kept
         # All runs on one teacher share its memory.
         assert len(list(runs_dir.glob("custom/memory/*.safetensors"))) == 1
-        before = [manifest(path.parent)["fingerprints"]["memory"] for path in runs_dir.glob("custom/cka-*g/*/run.json")]
-        assert set(before) == {facts["fingerprints"]["memory"]}
+        before = [
+            manifest(path.parent)["fingerprints"]["centroids"] for path in runs_dir.glob("custom/cka-*g/*/run.json")
+        ]
+        assert set(before) == {facts["fingerprints"]["centroids"]}
     else:
         assert not (run / "method.safetensors").exists()
     assert not [name for name in load_file(run / "model" / "model.safetensors") if "centroid" in name]

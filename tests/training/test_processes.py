@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
-from by_processes import all_gradients
+from by_processes import all_gradients, compare
 from safetensors.torch import load_file
 
 from conftest import WORDS, make_bert
-from in_processes import saved_steps, wait_until
+from in_processes import Ended, Two, saved_steps, wait_until
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import resolve_distill
-from kdbert.runs.execute import run_recipe
 from small_run import (
     FEATURES,
     Setting,
@@ -27,8 +26,8 @@ from small_run import (
     logged,
     make_teacher,
     predictions,
+    run_recipe,
     start_torchrun,
-    torchrun,
 )
 
 pytestmark = pytest.mark.slow
@@ -43,39 +42,49 @@ def words(setting: Setting, root: Path) -> list[str]:
     return given[: place - 1] + given[place + 1 :]
 
 
-Ended = subprocess.CompletedProcess[str]
+Stages = tuple[Path, list[tuple[int, str]], Ended]
 
 
 @pytest.fixture(scope="module")
-def two(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Ended], Ended]:
+def two(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Stages:
     """The root of the runs of two processes; how they ended when the first of them was killed, when after another
     start the second was, and when started again.
     """
     root = tmp_path_factory.mktemp("two")
-    given = ("-m", "kdbert", *words(setting, root))
-    killed = [killed_by_half(root, given, rank) for rank in (0, 1)]
-    return root, killed, torchrun(*given)
+    given = words(setting, root / "runs")
+    killed = [first_killed(root / "runs", given), second_killed(root, given)]
+    return root / "runs", killed, Two.command(root / "again", given).join()
 
 
-def killed_by_half(root: Path, given: tuple[str, ...], rank: int) -> Ended:
-    """How two processes end of which one is killed when they have saved a checkpoint."""
-    before = saved_steps(only_run(root)) if list(root.rglob("run.json")) else []
-    with start_torchrun(*given) as process:
+def first_killed(root: Path, given: list[str]) -> tuple[int, str]:
+    """How torchrun ends when its first process is killed once a checkpoint is there: exit code and what was printed."""
+    with start_torchrun("-m", "kdbert", *given) as process:
         try:
-
-            def running() -> bool:
-                return process.poll() is None
-
-            wait_until(lambda: bool(list(root.rglob("run.json"))), running, "the run folder")
-            wait_until(lambda: bool(set(saved_steps(only_run(root))) - set(before)), running, "a checkpoint")
+            wait_for_checkpoint(root, lambda: process.poll() is None)
             children = psutil.Process(process.pid).children()
-            (one,) = [child for child in children if child.environ().get("RANK") == str(rank)]
+            (one,) = [child for child in children if child.environ().get("RANK") == "0"]
             one.send_signal(signal.SIGKILL)
-            out, err = process.communicate(timeout=120)
+            out, _ = process.communicate(timeout=120)
         except BaseException:
             process.terminate()
             raise
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    return process.returncode, out
+
+
+def second_killed(root: Path, given: list[str]) -> tuple[int, str]:
+    """The same of the second one. Here the first may only end because it is ended."""
+    both = Two.command(root / "killed", given)
+    wait_for_checkpoint(root / "runs", both.running)
+    both.processes[1].kill()
+    ended = both.join()
+    return ended.codes[0] or 0, ended.out
+
+
+def wait_for_checkpoint(root: Path, running: Callable[[], bool]) -> None:
+    """Wait until two processes have saved a checkpoint that was not there when they began."""
+    before = saved_steps(only_run(root)) if list(root.rglob("run.json")) else []
+    wait_until(lambda: bool(list(root.rglob("run.json"))), running, "the run folder")
+    wait_until(lambda: bool(set(saved_steps(only_run(root))) - set(before)), running, "a checkpoint")
 
 
 def only_run(root: Path) -> Path:
@@ -87,23 +96,28 @@ def only_run(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(
-    setting: Setting, two: tuple[Path, list[Ended], Ended], kdbert: Any, tmp_path_factory: pytest.TempPathFactory
+    setting: Setting,
+    two: Stages,
+    kdbert: Any,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, Path]:
     """Run folders of one and of two processes."""
     root, _, ended = two
-    assert ended.returncode == 0, ended.stderr
+    assert ended.codes == (0, 0), ended.err
     alone = tmp_path_factory.mktemp("one")
     assert kdbert(*words(setting, alone)).code == 0
     return only_run(alone), only_run(root)
 
 
-def test_when_one_process_dies_all_end_and_the_same_command_goes_on(two: tuple[Path, list[Ended], Ended]) -> None:
+def test_when_one_process_dies_all_end_and_the_same_command_goes_on(
+    two: Stages,
+) -> None:
     _, killed, again = two
-    for ended in killed:
-        assert ended.returncode != 0
-        assert "run: " not in ended.stdout
-    assert again.returncode == 0, again.stderr
-    assert "continuing from step " in again.stderr
+    for code, out in killed:
+        assert code != 0
+        assert "run: " not in out
+    assert again.codes == (0, 0), again.err
+    assert "continuing from step " in again.err
 
 
 def test_losses_and_gradient_norms_are_those_of_one_process(runs: tuple[Path, Path]) -> None:
@@ -128,9 +142,7 @@ def test_every_example_is_predicted_once_and_as_by_one_process(runs: tuple[Path,
         assert b["scores"] == pytest.approx(a["scores"], abs=1e-3)
 
 
-def test_two_processes_write_one_run_that_says_so(
-    runs: tuple[Path, Path], two: tuple[Path, list[Ended], Ended]
-) -> None:
+def test_two_processes_write_one_run_that_says_so(runs: tuple[Path, Path], two: Stages) -> None:
     one, both = (json.loads((run / "run.json").read_text(encoding="utf-8")) for run in runs)
     assert (one["processes"], both["processes"]) == (1, 2)
     assert both["status"] == "finished"
@@ -138,17 +150,17 @@ def test_two_processes_write_one_run_that_says_so(
     assert runs[0].name == runs[1].name  # the number of processes is no part of the recipe
     assert len(list(runs[1].glob("events.out.tfevents.*"))) == 3  # one for each start
     ended = two[2]
-    assert "2 processes" in ended.stderr
-    assert ended.stdout.count("run: ") == 1  # one table, printed by one process
+    assert "2 processes" in ended.err
+    assert ended.out.count("run: ") == 1  # one table, printed by one process
     # Each step is written down once, by one process.
     assert len((runs[1] / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 26 + 2
 
 
-def test_two_processes_on_a_finished_run_say_so(setting: Setting, two: tuple[Path, list[Ended], Ended]) -> None:
+def test_two_processes_on_a_finished_run_say_so(setting: Setting, two: Stages, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in two[0].rglob("*") if path.is_file()}
-    again = torchrun("-m", "kdbert", *words(setting, two[0]))
-    assert again.returncode == 0, again.stderr
-    assert "already finished" in again.stderr
+    again = Two.command(tmp_path / "again", words(setting, two[0])).join()
+    assert again.codes == (0, 0), again.err
+    assert "already finished" in again.err
     assert {path: path.stat().st_mtime_ns for path in two[0].rglob("*") if path.is_file()} == before
 
 
@@ -189,10 +201,7 @@ def plain_text(tmp_path_factory: pytest.TempPathFactory, kdbert: Any, tiny_bert:
 def both(
     setting: Setting, plain_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Found], dict[str, Found], Path, Ended]:
-    """Method -> gradients and terms, of one process and of two; the root of the runs `<one|two>/<method>`.
-
-    One start of torchrun for all methods.
-    """
+    """Method -> gradients and terms, of one process and of two; the root of the runs `<one|two>/<method>`."""
     root = tmp_path_factory.mktemp("both")
     wide = make_teacher(root / "teacher", hidden=48)  # so that ics has a projection, whose gradients are compared too
     teachers = {"finetune": [], "kd": [setting.teacher], "multi-kd": [setting.teacher, wide]}
@@ -219,9 +228,8 @@ def both(
     files = [write(root / f"{number}.yaml", each) for number, each in enumerate(recipes.values())]
     whole = [write(root / f"{name}.yaml", recipe(name, root / "two", epochs=2, max_steps=20)) for name in RUNS]
     whole.append(write(root / "alone.yaml", alone))
-    script = Path(__file__).with_name("by_processes.py")
-    ended = torchrun(script, root / "two.safetensors", *files, "--runs", *whole)
-    if ended.returncode:
+    ended = Two(root / "printed", compare, root / "two.safetensors", files, whole).join()
+    if ended.codes != (0, 0):
         return one, {}, root, ended
     found = load_file(root / "two.safetensors")
     two = {name: of(found, f"{number}|") for number, name in enumerate(recipes)}
@@ -238,7 +246,7 @@ def test_gradients_of_the_ragged_batch_are_those_of_one_process(
     both: tuple[dict[str, Found], dict[str, Found], Path, Ended], name: str
 ) -> None:
     one, two, _, ended = both
-    assert ended.returncode == 0, ended.stderr
+    assert ended.codes == (0, 0), ended.err
     exact = name != "kd"  # in float64
     for case in ("ragged|1|", "ragged|2|", "one|1|"):
         expected, actual = of(one[name], case), of(two[name], case)
@@ -262,10 +270,10 @@ def test_gradients_of_the_ragged_batch_are_those_of_one_process(
 
 
 def test_a_run_of_two_processes_that_was_killed_twice_ends_with_the_bits_of_one_left_alone(
-    two: tuple[Path, list[Ended], Ended], both: tuple[dict[str, Found], dict[str, Found], Path, Ended]
+    two: Stages, both: tuple[dict[str, Found], dict[str, Found], Path, Ended]
 ) -> None:
     _, _, root, ended = both
-    assert ended.returncode == 0, ended.stderr
+    assert ended.codes == (0, 0), ended.err
     killed, alone = only_run(two[0]), root / "alone" / "kd"
     facts = [json.loads((run / "run.json").read_text(encoding="utf-8")) for run in (killed, alone)]
     assert facts[0]["identity"] == facts[1]["identity"]
@@ -279,7 +287,7 @@ def test_twenty_steps_and_their_predictions_are_those_of_one_process(
     both: tuple[dict[str, Found], dict[str, Found], Path, Ended], name: str
 ) -> None:
     _, _, root, ended = both
-    assert ended.returncode == 0, ended.stderr
+    assert ended.codes == (0, 0), ended.err
     folders = [root / side / name for side in ("one", "two")]
     one, two = map(logged, folders)
     assert sorted(one) == sorted(two) == list(range(1, 21))
@@ -295,7 +303,7 @@ def test_twenty_steps_and_their_predictions_are_those_of_one_process(
     assert sum(a == b for a, b in zip(*answers, strict=True)) >= 0.99 * 61
     facts = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in folders]
     assert [fact["processes"] for fact in facts] == [1, 2]
-    prints = [{key: mark for key, mark in fact["fingerprints"].items() if key != "memory"} for fact in facts]
+    prints = [{key: mark for key, mark in fact["fingerprints"].items() if key != "centroids"} for fact in facts]
     assert prints[0] == prints[1]
 
 
@@ -303,7 +311,7 @@ def test_the_memories_by_one_and_two_processes_are_the_same_and_stores_are_fille
     both: tuple[dict[str, Found], dict[str, Found], Path, Ended],
 ) -> None:
     _, _, root, ended = both
-    assert ended.returncode == 0, ended.stderr
+    assert ended.codes == (0, 0), ended.err
     made = [sorted((root / side / "runs" / "custom" / "memory").iterdir()) for side in ("one", "two")]
     assert [path.name for path in made[0]] == [path.name for path in made[1]]
     assert len(made[0]) == 1  # of cka-g and cka-ilg, at one layer
@@ -313,7 +321,7 @@ def test_the_memories_by_one_and_two_processes_are_the_same_and_stores_are_fille
         torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-5)
     stores = [path for side in ("two", "alone") for path in (root / side / "runs").rglob("*.safetensors")]
     kept = [str(path) for path in stores if path.parent != made[1][0].parent]
-    filled = [line.partition(": kept in ")[2] for line in ended.stderr.splitlines() if ": kept in " in line]
+    filled = [line.partition(": kept in ")[2] for line in ended.err.splitlines() if ": kept in " in line]
     assert sorted(filled) == sorted(kept)
     assert filled
     assert not [path for path in (root / "two").rglob("*") if path.suffix in (".tmp", ".lock")]

@@ -22,10 +22,9 @@ from torch import nn
 from in_processes import saved_steps, start, wait_until
 from kdbert.disk.sealed import sealed
 from kdbert.errors import Interrupted, UserError
-from kdbert.runs.execute import run_recipe
 from kdbert.signals import ended_by_signals
 from kdbert.training.checkpoint import load_optimizer, newest_checkpoint, optimizer_tensors, save_checkpoint
-from small_run import FEATURES, Setting, logged, make_teacher, predictions
+from small_run import FEATURES, Setting, logged, make_teacher, predictions, run_recipe
 
 EPOCHS = 5
 STEPS = 13 * EPOCHS

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from conftest import WORDS, Finished
 from kdbert import KdbertError, distill
 from kdbert.data.encode import encode
-from kdbert.runs.answers import saved_classifier
+from kdbert.runs.answers import saved_model
 from kdbert.runs.folder import RunResult
 from kdbert.runs.saved import check_saved
 from kdbert.training.forward import predict
@@ -34,9 +34,9 @@ def run(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> RunResult
 
 def checked(run: RunResult, folder: Path, change: Callable[[np.ndarray], np.ndarray] = lambda logits: logits) -> None:
     """Check the model in a folder as the run checked its own, with what it reported changed."""
-    saved = saved_classifier(str(run.path))
-    examples, model = saved.load("dev"), saved.network()
-    data = encode(examples, saved.tokenizer(), saved.max_length)
+    saved = saved_model(str(run.path))
+    examples, model = saved.examples("dev"), saved.network()
+    data = encode(examples, saved.tokenizer, saved.max_length)
     logits = predict(model, data, batch_size=64, precision="fp32", accelerator=make_accelerator())
     check_saved(folder, model, saved.spec, data, examples, change(logits), "fp32", saved.max_length)
 

@@ -15,9 +15,11 @@ from conftest import make_bert
 from in_processes import manifest
 from kdbert import UserError
 from kdbert.data.batches import Batch, collate
-from kdbert.methods import Outputs, get_method
+from kdbert.heads import SingleLabel
+from kdbert.methods import Context, Models, Outputs, Shape, get_method
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import missing_teachers
+from kdbert.runs.teacher_scores import teacher_facts
 from small_models import make_distilbert, make_roberta
 from small_run import Setting, build, logged
 
@@ -71,7 +73,10 @@ def test_sum_mean_and_weights_by_hand(options: dict[str, Any], shares: list[floa
     labels = torch.tensor([0, 2, 1, 1, 0])
     ones = torch.ones(5, 2, dtype=torch.int64)
     batch = Batch(ones, ones, None, labels, torch.arange(5), torch.ones(5), scale=1 / 5)
-    found = own(Outputs(torch.tensor(student)), [Outputs(torch.tensor(one)) for one in logits], batch)
+    own.prepare(Context(Models(Shape(1, 1), (Shape(1, 1),) * 3), SingleLabel(), 5))
+    found = own(
+        Outputs(torch.tensor(student), mask=ones), [Outputs(torch.tensor(one), mask=ones) for one in logits], batch
+    )
     alpha, tau = options.get("alpha", 0.5), options.get("temperature", 3)
     log_probability = student - np.log(np.exp(student).sum(1, keepdims=True))
     hard = -log_probability[np.arange(5), labels.numpy()].mean()
@@ -139,8 +144,8 @@ def test_every_teacher_says_what_it_says_of_its_own_tokens(
     places = [{"model": str(teachers[name])} for name in names]
     keys = {"method.name": "multi-kd", "teacher_cache": cached, "precision": "fp32"}
     parts = build(setting.recipe(tmp_path / "run", **keys).with_({"teachers": places}))
-    facts, _ = parts.job._teacher_facts()
-    ready, _ = parts.job._ready_teachers()  # those that the training loop gets
+    facts = [teacher_facts(parts.run.job, teacher) for teacher in parts.run.teachers]
+    ready = parts.run.ready_teachers()  # those that the training loop gets
     rows = np.array([5, 17, 3, 100, 202, 44])
     texts = [rows_of(setting.train)[row] for row in rows]
     batch = collate(parts.data, rows)
@@ -168,7 +173,7 @@ def test_hidden_states_of_such_a_teacher_lie_on_its_own_tokens(
     place = [{"model": str(teachers[kind])}]
     keys = {"method.name": "cka-l", "teacher_cache": cached, "precision": "fp32"}
     parts = build(setting.recipe(tmp_path / "run", **keys).with_({"teachers": place}))
-    (teacher,), _ = parts.job._ready_teachers()
+    (teacher,) = parts.run.ready_teachers()
     rows = np.array([5, 17, 3, 100])
     found = teacher.outputs(collate(parts.data, rows))
     expected = by_the_library(teachers[kind], [rows_of(setting.train)[row] for row in rows], layer=4)
@@ -195,7 +200,7 @@ def test_cached_and_live_teachers_of_other_tokens_give_one_loss(
     for step in range(1, 6):
         for key in (key for key in stored[step] if key.startswith("loss")):
             assert live[step][key] == pytest.approx(stored[step][key], rel=1e-4, abs=1e-6), (step, key)
-    assert (manifest(tmp_path / "stored")["fingerprints"].get("memory") is None) == (method != "cka-g")
+    assert (manifest(tmp_path / "stored")["fingerprints"].get("centroids") is None) == (method != "cka-g")
 
 
 @pytest.mark.parametrize("method", ["ics", "cka-i", "cka-il", "cka-ilg"])

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def the_file(root: Path) -> Path:
 def tensors(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
     """Centroids [K, L, H], counts, assignments and metadata, by safetensors alone."""
     with safe_open(file, framework="np") as opened:
-        about = json.loads(opened.metadata()["memory"])["about"]
+        about = json.loads(opened.metadata()["kdbert"])["about"]
         return opened.get_tensor("centroids"), opened.get_tensor("counts"), opened.get_tensor("assignments"), about
 
 
@@ -145,7 +146,7 @@ def test_where_the_features_do_not_fit_into_memory_the_same_comes_out(
     made: Path, setting: Setting, told: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The teacher then runs in every pass."""
-    monkeypatch.setattr("kdbert.runs.teachers.KEPT_SHARE", 0.0)
+    monkeypatch.setattr("kdbert.training.teachers.KEPT_SHARE", 0.0)
     done = told(memory_words(setting, tmp_path, "train.cache_gib=0"))
     assert "the teacher runs in every pass" in done.err
     streamed, kept = tensors(the_file(tmp_path)), tensors(the_file(made))
@@ -157,7 +158,7 @@ def test_where_the_features_do_not_fit_into_memory_the_same_comes_out(
 def test_the_published_procedure_computed_plainly(
     step: int, passes: int, setting: Setting, told: Any, tmp_path: Path
 ) -> None:
-    """METHODS.md section 3.5, in numpy: padding included, an exponential average, statistics of the last batch."""
+    """docs/quirks.md, 3.5, in numpy: padding included, an exponential average, statistics of the last batch."""
     words = memory_words(setting, tmp_path, "--algorithm", "legacy", "--passes", passes, f"memory.batch_size={step}")
     done = told(words)
     assert "legacy" not in done.out
@@ -305,7 +306,7 @@ def test_distill_takes_the_very_file_that_train_memory_made(
     assert (the_file(root).read_bytes(), the_file(root).stat().st_mtime_ns) == (content, changed)
     facts = manifest(tmp_path / "run")
     centroids = tensors(the_file(root))[0]
-    assert facts["fingerprints"]["memory"] == hashlib.sha256(centroids.tobytes()).hexdigest()[:16]
+    assert facts["fingerprints"]["centroids"] == hashlib.sha256(centroids.tobytes()).hexdigest()[:16]
     assert facts["recipe"]["memory"]["centroids"] == K
     assert {"loss/distance", "loss/cosine", "loss/memory_cka"} <= set(logged(tmp_path / "run")[1])
 
@@ -385,8 +386,9 @@ def test_a_memory_of_something_else_is_refused_before_training(
     kdbert: Any, told: Any, tmp_path: Path,
 ) -> None:  # fmt: skip
     mine = tmp_path / "mine.safetensors"
-    words = [other_teacher if word == "other" else word for word in made_with]
-    told(memory_words(setting, tmp_path / "runs", *words, "--passes", 2, "--output", mine))
+    by = replace(setting, teacher=other_teacher) if "--teacher" in made_with else setting
+    words = [] if "--teacher" in made_with else made_with
+    told(memory_words(by, tmp_path / "runs", *words, "--passes", 2, "--output", mine))
     keys = {"memory.file": str(mine), **run_with}
     refused = kdbert(*distill_words(setting, tmp_path / "run", tmp_path / "runs", **keys))
     assert refused.code == 2

@@ -14,7 +14,7 @@ from kdbert.export import FORMATS, MODEL, export_model, read_about
 from kdbert.models.locate import locate, run_facts
 from kdbert.reporting.collect import Run, read_run
 from kdbert.reporting.labels import told_apart
-from kdbert.runs.answers import SavedClassifier, saved_classifier
+from kdbert.runs.answers import SavedModel, saved_model
 
 log = logging.getLogger("kdbert")
 
@@ -31,7 +31,7 @@ class Contender:
         seconds: (batch size, part) -> seconds of each counted call.
     """
 
-    saved: SavedClassifier
+    saved: SavedModel
     backend: str
     folder: str
     name: str = ""
@@ -77,7 +77,7 @@ def contenders(models: Sequence[str], backends: Sequence[str], asked: Mapping[st
     """Every model with every backend; an export with its own.
 
     Args:
-        asked: task, data folder and length, as for `saved_classifier`.
+        asked: task, data folder and length, as for `saved_model`.
 
     Raises:
         UserError: no such model, or models of several tasks.
@@ -86,13 +86,13 @@ def contenders(models: Sequence[str], backends: Sequence[str], asked: Mapping[st
     sources = {given: given if about is None else _source(given, about) for given, about in abouts.items()}
     # A model folder does not say what its task is: that of the first run.
     runs = [given for given in sources if locate(sources[given]).run is not None]
-    first = saved_classifier(sources[runs[0]], **asked) if runs else None
+    first = saved_model(sources[runs[0]], **asked) if runs else None
     saved = {}
     for given, source in sources.items():
         like = first if given not in runs and asked["task"] is None else None
-        saved[given] = one = saved_classifier(source, **asked, like=like)
+        saved[given] = one = saved_model(source, **asked, like=like)
         one.check()
-        tokenizer = one.tokenizer()  # refuses a damaged one here and not in the engine's process
+        tokenizer = one.tokenizer  # refuses a damaged one here and not in the engine's process
         pads = one.way.padding and tokenizer.pad_token_id is not None
         if "pipeline" in backends and abouts[given] is None and not pads:
             raise UserError(
@@ -105,14 +105,20 @@ def contenders(models: Sequence[str], backends: Sequence[str], asked: Mapping[st
         raise UserError(
             f"these models are of several tasks: {told}; benchmark one task at a time, or choose with --task"
         )
+    for given, one in saved.items():
+        for backend in {*FORMATS}.intersection(backends) if abouts[given] is None and one.place.run is None else ():
+            raise UserError(
+                f"{given!r} is not a run folder; export it first (`kdbert export {given} --format {backend} --task "
+                f"{one.spec.name} --output-dir DIR`), and name DIR here"
+            )
     found = []
     for given, one in saved.items():
         about = abouts[given]
-        if about is not None:
-            found.append(Contender(one, str(about["format"]), given))
-            continue
-        for backend in backends:
-            found.append(Contender(one, backend, _folder(given, one, backend, asked)))
+        for backend in backends if about is None else (str(about["format"]),):
+            folder = given if about is not None else one.place.source
+            if about is None and backend in FORMATS:
+                folder = str(export_model(given, backend, **asked).path)
+            found.append(Contender(one, backend, folder))
     names = _names({one.saved.given: one.saved for one in found})
     for contender in found:
         contender.name = names[contender.saved.given]
@@ -125,19 +131,7 @@ def _source(export: str, about: Mapping[str, Any]) -> str:
     return str(above) if (above / "run.json").exists() else str(about["model"])
 
 
-def _folder(given: str, saved: SavedClassifier, backend: str, asked: Mapping[str, Any]) -> str:
-    """What an engine opens; a run's missing export is made first."""
-    if backend not in FORMATS:
-        return saved.place.source
-    if saved.place.run is None:
-        raise UserError(
-            f"{given!r} is not a run folder; export it first (`kdbert export {given} --format {backend} --task "
-            f"{saved.spec.name} --output-dir DIR`), and name DIR here"
-        )
-    return str(export_model(given, backend, **asked).path)
-
-
-def _names(models: Mapping[str, SavedClassifier]) -> dict[str, str]:
+def _names(models: Mapping[str, SavedModel]) -> dict[str, str]:
     """A short name for each model; what tells runs apart is added, and what the person wrote where nothing does."""
     runs: dict[str, list[tuple[str, Run]]] = {}
     names = {given: given for given in models}
@@ -169,14 +163,14 @@ def check_own_data(models: Sequence[Contender], split: str) -> None:
             )
 
 
-def teacher_of(named: str | None, models: Sequence[Contender]) -> SavedClassifier | None:
+def teacher_of(named: str | None, models: Sequence[Contender]) -> SavedModel | None:
     """Whose answers the others' are compared with: the model that is named, else the first run's teacher.
 
     Raises:
         UserError: the one that the person named does not exist, or is of another task.
     """
     if named is not None:
-        found = saved_classifier(named, like=models[0].saved)
+        found = saved_model(named, like=models[0].saved)
         if found.trained is not None and found.trained.task.name != found.spec.name:
             raise UserError(f"--teacher {named!r} is a model of {found.trained.task.name}, not of {found.spec.name}")
         found.check()
@@ -189,7 +183,7 @@ def teacher_of(named: str | None, models: Sequence[Contender]) -> SavedClassifie
             return same
         for teacher in facts.get("recipe", {}).get("teachers", [])[:1]:
             try:
-                found = saved_classifier(teacher["model"], labels=teacher.get("labels"), like=one)
+                found = saved_model(teacher["model"], labels=teacher.get("labels"), like=one)
                 found.check()
                 if known not in (None, found.place.fingerprint()):
                     raise UserError(f"{teacher['model']!r} is not the model that taught {one.given!r}")

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from kdbert.benchmark.contenders import Contender, check_own_data, contenders, teacher_of
@@ -19,8 +18,8 @@ from kdbert.benchmark.worker import ENGINES
 from kdbert.data.examples import Examples
 from kdbert.disk.files import atomic_write, write_json, write_text
 from kdbert.errors import UserError, near_miss
-from kdbert.export import OnnxModel, answers
-from kdbert.runs.answers import SavedClassifier
+from kdbert.export import OnnxModel, agreement, ask
+from kdbert.runs.answers import Answers, SavedModel
 from kdbert.runs.environment import cores, environment
 from kdbert.tasks import TaskSpec
 from kdbert.version import __version__
@@ -82,7 +81,7 @@ def benchmark(
     spec = models_there[0].saved.spec
     scored = split or _scored_split(spec)
     check_own_data(models_there, scored)
-    examples = models_there[0].saved.load(scored)
+    examples = models_there[0].saved.examples(scored)
     if examples.labels is None:
         raise UserError(f"{examples.split} of task {spec.name!r} has no labels to score by; choose another --split")
     master = teacher_of(teacher, models_there)
@@ -135,7 +134,7 @@ def _scored_split(spec: TaskSpec) -> str:
 def _identity(
     models: Sequence[Contender],
     examples: Examples,
-    teacher: SavedClassifier | None,
+    teacher: SavedModel | None,
     settings: Mapping[str, Any],
     machine: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -158,24 +157,23 @@ def _identity(
     }
 
 
-def _score(models: Sequence[Contender], examples: Examples, teacher: SavedClassifier | None, threads: int) -> None:
+def _score(models: Sequence[Contender], examples: Examples, teacher: SavedModel | None, threads: int) -> None:
     """Fill in quality and agreement by each engine's own answers to the whole split; and parameters of an export."""
-    known: dict[str, np.ndarray] = {}
+    known: dict[str, Answers] = {}
 
-    def logits_of(saved: SavedClassifier, export: str | None = None) -> np.ndarray:
+    def answers_of(saved: SavedModel, export: str | None = None) -> Answers:
         key = export or str(saved.place.source)
         if key not in known:
             model = saved.network() if export is None else OnnxModel(Path(export), saved.way, threads)
-            known[key] = answers(saved, model, examples)
+            known[key] = ask(saved, model, examples)
         return known[key]
 
     parameters = {one.saved.given: one.parameters for one in models if one.parameters is not None}
     for one in models:
-        head = one.saved.spec.head
-        logits = logits_of(one.saved, one.folder if one.exported else None)
-        one.quality = one.saved.score(logits, examples)
+        found = answers_of(one.saved, one.folder if one.exported else None)
+        one.quality = found.scores
         if teacher is not None:
-            one.agreement = head.agreement(head.predicted(logits_of(teacher)), head.predicted(logits))
+            one.agreement = agreement(answers_of(teacher), found)
         if one.saved.given not in parameters:  # an ONNX file does not say which of its numbers are parameters
             parameters[one.saved.given] = sum(parameter.numel() for parameter in one.saved.network().parameters())
         one.parameters = parameters[one.saved.given]

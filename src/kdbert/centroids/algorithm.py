@@ -1,8 +1,8 @@
-"""The memory of the global CKA methods: centroids of a teacher's features over the training split.
+"""Centroids of a teacher's features over the training split.
 
-A feature is the flattened hidden states of one layer, one row of length x H for each example. `lloyd` is k-means
-over batches that are read again for every pass, so that the features never have to be in memory at once; `legacy`
-is what the published script computes (METHODS.md section 3.5).
+A feature is the flattened hidden states of one layer, one row of length x H per example. `kmeans` reads the features
+batch by batch, anew in every pass, so that they never have to be in RAM at once. `legacy` is what the published script
+computes (docs/quirks.md, F7 and F8).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 
 
 class FeatureBatch(NamedTuple):
-    """Features of some examples: their numbers int64 [b], and float [b, D] with D at most that of the centroids.
+    """Features of some examples: their numbers int64 [b], and values float [b, d].
 
-    Columns that a batch leaves away at the end are zero.
+    d may be less than the D of the centroids: the missing columns at the end are zero.
     """
 
     rows: torch.Tensor
@@ -29,7 +29,7 @@ Features = Callable[[], Iterator[FeatureBatch]]
 
 @dataclass(frozen=True)
 class Clusters:
-    """Centroids float [K, D]; the cluster of each example int64 [N]; passes done; the sum of squared distances."""
+    """Centroids float [K, D]; the cluster of each example int64 [N]; passes done; sum of squared distances."""
 
     centroids: torch.Tensor
     assignments: torch.Tensor
@@ -60,16 +60,16 @@ def lloyd(
 ) -> Clusters:
     """k-means by Lloyd's passes: every example to its nearest centroid, then every centroid to its cluster's mean.
 
-    It ends when the squared sum of the lengths that the centroids moved by is under `tolerance`, or after
-    `passes`. The centroids returned are the true means of the clusters returned.
+    Stops after `passes`, or when the centroids hardly move: the sum of the lengths that they moved by, squared, is
+    less than `tolerance`. The centroids returned are the true means of the clusters returned.
 
     Args:
-        features: gives all examples anew at every call, in any order.
+        features: reads all examples anew at every call, in any order.
         count: N, the number of examples.
         centroids: float [K, D], where they start.
-        refill: an empty cluster takes over the example that is farthest from its centroid (of clusters with more
-            than one); otherwise it keeps its centroid, as published.
-        progress: told the passes done and the sum of squared distances after each.
+        refill: an empty cluster takes the example that is farthest from its centroid (from a cluster that has
+            others); if False it keeps its centroid, as in the published code (docs/quirks.md, F18).
+        progress: called after each pass with the passes done and the sum of squared distances.
     """
     centroids = centroids.clone()
     done = 0
@@ -119,11 +119,11 @@ def _refill(
 
 
 def spread_out(distances: torch.Tensor, clusters: int, generator: torch.Generator) -> list[int]:
-    """k-means++ (Arthur & Vassilvitskii 2007): examples drawn with a chance that grows as their squared distance
-    to the nearest one drawn so far.
+    """k-means++ (Arthur & Vassilvitskii 2007): each example is drawn with probability proportional to its squared
+    distance to the nearest one drawn before.
 
     Args:
-        distances: squared distances of every two examples, [m, m].
+        distances: squared distances of all pairs of examples, [m, m].
         clusters: how many to draw, at most m.
 
     Returns:
@@ -134,7 +134,7 @@ def spread_out(distances: torch.Tensor, clusters: int, generator: torch.Generato
     chosen: list[int] = []
     for _ in range(clusters):
         weights[chosen] = 0
-        if not weights.sum() > 0:  # only copies of what is drawn are left
+        if not weights.sum() > 0:  # only copies of drawn examples are left
             weights = torch.ones_like(weights)
             weights[chosen] = 0
         chosen.append(int(torch.multinomial(weights, 1, generator=generator)))
@@ -153,22 +153,24 @@ def kmeans(
     passes: int,
     progress: Callable[[int, float], None] = lambda done, inertia: None,
 ) -> Clusters:
-    """Centroids of N examples: k-means++ on a random sample of 10 examples a cluster, then `lloyd`.
+    """Centroids of N examples: k-means++ on a random sample of 10 examples per cluster, then `lloyd`.
 
     Args:
-        count: N. clusters: K <= N. width: D. passes: at most so many of `lloyd`.
+        count: N.
+        clusters: K, at most N.
+        width: D.
+        passes: most passes of `lloyd`.
     """
     generator = torch.Generator().manual_seed(seed)
     sample = torch.randperm(count, generator=generator)[: 10 * clusters]
     place = torch.full((count,), -1)
     place[sample] = torch.arange(len(sample))
-    kept: torch.Tensor | None = None
+    kept = torch.zeros(0, width)
     for rows, values in features():
-        if kept is None:
+        if not len(kept):
             kept = torch.zeros(len(sample), width, dtype=values.dtype)
         inside = place[rows] >= 0
         kept[place[rows][inside], : values.shape[1]] = values[inside]
-    assert kept is not None
     start = spread_out(squared_distances(kept, kept, kept.square().sum(1)), clusters, generator)
     centroids = kept[start]
     del kept
@@ -178,8 +180,8 @@ def kmeans(
 def legacy_statistics(features: Features, batch_size: int) -> tuple[float, float]:
     """Mean and standard deviation of the normal that the published script draws its first centroids from.
 
-    Its running sums are set to zero at every step, so only the last batch counts, divided by the number of
-    steps (quirk F8).
+    Its running sums are reset at every step, so only the last batch counts, divided by the number of steps
+    (docs/quirks.md, F8).
     """
     steps, last = 0, torch.zeros(0)
     for batch in _cut(features, batch_size):
@@ -196,16 +198,16 @@ def legacy(
     batch_size: int,
     progress: Callable[[int, float], None] = lambda done, inertia: None,
 ) -> Clusters:
-    """The published memory: passes of assignment (odd) and of updates (even), an exponential average and no mean.
+    """The published procedure: odd passes assign, even passes update by an exponential average, not a mean.
 
-    Within a batch the q-th member (from 0) of a cluster moves its centroid c to ((q + 1) c + x) / (q + 2), which
-    starts from zero at the first update (quirk F7); a centroid that gets no example stays zero.
+    Within a batch, the q-th member x (from 0) of a cluster moves its centroid c to ((q + 1) c + x) / (q + 2). Each c
+    is zero before the first update (docs/quirks.md, F7), and a centroid without examples stays zero.
 
     Args:
-        features: the examples in the order of the file.
+        features: reads the examples in the order of the file.
         centroids: float [K, D], the random draw that the first assignment uses.
-        passes: all of them, the initial one (number 0, which `legacy_statistics` does) included.
-        batch_size: the published default is 1.
+        passes: number of passes, including the initial one (number 0, `legacy_statistics`).
+        batch_size: examples of a step; 1 in the published script.
     """
     assignments, inertia = torch.zeros(count, dtype=torch.int64), 0.0
     updated = torch.zeros_like(centroids)
@@ -233,7 +235,7 @@ def legacy(
 
 
 def _cut(features: Features, size: int) -> Iterator[torch.Tensor]:
-    """The features in batches of `size`, whatever batches they come in."""
+    """The features in batches of `size`, in whatever batches they are read."""
     rest: torch.Tensor | None = None
     for _, values in features():
         rest = values if rest is None else torch.cat([rest, values])

@@ -1,13 +1,13 @@
-"""The file that `kdbert train-memory` writes: centroids, and what they are centroids of."""
+"""The file that `kdbert train-memory` writes: centroids, what they were made of, and how."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -15,73 +15,102 @@ from kdbert.disk.files import atomic_write
 from kdbert.disk.sealed import parse_json
 from kdbert.errors import UserError
 
-FORMAT = "kdbert memory 1"
-
-
-def _whole(tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> str:
-    """Hex digest of all that stands in a memory's file."""
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for _, tensor in sorted(tensors.items()):
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
+FORMAT = "kdbert centroids 1"
+VERSION = 1  # raise it when kdbert computes centroids in another way
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Centroids and what they are centroids of.
+class Origin:
+    """What centroids are made of.
 
     Attributes:
-        centroids: float32 [K, length, H].
-        counts: int64 [K], examples of each.
-        about: task, teacher (fingerprint), layer, length, algorithm, … as `save` writes them.
+        task: its name.
+        train_file: fingerprint of a training file of one's own; "" for a task with known files.
+        teacher: its fingerprint.
+        layer: of the teacher, and
+        width: of its hidden states.
+        max_length: tokens per example.
     """
 
-    centroids: torch.Tensor
+    task: str
+    train_file: str
+    teacher: str
+    layer: int
+    width: int
+    max_length: int
+
+
+@dataclass(frozen=True)
+class Description(Origin):
+    """All that centroids depend on: equal descriptions mean equal centroids.
+
+    Attributes:
+        data: fingerprint of the training split as the teacher reads it.
+        precision: that the teacher runs in.
+        centroids, algorithm, passes, batch_size, seed: the keys of the recipe's section `memory`.
+    """
+
+    data: str
+    precision: str
+    centroids: int
+    algorithm: Literal["kmeans", "legacy"]
+    passes: int
+    batch_size: int
+    seed: int
+    version: int = VERSION
+
+
+@dataclass(frozen=True)
+class Centroids:
+    """Centroids of a teacher's features.
+
+    Attributes:
+        values: float32 [K, length, H].
+        counts: int64 [K], examples of each.
+        about: their description, and how the clustering ended.
+    """
+
+    values: torch.Tensor
     counts: torch.Tensor
     about: dict[str, Any]
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the centroids."""
-        return hashlib.sha256(self.centroids.numpy().tobytes()).hexdigest()[:16]
+        """16 hex digits of the values."""
+        return hashlib.sha256(self.values.numpy().tobytes()).hexdigest()[:16]
 
     def save(self, path: Path, assignments: torch.Tensor) -> None:
         """Write one safetensors file: `centroids`, `counts`, `assignments` [N]; the rest as JSON in its metadata."""
         from safetensors.torch import save_file
 
         tensors = {
-            "centroids": self.centroids.contiguous(),
+            "centroids": self.values.contiguous(),
             "counts": self.counts,
             "assignments": assignments.to(torch.int32),
         }
-        # In one entry, since safetensors writes several in any order, and equal memories should be equal files.
-        facts = {
-            "format": FORMAT,
-            "about": self.about,
-            "sha256": self.fingerprint,
-            "whole": _whole(tensors, self.about),
-        }
-        metadata = {"memory": json.dumps(facts, sort_keys=True)}
-        atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata), f".{path.name}.tmp")
+        # One entry only: safetensors writes several in any order, and equal centroids should be equal files.
+        facts = {"format": FORMAT, "about": self.about, "sha256": _checksum(tensors, self.about)}
+        metadata = {"kdbert": json.dumps(facts, sort_keys=True)}
+        atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata))
 
     @classmethod
-    def load(cls, path: Path) -> Memory:
-        """Read a memory.
+    def load(cls, path: Path) -> Centroids:
+        """Read a file that `save` wrote.
 
         Raises:
-            UserError: no such file, no memory, or damaged.
+            UserError: there is no such file, it is of another kind, or it is damaged.
         """
         from safetensors import SafetensorError, safe_open
 
         try:
-            path.open("rb").close()  # safetensors calls a file that may not be read missing
+            path.open("rb").close()  # safetensors says of a file that it may not read that it is missing
             with safe_open(path, framework="pt") as file:
-                facts = parse_json((file.metadata() or {}).get("memory", "{}"))
+                facts = parse_json((file.metadata() or {}).get("kdbert", "{}"))
                 if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-                    raise UserError(f"{path} is no memory of kdbert; make one with `kdbert train-memory`")
+                    raise UserError(f"{path} is not a memory file; make one with `kdbert train-memory`")
                 tensors = {name: file.get_tensor(name) for name in ("centroids", "counts", "assignments")}
-                memory = cls(tensors["centroids"], tensors["counts"], dict(facts["about"]))
-                whole = _whole(tensors, memory.about)
+                found = cls(tensors["centroids"], tensors["counts"], dict(facts["about"]))
+                damaged = found.values.ndim != 3 or facts["sha256"] != _checksum(tensors, found.about)
         except FileNotFoundError:
             raise UserError(
                 f"no memory file {str(path)!r}: check the path, or make one with `kdbert train-memory`"
@@ -90,17 +119,18 @@ class Memory:
             raise UserError(
                 f"memory file {path} cannot be read ({error}); make it again with `kdbert train-memory`"
             ) from None
-        same = memory.fingerprint == facts.get("sha256") and facts.get("whole", whole) == whole
-        if memory.centroids.ndim != 3 or not same:
-            raise UserError(f"memory file {path} is damaged (its content is not what was written); make it again")
-        return memory
+        if damaged:
+            raise UserError(f"memory file {path} is damaged (its checksum is wrong); make it again")
+        return found
 
-    def check(self, path: str | Path, wanted: Mapping[str, Any], variant: str) -> None:
-        """Refuse a memory that is not of this run's teacher, task, layer and length.
+    def check(self, path: str | Path, origin: Origin, variant: str, longest: int = 0) -> None:
+        """Refuse centroids that are not of this run's teacher, task, layer and length.
 
         Args:
-            wanted: `task`, `train_file`, `teacher`, `layer`, `width`, `max_length` of the run.
-            variant: `corrected` takes no memory in which padding counts.
+            path: for the message.
+            origin: of the run.
+            variant: `corrected` takes no centroids in which padding counts, `original` takes no others.
+            longest: tokens of the longest training example, once that is known.
 
         Raises:
             UserError: with what differs.
@@ -113,37 +143,37 @@ class Memory:
             "width": "a teacher of width {there}, not {here}",
             "max_length": "--max-length {there}, not {here}",
         }
+        here = asdict(origin)
         differ = [
-            text.format(there=self.about.get(key), here=wanted[key])
+            text.format(there=self.about.get(key), here=here[key])
             for key, text in words.items()
-            if self.about.get(key) != wanted[key]
+            if self.about.get(key) != here[key]
         ]
         if differ:
             raise UserError(
-                f"memory {path} is of {', of '.join(differ)}: make one with `kdbert train-memory`, or leave --memory "
-                "away"
+                f"memory {path} is of {', of '.join(differ)}: make one with `kdbert train-memory`, or omit --memory"
             )
         legacy = self.about.get("algorithm") == "legacy"
         if legacy and variant == "corrected":
             raise UserError(
                 f"memory {path} was made by the published procedure, in which padding counts; variant corrected needs "
-                "true centroids: leave --memory away, or use --variant original"
+                "true centroids: omit --memory, or use --variant original"
             )
         if not legacy and variant == "original":
             raise UserError(
                 f"memory {path} holds true centroids, without padding; variant original reads what the published "
-                "procedure makes (`kdbert train-memory --algorithm legacy`): leave --memory away, or use --variant "
-                "corrected"
+                "procedure makes (`kdbert train-memory --algorithm legacy`): omit --memory, or use --variant corrected"
             )
-
-    def check_length(self, path: str | Path, longest: int) -> None:
-        """Refuse a memory that is shorter than the longest training example.
-
-        Raises:
-            UserError: it was made of other examples.
-        """
-        if longest > self.centroids.shape[1]:
+        if longest > self.values.shape[1]:
             raise UserError(
-                f"memory {path} is {self.centroids.shape[1]} tokens long, the longest training example has {longest}: "
+                f"memory {path} is {self.values.shape[1]} tokens long, the longest training example has {longest}: "
                 "it was made of other examples; make one with `kdbert train-memory`"
             )
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> str:
+    """Hex digest of everything in the file."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for _, tensor in sorted(tensors.items()):
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,16 +1,18 @@
 """The `kdbert` command: flags in, a recipe, the API function of the same name, a table out.
 
-Nothing heavy is imported here or in the modules of this package at their top, so that `kdbert --help`
-answers at once.
+A command is a file here; flags that set a recipe key are in `flags.py`. Heavy imports are inside the commands, so that
+`kdbert --help` answers at once.
 """
 
 from __future__ import annotations
 
 import errno
+import inspect
 import logging
 import sys
 import traceback
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -35,27 +37,59 @@ from kdbert.version import __version__
 
 app = typer.Typer(
     name="kdbert",
-    help="Distil BERT models: one data path, one training loop, every published objective.",
-    epilog="Start with: kdbert distill --method kd   (a small task that is built in; a few minutes on two cores)",
+    help="""\b
+kdbert distill --method kd                    a built-in task, offline, minutes
+kdbert distill --method kd --task rte         a GLUE task, from bert-base-uncased
+kdbert table runs --baseline finetune         what the runs found
+
+Distil BERT models: every published objective with one data path and one training loop.
+""",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("finetune-teacher")(finetune_teacher.finetune_teacher)
-app.command("train-memory")(train_memory.train_memory)
-app.command("expand-vocab")(expand_vocab.expand_vocab)
-app.command("distill")(distill.distill)
-app.command("sweep")(sweep.sweep)
-app.command("table")(table.table)
-app.command("report")(report.report)
-app.command("evaluate")(evaluate.evaluate)
-app.command("benchmark")(benchmark.benchmark)
-app.command("export")(export.export)
-app.add_typer(data.app, name="data")
-app.add_typer(methods.app, name="methods")
-app.command("doctor")(doctor.doctor)
+
+
+def _add(group: typer.Typer, name: str, command: Callable[..., None]) -> None:
+    """Add a command; its docstring is a summary, examples and remarks, of which the help shows the examples first."""
+    summary, examples, *remarks = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    told = "\n\n".join([f"\b\n{examples}", " ".join([summary, *remarks])])
+    group.command(name, help=told, short_help=summary)(command)
+
+
+def _add_group(name: str, summary: str, example: str, commands: Mapping[str, Callable[..., None]]) -> None:
+    """Add a group of commands; its name alone lists what there is."""
+    group = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+
+    @group.callback()
+    def _default(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            commands["list"]()
+
+    for one, command in commands.items():
+        _add(group, one, command)
+    app.add_typer(group, name=name, help=f"{example}\n\n{summary}", short_help=summary)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "distill": distill.distill,
+    "finetune-teacher": finetune_teacher.finetune_teacher,
+    "train-memory": train_memory.train_memory,
+    "expand-vocab": expand_vocab.expand_vocab,
+    "sweep": sweep.sweep,
+    "table": table.table,
+    "report": report.report,
+    "evaluate": evaluate.evaluate,
+    "benchmark": benchmark.benchmark,
+    "export": export.export,
+    "doctor": doctor.doctor,
+}
+for _name, _command in COMMANDS.items():
+    _add(app, _name, _command)
+_add_group("data", "List tasks; describe, fetch and verify their files.", "kdbert data describe rte", data.COMMANDS)
+_add_group("methods", "List methods, or show one.", "kdbert methods show kd", methods.COMMANDS)
 
 
 def _version(asked: bool) -> None:
@@ -74,9 +108,7 @@ def _root(
 
 
 def _of_the_disk(error: Exception) -> str | None:
-    """What the system says of a path, wherever it was first looked at (it is none, may not be read, has a folder in its
-    place), or of a disk that is full; None: another error.
-    """
+    """A sentence about a path that cannot be used or a disk that is full; None for any other error."""
     if getattr(error, "errno", None) == errno.ELOOP or str(error).startswith("Symlink loop"):  # pathlib's, before 3.13
         return f"a link leads to itself ({error})"
     if not isinstance(error, OSError):
@@ -92,22 +124,24 @@ def _of_the_disk(error: Exception) -> str | None:
     return f"{error.strerror or error}{f': {place}' if place else ''}{cure}"
 
 
-def _to_go_on(sentence: str) -> str:
-    """The very same command would move aside what was to be continued, if it had --overwrite."""
-    return (
-        sentence.replace("same command again", "same command again, without --overwrite,")
-        if ("--overwrite" in sys.argv)
-        else sentence
-    )
-
-
 def _of_the_memory(error: BaseException) -> str:
-    """What to do where a machine or GPU has no more memory; the recipe may be right for a larger one."""
-    reason = " ".join(str(error).split()).split(". ")[0] or "Python was given none"
+    """What to do when a machine or GPU is out of memory; the recipe may be right for a larger one."""
+    reason = " ".join(str(error).split()).split(". ")[0] or "Python got none"
     return (
         f"out of memory ({reason}): take a smaller --batch-size, or the same one in more parts "
         "(--set train.accumulation=4), or a smaller --max-length"
     )
+
+
+def _end(sentence: str, code: int, debug: bool = False) -> NoReturn:
+    """Print what went wrong, and exit."""
+    if code > 128 and "--overwrite" in sys.argv:  # which would move aside the run that is to be continued
+        sentence = sentence.replace("same command again", "same command again, without --overwrite,")
+    elif debug:
+        traceback.print_exc()
+    logging.shutdown()
+    print(f"kdbert: {printable(sentence)}", file=sys.stderr)
+    sys.exit(code)
 
 
 def main() -> None:
@@ -121,25 +155,16 @@ def main() -> None:
         with ended_by_signals():
             app(standalone_mode=True)
     except KdbertError as error:
-        if debug and not isinstance(error, Interrupted):
-            traceback.print_exc()
-        logging.shutdown()
-        told = _to_go_on(str(error)) if isinstance(error, Interrupted) else str(error)
-        print(f"kdbert: {printable(told)}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code, debug and not isinstance(error, Interrupted))
     except KeyboardInterrupt:
-        print(_to_go_on("kdbert: stopped at once; run the same command again to continue"), file=sys.stderr)
-        sys.exit(130)
+        _end("stopped at once; run the same command again to continue", 130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
     except (OSError, RuntimeError, MemoryError) as error:
-        full = out_of_memory(error)
-        sentence = _of_the_memory(error) if full else _of_the_disk(error)
+        if out_of_memory(error):
+            _end(_of_the_memory(error), 1, debug)
+        sentence = _of_the_disk(error)
         if sentence is None:
             raise
-        if debug:
-            traceback.print_exc()
-        logging.shutdown()
-        print(f"kdbert: {printable(sentence)}", file=sys.stderr)
-        sys.exit(1 if full else 2)
+        _end(sentence, 2, debug)

@@ -1,9 +1,9 @@
-"""`kdbert data`: tasks, their files, and whether these are what they should be."""
+"""`kdbert data`: tasks, their files, and whether these are the published ones."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,21 +13,18 @@ if TYPE_CHECKING:
     from kdbert.data.examples import Examples
     from kdbert.tasks import TaskSpec
 
-app = typer.Typer(
-    help="List tasks, describe one, fetch and check its files.", invoke_without_command=True, rich_markup_mode=None
-)
+DataDir = Annotated[
+    str | None, typer.Option(help="Folder of the task's files. [$KDBERT_DATA_DIR, else glue_data for GLUE, or data]")
+]
+Tasks = Annotated[str, typer.Argument(help="Task, or glue for all of GLUE.")]
 SHOWN = 12  # labels of a distribution
 
 
-@app.callback()
-def _default(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        list_tasks()
+def list_tasks(data_dir: DataDir = None) -> None:
+    """List all tasks and say which files are here.
 
-
-@app.command("list")
-def list_tasks(data_dir: o.DataDir = None) -> None:
-    """Every task: kind, classes, selection metric, and whether its files are at hand."""
+    kdbert data list
+    """
     from kdbert.tasks import get_task, task_names
 
     print(f"{'task':<19} {'kind':<12} {'classes':>7}  {'selected by':<20} {'files':<16} title")
@@ -42,39 +39,36 @@ def list_tasks(data_dir: o.DataDir = None) -> None:
     print("custom              your own csv, tsv, jsonl, parquet or saved dataset: --train-file, --dev-file")
 
 
-@app.command("describe")
 def describe(
     task: Annotated[str, typer.Argument(help="Task.")],
-    data_dir: o.DataDir = None,
-    max_length: Annotated[int | None, typer.Option(min=4, help="Say how many examples are longer. [task's]")] = None,
+    data_dir: DataDir = None,
+    max_length: Annotated[int | None, typer.Option(min=4, help="Count longer examples. [the task's length]")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Whose tokens are counted. [the quickstart's; words where that is not installed]")
+        str | None, typer.Option(help="Count the tokens of this model. [the quickstart's; words if not installed]")
     ] = None,
     examples: Annotated[int, typer.Option(min=0, help="Show the first examples of each split.")] = 0,
     debug: o.Debug = False,
 ) -> None:
-    """Origin, licence, splits, rows, labels and lengths of a task."""
+    """Show origin, licence, labels and lengths of a task.
+
+    kdbert data describe rte --max-length 128
+    """
+    from kdbert.models.locate import QUICKSTART_MODEL
     from kdbert.tasks import CORPUS, CUSTOM, get_task
     from kdbert.tasks.origins import missing_files
 
     own = {
-        CUSTOM: "your own files; to see what is made of them: "
-        "kdbert distill --task custom --train-file a.csv --dev-file b.csv --dry-run (docs/tasks.md says how)",
-        CORPUS: "your own plain text; to see what is made of it: "
-        "kdbert finetune-teacher --corpus FILE --model MODEL --dry-run",
+        CUSTOM: "your own files; to see how kdbert reads them (docs/tasks.md): "
+        "kdbert distill --task custom --train-file a.csv --dev-file b.csv --dry-run",
+        CORPUS: "your own plain text; to see how kdbert reads it (docs/domain.md): "
+        "kdbert finetune-teacher --corpus a.txt --model bert-base-uncased --dry-run",
     }
     if task.lower() in own:
         print(f"{task.lower()}: {own[task.lower()]}")
         return
     spec = get_task(task)
-    kinds = {
-        "single_label": f"one of {len(spec.labels)} classes",
-        "multi_label": f"any of {len(spec.labels)} classes",
-        "token": f"a tag of each word ({', '.join(spec.labels)})",
-        "regression": "one score",
-    }
     print(f"{spec.name}: {spec.title}")
-    print(f"kind: {spec.kind}, {kinds[spec.kind]}")
+    print(f"kind: {spec.kind}, {spec.head.answers}")
     print(f"metrics: {', '.join(spec.metrics)} (selection by {spec.metrics[0]})")
     if "f1" in spec.metrics:
         print(f"f1: of class {spec.labels[1]}")
@@ -83,8 +77,9 @@ def describe(
         if wanted.by_hand:
             print(f"not fetched: {wanted}")
     if spec.warning:
-        print(f"mind: {spec.warning}")
-    counter = _Lengths(model, max_length or spec.max_length, spec.kind == "token")
+        print(f"warning: {spec.warning}")
+    tokenizer = _tokenizer(model, spec.head.of_words)
+    unit, limit = f"tokens of {model or QUICKSTART_MODEL}", max_length or spec.max_length
     for split in spec.splits:
         path = spec.path(split, data_dir)
         if path is None:
@@ -93,14 +88,14 @@ def describe(
         part = spec.load(split, data_dir)
         print(f"{split}: {len(part)} rows in {path}")
         print(f"  {_labels(spec, part)}")
-        print(f"  {counter.words(spec, part)}")
+        print(f"  {_lengths(part, tokenizer, unit, limit)}")
         for number in range(min(examples, len(part))):
             print(f"  {_example(spec, part, number)}")
 
 
 def _looked_for(spec: TaskSpec, split: str, data_dir: str | None) -> str:
     """Which file of a split is not there, and where it was looked for."""
-    root = Path(data_dir or spec.data_dir)
+    root = spec.root(data_dir)
     folders = [str(root / spec.folder), str(root)]
     return f"no file {spec.splits[split].files[0]} (plain or .gz) in {' or '.join(dict.fromkeys(folders))}"
 
@@ -111,82 +106,61 @@ def _labels(spec: TaskSpec, part: Examples) -> str:
         return "no labels"
     if not spec.labels:
         return f"scores {part.labels.min():.2f} to {part.labels.max():.2f}, mean {part.labels.mean():.3f}"
-    if spec.kind == "multi_label":
-        counts = part.labels.sum(0).tolist()
-    else:
-        counts = [int((part.labels == number).sum()) for number in range(len(spec.labels))]
+    sets = part.labels.ndim == 2  # of classes
+    counts = [int((part.labels[:, i] if sets else part.labels == i).sum()) for i in range(len(spec.labels))]
     shown = ", ".join(f"{label} {count}" for label, count in list(zip(spec.labels, counts, strict=True))[:SHOWN])
-    if spec.kind == "multi_label":
+    if sets:
         shown += f", none {int((~part.labels.any(1)).sum())}"
     if spec.document is not None:
         shown += f" ({len({spec.document(name) for name in part.ids})} documents)"
     return shown + (f", … ({len(counts)} classes)" if len(counts) > SHOWN else "")
 
 
-class _Lengths:
-    """Counts tokens; words where no tokenizer is at hand and none was asked for."""
+def _tokenizer(model: str | None, words: bool) -> Any:
+    """The tokenizer of the model, or of the quickstart's; None if that is not installed."""
+    from kdbert.models.load import load_tokenizer
+    from kdbert.models.locate import QUICKSTART_MODEL, locate, quickstart_installed
 
-    def __init__(self, model: str | None, limit: int, words: bool) -> None:
-        from kdbert.errors import UserError
-        from kdbert.models.load import load_tokenizer
-        from kdbert.models.locate import QUICKSTART_MODEL, locate
+    if model is None and not quickstart_installed():
+        return None
+    return load_tokenizer(locate(model or QUICKSTART_MODEL), words=words)
 
-        self.limit, self.tokenizer, self.model = limit, None, model or QUICKSTART_MODEL
-        try:
-            place = locate(self.model)
-            self.tokenizer = load_tokenizer(place, words=words)
-        except UserError:
-            if model is not None:
-                raise
 
-    def words(self, spec: TaskSpec, part: Examples) -> str:
-        """Percentiles of the lengths, and the share that is cut."""
-        import numpy as np
+def _lengths(part: Examples, tokenizer: Any, unit: str, limit: int) -> str:
+    """Percentiles of the lengths, and the share that is cut; in words if there is no tokenizer."""
+    import numpy as np
 
-        from kdbert.data.encode import encode
+    from kdbert.data.encode import encode
 
-        if self.tokenizer is None:
-            texts = zip(part.text_a, part.text_b or [""] * len(part), strict=True)
-            lengths, unit = np.array([len(f"{a} {b}".split()) for a, b in texts]), "words"
-        else:
-            lengths, unit = encode(part, self.tokenizer, 1_000_000).lengths, f"tokens of {self.model}"
-        middle, most, nearly = np.percentile(lengths, [50, 90, 99])
-        told = f"{unit}: median {middle:.0f}, 90 % up to {most:.0f}, 99 % up to {nearly:.0f}, longest {lengths.max()}"
-        if self.tokenizer is not None:
-            cut = int((lengths > self.limit).sum())
-            told += f"; {cut} ({100 * cut / len(lengths):.1f} %) longer than {self.limit}"
-        return told
+    if tokenizer is None:
+        texts = zip(part.text_a, part.text_b or [""] * len(part), strict=True)
+        lengths, unit = np.array([len(f"{a} {b}".split()) for a, b in texts]), "words"
+    else:
+        lengths = encode(part, tokenizer, 1_000_000).lengths
+    middle, most, nearly = np.percentile(lengths, [50, 90, 99])
+    told = f"{unit}: median {middle:.0f}, 90 % up to {most:.0f}, 99 % up to {nearly:.0f}, longest {lengths.max()}"
+    cut = int((lengths > limit).sum())
+    return told if tokenizer is None else f"{told}; {cut} ({100 * cut / len(lengths):.1f} %) longer than {limit}"
 
 
 def _example(spec: TaskSpec, part: Examples, number: int) -> str:
     """One example on one line."""
     import json
 
-    import numpy as np
-
     words = None if part.words is None else list(part.words[number])
     shown: dict[str, object] = {"text": part.text_a[number]} if words is None else {"words": words}
     if part.text_b is not None:
         shown["text_b"] = part.text_b[number]
     if part.labels is not None:
-        if spec.kind == "token":
-            start, end = part.word_offsets[number : number + 2]
-            shown["tags"] = [spec.labels[tag] for tag in part.labels[start:end]]
-        elif spec.kind == "multi_label":
-            shown["labels"] = [spec.labels[i] for i in np.flatnonzero(part.labels[number])]
-        else:
-            label = part.labels[number]
-            shown["label"] = float(label) if spec.kind == "regression" else spec.labels[label]
+        shown["label"] = spec.head.written(part.labels[spec.head.places(part)[number]])
     return json.dumps(shown, ensure_ascii=False)
 
 
-@app.command("verify")
-def verify(
-    task: Annotated[str, typer.Argument(help="Task, or glue for all of its tasks.")],
-    data_dir: o.DataDir = None,
-    debug: o.Debug = False,
-) -> None:
-    """Read every file of a task, check each row, and compare row counts and checksums with the published ones."""
+def verify(task: Tasks, data_dir: DataDir = None, debug: o.Debug = False) -> None:
+    """Check every row, row count and checksum of a task.
+
+    kdbert data verify rte
+    """
     from kdbert.errors import UserError
 
     faulty = []
@@ -247,17 +221,18 @@ def _verdict(spec: TaskSpec, split: str, data_dir: str | None) -> tuple[bool, st
     return fine, f"{rows} rows, {verdict}; {', '.join(dict.fromkeys(marks))} ({', '.join(map(str, paths))})"
 
 
-@app.command("fetch")
 def fetch(
-    task: Annotated[str, typer.Argument(help="Task, or glue for all of its tasks.")],
-    data_dir: o.DataDir = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and from where.")] = False,
+    task: Tasks,
+    data_dir: DataDir = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be fetched, and from where.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the files written.")] = False,
     debug: o.Debug = False,
 ) -> None:
-    """Fetch the official files of a task, check them by sha256, and put them where kdbert looks for them.
+    """Fetch a task's official files and check their sha256.
 
-    Files that are there are kept; a transfer that broke off goes on where it was.
+    kdbert data fetch rte
+
+    Files that are already here are kept. An interrupted download continues.
     """
     from kdbert.tasks import origins
 
@@ -270,3 +245,8 @@ def fetch(
             print(one)
         if not found and not quiet:
             print(f"{spec.name}: everything is there ({origins.base_folder(spec, data_dir)})")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "list": list_tasks, "describe": describe, "fetch": fetch, "verify": verify
+}  # fmt: skip

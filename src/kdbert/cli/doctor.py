@@ -1,4 +1,4 @@
-"""`kdbert doctor`: what this machine has, and what kdbert will pick."""
+"""`kdbert doctor`: what this machine has, and what kdbert will use."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ from typing import Annotated
 
 import typer
 
+from kdbert.cli import options as o
+
 
 def doctor(
     hub_timeout: Annotated[float, typer.Option(help="Seconds to wait for the Hugging Face Hub.")] = 3.0,
+    debug: o.Debug = False,
 ) -> None:
-    """Devices, bf16 units, versions, caches, the Hub, and the precision that `auto` gives."""
+    """Show what this machine has and what kdbert uses.
+
+    kdbert doctor
+    """
     import torch
     from huggingface_hub import constants
 
     from kdbert.models.locate import QUICKSTART_MODEL, quickstart_installed
     from kdbert.runs.environment import environment
+    from kdbert.tasks.spec import DATA_DIR
     from kdbert.training.precision import choose_precision, has_bf16_units, make_accelerator
 
     facts = environment()
@@ -33,14 +40,22 @@ def doctor(
     print(f"bf16 units  {'yes' if has_bf16_units(device) else 'no'} ({device})")
     print(
         f"will pick   device {device}, precision {precision}, attention {'kdbert' if device.type == 'cpu' else 'sdpa'} "
-        "(for BERT and its kin; the library's own for other model types)"
+        "(for BERT-like models; the library's own for other types)"
     )
     print(
         f"quickstart  {QUICKSTART_MODEL}: "
         + ("installed" if quickstart_installed() else "not installed: pip install 'kdbert[quickstart]'")
     )
+    print(f"data        {_data(os.environ.get(DATA_DIR), DATA_DIR)}")
     print(f"Hub cache   {constants.HF_HUB_CACHE}" + ("" if os.path.isdir(constants.HF_HUB_CACHE) else " (empty)"))
     print(f"Hub         {_hub(constants.ENDPOINT, hub_timeout)}")
+
+
+def _data(folder: str | None, variable: str) -> str:
+    """Where files of tasks are looked for."""
+    if not folder:
+        return f"glue_data for GLUE, data for other tasks (or set {variable}, or pass --data-dir)"
+    return f"{folder} ({variable}{'' if os.path.isdir(folder) else '; no such folder'})"
 
 
 def _hub(endpoint: str, timeout: float) -> str:

@@ -1,114 +1,90 @@
-"""What `--dry-run` prints: the resolved recipe, how labels are matched, steps, parameters, memory."""
+"""What `--dry-run` prints: the jobs of the plan, each checked as a run would be. Opens no weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from kdbert.models.layers import told
-from kdbert.models.locate import ModelPlace, locate
 from kdbert.recipe import Recipe
-from kdbert.recipe.defaults import (
-    base_model,
-    missing_teachers,
-    resolve_distill,
-    resolve_finetune,
-    teacher_recipes,
-    with_teachers,
-)
-from kdbert.runs.commands import finished_run, memory_plan, memory_recipe
-from kdbert.runs.plan import Plan, student_before_teacher
+from kdbert.runs.centroids import CentroidsJob
+from kdbert.runs.checks import check
+from kdbert.runs.job import Job
+from kdbert.runs.plan import Goal, plan
+from kdbert.training.teachers import KnownTeacher
 
 
-def print_distill_plan(recipe: Recipe) -> None:
-    """The plan of `distill`: of the student's run, or of the teacher's where that has to be made first."""
-    if missing_teachers(recipe):
-        wanted = teacher_recipes(recipe)
-        paths = [finished_run(one) for one in wanted]
-        if None in paths:
-            student = student_before_teacher(recipe)
-            for one, path in zip(wanted, paths, strict=True):
-                if path is None:
-                    print_plan(resolve_finetune(one), heading="A teacher is missing: this run makes it")
-                    print()
-            print_plan(
-                student,
-                heading="Then the student's run, taught by it; its folder's name depends on the teacher",
-                teachers_to_come=[locate(base_model(recipe))] * len(wanted),
-            )
-            return
-        recipe = with_teachers(recipe, [path for path in paths if path is not None])
-    print_plan(resolve_distill(recipe))
-
-
-def print_memory_plan(recipe: Recipe, layer: int | None) -> None:
-    """The plan of `train-memory`, or of the run that makes its teacher."""
-    recipe = memory_recipe(recipe)
-    if missing_teachers(recipe):
-        (wanted,) = teacher_recipes(recipe)
-        path = finished_run(wanted)
-        if path is None:
-            print_plan(
-                resolve_finetune(wanted), heading="A teacher is missing: this run makes it, then the memory is made"
-            )
-            return
-        recipe = with_teachers(recipe, [path])
-    plan = memory_plan(recipe, layer)
-    print(f"memory: {plan.memory_words()}")
-    print(f"teacher: {recipe.teachers[0].model}")
-    print(f"examples: train {len(plan.train_examples)}, of up to {plan.recipe.task.max_length} tokens")
-    print(f"folder: {plan.recipe.output.runs_dir}/{plan.spec.name}/memory")
-
-
-def print_plan(recipe: Recipe, heading: str | None = None, teachers_to_come: Sequence[ModelPlace] = ()) -> None:
-    """Check a resolved recipe as a run would, and print what it would do. Opens no weights.
+def print_plan(recipe: Recipe, goal: Goal = "student", layer: int | None = None) -> None:
+    """Print what a command would do: the teachers that are missing, and the goal itself.
 
     Raises:
-        UserError: whatever the run would refuse before training.
+        UserError: whatever a run would refuse before training.
     """
-    plan = Plan(recipe, teachers_to_come)
-    plan.check()
-    if heading:
-        print(f"# {heading}")
+    jobs = plan(recipe, goal, layer=layer)
+    missing = [job for job in jobs[:-1] if isinstance(job, Job) and job.role == "teacher" and not job.finished]
+    wanted = jobs[-1]
+    check(wanted)  # a mistake about it is told before its teacher is shown
+    for job in missing:
+        check(job)
+        print("# A teacher is missing: this run makes it")
+        _print_job(job)
+        print()
+    if isinstance(wanted, CentroidsJob):
+        _print_centroids(wanted)
+        return
+    if wanted.waits:
+        print("# Then the student's run, taught by it; its folder's name depends on the teacher")
+    _print_job(wanted)
+
+
+def _print_centroids(job: CentroidsJob) -> None:
+    """What `train-memory` makes."""
+    count = len(job.inputs.examples(job.recipe.task, "train").first(job.recipe.task.max_train_examples))
+    print(f"memory: {job.words()}")
+    print(f"teacher: {job.teacher.place.given if job.teacher.made else 'the one above'}")
+    print(f"examples: train {count}, of up to {job.recipe.task.max_length} tokens")
+    print(f"folder: {job.recipe.output.runs_dir}/{job.spec.name}/memory")
+
+
+def _print_job(job: Job) -> None:
+    """The resolved recipe, how labels are matched, layers, steps, sizes."""
+    recipe, spec = job.recipe, job.spec
     print(recipe.yaml(), end="")
-    print(f"\nrun folder: {plan.folder.path if not teachers_to_come else 'decided when the teacher is there'}")
-    print(f"task: {plan.spec.title}")
-    sizes = {
-        "train": len(plan.train_examples),
-        **{name: len(part) for name, part in plan.eval_examples.items()},
-    }
+    print(f"\nrun folder: {job.writes or 'known once the teacher is made'}")
+    print(f"task: {spec.title}")
+    sizes = {"train": len(job.train_examples), **{name: len(part) for name, part in job.eval_examples.items()}}
     print("examples: " + ", ".join(f"{name} {count}" for name, count in sizes.items()))
-    for teacher, columns, names in zip(recipe.teachers, plan.teacher_permutations, plan.teacher_labels, strict=True):
-        if plan.spec.kind == "masked_lm":
-            print(f"teacher {teacher.model}: a masked-LM of {plan.known_pieces} pieces")
-            continue
-        print(f"labels of teacher {teacher.model}:")
-        if plan.spec.labels:
-            for label, column in list(zip(plan.spec.labels, columns, strict=True))[:20]:
-                print(f"  {label} <- its output {column} ({names[column]})")
-            if len(columns) > 20:
-                print(f"  … and {len(columns) - 20} more, matched by name")
-        else:
-            print("  one score")
-    selected = plan.spec.metrics[0]
-    if plan.spec.labels:
-        shown = ", ".join(plan.spec.labels[:6]) + (", …" if len(plan.spec.labels) > 6 else "")
-        print(f"labels: {len(plan.spec.labels)} ({shown}); selected by {selected}")
-    else:
-        print(f"labels: {'hidden pieces' if plan.spec.kind == 'masked_lm' else 'a score'}; selected by {selected}")
-    role = "student" if recipe.teachers or teachers_to_come else "model"
-    print(f"{role} layers: {', '.join(map(str, plan.kept_layers))} of {plan.student_config.num_hidden_layers}")
-    for way in dict.fromkeys([plan.way, *plan.teacher_ways]):
+    for teacher in job.teachers:
+        if teacher.made:
+            _print_teacher(job, teacher)
+    labels = spec.head.answers
+    if spec.labels:
+        shown = ", ".join(spec.labels[:6]) + (", …" if len(spec.labels) > 6 else "")
+        labels = f"{len(spec.labels)} ({shown})"
+    print(f"labels: {labels}; selected by {spec.metrics[0]}")
+    role = "student" if job.teachers else "model"
+    print(f"{role} layers: {', '.join(map(str, job.kept_layers))} of {job.config.num_hidden_layers}")
+    for way in dict.fromkeys([job.way, *job.teacher_ways]):
         print(way.words())
-    for term, pairs in plan.needs.pairs.items():
+    for term, pairs in job.needs.pairs.items():
         print(f"layers of {term} (teacher:student): {told(pairs)}")
     for sentence in recipe.method.nonsense():
         print(f"weights, as published: {sentence}")
-    if recipe.memory is not None:
-        print(f"memory: {recipe.memory.file or plan.memory_words()}")
-    student, teachers = plan.parameters()
-    print(f"steps: {plan.steps}")
+    if job.centroids is not None:
+        print(f"memory: {job.centroids.section.file or job.centroids.words()}")
+    student, teachers = job.parameters()
+    print(f"steps: {job.steps}")
     print(f"parameters: {role} {student / 1e6:.2f} M" + "".join(f", teacher {n / 1e6:.2f} M" for n in teachers))
-    print(
-        f"main memory: about {plan.memory_estimate() / 2**30:.1f} GiB (estimate: weights, gradients, AdamW, "
-        "activations)"
-    )
+    print(f"main memory: about {job.ram() / 2**30:.1f} GiB (estimate: weights, gradients, AdamW, activations)")
+
+
+def _print_teacher(job: Job, teacher: KnownTeacher) -> None:
+    """How a teacher's labels are matched with the task's."""
+    columns, names = job.columns(teacher), teacher.label_names
+    if columns is None:
+        print(f"teacher {teacher.place.given}: a masked-LM of {job.known_pieces} pieces")
+        return
+    print(f"labels of teacher {teacher.place.given}:")
+    for label, column in list(zip(job.spec.labels, columns, strict=False))[:20]:
+        print(f"  {label} <- its output {column} ({names[column]})")
+    if len(job.spec.labels) > 20:
+        print(f"  … and {len(columns) - 20} more, matched by name")
+    if not job.spec.labels:
+        print("  one score")

@@ -10,31 +10,33 @@ from kdbert.cli import options as o
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Run folder, model folder or Hub id.")],
-    task: Annotated[str | None, typer.Option(help="Task. [the run's own]")] = None,
-    corpus: o.Corpus = None,
-    split: Annotated[str | None, typer.Option(help="dev, test, or one split's name such as dev_matched. [dev]")] = None,
+    model: o.Model,
+    task: o.RunsTask = None,
+    corpus: Annotated[str | None, typer.Option(help="Plain text to score a masked-LM on: a file or a folder.")] = None,
+    split: Annotated[str | None, typer.Option(help="dev, test, or one split such as dev_matched. [dev]")] = None,
     test_file: Annotated[
-        str | None, typer.Option(help="A run of own data: another file to score or answer, of the same columns.")
+        str | None, typer.Option(help="A run on your own data: another file with the same columns.")
     ] = None,
-    data_dir: o.RunsDataDir = None,
-    output_dir: Annotated[
-        str | None, typer.Option(help="Where predictions go. [the run's own; else predictions/TASK/MODEL-…]")
-    ] = None,
-    labels: Annotated[str | None, typer.Option(help="The model's labels in its order, a,b,c.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens per example. [the run's]")] = None,
+    data_dir: o.DataDir = None,
+    output_dir: Annotated[str | None, typer.Option(help="Folder for the predictions. [the run's own]")] = None,
+    labels: o.Labels = None,
+    max_length: o.MaxLength = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 64,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the files written.")] = False,
+    runs_dir: o.RunsDir = "runs",
+    quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Score a saved model on a task's split and write its predictions (GLUE upload files for GLUE tests).
+    """Score a saved model and write its predictions.
 
-    kdbert evaluate runs/rte/kd/… --split test --data-dir glue_data
-    kdbert evaluate runs/custom/kd/… --test-file new.csv
+    kdbert evaluate @last --split test
+    kdbert evaluate @last --test-file new.csv
+
+    For a GLUE test split it also writes the file that gluebenchmark.com takes.
     """
     o.start(quiet)
-    from kdbert.runs.answers import evaluate as evaluate_model
+    (model,) = o.run_paths([model], runs_dir)
+    from kdbert.runs.evaluate import evaluate as evaluate_model
 
     found = evaluate_model(
         model, task, corpus=corpus, split=split, test_file=test_file, data_dir=data_dir, output_dir=output_dir,

@@ -10,30 +10,26 @@ from kdbert.cli import options as o
 
 
 def expand_vocab(
-    tokenizer: Annotated[str, typer.Option(help="The WordPiece tokenizer to expand: folder, model or Hub id.")],
+    tokenizer: Annotated[str, typer.Option(help="The WordPiece tokenizer to expand: run, folder or Hub id.")],
     out: Annotated[str, typer.Option(help="Folder for the expanded tokenizer.")],
-    corpus: Annotated[
-        str | None, typer.Option(help="Text to learn pieces of: a file, one text per line, or a folder of .txt files.")
-    ] = None,
-    pieces: Annotated[str | None, typer.Option(help="A list of pieces, one a line, instead of learning them.")] = None,
-    add: Annotated[int | None, typer.Option(min=1, help="New pieces at most. [30000]")] = None,
-    min_count: Annotated[
-        int | None, typer.Option(min=1, help="A new piece must be read so often in the corpus. [5]")
-    ] = None,
+    corpus: Annotated[str | None, typer.Option(help="Text to learn pieces from: a file, or a folder of them.")] = None,
+    pieces: Annotated[str | None, typer.Option(help="A list of pieces, one per line, to use instead.")] = None,
+    add: Annotated[int | None, typer.Option(min=1, help="New pieces, at most. [30000]")] = None,
+    min_count: Annotated[int | None, typer.Option(min=1, help="Least count of a new piece in the corpus. [5]")] = None,
     min_gain: Annotated[
-        float | None,
-        typer.Option(
-            min=0, help="Stop where another tenth of --add raises the corpus's log-likelihood by less: 0.01. [never]"
-        ),
+        float | None, typer.Option(min=0, help="Stop when a tenth of --add gains less log-likelihood: 0.01. [never]")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the folder.")] = False,
+    quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Expand a WordPiece vocabulary with the pieces of a domain's text; the old pieces keep their ids.
+    """Add the words of a domain to a tokenizer.
 
-    kdbert expand-vocab --tokenizer bert-base-uncased --corpus pubmed.txt --add 30000 --out vocab
+    kdbert expand-vocab --tokenizer bert-base-uncased --corpus a.txt --out vocab
+
+    New WordPiece pieces are learned from plain text; the old pieces keep their ids.
     """
     o.start(quiet)
+    (tokenizer,) = o.run_paths([tokenizer])
     from kdbert.expansion import HELD
     from kdbert.expansion import expand_vocab as expand
 

@@ -10,26 +10,30 @@ from kdbert.cli import options as o
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="Run folder, model folder or Hub id.")],
+    model: o.Model,
     format_: Annotated[str, typer.Option("--format", "-f", help="onnx or onnx-int8.")] = "onnx",
-    task: Annotated[str | None, typer.Option(help="Task. [the run's own]")] = None,
-    data_dir: o.RunsDataDir = None,
-    output_dir: Annotated[str | None, typer.Option(help="Where it goes. [export/<format> in the run folder]")] = None,
-    labels: Annotated[str | None, typer.Option(help="The model's labels in its order, a,b,c.")] = None,
-    max_length: Annotated[int | None, typer.Option(min=1, help="Tokens per example. [the run's]")] = None,
+    task: o.RunsTask = None,
+    data_dir: o.DataDir = None,
+    output_dir: Annotated[str | None, typer.Option(help="A folder. [export/<format> in the run folder]")] = None,
+    labels: o.Labels = None,
+    max_length: o.MaxLength = None,
     min_agreement: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of dev that the export must answer as the model does.")
+        float, typer.Option(min=0, max=1, help="Share of dev on which export and model must agree.")
     ] = 0.95,
-    max_drop: Annotated[float, typer.Option(min=0, help="How far the task's metric may fall on dev.")] = 0.02,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Move an export of something else aside.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the folder.")] = False,
+    max_drop: Annotated[float, typer.Option(min=0, help="How much the task's metric on dev may drop.")] = 0.02,
+    runs_dir: o.RunsDir = "runs",
+    overwrite: o.Overwrite = False,
+    quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """A trained model as ONNX, checked on the task's dev split; it runs without kdbert and without torch.
+    """Save a model as ONNX and check it on dev.
 
-    kdbert export runs/clinc150/kd/… --format onnx-int8 --data-dir data
+    kdbert export @last --format onnx-int8
+
+    What it writes runs without kdbert and without torch.
     """
     o.start(quiet)
+    (model,) = o.run_paths([model], runs_dir)
     from kdbert.export import export_model
 
     made = export_model(

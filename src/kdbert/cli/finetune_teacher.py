@@ -2,72 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Any
 
-import typer
-
+from kdbert.cli import flags as f
 from kdbert.cli import options as o
 
 
+@f.takes(f.MODEL, f.TASK, f.CORPUS, f.TOKENIZER, f.TRAINING, f.SEED, f.RUNS_DIR, f.OUTPUT_DIR, f.TRACKER)
 def finetune_teacher(
-    task: o.Task = None,
-    model: Annotated[
-        str | None, typer.Option(help="Model folder or Hub id to fine-tune. [quickstart: its own]")
-    ] = None,
-    data_dir: o.DataDir = None,
-    max_length: o.MaxLength = None,
-    corpus: o.Corpus = None,
-    tokenizer: o.Tokenizer = None,
-    train_file: o.TrainFile = None,
-    dev_file: o.DevFile = None,
-    test_file: o.TestFile = None,
-    text_columns: o.TextColumns = None,
-    label_column: o.LabelColumn = None,
-    kind: o.Kind = None,
-    epochs: o.Epochs = None,
-    batch_size: o.BatchSize = None,
-    learning_rate: o.LearningRate = None,
-    precision: o.Precision = None,
-    bucketing: o.Bucketing = None,
-    batch_sampler: o.BatchSampler = None,
-    seed: o.Seed = None,
+    keys: dict[str, Any],
     config: o.Config = None,
     set_: o.Set = None,
     more: o.More = None,
-    runs_dir: o.RunsDir = None,
-    output_dir: o.OutputDir = None,
-    tracker: o.Tracker = None,
     push_to_hub: o.PushToHub = None,
     dry_run: o.DryRun = False,
     overwrite: o.Overwrite = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Fine-tune an encoder on a task: a teacher, or a baseline without one.
+    """Fine-tune an encoder: a teacher, or a baseline.
 
-    kdbert finetune-teacher --task rte --model bert-base-uncased --data-dir glue_data
+    kdbert finetune-teacher --task rte --model bert-base-uncased
     """
     o.start(quiet)
     o.check_push(push_to_hub)
-    recipe = o.build_recipe(
-        config,
-        {
-            "method.name": "finetune",
-            "task.name": task,
-            "student.model": model,
-            **o.run_flags(locals()),
-        },
-        set_,
-        more,
-    )
+    recipe = o.build_recipe(config, {"method.name": "finetune", **keys}, set_, more)
     from kdbert.runs.commands import finetune
 
     if dry_run:
         from kdbert.cli.dry_run import print_plan
-        from kdbert.recipe.defaults import resolve_finetune
 
-        print_plan(resolve_finetune(recipe))
+        print_plan(recipe, "model")
         return
     result = finetune(recipe, overwrite=overwrite)
-    o.print_results(f"{recipe.task.name}: finetune, seed {recipe.seed}", [o.row_of("model", result)], result, quiet)
+    rows = [o.row_of("model", result.manifest)]
+    o.print_results(f"{recipe.task.name}: finetune, seed {recipe.seed}", rows, result, quiet)
     o.push(result.path / "model", push_to_hub)

@@ -1,27 +1,21 @@
-"""`kdbert methods`: what can be distilled with, from which paper, with which options."""
+"""`kdbert methods`: the objectives, their papers and their options."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from kdbert.cli import options as o
 
-app = typer.Typer(help="List methods, or show one.", invoke_without_command=True, rich_markup_mode=None)
 
-
-@app.callback()
-def _default(context: typer.Context, plugin: o.Plugin = None) -> None:
-    o.load_plugins(plugin)
-    if context.invoked_subcommand is None:
-        list_methods()
-
-
-@app.command("list")
 def list_methods(plugin: o.Plugin = None) -> None:
-    """Every method with its aliases and what it does."""
+    """List all methods with their aliases.
+
+    kdbert methods list
+    """
     o.load_plugins(plugin)
     from kdbert.methods import all_methods
 
@@ -32,23 +26,23 @@ def list_methods(plugin: o.Plugin = None) -> None:
     print("\n`kdbert methods show NAME` gives formula, paper, options and defaults")
 
 
-@app.command("show")
-def show(
-    name: Annotated[str, typer.Argument(help="Method or alias.")],
-    plugin: o.Plugin = None,
-) -> None:
-    """Formula, paper, options, defaults, and where the published code differs from what it means."""
+def show(name: Annotated[str, typer.Argument(help="Method or alias.")], plugin: o.Plugin = None) -> None:
+    """Show formula, paper, options and quirks of a method.
+
+    kdbert methods show cka-ilg
+    """
     o.load_plugins(plugin)
     from kdbert.methods import get_method
 
     method = get_method(name)
     options = method.Options()  # type: ignore[call-arg]
     original = method.Options(variant="original")  # type: ignore[call-arg]
-    least, most = method.teachers(options)
+    needs = method.needs(options, None)
+    least, most = needs.teachers
     print(f"{method.name}: {method.summary}")
     print("\n" + textwrap.fill(f"loss: {method.formula}", 100, subsequent_indent="  ", break_on_hyphens=False))
     print(f"teachers: {least or 'none'}{' or more' if most is None else ''}")
-    if method.reads_memory(options):
+    if needs.reads_centroids:
         print("memory: made on the way, or by `kdbert train-memory`")
     for paper in method.papers:
         print(textwrap.fill(f"paper: {paper}", 100, subsequent_indent="  ", break_on_hyphens=False))
@@ -64,3 +58,6 @@ def show(
     if method.differences:
         print("\nthe published code:")
         print(textwrap.fill(method.differences, 100, initial_indent="  ", subsequent_indent="  "))
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"list": list_methods, "show": show}

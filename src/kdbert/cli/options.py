@@ -1,10 +1,11 @@
-"""Flags that several commands share. A flag that decides a run has the name of its recipe key in `FLAGS`."""
+"""What several commands share: flags that set no recipe key (the others are in `flags.py`), the recipe, the output."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,76 +18,39 @@ if TYPE_CHECKING:
     from kdbert.runs.folder import RunResult
 
 log = logging.getLogger("kdbert")
-Task = Annotated[str | None, typer.Option(help="Task; `kdbert data list` shows them. [quickstart]")]
-DataDir = Annotated[str | None, typer.Option(help="Folder with the task's files. [glue_data for GLUE, else data]")]
-RunsDataDir = Annotated[str | None, typer.Option(help="Folder with the task's files. [the runs' own]")]
-MaxLength = Annotated[int | None, typer.Option(help="Tokens per example; longer ones are cut. [task's]")]
-TrainFile = Annotated[str | None, typer.Option(help="--task custom: csv, tsv, jsonl, parquet, or a saved dataset.")]
-DevFile = Annotated[str | None, typer.Option(help="--task custom: dev file of the same form.")]
-TestFile = Annotated[str | None, typer.Option(help="--task custom: test file of the same form.")]
-Corpus = Annotated[
-    str | None, typer.Option(help="Plain text, one text per line: a file or a folder of .txt files (task corpus).")
-]
-Tokenizer = Annotated[
-    str | None, typer.Option(help="Tokenizer of the model, such as one of `kdbert expand-vocab`. [the model's own]")
-]
-TextColumns = Annotated[str | None, typer.Option(help="--task custom: one or two columns, a,b. [by name]")]
-LabelColumn = Annotated[str | None, typer.Option(help="--task custom: the label's column. [by name]")]
-Kind = Annotated[
-    str | None, typer.Option(help="--task custom: single-label, or regression. [scores if some are not whole]")
-]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the training data. [3; quickstart 8]")]
-BatchSize = Annotated[int | None, typer.Option(help="Examples per step, over all processes. [32]")]
-LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate. [5e-5; quickstart 3e-4; corpus 5e-4]")]
-Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16, of the encoder. [auto]")]
-Bucketing = Annotated[bool | None, typer.Option("--bucketing/--no-bucketing", help="Batches of like length. [off]")]
-Seed = Annotated[int | None, typer.Option(help="Seed of head, data order and dropout. [1]")]
-Config = Annotated[Path | None, typer.Option(help="Recipe (YAML); flags and --set come on top.")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any recipe key: train.warmup=0.1")
-]
-More = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="More recipe keys, as after --set.")]
-RunsDir = Annotated[str | None, typer.Option(help="Root of the run folders. [runs]")]
-OutputDir = Annotated[str | None, typer.Option(help="This run's folder, instead of a name made from the recipe.")]
-TeacherLabels = Annotated[str | None, typer.Option(help="The teacher's labels in its order, a,b,c.")]
-TeacherModel = Annotated[
-    str | None,
-    typer.Option(help="Without --teacher: the model to fine-tune first. [bert-base-uncased; quickstart: its own]"),
-]
-BatchSampler = Annotated[
-    str | None, typer.Option(help="random, or class-balanced: groups of examples of one class. [random]")
-]
-Plugin = Annotated[
-    list[str] | None, typer.Option(help="Python file that defines methods; it is run. (May be repeated.)")
-]
-Tracker = Annotated[
-    list[str] | None, typer.Option(help="Also log to wandb, mlflow, … (what accelerate offers; may be repeated).")
-]
+Strings = list[str] | None
+# Of commands that train.
+Config = Annotated[Path | None, typer.Option(help="A recipe (YAML); flags and --set override it.")]
+Set = Annotated[Strings, typer.Option("--set", metavar="KEY=VALUE", help="Set any recipe key: train.warmup=0.1")]
+More = Annotated[Strings, typer.Argument(metavar="KEY=VALUE", help="More recipe keys, as after --set.")]
+Plugin = Annotated[Strings, typer.Option(help="A Python file that defines methods; it is executed. May be repeated.")]
 PushToHub = Annotated[
-    str | None, typer.Option(metavar="OWNER/NAME", help="Upload the model to the Hub at the end; private if it is new.")
+    str | None, typer.Option(metavar="OWNER/NAME", help="Upload the model to the Hub at the end; a new one is private.")
 ]
-DryRun = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Check everything, print the resolved recipe and cost, train nothing."),
-]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Move an existing run of this name aside and train again.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the run folder.")]
-Where = Annotated[
-    list[str] | None, typer.Option(metavar="KEY=A,…", help="Only runs with one of these values; may be repeated.")
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print what would run; train nothing.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Move an existing result aside and make a new one.")]
+# Of commands that read finished runs.
+Model = Annotated[str, typer.Argument(help="Run folder or handle, model folder or Hub id.")]
+Runs = Annotated[Strings, typer.Argument(metavar="RUN", help="Runs, or folders that hold runs. [runs]")]
+RunsTask = Annotated[str | None, typer.Option("--task", help="Task. [the run's own]")]
+DataDir = Annotated[str | None, typer.Option(help="Folder of the data. [the run's own, else as in `distill`]")]
+RunsDir = Annotated[str, typer.Option(help="Where run handles are looked up.")]
+Labels = Annotated[str | None, typer.Option(help="The model's labels in the order of its outputs: a,b,c.")]
+MaxLength = Annotated[int | None, typer.Option(min=1, help="Tokens per example. [the run's]")]
+Where = Annotated[Strings, typer.Option(metavar="KEY=A,…", help="Only runs with one of these values. May be repeated.")]
+# Of all.
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the paths of the results.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 class _Printable(logging.Formatter):
-    """Names of labels and files come from data, and a terminal does what is in them."""
+    """Names of labels and files come from data, and a terminal obeys control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
 
-def start(quiet: bool) -> None:
+def start(quiet: bool = False) -> None:
     """Send progress to stderr: everything, or warnings only."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     for handler in logging.getLogger().handlers:
@@ -94,18 +58,22 @@ def start(quiet: bool) -> None:
     logging.getLogger("kdbert").setLevel(logging.WARNING if quiet or not main_process() else logging.INFO)
 
 
+def main_process() -> bool:
+    """Whether this is the process that prints (the first one, under torchrun)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def split_list(text: str | None) -> list[str] | None:
     """`a,b` as a list."""
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
-def where_of(words: list[str] | None) -> dict[str, str]:
+def where_of(words: Strings) -> dict[str, str]:
     """The values by which --where chooses runs, key -> value.
 
     Raises:
         UserError: a word without an equals sign.
     """
-
     wanted = {}
     for text in words or []:
         key, sign, value = text.partition("=")
@@ -115,42 +83,22 @@ def where_of(words: list[str] | None) -> dict[str, str]:
     return wanted
 
 
-def teachers(paths: list[str] | None, labels: str | None, model: str | None) -> list[dict[str, Any]] | None:
-    """The recipe's teachers from the flags --teacher, --teacher-labels, --teacher-model.
-
-    Raises:
-        typer.BadParameter: flags that do not go together.
-    """
-    if labels is not None and not paths:
-        raise typer.BadParameter("goes with --teacher", param_hint="--teacher-labels")
-    if model is not None and paths:
-        raise typer.BadParameter("is for making a teacher; with --teacher there is one", param_hint="--teacher-model")
-    return [{"model": path, "labels": split_list(labels)} for path in paths] if paths else None
-
-
-def student_model(model: str | None, configuration: str | None) -> str | None:
-    """The recipe key for --student or --student-config.
-
-    Raises:
-        typer.BadParameter: both are given.
-    """
-    if model is not None and configuration is not None:
-        raise typer.BadParameter("and --student both say what the student starts from", param_hint="--student-config")
-    return model if configuration is None else configuration
-
-
-def load_plugins(paths: list[str] | None) -> None:
+def load_plugins(paths: Strings) -> None:
     """Register the methods of the files that the person names."""
-    if paths:
+    for path in paths or []:
         from kdbert.methods import load_plugin
 
-        for path in paths:
-            load_plugin(path)
+        load_plugin(path)
 
 
-def build_recipe(
-    config: Path | None, flags: Mapping[str, Any], sets: list[str] | None, more: list[str] | None
-) -> Recipe:
+def run_paths(names: Iterable[str], runs_dir: str = "runs") -> list[str]:
+    """Models or runs as typed, with the folder in place of each run's handle; see `find_run`."""
+    from kdbert.models.locate import find_run
+
+    return [find_run(name, runs_dir) for name in names]
+
+
+def build_recipe(config: Path | None, keys: Mapping[str, Any], sets: Strings, more: Strings) -> Recipe:
     """The recipe of a command line.
 
     Raises:
@@ -158,15 +106,28 @@ def build_recipe(
     """
     from kdbert.recipe import Recipe
 
-    return Recipe.build(config=config, flags=flags, sets=[*(sets or []), *(more or [])])
+    return with_run_paths(Recipe.build(config=config, flags=keys, sets=[*(sets or []), *(more or [])]))
+
+
+def with_run_paths(recipe: Recipe) -> Recipe:
+    """The recipe with the folder in place of each run's handle; see `find_run`."""
+
+    def renamed(section: Any, *names: str) -> Any:
+        given = {name: path for name in names if section is not None and (path := getattr(section, name))}
+        found = dict(zip(given, run_paths(given.values(), recipe.output.runs_dir), strict=True))
+        return section if found == given else section.model_copy(update=found)
+
+    return recipe.model_copy(
+        update={
+            "teachers": [renamed(teacher, "model") for teacher in recipe.teachers],
+            "teacher_training": renamed(recipe.teacher_training, "model"),
+            "student": renamed(recipe.student, "model", "tokenizer"),
+        }
+    )
 
 
 def check_push(repository: str | None) -> None:
-    """Refuse early what `push` would refuse.
-
-    Raises:
-        UserError: no `owner/name`, no network wanted, or nobody is logged in.
-    """
+    """Refuse early what `push` would refuse."""
     if repository is not None:
         from kdbert.hub import check_repository
 
@@ -174,38 +135,33 @@ def check_push(repository: str | None) -> None:
 
 
 def push(folder: Path, repository: str | None) -> None:
-    """Upload a model folder, if that was asked for.
-
-    Raises:
-        PushFailed: the Hub refused.
-    """
+    """Upload a model folder, if that was asked for."""
     if repository is not None and main_process():
         from kdbert.hub import push as upload
 
         upload(folder, repository)
 
 
-def main_process() -> bool:
-    """Whether this is the process that prints (the first one, under torchrun)."""
-    import os
-
-    return os.environ.get("RANK", "0") == "0"
-
-
-def print_results(title: str, rows: list[Any], result: RunResult, quiet: bool) -> None:
-    """The closing table, what has to be said of it, and the path of the run; only the path with `--quiet`."""
+def print_results(title: str, rows: list[Any], result: RunResult, quiet: bool, note: str = "") -> None:
+    """The closing table with its remarks, and the run's handle and path; only the path with `--quiet`."""
     if not main_process():
         return
     print_scores(title, rows, result.manifest.get("constant_answer", {}), result.selection, quiet)
-    print(result.path if quiet else f"run: {result.path}")
+    if quiet:
+        print(result.path)
+        return
+    from kdbert.models.locate import handle_of
+
+    handle = handle_of(result.path)
+    for line in (note, f"handle: {handle}" if handle else "", f"run: {result.path}"):
+        if line:
+            print(line)
 
 
 def print_scores(
     title: str, rows: list[Any], constant: Mapping[str, Mapping[str, float]], selection: str, quiet: bool
 ) -> None:
-    """A table of models with the constant answer below, and which of them show nothing learned; with `--quiet` only
-    that, on stderr.
-    """
+    """A table of models, and which of them learned nothing; with `--quiet` only the latter, on stderr."""
     from kdbert.reporting.summary import constant_row, print_table, remarks, summary_tables
 
     if not quiet and any(row.metrics for row in rows):
@@ -217,59 +173,9 @@ def print_scores(
             print(printable(remark))
 
 
-def run_flags(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that every training command has, as recipe keys; `given` is the command's `locals()`."""
-    flags = {
-        f"{section}.{name}": given[name]
-        for section, names in {
-            "task": ("data_dir", "max_length", "train_file", "dev_file", "test_file", "label_column", "kind"),
-            "train": ("epochs", "batch_size", "learning_rate", "precision", "bucketing", "batch_sampler"),
-            "output": ("runs_dir", "tracker"),
-        }.items()
-        for name in names
-        if name in given
-    }
-    flags["task.text_columns"] = split_list(given["text_columns"])
-    if given["corpus"] is not None:
-        flags["task.name"], flags["task.train_file"] = _of_corpus(given)
-    flags["student.tokenizer"] = given["tokenizer"]
-    flags["output.dir"] = given["output_dir"]
-    flags["seed"] = given["seed"]
-    return flags
-
-
-def _of_corpus(given: Mapping[str, Any]) -> tuple[str, str]:
-    """Task and training file where plain text is named.
-
-    Raises:
-        typer.BadParameter: another task is named, too.
-    """
-    if given["task"] not in (None, "corpus"):
-        raise typer.BadParameter(f"is plain text, which is task corpus, not {given['task']}", param_hint="--corpus")
-    if given["train_file"] is not None:
-        raise typer.BadParameter("and --train-file both name the training text", param_hint="--corpus")
-    return "corpus", given["corpus"]
-
-
-def row_of(name: str, result: RunResult) -> Any:
-    """A finished run as a row of the closing table."""
+def row_of(name: str, facts: Mapping[str, Any]) -> Any:
+    """What run.json says of a run, or of a run's teacher, as a row of the closing table."""
     from kdbert.reporting.summary import SummaryRow
 
-    facts = result.manifest
-    return SummaryRow(
-        name, result.metrics, facts["layers"], result.parameters, result.size_mib, facts.get("one_answer", {})
-    )
-
-
-def teacher_row(facts: Mapping[str, Any], number: int | None = None) -> Any:
-    """A teacher as a row: how it scored in the student's run; with its number where there are several."""
-    from kdbert.reporting.summary import SummaryRow
-
-    return SummaryRow(
-        "teacher" if number is None else f"teacher {number}",
-        facts["metrics"],
-        facts["layers"],
-        facts["parameters"],
-        facts["size_mib"],
-        facts.get("one_answer", {}),
-    )
+    layers, parameters, size = (facts[key] for key in ("layers", "parameters", "size_mib"))
+    return SummaryRow(name, facts["metrics"], layers, parameters, size, facts.get("one_answer", {}))

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from kdbert.cli import flags as f
 from kdbert.cli import options as o
 
 
+@f.takes(f.STUDENTS_RUN)
 def sweep(
+    keys: dict[str, Any],
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FILE | KEY=VALUE]...",
+            metavar="FILE|KEY=VALUE",
             help="A recipe (YAML) with the keys grid and seeds; and recipe keys that all runs share.",
         ),
     ] = None,
@@ -24,11 +28,11 @@ def sweep(
         list[str] | None,
         typer.Option(
             metavar="KEY=A,B,…",
-            help="Values of a recipe key (or method, task, teacher, student); all combinations run.",
+            help="Values of a recipe key (or of method, task, teacher, student); all combinations run.",
         ),
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="How many (3: 1, 2, 3), or which (5,7). [1]")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; the cores are shared out among them.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 1,
     engine: Annotated[
         Literal["local", "slurm"], typer.Option(help="Run here, or as jobs of a Slurm cluster (kdbert[cluster]).")
     ] = "local",
@@ -36,29 +40,17 @@ def sweep(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="--engine slurm: time=2:00:00, partition=gpu, gpus_per_node=1, …"),
     ] = None,
-    method: Annotated[str | None, typer.Option("--method", "-m", help="Objective of all runs. [kd]")] = None,
-    task: o.Task = None,
-    teacher: Annotated[
-        list[str] | None,
-        typer.Option(help="Teacher of all runs; repeat it for several. [fine-tuned first, for each task]"),
-    ] = None,
-    teacher_model: Annotated[str | None, typer.Option(help="Without --teacher: the model to fine-tune first.")] = None,
-    student: Annotated[str | None, typer.Option(help="Student of all runs, as in distill.")] = None,
-    student_layers: Annotated[int | None, typer.Option(help="Encoder layers that the student keeps.")] = None,
-    data_dir: o.DataDir = None,
-    epochs: o.Epochs = None,
-    batch_size: o.BatchSize = None,
-    learning_rate: o.LearningRate = None,
     set_: o.Set = None,
-    runs_dir: o.RunsDir = None,
     plugin: o.Plugin = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print what would run.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the run folders.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the commands.")] = False,
+    quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
-    """Run a grid of recipes: every run an ordinary one; what is finished is skipped, so start it again at any time.
+    """Run a grid of recipes here or on a Slurm cluster.
 
-    kdbert sweep --grid method=finetune,kd --grid task=mrpc,cola --grid train.learning_rate=5e-5,1e-4 --seeds 3 --jobs 2
+    kdbert sweep --grid method=finetune,kd --grid task=mrpc,cola --seeds 3
+
+    Finished runs are skipped, so the same command can be started again at any time. Other flags apply to all runs.
     """
     o.start(quiet)
     o.load_plugins(plugin)
@@ -69,25 +61,16 @@ def sweep(
     from kdbert.sweep import run
     from kdbert.sweep.grid import expand
 
-    cells = expand(
-        config=files[0] if files else None,
-        grid=grid or [],
-        seeds=seeds,
-        flags={
-            "method.name": method,
-            "task.name": task,
-            "teachers": [{"model": path} for path in teacher] if teacher else None,
-            "teacher_training.model": teacher_model,
-            "student.model": student,
-            "student.layers": student_layers,
-            "task.data_dir": data_dir,
-            "train.epochs": epochs,
-            "train.batch_size": batch_size,
-            "train.learning_rate": learning_rate,
-            "output.runs_dir": runs_dir,
-        },
-        sets=[*(set_ or []), *(word for word in words or [] if word not in files)],
-    )
+    cells = [
+        replace(cell, recipe=o.with_run_paths(cell.recipe))
+        for cell in expand(
+            config=files[0] if files else None,
+            grid=grid or [],
+            seeds=seeds,
+            flags=keys,
+            sets=[*(set_ or []), *(word for word in words or [] if word not in files)],
+        )
+    ]
     if dry_run:
         from kdbert.sweep.jobs import plan_jobs
 

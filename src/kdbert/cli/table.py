@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,35 +10,33 @@ from kdbert.cli import options as o
 
 
 def table(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders, or folders above them. [runs]")] = None,
+    runs: o.Runs = None,
     rows: Annotated[str, typer.Option(metavar="KEY,…", help="Recipe keys; also student, teacher, layers.")] = "method",
     columns: Annotated[str, typer.Option(metavar="KEY,…", help="Recipe keys, as for --rows.")] = "task",
     format_: Annotated[str, typer.Option("--format", "-f", help="markdown, latex (booktabs) or csv.")] = "markdown",
     where: o.Where = None,
-    metric: Annotated[str | None, typer.Option(help="Metric. [the one by which the task's runs are compared]")] = None,
-    split: Annotated[str | None, typer.Option(help="Split. [test where it has labels, else dev]")] = None,
-    baseline: Annotated[
-        str | None, typer.Option(help="Value of the first row key; adds differences, paired test and interval.")
-    ] = None,
-    paper: Annotated[
-        list[str] | None, typer.Option(help="Published numbers below ours: ics, bert-and-friends, clinc, linkbert.")
-    ] = None,
+    metric: Annotated[str | None, typer.Option(help="Metric. [the task's first]")] = None,
+    split: Annotated[str | None, typer.Option(help="Split. [test if it has labels, else dev]")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Row to compare with: adds differences, intervals, p.")] = None,
+    paper: Annotated[o.Strings, typer.Option(help="Published numbers: ics, bert-and-friends, clinc, linkbert.")] = None,
     percent: Annotated[bool, typer.Option("--percent", help="Scores times 100, two decimals.")] = False,
     debug: o.Debug = False,
 ) -> None:
-    """Many runs as a table: mean, spread and number of seeds; nothing but seeds is pooled.
+    """Show runs as a table: Markdown, LaTeX or CSV.
 
-    kdbert table runs --rows method --columns task --baseline finetune --format latex
+    kdbert table runs --baseline finetune --format latex
+
+    A cell is a mean over seeds with its spread and number of seeds. Nothing else is averaged.
     """
     from kdbert.errors import UserError, near_miss
     from kdbert.reporting.formats import FORMATS
     from kdbert.reporting.table import make_tables
 
-    o.start(quiet=False)
+    o.start()
     if format_ not in FORMATS:
         raise UserError(f"--format {format_!r} is unknown{near_miss(format_, FORMATS)}; expected {', '.join(FORMATS)}")
     made = make_tables(
-        runs or [Path("runs")],
+        o.run_paths(runs or ["runs"]),
         rows=o.split_list(rows) or [],
         columns=o.split_list(columns) or [],
         where=o.where_of(where),

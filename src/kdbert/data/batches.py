@@ -1,7 +1,7 @@
 """Batches: which examples, in which order, and as tensors.
 
-The order of an epoch is a pure function of (seed, epoch): it knows nothing of the number of
-processes, so two integers are the whole state of the data.
+The order of an epoch is a pure function of (seed, epoch), whatever the number of processes, so two integers are the
+whole state of the data.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from kdbert.data.encode import Encoded
 from kdbert.data.masking import IGNORE_INDEX
 from kdbert.derivatives import once_differentiable
 
-# A bucket pool holds this many batches, or half of a small data set. Sorting by length happens inside a
-# randomly drawn pool only, so a batch's companions change every epoch.
+# A pool holds this many batches, or half of a small data set. Sorting by length happens only inside a randomly drawn
+# pool, so an example meets others every epoch.
 POOL_BATCHES = 50
-EVALUATION = (0x6576616C,)  # the draw of hidden tokens in evaluations: of no seed and epoch, so always the same
+EVALUATION = (0x6576616C,)  # the draw of hidden tokens in evaluations: without seed and epoch, so always the same
 
 
 def epoch_batches(
@@ -37,11 +37,10 @@ def epoch_batches(
 
     Args:
         lengths: int [N], tokens per example.
-        batch_size: examples per batch; the last batch of the epoch may have fewer (wherever it ends
-            up after shuffling).
-        bucketing: sort by length inside random pools of at most `POOL_BATCHES` batches, then shuffle the batches,
-            so that a batch holds examples of like length.
-        classes: int [N]; if given, batches are put together from groups of `per_class` examples of one class (see
+        batch_size: examples per batch; one batch of the epoch may have fewer.
+        bucketing: batch examples of similar length: sort by length inside random pools of at most `POOL_BATCHES`
+            batches, then shuffle the batches.
+        classes: int [N]; if given, batches consist of groups of `per_class` examples of one class (see
             `_class_groups`), and lengths do not matter.
 
     Returns:
@@ -65,8 +64,8 @@ def epoch_batches(
 def _class_groups(classes: np.ndarray, per_class: int, random: np.random.Generator) -> np.ndarray:
     """Every example once, in groups of `per_class` of one class; a class's groups are spread over the epoch.
 
-    With a batch size of P * `per_class`, a batch holds P groups, of P classes where there are so many of like size.
-    What is left of a class (fewer than `per_class`) comes at the end.
+    With a batch size of P * `per_class`, a batch holds P groups, of P classes if at least P classes are of similar
+    size. The rest of each class (fewer than `per_class`) comes at the end.
     """
     groups: list[np.ndarray] = []
     places: list[float] = []
@@ -82,7 +81,7 @@ def _class_groups(classes: np.ndarray, per_class: int, random: np.random.Generat
 
 
 def classes_of(labels: torch.Tensor) -> torch.Tensor:
-    """What counts as one class: the label, the set of labels, or the score rounded to 0.5 (METHODS.md section 1)."""
+    """What counts as one class: the label, the set of labels, or the score rounded to 0.5."""
     if labels.dtype == torch.bool:  # a number for each set: a sum of powers of 3
         powers = torch.tensor([pow(3, i, 2**63) for i in range(labels.shape[1])], device=labels.device)
         return (labels * powers).sum(1)
@@ -90,7 +89,7 @@ def classes_of(labels: torch.Tensor) -> torch.Tensor:
 
 
 def evaluation_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Every example once, longest first: no padding to speak of, and memory's peak comes at once."""
+    """Every example once, longest first: hardly any padding, and the peak of RAM comes at the start."""
     order = np.argsort(-lengths, kind="stable")
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
@@ -101,21 +100,21 @@ class Batch:
 
     Attributes:
         input_ids, attention_mask: int64 [B, L]. token_type_ids: int64 [B, L] or None.
-        labels: int64 [B] (classes), bool [B, C] (any of them), float32 [B] (scores), int64 [B, L] (tags of tokens,
-            `IGNORE_INDEX` where there is none), or None. Their form tells a loss which head it is.
+        labels: int64 [B] (classes), bool [B, C] (sets of classes), float32 [B] (scores), int64 [B, L] (of tokens,
+            `IGNORE_INDEX` where there is none), or None.
         example: int64 [B], numbers of the examples in their split.
-        valid: float32 [B], 0 for rows that only fill up a process's share.
-        scale: what a sum over this process's examples is multiplied with so that the mean over
-            processes of the results is the mean over the whole step's examples. label_scale: the same for tokens.
-        share: this micro-batch's part of the step (1 without accumulation), for terms that compare
-            examples and are computed on the whole micro-batch by every process.
-        padded: whether any row may be shorter than L (known on the host, so that no device is asked).
+        valid: float32 [B], 0 for rows that only fill up this process's part.
+        scale: factor of a sum over this process's examples, such that the mean of the results over processes is the
+            mean over the examples of the whole step. label_scale: the same for tokens with a label.
+        share: this micro-batch's share of the step (1 without accumulation), for terms that every process computes on
+            the whole micro-batch.
+        padded: whether any row may be shorter than L (known on the host, without asking the device).
         rows: `example` on the host. lengths: int64 [B], tokens of each, on the host.
-        everyone: the examples of all processes' parts of this micro-batch, on the host.
+        everyone: the examples of this micro-batch over all processes, on the host.
         start: where this process's part begins in `everyone`.
         world: number of processes.
         known: of plain text, bool [B, L], real tokens (hidden or not) that the teacher's vocabulary has.
-        known_count: how many there are in this micro-batch, over all processes. known_scale: as `scale`, for them.
+        known_count: their number in this micro-batch, over all processes. known_scale: as `scale`, for them.
     """
 
     input_ids: torch.Tensor
@@ -138,7 +137,7 @@ class Batch:
     lengths: np.ndarray | None = None
 
     def alike(self, rows: np.ndarray) -> Batch:
-        """The inputs of some rows, which are all of one length, without padding."""
+        """The inputs of some rows of equal length, without padding."""
         assert self.lengths is not None
         place = torch.from_numpy(rows).to(self.input_ids.device)
         length = int(self.lengths[rows[0]])
@@ -163,23 +162,23 @@ class Batch:
     def gather(self, per_example: torch.Tensor) -> torch.Tensor:
         """A per-example quantity [B, ...] of all processes' parts, in their order: [count, ...].
 
-        The gradient of what follows reaches every process's own part. Where each process computes the same from
-        the result, the mean over processes of their gradients is that of one process with the whole micro-batch.
+        Gradients flow back to every process's own part. If all processes compute the same from the result, the mean of
+        their gradients is that of one process with the whole micro-batch.
         """
         if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
             return per_example
-        # Only the last part can have rows that fill it up, so the first `count` are the real ones.
+        # Only the last part can have rows that fill it up, so the first `count` rows are real.
         whole: torch.Tensor = _Gather.apply(per_example)
         return whole[: self.count]
 
     def mean(self, per_example: torch.Tensor) -> torch.Tensor:
-        """Mean of a per-example quantity [B] over all examples of the optimiser step, or of a quantity of tokens.
+        """Mean of a quantity of examples or tokens over the whole optimiser step.
 
-        It divides by the global count, so that neither the number of processes nor that of
-        micro-batches changes a loss or a gradient.
+        It divides by the global count, so that neither the number of processes nor that of micro-batches changes a loss
+        or a gradient.
 
         Args:
-            per_example: [B], or [B, L] with 0 at tokens without a label, which do not count.
+            per_example: [B], or [B, L] with 0 at tokens without a label.
         """
         if per_example.dim() == 2:
             return (per_example.sum(1) * self.valid.to(per_example.dtype)).sum() * self.label_scale
@@ -198,7 +197,7 @@ class Batch:
             return self
 
         def move(tensor: torch.Tensor) -> torch.Tensor:
-            # Only from pinned memory does a copy to a CUDA device not make the host wait.
+            # A copy to a CUDA device makes the host wait unless it comes from pinned memory.
             return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
         return replace(
@@ -214,7 +213,7 @@ class Batch:
 
 
 class _Gather(torch.autograd.Function):
-    """Concatenation of all processes' tensors; the gradient is summed over processes and cut apart again."""
+    """Concatenation of all processes' tensors; the gradient is summed over processes and split again."""
 
     @staticmethod
     def forward(context: Any, part: torch.Tensor) -> torch.Tensor:
@@ -225,7 +224,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(context: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        total = gradients[0].clone()  # contiguous, and not somebody else's
+        total = gradients[0].clone()  # contiguous, and owned here
         torch.distributed.all_reduce(total)
         return total.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
 
@@ -243,10 +242,10 @@ def micro_batches(
     """Cut one global batch into micro-batches and take this process's share of each.
 
     Rank r takes a contiguous slice. All ranks get the same number of rows and the same padded length (that of the
-    longest example, unless `length` is given); missing rows are filled with the first example and marked invalid.
+    longest example, unless `length` is given); missing rows are copies of the first example and marked invalid.
 
     Args:
-        draw: of plain text, what decides which tokens are hidden: (seed, epoch).
+        draw: of plain text, what the draw of hidden tokens depends on: (seed, epoch).
     """
     parts = [part for part in np.array_split(rows, accumulation) if len(part)]
     hidden = hide(data, rows, draw)
@@ -272,7 +271,7 @@ def micro_batches(
 
 @dataclass(frozen=True)
 class Hidden:
-    """A text with some tokens hidden, as `Masking.hide` gives it: int [n], int [n], bool [n]."""
+    """A text with some tokens hidden, from `Masking.hide`: int [n], int [n], bool [n]."""
 
     ids: np.ndarray
     labels: np.ndarray
@@ -290,7 +289,7 @@ class Hidden:
 
 
 def hide(data: Encoded, rows: np.ndarray, draw: tuple[int, ...]) -> dict[int, Hidden] | None:
-    """Texts with the tokens hidden that `draw` and the text's number decide on; None where nothing is to be hidden."""
+    """Texts with tokens hidden by a draw that depends on `draw` and the text's number; None without masking."""
     if data.masking is None:
         return None
     found = {}

@@ -16,10 +16,10 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from kdbert.data.download import alone
 from kdbert.data.encode import Encoded
 from kdbert.data.files import read_lines, text_digest
 from kdbert.data.masking import Masking, tokenizer_digest
+from kdbert.disk.lock import alone
 from kdbert.disk.sealed import parse_json
 from kdbert.errors import UserError
 
@@ -53,10 +53,11 @@ class Numbers(Sequence[str]):
 
 @dataclass(frozen=True)
 class TextSplit:
-    """A split of a corpus; what is to be predicted are its own tokens, so it has no labels."""
+    """A split of a corpus; its own tokens are predicted, so it has no labels."""
 
     encoded: Encoded
     labels: None = None
+    words: None = None
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -75,15 +76,15 @@ class TextSplit:
         return TextSplit(replace(self.encoded, input_ids=ids, offsets=offsets))
 
     def masked(self, masking: Masking) -> TextSplit:
-        """The same split, with the way in which its tokens are hidden."""
+        """The same split with a masking."""
         return TextSplit(replace(self.encoded, masking=masking))
 
 
 def corpus_files(place: str) -> list[Path]:
-    """The files of a corpus: the file that is named, or all text files below a folder, plain or gzip, by name.
+    """The files of a corpus: the named file, or all text files below a folder, plain or gzip, sorted by name.
 
     Raises:
-        UserError: there is none.
+        UserError: no such file or folder, or no text file in the folder.
     """
     if not place.strip():
         raise UserError("--corpus is empty: name a text file, or a folder of text files")
@@ -116,7 +117,7 @@ def corpus_digest(place: str) -> str:
     """16 hex digits of the content of a corpus's files, in their order.
 
     Raises:
-        UserError: there are no files, or one cannot be read.
+        UserError: no files, or one cannot be read.
     """
     return hashlib.sha256("".join(map(text_digest, corpus_files(place))).encode()).hexdigest()[:16]
 
@@ -125,11 +126,11 @@ Unit = Literal["line", "document", "file"]
 
 
 def read_texts(place: str, unit: Unit = "line") -> Iterator[str]:
-    """The texts of a corpus; blank ones are left out.
+    """The texts of a corpus without blank ones.
 
     Args:
-        unit: what one text is: a line; a document, whose lines end at a blank one or with the file; or a file. Lines of
-            one text are joined with a space.
+        unit: what one text is: a line; a document, which ends at a blank line or with the file; or a file. Lines of one
+            text are joined with a space.
 
     Raises:
         UserError: no text at all, or a fault in a file, with its line.
@@ -146,7 +147,7 @@ def read_texts(place: str, unit: Unit = "line") -> Iterator[str]:
 
 
 def _joined(lines: Iterable[str], at_blank: bool) -> Iterator[str]:
-    """Lines put together: all of them, or those between blank ones."""
+    """Lines joined: all of them, or those between blank ones."""
     kept: list[str] = []
     for line in lines:
         if line:
@@ -158,7 +159,7 @@ def _joined(lines: Iterable[str], at_blank: bool) -> Iterator[str]:
 
 
 def is_dev(text: str) -> bool:
-    """Whether a text is of the dev split: one in `DEV_SHARE`, by a hash of the text, whatever the order of lines."""
+    """Whether a text belongs to the dev split: one in `DEV_SHARE` does, by a hash of the text."""
     return int(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8], 16) % DEV_SHARE == 0
 
 
@@ -172,12 +173,12 @@ def tokenised(
     part: str | None = None,
     unit: Unit = "line",
 ) -> TextSplit:
-    """A corpus as sequences of at most `max_length` tokens, each `[CLS] … [SEP]`; made once and mapped from the disk.
+    """A corpus as sequences of at most `max_length` tokens, each `[CLS] … [SEP]`; made once, then mapped from disk.
 
     Args:
         folder: where it is kept, under a name made of the files' content, the tokenizer and the settings.
-        packed: join texts, with `[SEP]` between them, and cut the whole into full sequences; else a text is a
-            sequence, and what is too long is cut off (as VE-KD reads its corpus).
+        packed: join texts, with `[SEP]` between them, and cut the whole into full sequences; else each text is a
+            sequence and cut to the length (as VE-KD reads its corpus).
         part: `train` or `dev`: those texts (see `is_dev`); None: all.
         unit: see `read_texts`.
 
@@ -209,25 +210,25 @@ def tokenised(
 
 
 def _mapped(kept: Path, tokenizer: Any, about: dict[str, Any]) -> Encoded | None:
-    """What is kept of a corpus, if it is whole; what is damaged is named."""
+    """A corpus that was tokenised before; None if there is none, or it is damaged, which is logged."""
     if not kept.exists():
         return None
     files = kept / "ids.bin", kept / "offsets.bin"
     try:
-        told = parse_json((kept / "about.json").read_text(encoding="utf-8"))
-        truncated = int(told["truncated"])
-        whole = told["about"] == about and told["sha256"] == [text_digest(file) for file in files]
+        noted = parse_json((kept / "about.json").read_text(encoding="utf-8"))
+        truncated = int(noted["truncated"])
+        whole = noted["about"] == about and noted["sha256"] == [text_digest(file) for file in files]
     except (OSError, UserError, ValueError, KeyError, TypeError):
         whole = False
     if not whole:
-        log.warning("the tokenised corpus in %s is damaged; it is made again", kept)
+        log.warning("the tokenised corpus in %s is damaged and is made again", kept)
         return None
     ids, offsets = (np.memmap(file, dtype, "r") for file, dtype in zip(files, (np.int32, np.int64), strict=True))
     return Encoded(ids, None, np.asarray(offsets), None, truncated, tokenizer.pad_token_id or 0)
 
 
 def _write(kept: Path, place: str, tokenizer: Any, about: dict[str, Any]) -> None:
-    """Tokenise a corpus into `kept`, which gets its name when it is whole."""
+    """Tokenise a corpus into `kept`, which appears when it is complete."""
     log.info("corpus %s: tokenising", place)
     started = time.perf_counter()
     part = about["part"]
@@ -252,7 +253,7 @@ def _write(kept: Path, place: str, tokenizer: Any, about: dict[str, Any]) -> Non
                 ids_file.write(np.array(whole, np.int32).tobytes())
                 offsets_file.write(np.array([tokens], np.int64).tobytes())
 
-            rest: list[int] = []  # of what was packed: less than a sequence
+            rest: list[int] = []  # packed tokens that do not fill a sequence yet
             for ids in _ids(texts, tokenizer):
                 if not about["packed"]:
                     truncated += len(ids) > limit
@@ -271,13 +272,13 @@ def _write(kept: Path, place: str, tokenizer: Any, about: dict[str, Any]) -> Non
                 "hash of the text); name a dev corpus with --dev-file"
             )
         files = temporary / "ids.bin", temporary / "offsets.bin"
-        told = {
+        noted = {
             "about": about,
             "truncated": truncated,
             "texts": texts.count,
             "sha256": [text_digest(file) for file in files],
         }
-        (temporary / "about.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+        (temporary / "about.json").write_text(json.dumps(noted, indent=1), encoding="utf-8")
         temporary.rename(kept)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -285,7 +286,7 @@ def _write(kept: Path, place: str, tokenizer: Any, about: dict[str, Any]) -> Non
 
 
 class _Counted:
-    """Texts, and how many have come by."""
+    """Texts that are counted as they are read."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self.texts = texts

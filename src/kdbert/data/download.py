@@ -1,12 +1,10 @@
-"""Files from the network: resumed, checked by sha256 before anybody sees them, unpacked into their own folder only."""
+"""Downloads: resumed, checked by sha256 before they get their name, unpacked into their own folder only."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
 import errno
-import fcntl
-import hashlib
 import logging
 import lzma
 import os
@@ -25,15 +23,16 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
-from kdbert.disk.files import no_link
+from kdbert.disk.files import no_link, read_sha256
+from kdbert.disk.lock import alone
 from kdbert.errors import UserError, without_credentials
 
 log = logging.getLogger("kdbert")
 BLOCK = 1 << 18
-TRIES = 3  # a broken connection is taken up again so often before a person is asked to
+TRIES = 3  # how often a broken connection is tried again
 TIMEOUT = 60  # seconds without a byte
-# What zipfile and tarfile raise of bytes that are no archive; RuntimeError: of an encrypted member, or of a compression
-# that Python does not know (NotImplementedError).
+# What zipfile and tarfile raise for bytes that are not an archive; RuntimeError: for an encrypted member, or a
+# compression that Python does not know (NotImplementedError).
 NO_ARCHIVE = (
     zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, struct.error, ValueError, RuntimeError
 )  # fmt: skip
@@ -42,45 +41,25 @@ NO_ARCHIVE = (
 def download(url: str, target: Path, sha256: str | None) -> None:
     """Fetch a file to `target`, which never holds anything but the whole, checked file.
 
-    What has come of it lies in `<target>.part`; a later call goes on there, if the checksum can tell that both parts
-    are of one file. Of two calls at once the second waits for the first, and then finds the file.
+    A partial download is in `<target>.part`. A later call continues it if there is a checksum, which tells whether both
+    parts are of one file. If two processes fetch the same file, the second waits and then finds it.
 
     Args:
-        sha256: of the file; None where it is not known.
+        sha256: of the file; None if it is not known.
 
     Raises:
         UserError: no such file, no connection, another checksum, no room.
     """
     part = target.with_name(target.name + ".part")
     if not url.startswith(("http://", "https://")):
-        raise UserError(f"cannot fetch {without_credentials(url)!r}: it is no http or https address")
+        raise UserError(f"cannot fetch {without_credentials(url)!r}: it is not an http or https address")
     try:
         with alone(part):
-            if sha256 is not None and target.exists() and file_sha256(target) == sha256:
+            if sha256 is not None and target.exists() and read_sha256(target) == sha256:
                 return
             _fetch(url, part, target, sha256)
     except OSError as error:
         raise _told(error, target) from None
-
-
-@contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Within it, no other process of this machine that asks for the same is at it; they wait."""
-    lock = path.with_name(path.name + ".lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        held = open(lock, "a", opener=no_link)
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(held, fcntl.LOCK_EX)
-        with contextlib.suppress(FileNotFoundError):
-            if os.fstat(held.fileno()).st_ino == lock.stat().st_ino:
-                break
-        held.close()  # the one who had it has taken it away
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-        held.close()
 
 
 def _fetch(url: str, part: Path, target: Path, sha256: str | None) -> None:
@@ -99,10 +78,10 @@ def _fetch(url: str, part: Path, target: Path, sha256: str | None) -> None:
                 size = part.stat().st_size if part.exists() else 0
                 reason = getattr(error, "reason", None) or error
                 raise UserError(
-                    f"cannot fetch {shown}: {reason} ({size:,} bytes have come; the same command goes on from there)"
+                    f"cannot fetch {shown}: {reason} ({size:,} bytes are here; the same command continues from there)"
                 ) from None
             time.sleep(attempt)
-    found = file_sha256(part)
+    found = read_sha256(part)
     if sha256 is not None and found != sha256:
         part.unlink()
         raise UserError(
@@ -113,11 +92,11 @@ def _fetch(url: str, part: Path, target: Path, sha256: str | None) -> None:
 
 
 class _Interrupted(Exception):
-    """The server said how much it would send, and sent less."""
+    """The server sent less than it said it would."""
 
 
 def _receive(url: str, part: Path) -> None:
-    """Append what is missing of a file to `part`, or begin it anew where the server cannot continue."""
+    """Append what is missing of a file to `part`, or start again if the server cannot continue."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "kdbert", "Accept-Encoding": "identity"}
     if have:
@@ -128,10 +107,10 @@ def _receive(url: str, part: Path) -> None:
         if error.code != 416 or not have:
             raise
         total = (error.headers.get("Content-Range") or "").rpartition("/")[2]
-        if total == str(have):  # it is all there
+        if total == str(have):  # it is complete
             return
         part.unlink()
-        raise _Interrupted("what had come was longer than the file, so it is fetched anew") from None
+        raise _Interrupted("the partial download was longer than the file, so it is fetched again") from None
     with answer, open(part, "ab" if answer.status == 206 else "wb", opener=no_link) as file:
         begun = file.tell()
         length = answer.headers.get("Content-Length")
@@ -145,7 +124,7 @@ def _receive(url: str, part: Path) -> None:
 
 
 def _request(url: str, headers: Mapping[str, str]) -> urllib.request.Request:
-    """What is asked for; a user and password in the address are told to its host alone, as urllib itself cannot."""
+    """The request; a user and password in the address go to its host only, not along redirects."""
     request = urllib.request.Request(without_credentials(url), headers=dict(headers))
     place = urlsplit(url)
     if place.username is not None:
@@ -164,14 +143,14 @@ def _bar(url: str, begun: int, expected: int | None) -> Any:
 
 
 def unpack(archive: Path, members: Mapping[str, Path], checksums: Mapping[str, str]) -> None:
-    """Take some members out of a zip or tar archive, each checked before it gets its name.
+    """Extract some members of a zip or tar archive, each checked before it gets its name.
 
     Args:
         members: name inside the archive -> file to write.
-        checksums: name inside the archive -> sha256, where it is known.
+        checksums: name inside the archive -> sha256, if it is known.
 
     Raises:
-        UserError: no archive; a member leads outside, is a link, is missing, or is another file than expected.
+        UserError: it is not an archive; a member leads outside, is a link, is missing, or has another checksum.
     """
     try:
         with _opened(archive) as (names, read):
@@ -188,14 +167,14 @@ def unpack(archive: Path, members: Mapping[str, Path], checksums: Mapping[str, s
                 with read(name) as source:
                     write_checked(source, target, checksums.get(name))
     except NO_ARCHIVE as error:
-        raise UserError(f"{archive} is no archive, or a damaged one ({error})") from None
+        raise UserError(f"{archive} is not an archive, or a damaged one ({error})") from None
     except OSError as error:
         raise _told(error, archive) from None
 
 
 @contextlib.contextmanager
 def _opened(archive: Path) -> Iterator[tuple[dict[str, bool], Any]]:
-    """Members of an archive -> whether each is a link (or no file at all); and how one is opened."""
+    """Member of an archive -> whether it is a link (or not a file at all); and a function that opens one."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zipped:
             links = {i.filename: (i.external_attr >> 16) & 0o170000 == 0o120000 for i in zipped.infolist()}
@@ -207,7 +186,7 @@ def _opened(archive: Path) -> Iterator[tuple[dict[str, bool], Any]]:
 
 
 def write_checked(source: IO[bytes], target: Path, sha256: str | None) -> None:
-    """Write a file under a temporary name, check it, and give it its own.
+    """Write a file under a temporary name, check it, and rename it.
 
     Raises:
         UserError: another checksum, no room.
@@ -218,7 +197,7 @@ def write_checked(source: IO[bytes], target: Path, sha256: str | None) -> None:
         part.unlink(missing_ok=True)
         with open(part, "xb") as file:
             shutil.copyfileobj(source, file, BLOCK)
-        found = file_sha256(part)
+        found = read_sha256(part)
         if sha256 is not None and found != sha256:
             raise UserError(
                 f"{target.name} is not the file that was expected (sha256 {found[:16]}…, expected {sha256[:16]}…); "
@@ -229,15 +208,6 @@ def write_checked(source: IO[bytes], target: Path, sha256: str | None) -> None:
         raise _told(error, target) from None
     finally:
         part.unlink(missing_ok=True)
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _told(error: OSError, target: Path) -> UserError:

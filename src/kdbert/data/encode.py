@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from kdbert.data.examples import Examples
 from kdbert.data.masking import IGNORE_INDEX, Masking
 from kdbert.errors import UserError
 
-_CHUNK = 4096  # examples per tokenizer call: bounds memory, large enough to keep every core busy
+_CHUNK = 4096  # examples per tokenizer call: bounds RAM, and keeps every core busy
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,8 @@ class Encoded:
         labels: as in `Examples`, or None.
         truncated: how many examples were cut to the maximum length.
         pad_id: the id that fills a batch.
-        word_tokens: where each word has a tag, int64 [words]: the token that stands for it, its first; -1 for a word
-            that was cut off or has no token.
+        word_tokens: where each word has a tag, int64 [words]: the word's first token; -1 for a word that was cut off or
+            has no token.
         masking: of plain text, which tokens are hidden and predicted.
     """
 
@@ -52,7 +51,7 @@ class Encoded:
         return np.diff(self.offsets)
 
     def tokens(self, rows: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where the tokens of some examples stand in an array of all tokens, padded to a common length.
+        """Where the tokens of some examples are in an array of all tokens, padded to a common length.
 
         Returns:
             int64 [B, length] (0 at padding), and bool [B, length], true at real positions.
@@ -77,12 +76,12 @@ class Encoded:
 
     @property
     def logits_of(self) -> Literal["example", "token"]:
-        """What a classifier's logits have one row of."""
+        """What there is one row of logits for."""
         return "example" if self.word_tokens is None else "token"
 
     @cached_property
     def token_labels(self) -> np.ndarray:
-        """int64 like `input_ids`: the tag of the word that a token stands for, `IGNORE_INDEX` elsewhere."""
+        """int64 like `input_ids`: a word's tag at its first token, `IGNORE_INDEX` at all others."""
         assert self.word_tokens is not None
         assert self.labels is not None
         found = np.full(len(self.input_ids), IGNORE_INDEX, dtype=np.int64)
@@ -95,24 +94,11 @@ class Encoded:
         """int64 [N]: tokens with a label, where words have tags."""
         return np.add.reduceat(self.token_labels != IGNORE_INDEX, self.offsets[:-1], dtype=np.int64)
 
-    def label_logits(self, logits: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-        """Logits of all that has a label: of examples as they are; of words, [words, C], from those of tokens.
-
-        A word that was cut off, or has no token, counts as one outside of all entities (class "O").
-        """
-        if self.word_tokens is None:
-            return logits
-        found = logits[self.word_tokens]
-        lost = self.word_tokens < 0
-        found[lost] = 0.0
-        found[lost, classes.index("O")] = 1.0
-        return found
-
     def pieces(self) -> np.ndarray:
-        """int64, ascending: the token ids that batches of this split can have, that of padding among them."""
+        """int64, ascending: the token ids that occur in batches of this split, padding included."""
         seen = np.zeros(1 + max(self.pad_id, int(self.input_ids.max(initial=0))), dtype=bool)
         seen[self.pad_id] = True
-        for start in range(0, len(self.input_ids), 1 << 20):  # it may be a map of a file larger than memory
+        for start in range(0, len(self.input_ids), 1 << 20):  # it may be mapped from a file larger than RAM
             seen[self.input_ids[start : start + (1 << 20)]] = True
         return np.flatnonzero(seen)
 
@@ -120,14 +106,14 @@ class Encoded:
         """16 hex digits that change when any token or label does."""
         digest = hashlib.sha256()
         for part in (self.input_ids, self.token_types, self.offsets, self.labels, self.word_tokens):
-            digest.update(b"" if part is None else np.ascontiguousarray(part).data)  # no copy: it may be a map
+            digest.update(b"" if part is None else np.ascontiguousarray(part).data)  # no copy: it may be mapped
         return digest.hexdigest()[:16]
 
 
 def encode(examples: Examples, tokenizer: Any, max_length: int) -> Encoded:
-    """Tokenise a split: [CLS] a [SEP] b [SEP], longest sentence cut first (METHODS.md section 7).
+    """Tokenise a split: [CLS] a [SEP] b [SEP], the longer sentence is cut first.
 
-    Where words have tags, each word is split into tokens of its own.
+    Where words have tags, each word is tokenised by itself.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer.
@@ -137,7 +123,7 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> Encoded:
         UserError: an example has no tokens, so no model has an answer.
     """
     wants_types = "token_type_ids" in tokenizer.model_input_names
-    ids, types, lengths = bytearray(), bytearray(), array("q")  # they grow in place: nothing is held twice
+    ids, types, lengths = bytearray(), bytearray(), array("q")  # they grow in place, so nothing is held twice
     word_tokens = None if examples.words is None else np.full(examples.word_offsets[-1], -1, dtype=np.int64)
     truncated = 0
     position = 0

@@ -1,4 +1,4 @@
-"""Rows of a data set, and the examples made of them once their labels are known."""
+"""Examples as they are in a file, and the examples of a split in RAM, with their labels as an array."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from kdbert.errors import UserError
 Kind = str  # the kind of a task: for code that does not use `kdbert.heads` yet
 
 
-class Row(NamedTuple):
-    """One example as it stands in a file. `place` is where, for messages ("line 12").
+class RawExample(NamedTuple):
+    """One example as it is in a file. `place` is where, for messages ("line 12").
 
-    `label` is a class name, a score as it is written, the names of a multi-label example's classes, or the tag of
-    each of `words`.
+    `label` is a class name, a score as written, the names of several classes, or the tag of each of `words`.
     """
 
     id: str
@@ -33,8 +32,8 @@ class Row(NamedTuple):
     words: tuple[str, ...] | None = None
 
 
-class Texts(Sequence[str]):
-    """Many strings in one piece of memory: each takes its UTF-8 bytes and 8 more; an object would take 50 more."""
+class PackedStrings(Sequence[str]):
+    """Many strings in one block of RAM: 8 bytes more than their UTF-8 for each, where an object takes 50 more."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self._bytes = bytearray()
@@ -43,7 +42,7 @@ class Texts(Sequence[str]):
             self.append(text)
 
     def append(self, text: str) -> None:
-        """Add one at the end."""
+        """Add a string."""
         self._bytes += text.encode("utf-8", "surrogatepass")
         self._ends.append(len(self._bytes))
 
@@ -69,19 +68,19 @@ class Texts(Sequence[str]):
         return len(self) == len(other) and all(one == its for one, its in zip(self, other, strict=True))
 
     def __repr__(self) -> str:
-        return f"Texts({self[:5]}{', …' * (len(self) > 5)})"
+        return f"PackedStrings({self[:5]}{', …' * (len(self) > 5)})"
 
 
 @dataclass(frozen=True)
 class Examples:
-    """A split in memory.
+    """A split in RAM.
 
     Attributes:
         split: its name, such as `dev_matched`.
         ids: one name per example, used in prediction files.
         text_a, text_b: the sentences; `text_b` is None for single-sentence tasks.
-        labels: int64 [N] class numbers, bool [N, C] (multi-label), float32 [N] scores, int64 [words] tags of all
-            words one after the other; None for an unlabelled split.
+        labels: int64 [N] class numbers, bool [N, C] sets of classes, float32 [N] scores, int64 [words] tags of all
+            words in order; None for a split without labels.
         words: the words of each example, where each has a tag.
     """
 
@@ -107,9 +106,9 @@ class Examples:
         rows = count if self.words is None else int(self.word_offsets[count])
         return replace(
             self,
-            ids=Texts(islice(self.ids, count)),
-            text_a=Texts(islice(self.text_a, count)),
-            text_b=None if self.text_b is None else Texts(islice(self.text_b, count)),
+            ids=PackedStrings(islice(self.ids, count)),
+            text_a=PackedStrings(islice(self.text_a, count)),
+            text_b=None if self.text_b is None else PackedStrings(islice(self.text_b, count)),
             labels=None if self.labels is None else self.labels[:rows],
             words=None if self.words is None else self.words[:count],
         )
@@ -142,7 +141,7 @@ class LabelReader(Protocol):
         """
 
 
-def examples_of(rows: Iterable[Row], *, path: Path, split: str, reader: LabelReader | None) -> Examples:
+def examples_of(rows: Iterable[RawExample], *, path: Path, split: str, reader: LabelReader | None) -> Examples:
     """Turn rows into examples, checking every label.
 
     Args:
@@ -151,14 +150,14 @@ def examples_of(rows: Iterable[Row], *, path: Path, split: str, reader: LabelRea
     Raises:
         UserError: no rows, a missing label, one that the reader refuses; with the file and line.
     """
-    ids, text_a, text_b = Texts(), Texts(), Texts()
+    ids, text_a, text_b = PackedStrings(), PackedStrings(), PackedStrings()
     words: list[tuple[str, ...]] = []
     labels: list[Any] = []
     pair = False
     for row in rows:
         for text in (row.text_a, row.text_b, *(row.words or ())):
             if text is not None and _half_a_character(text):
-                raise UserError(f"{path}, {row.place}: the text holds half a character")
+                raise UserError(f"{path}, {row.place}: the text has half a character (a lone surrogate)")
         ids.append(row.id)
         text_a.append(row.text_a)
         if row.text_b is not None:
@@ -178,7 +177,7 @@ def examples_of(rows: Iterable[Row], *, path: Path, split: str, reader: LabelRea
 
 
 def _half_a_character(text: str) -> bool:
-    """Whether there is half of a surrogate pair, which JSON can write."""
+    """Whether a text has half of a surrogate pair, which JSON can express."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

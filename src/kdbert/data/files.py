@@ -1,4 +1,4 @@
-"""Reading text files strictly: every fault is named with its file and line."""
+"""Strict reading of text files: every fault is refused with its file and line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdbert.errors import UserError
 
 
 def find_file(folder: Path, names: Sequence[str]) -> Path | None:
-    """The first of `names` that lies in `folder`, plain or with `.gz`; None if there is none."""
+    """The first of `names` that exists in `folder`, plain or with `.gz`; else None."""
     for name in names:
         for candidate in (folder / name, folder / f"{name}.gz"):
             if candidate.is_file():
@@ -56,7 +56,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _encoding(line: bytes) -> str:
-    """What a line that is no UTF-8 may be: by its byte-order mark, else the commonest."""
+    """The probable encoding of a line that is not UTF-8: by its byte-order mark, else the commonest."""
     return "utf-16" if line.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin1"
 
 

@@ -1,4 +1,4 @@
-"""What a label is as text: one rule for the training, dev and test file, and for a model's own labels."""
+"""Labels as text: one rule for the training, dev and test file and for a model's own labels."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from typing import Any
 
 from kdbert.errors import UserError
 
-NO_LABEL = "-1"  # written where labels are not given away; a class where a training file has other labels, too
+NO_LABEL = "-1"  # in published files: the label is withheld; in a training file with other labels: a class
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0*")
 _TAG = re.compile(r"O|[BIESLU]-\S+")
-_LONGEST = 10_000  # characters of a text that is looked at as a list
+_LONGEST = 10_000  # characters of a text that may be parsed as a list
 
 
 def label_text(value: Any) -> str | None:
-    """A label as text; None where it is missing.
+    """A label as text without surrounding space; None if it is missing.
 
-    A text without the space around it. A whole number is written without decimals, whether it is a number or a text: 0,
-    0.0, "0" and "0.0" are "0". True and False in any case are "true" and "false", and not 1 and 0. None, NaN, "nan" and
-    an empty text are missing.
+    A whole number has no decimals: 0, 0.0, "0" and "0.0" are "0". True and False in any case are "true" and "false",
+    not 1 and 0. None, NaN, "nan" and an empty text are missing.
     """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -52,7 +51,7 @@ def plain(label: str) -> str:
 
 
 def alike(labels: Iterable[str]) -> tuple[str, str] | None:
-    """Two of these labels that are the same number, or the same name but for case, `-`, `_` and space; or None."""
+    """Two of these labels that are the same number, or the same name up to case, `-`, `_` and space; else None."""
     seen: dict[float | str, str] = {}
     for label in labels:
         value = number(label)
@@ -70,7 +69,7 @@ def class_number(name: str, numbers: Mapping[str, int], where: str) -> int:
         where: file and line, for the message.
 
     Raises:
-        UserError: there is no such class.
+        UserError: no such class, with the nearest one.
     """
     if name not in numbers:
         known = ", ".join(list(numbers)[:8]) + (", …" if len(numbers) > 8 else "")
@@ -93,7 +92,7 @@ def _spelled(name: str, known: Sequence[str]) -> str:
 
 
 def no_class(value: Any) -> str | None:
-    """What a value looks like that cannot be the name of a class, nor a score; None where it can."""
+    """What a value looks like if it is neither the name of a class nor a score; else None."""
     if isinstance(value, str):
         text = value.strip()
         if len(text) > _LONGEST:
@@ -121,7 +120,7 @@ def no_class(value: Any) -> str | None:
 
 
 def _in_a_row(text: str) -> str | None:
-    """What several numbers or tags in one text look like; None for any other text."""
+    """What several numbers or tags in one text look like; None for another text."""
     parts = re.split(r"[,;|\s]+", text)
     if len(parts) < 2:
         return None
@@ -134,7 +133,7 @@ def _in_a_row(text: str) -> str | None:
 
 
 def _parsed(text: str) -> Any:
-    """The list or mapping that a text in brackets holds, as JSON, Python or numpy write it; else None."""
+    """The list or mapping in a text, as JSON, Python or numpy write it; else None."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -10,25 +10,23 @@ from typing import Any
 
 import numpy as np
 
-IGNORE_INDEX = -100  # of a token that no loss looks at
-
-
+IGNORE_INDEX = -100  # the label of a token without a label
 BASE_SIZE = "kdbert_base_vocabulary"  # key of tokenizer_config.json: number of pieces before the expansion
 
 
 @dataclass(frozen=True, eq=False)
 class Masking:
-    """How tokens are hidden; all that are become `[MASK]` (METHODS.md section 5, quirk V4).
+    """How tokens are hidden. Every hidden token becomes `[MASK]` (docs/quirks.md, V4).
 
-    BERT leaves a tenth of them as they are and turns another tenth into random tokens; Wettig et al. (2023, "Should you
-    mask 15 % in masked language modeling?", arXiv:2202.08005) find that this does not help.
+    BERT keeps a tenth of them and turns another tenth into random tokens; Wettig et al. (2023, "Should you mask 15 % in
+    masked language modeling?", arXiv:2202.08005) find that this does not help.
 
     Attributes:
         mask_id: id of `[MASK]`.
         special: bool [V], tokens that are never hidden (`[CLS]`, `[SEP]`, padding).
-        continues: bool [V], tokens that go on a word, where whole words are hidden; None: token by token.
+        continues: bool [V], tokens that continue a word, where whole words are hidden; None: token by token.
         known: ids from this one on are new: pieces that the teacher's vocabulary lacks.
-        new_always: whether new tokens are hidden whatever is drawn, so that a teacher never reads one.
+        new_always: new tokens are always hidden, so that a teacher never reads one.
         probability: share of tokens, or words, that are hidden.
     """
 
@@ -43,7 +41,7 @@ class Masking:
         """Which tokens of a text are hidden: bool [n], a pure function of the text and `draw`.
 
         Args:
-            ids: int [n]. draw: what makes one draw differ from another, such as (seed, epoch, number of the text).
+            ids: int [n]. draw: what the random draw depends on, such as (seed, epoch, number of the text).
         """
         random = np.random.default_rng([int(number) for number in draw])
         if self.continues is None:
@@ -55,15 +53,15 @@ class Masking:
         return self.with_new(ids, drawn & ~self.special[ids])
 
     def with_new(self, ids: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-        """The drawn tokens, and every new one where these are always hidden: bool like `ids`."""
+        """The drawn tokens, and every new one if these are always hidden: bool like `ids`."""
         return drawn | (ids >= self.known) if self.new_always else drawn
 
     def hide(self, ids: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A text with its chosen tokens hidden.
 
         Returns:
-            The ids with `[MASK]`; labels, which are the hidden ids and `IGNORE_INDEX` elsewhere; where the token that
-            belongs there is one that the teacher knows (hidden or not).
+            The ids with `[MASK]`; labels: the hidden ids, and `IGNORE_INDEX` elsewhere; whether the teacher knows the
+            token (hidden or not).
         """
         labels = np.where(chosen, ids, IGNORE_INDEX)
         return np.where(chosen, self.mask_id, ids), labels, labels < self.known
@@ -72,14 +70,14 @@ class Masking:
 def masking_of(
     tokenizer: Any, *, known: int | None = None, probability: float = 0.15, words: bool = False, new_always: bool = True
 ) -> Masking:
-    """The masking of texts that a tokenizer has read.
+    """The masking of texts that are read by a tokenizer.
 
     Args:
-        known: size of the vocabulary before it was expanded (None: as the tokenizer tells, or all of it).
+        known: size of the vocabulary before it was expanded (None: as noted in the tokenizer, else all of it).
         words: hide whole words.
 
     Raises:
-        ValueError: the tokenizer has no mask token; or its pieces do not show where words begin, and `words` is asked.
+        ValueError: the tokenizer has no mask token; with `words`, its pieces do not show where words begin.
     """
     if tokenizer.mask_token_id is None:
         raise ValueError("it has no mask token")
@@ -90,24 +88,24 @@ def masking_of(
     if words:
         continues = np.array([piece is not None and piece.startswith("##") for piece in pieces])
         if not continues.any():
-            raise ValueError("its pieces do not show where a word goes on (##), so whole words cannot be hidden")
+            raise ValueError("no piece is marked as continuing a word (##), so whole words cannot be hidden")
     size = known if known is not None else base_size(tokenizer)
     return Masking(tokenizer.mask_token_id, special, continues, size, new_always, probability)
 
 
 def base_size(tokenizer: Any) -> int:
-    """Pieces that an expanded tokenizer had before, as `kdbert expand-vocab` has noted; else all of its pieces."""
+    """Pieces of a tokenizer before `kdbert expand-vocab` expanded it; all of them if it did not."""
     return int(tokenizer.init_kwargs.get(BASE_SIZE) or vocabulary_size(tokenizer))
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """The highest id of a piece, plus one: rows that an embedding must have. (`len` is less where ids are left out.)"""
+    """Rows that an embedding must have: the highest id plus one, as some ids may be unused."""
     return 1 + int(max(tokenizer.get_vocab().values()))
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """16 hex digits of all that decides what a fast tokenizer makes of a text."""
-    told = json.loads(tokenizer.backend_tokenizer.to_str())
+    """16 hex digits of everything that decides how a fast tokenizer reads a text."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
     for key in ("truncation", "padding"):  # set by every call
-        told.pop(key)
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        state.pop(key)
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]

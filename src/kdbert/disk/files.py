@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what they are known by."""
+"""Files that are written whole or not at all, and their checksums."""
 
 from __future__ import annotations
 
@@ -16,34 +16,32 @@ from pathlib import Path
 from typing import Any
 
 
-def atomic_write(path: Path, write: Callable[[Path], object], name: str | None = None) -> None:
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk, and rename it.
 
-    Args:
-        name: of the temporary file, for the holder of a lock: it takes the place of what a killed process left. Else
-            it is one of this process, and those that killed ones left go.
+    Temporary files of `path` that killed processes of this machine left are removed.
 
     Raises:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if name is None:
-        _clear(path, "tmp")
-    temporary = path.with_name(name) if name is not None else _own(path, "tmp")
+    _clear(path, "tmp")
+    temporary = _own(path, "tmp")
     try:
         with full_disk(path):
             write(temporary)
         fsync(temporary)
         os.replace(temporary, path)
-        fsync(path.parent)  # what is removed after it must not be gone before it is there
+        fsync(path.parent)  # so that nothing removed after this is gone before the new file is on the disk
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def full_disk(path: Path) -> Iterator[None]:
-    """Name `path` where something cannot be written: the system names no file that cannot grow, and safetensors and
-    tokenizers raise exceptions of their own (of no class but `Exception`).
+    """Inside, an error of the disk names `path`.
+
+    The system names no file that cannot grow, and safetensors and tokenizers raise a plain `Exception`.
     """
     try:
         yield
@@ -56,20 +54,20 @@ def full_disk(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole text file or nothing."""
+    """`atomic_write` for a text."""
     atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a whole JSON file or nothing."""
+    """`atomic_write` for JSON."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary folder beside `path`, and put it in `path`'s place.
 
-    What killed processes left of such folders goes: what was half-written at once, what it was to replace when there is
-    a new one.
+    Folders that killed processes of this machine left are removed: half-written ones at once, an old one that was to be
+    replaced only when the new one is in its place.
 
     Raises:
         OSError: it cannot be written.
@@ -100,14 +98,14 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def _own(path: Path, kind: str) -> Path:
-    """A name beside `path` that is of this process, on whichever machine of a shared file system."""
+    """A hidden name beside `path` that only this process uses, also on a file system that machines share."""
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{kind}")
 
 
 def _clear(path: Path, kind: str) -> None:
-    """Remove what `_own` names for processes that are no more; of another machine nobody here can tell."""
+    """Remove what dead processes of this machine left under their `_own` names."""
     name = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(socket.gethostname())}\.(\d{{1,9}})\.{kind}")
-    with contextlib.suppress(OSError):  # another process is at it, too; the folder may not be listed
+    with contextlib.suppress(OSError):  # another process may remove the same; the folder may be unreadable
         for litter in path.parent.iterdir():
             match = name.fullmatch(litter.name)
             if match and not _alive(int(match[1])):
@@ -115,7 +113,7 @@ def _clear(path: Path, kind: str) -> None:
 
 
 def _alive(process: int) -> bool:
-    """Whether there is a process of this id on this machine."""
+    """Whether a process of this id exists on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -126,12 +124,12 @@ def _alive(process: int) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link (not what it leads to), or a folder."""
+    """Remove a file, a link (not its target), or a folder."""
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def move_aside(path: Path) -> Path:
-    """Rename a folder to `<name>.old-<time>`; nothing is deleted. Returns where it is now."""
+    """Rename a folder to `<name>.old-<time>`, so that nothing is deleted; returns its new path."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     target = path.with_name(f"{path.name}.old-{stamp}")
     for number in range(2, 1000):
@@ -152,13 +150,18 @@ def fsync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file; read once per process while size and time of change stay the same."""
+    """Hex digest of a file; read once per process as long as its size and time of change stay the same."""
     status = path.stat()
-    return _sha256(path.absolute(), status.st_size, status.st_mtime_ns, status.st_ino)
+    return _known_sha256(path.absolute(), status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 @lru_cache(maxsize=1024)
-def _sha256(path: Path, size: int, changed: int, inode: int) -> str:
+def _known_sha256(path: Path, size: int, changed: int, inode: int) -> str:
+    return read_sha256(path)
+
+
+def read_sha256(path: Path) -> str:
+    """Hex digest of a file, read now."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -167,18 +170,18 @@ def _sha256(path: Path, size: int, changed: int, inode: int) -> str:
 
 
 def damaged(folder: Path, files: Mapping[str, str]) -> str | None:
-    """The first file of a folder that does not have its sha256 any more, and what is wrong with it."""
+    """What is wrong with the first file of a folder whose sha256 has changed; None if all are as they were."""
     for name, digest in files.items():
         try:
             if sha256(folder / name) != digest:
-                return f"{folder / name} is damaged (it is not what was written there)"
+                return f"{folder / name} is damaged (its checksum is wrong)"
         except OSError as error:
             return f"{folder / name} cannot be read ({error.strerror})"
     return None
 
 
 def content_digest(path: Path) -> str:
-    """Hex digest of a file, or of every file of a folder with its name."""
+    """Hex digest of a file, or of all files of a folder and their names."""
     if path.is_file():
         return sha256(path)
     digest = hashlib.sha256()
@@ -189,9 +192,10 @@ def content_digest(path: Path) -> str:
 
 
 def no_link(path: str, flags: int) -> int:
-    """`opener` of a file that is to be written: whoever laid a link there means another file to be written.
+    """An `opener` that writes through no symbolic link, which somebody may have put there to have another file
+    overwritten.
 
     Raises:
-        OSError: ELOOP where it is a link.
+        OSError: ELOOP if it is a link.
     """
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)

@@ -1,24 +1,28 @@
-"""A lock that the system lets go of when its holder ends."""
+"""A lock that the system releases when its holder ends."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from kdbert.disk.files import no_link
 
+log = logging.getLogger("kdbert")
+
 
 class FileLock:
-    """An exclusive lock on a file (flock), held by the processes that have this very opening of it.
+    """An exclusive lock on a file (flock).
 
-    The system lets go of it when the last of them ends, however it ends, so no lock is ever stale. A child
-    process that inherits `fileno` holds it too. On a shared file system it works between machines where the mount
-    passes flock on (NFSv4, Lustre and GPFS mounted with flock).
+    The system releases it when the holder ends, however it ends, so no lock is ever stale. A child process that
+    inherits `fileno` holds it too. Between machines it works if the mount of their shared file system supports flock
+    (NFSv4, Lustre and GPFS mounted with flock).
     """
 
     def __init__(self, path: Path) -> None:
@@ -26,7 +30,7 @@ class FileLock:
         self._file: IO[str] | None = None
 
     def acquire(self, *, wait: bool = False) -> bool:
-        """Take the lock; False if somebody else has it (with `wait`: wait for it).
+        """Take the lock; returns False if another process has it (with `wait`: waits instead).
 
         Raises:
             OSError: the file cannot be written, or its file system has no locks.
@@ -34,7 +38,7 @@ class FileLock:
         tries = 0
         while True:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # a holder has just removed the file, or the folder
+            with contextlib.suppress(FileNotFoundError):  # its holder has just removed the file or the folder
                 file = open(self.path, "a+", encoding="utf-8", opener=no_link)
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,7 +49,7 @@ class FileLock:
                     if tries == 3:
                         file.close()
                         return False
-                    time.sleep(0.02)  # it may be a mere look by `taken`
+                    time.sleep(0.02)  # `taken` may be looking, which takes no time
                 except OSError:
                     file.close()
                     raise
@@ -56,13 +60,23 @@ class FileLock:
         self._file = file
         return True
 
+    def wait_for(self, what: str) -> None:
+        """Take the lock; if another process has it, log that this one waits for `what`.
+
+        Raises:
+            OSError: see `acquire`.
+        """
+        if not self.acquire():
+            log.info("waiting for %s, which %s makes", what, self.holder())
+            self.acquire(wait=True)
+
     def fileno(self) -> int:
-        """The descriptor by which a child process holds the lock too."""
+        """The descriptor that a child process inherits to hold the lock too."""
         assert self._file is not None
         return self._file.fileno()
 
     def holder(self) -> str:
-        """Who wrote their name into the file."""
+        """Which process holds it, as that wrote into the file."""
         try:
             told = self.path.read_text(encoding="utf-8", errors="replace")[:200]
             return " ".join("".join(letter if letter.isprintable() else " " for letter in told).split()) or "unknown"
@@ -70,7 +84,7 @@ class FileLock:
             return "unknown"
 
     def taken(self) -> bool:
-        """Whether somebody has the lock; creates nothing."""
+        """Whether some process has the lock; creates nothing."""
         try:
             with open(self.path, encoding="utf-8") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -81,10 +95,39 @@ class FileLock:
             return True
 
     def release(self) -> None:
-        """Remove the file and let go."""
+        """Remove the file and release the lock."""
         assert self._file is not None
         with contextlib.suppress(OSError):
             if os.fstat(self._file.fileno()).st_ino == self.path.stat().st_ino:  # the folder may have been moved
                 self.path.unlink()
         self._file.close()
         self._file = None
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Inside, no other process of this machine works on `path`; they wait. Without effect if the file system has no
+    locks.
+    """
+    lock = path.with_name(path.name + ".lock")
+    made = [folder for folder in lock.parents if not folder.exists()]
+    while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held = open(lock, "a", opener=no_link)
+        except FileNotFoundError:  # the process that held it has removed its empty folder
+            continue
+        with contextlib.suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(held.fileno()).st_ino == lock.stat().st_ino:
+                break
+        held.close()  # the process that held it has removed it
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        held.close()
+        with contextlib.suppress(OSError):  # an empty folder is not left behind
+            for folder in made:
+                folder.rmdir()

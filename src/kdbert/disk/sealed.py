@@ -1,6 +1,4 @@
-"""JSON from files: any of them, and documents that carry the sha256 of their content, so that no changed byte goes
-unnoticed.
-"""
+"""JSON from files: any, and documents that carry the sha256 of their content, so that every change is noticed."""
 
 from __future__ import annotations
 
@@ -10,17 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 KEY = "sha256"
-TWICE = "a key stands twice"
+TWICE = "a key is there twice"
 
 
 def parse_json(text: str | bytes, *, once: bool = False) -> Any:
-    """The values of a JSON text from outside.
+    """The values of a JSON text.
 
     Args:
-        once: no key may stand twice in an object.
+        once: refuse a key that is twice in one object.
 
     Raises:
-        ValueError: it is no JSON, or nested so deeply that Python cannot read it, or a key stands twice.
+        ValueError: it is not JSON, is nested too deeply for Python, or has a key twice.
     """
     try:
         return json.loads(text, object_pairs_hook=_each_once if once else None)
@@ -37,7 +35,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The document, and behind it the checksum of all that is in it."""
+    """The document with its checksum as the last key."""
     plain = json.loads(json.dumps(content))  # as it will be read back
     plain.pop(KEY, None)
     return {**plain, KEY: _digest(plain)}

@@ -3,9 +3,10 @@
 A new kind of task is one file here with a subclass of `Head`, and one line in `kdbert.heads`. It must define:
 
 - the class variables that have no default here;
-- labels: `read_label` (a label in a file -> values), `told` and `written` (an answer -> words, an answer -> JSON);
+- labels: `read_label` (a label in a file -> values);
 - losses: `hard_loss` against labels, `soft_loss` against a teacher;
-- answers: `predicted` (logits -> answers), `constants` (among which the best constant answer is).
+- answers: `predicted` (logits -> answers), `in_words` (an answer -> words), `written` (an answer -> JSON, which
+  `read_label` reads back), `constants` (among which the best constant answer is).
 
 The other methods fit a head with one row of logits and one label per example; `tokens` shows what to override where
 an example has many labels, `masked_lm` where it has none. A head opens neither files nor models, and knows no task.
@@ -40,12 +41,14 @@ class Head(ABC):
         kind: its name in a `TaskSpec`, a recipe and run.json.
         takes: completes "task X, which …".
         makes: what a model with this head is, for its card.
+        prints: a line of Python that prints the answer to a text, given `logits`, `labels` and `encoded`.
         auto_class: the library's class that loads a model with this head.
         pipeline: the Hub's name for what such a model does.
         label_type: type of the labels in an array.
         problem_type: the library's name for the kind of labels.
         of_words: each example is a list of words, and each word has a label; the logits are of tokens.
         plain_text: examples are texts without labels; what is predicted are their own hidden tokens.
+        reads_first_token: the head reads the last hidden state of the first token only.
         has_example_classes: whether two examples can be of one class (see `example_classes`).
         published: whether published code distils such a head, so that there is a variant `original`.
     """
@@ -55,12 +58,14 @@ class Head(ABC):
     kind: ClassVar[str]
     takes: ClassVar[str]
     makes: ClassVar[str]
+    prints: ClassVar[str]
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     pipeline: ClassVar[str] = "text-classification"
     label_type: ClassVar[type[np.generic]] = np.int64
     problem_type: ClassVar[str | None] = None
     of_words: ClassVar[bool] = False
     plain_text: ClassVar[bool] = False
+    reads_first_token: ClassVar[bool] = True
     has_example_classes: ClassVar[bool] = True
     published: ClassVar[bool] = True
 
@@ -84,11 +89,24 @@ class Head(ABC):
         """What one answer is, for a person."""
         return f"one of {len(self.classes)} classes"
 
+    @property
+    def score_note(self) -> str:
+        """What a model card says about its scores."""
+        return "The constant answer is the best that one and the same answer to every example reaches on that split."
+
+    def configure(self, config: Any) -> None:
+        """Set what a model's configuration says of a fresh head."""
+        config.num_labels = self.outputs
+        if self.classes:
+            config.id2label = dict(enumerate(self.classes))
+            config.label2id = dict(self.numbers)
+        config.problem_type = self.problem_type
+
     # ---- labels
 
     @abstractmethod
     def read_label(self, label: str | tuple[str, ...], words: Sequence[str] | None, where: str) -> list[Any]:
-        """The values of an example's label as a file has it: one, or one for each of `words`.
+        """The values of an example's label as a file (or `written`) has it: one, or one for each of `words`.
 
         Args:
             where: file and line, for messages.
@@ -133,7 +151,7 @@ class Head(ABC):
         """The answers that logits give (one row for each label), in the form of the labels."""
 
     @abstractmethod
-    def told(self, answer: Any) -> str:
+    def in_words(self, answer: Any) -> str:
         """One answer for a person to read."""
 
     @abstractmethod
@@ -143,7 +161,7 @@ class Head(ABC):
     def prediction_rows(self, examples: Examples | TextSplit, logits: np.ndarray) -> Iterator[dict[str, Any]]:
         """The rows of a predictions file: id, label, prediction, scores (logits in the task's order of classes)."""
         answers, labels = self.predicted(logits), examples.labels
-        for identity, place in zip(examples.ids, self._places(examples), strict=True):
+        for identity, place in zip(examples.ids, self.places(examples), strict=True):
             yield {
                 "id": identity,
                 "label": None if labels is None else self.written(labels[place]),
@@ -151,23 +169,22 @@ class Head(ABC):
                 "scores": np.round(logits[place].astype(np.float64), 6).tolist(),
             }
 
-    def _places(self, examples: Examples | TextSplit) -> Sequence[int | slice]:
-        """Where the answers of each example are."""
-        return range(len(examples))
+    def places(self, part: Examples | TextSplit) -> Sequence[int | slice]:
+        """For each example, where its labels and answers are in arrays of a split."""
+        return range(len(part))
 
     # ---- scores
 
     def scores(
         self, metrics: Sequence[str], answers: np.ndarray, labels: np.ndarray | None, groups: np.ndarray | None = None
     ) -> dict[str, float]:
-        """The named metrics of a split.
+        """The named metrics of a split; none where it has no labels.
 
         Args:
             answers: of `predicted`.
             groups: what a metric counts together, see `kdbert.metrics.score`.
         """
-        assert labels is not None
-        return score(metrics, answers, labels, groups, self.classes)
+        return {} if labels is None else score(metrics, answers, labels, groups, self.classes)
 
     @abstractmethod
     def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:
@@ -194,7 +211,7 @@ class Head(ABC):
 
     def same_answer(self, answers: np.ndarray) -> str | None:
         """The answer that is given to every example (or word), in words; None where there are several."""
-        return self.told(answers[0]) if self.all_equal(answers) else None
+        return self.in_words(answers[0]) if self.all_equal(answers) else None
 
     def agreement(self, first: np.ndarray, second: np.ndarray) -> float:
         """How alike two models answer: the share of examples (or words) with equal answers."""

@@ -43,9 +43,11 @@ class MaskedLM(Head):
     kind = "masked_lm"
     takes = "is plain text"
     makes = "masked language model"
+    prints = "print(tokenizer.decode(logits[0].argmax(-1)))"
     auto_class = "AutoModelForMaskedLM"
     pipeline = "fill-mask"
     plain_text = True
+    reads_first_token = False
     has_example_classes = False
 
     @property
@@ -57,6 +59,17 @@ class MaskedLM(Head):
     def answers(self) -> str:
         """What one answer is, for a person."""
         return "hidden pieces"
+
+    @property
+    def score_note(self) -> str:
+        """What a model card says about its scores."""
+        return (
+            "The scores are of pieces that are hidden together (15 % unless the recipe says otherwise, and every new "
+            "one); `new_`: of pieces that the vocabulary lacked before it was expanded."
+        )
+
+    def configure(self, config: Any) -> None:
+        """Nothing: the head is as wide as the vocabulary."""
 
     def read_label(self, label: str | tuple[str, ...], words: Sequence[str] | None, where: str) -> list[Any]:
         """Plain text has no labels."""
@@ -101,7 +114,7 @@ class MaskedLM(Head):
         """The outcomes as they are: [N, 6]."""
         return logits
 
-    def told(self, answer: Any) -> str:
+    def in_words(self, answer: Any) -> str:
         """A text has no one answer."""
         raise TypeError("plain text has no answers")
 

@@ -11,7 +11,7 @@ import torch
 from kdbert.data.labels import class_number
 from kdbert.heads.head import Head, Variant
 from kdbert.losses.hard import binary_cross_entropy
-from kdbert.losses.hinton import soft_labels_loss
+from kdbert.losses.hinton import bernoulli_loss
 
 
 class MultiLabel(Head):
@@ -20,6 +20,7 @@ class MultiLabel(Head):
     kind = "multi_label"
     takes = "takes any number of classes"
     makes = "text classifier (any number of classes)"
+    prints = "print([labels[str(i)] for i, logit in enumerate(logits[0]) if logit > 0])"
     problem_type = "multi_label_classification"
     label_type = np.bool_
     published = False
@@ -47,13 +48,13 @@ class MultiLabel(Head):
         self, student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, temperature: float, variant: Variant
     ) -> torch.Tensor:
         """Per-class Bernoulli KL, mean over classes."""
-        return soft_labels_loss(student, teacher, temperature)
+        return bernoulli_loss(student, teacher, temperature)
 
     def predicted(self, logits: np.ndarray) -> np.ndarray:
         """The classes with a probability above a half."""
         return logits > 0
 
-    def told(self, answer: Any) -> str:
+    def in_words(self, answer: Any) -> str:
         """The names of the classes."""
         return ", ".join(self.written(answer)) or "none of the classes"
 

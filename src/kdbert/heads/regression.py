@@ -24,6 +24,7 @@ class Regression(Head):
     kind = "regression"
     takes = "takes a score"
     makes = "model that scores texts"
+    prints = "print(logits[0, 0])"
     problem_type = "regression"
     label_type = np.float32
 
@@ -67,7 +68,7 @@ class Regression(Head):
         """The logit itself."""
         return logits[:, 0]
 
-    def told(self, answer: Any) -> str:
+    def in_words(self, answer: Any) -> str:
         """The score in four digits."""
         return f"{float(answer):.4g}"
 

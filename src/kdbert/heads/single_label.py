@@ -21,6 +21,7 @@ class SingleLabel(Head):
     kind = "single_label"
     takes = "takes one of several classes"
     makes = "text classifier"
+    prints = "print(labels[str(logits[0].argmax())])"
     problem_type = "single_label_classification"
 
     def read_label(self, label: str | tuple[str, ...], words: Sequence[str] | None, where: str) -> list[Any]:
@@ -41,7 +42,7 @@ class SingleLabel(Head):
         """The class with the largest logit."""
         return logits.argmax(axis=1)
 
-    def told(self, answer: Any) -> str:
+    def in_words(self, answer: Any) -> str:
         """The name of the class."""
         return self.classes[int(answer)]
 

@@ -18,6 +18,7 @@ from kdbert.errors import UserError
 from kdbert.heads.head import Head, Variant
 from kdbert.losses.hard import cross_entropy
 from kdbert.losses.hinton import soft_label_loss
+from kdbert.metrics.grouped import OUTSIDE
 
 
 class Tokens(Head):
@@ -29,9 +30,11 @@ class Tokens(Head):
     kind = "token"
     takes = "tags words"
     makes = "tagger of words"
+    prints = "print([(token, labels[str(i)]) for token, i in zip(encoded.tokens, logits[0].argmax(-1))])"
     auto_class = "AutoModelForTokenClassification"
     pipeline = "token-classification"
     of_words = True
+    reads_first_token = False
     has_example_classes = False
     published = False
 
@@ -65,14 +68,14 @@ class Tokens(Head):
         found = (logits if columns is None else logits[:, columns])[data.word_tokens]
         lost = data.word_tokens < 0
         found[lost] = 0.0
-        found[lost, self.classes.index("O")] = 1.0
+        found[lost, self.numbers[OUTSIDE]] = 1.0
         return found
 
     def predicted(self, logits: np.ndarray) -> np.ndarray:
         """The tag with the largest logit."""
         return logits.argmax(axis=1)
 
-    def told(self, answer: Any) -> str:
+    def in_words(self, answer: Any) -> str:
         """The tag of one word."""
         return self.classes[int(answer)]
 
@@ -80,9 +83,9 @@ class Tokens(Head):
         """The tags of an example's words."""
         return [self.classes[tag] for tag in answer]
 
-    def _places(self, examples: Examples | TextSplit) -> Sequence[int | slice]:
-        assert isinstance(examples, Examples)
-        ends = examples.word_offsets.tolist()
+    def places(self, part: Examples | TextSplit) -> Sequence[int | slice]:
+        assert isinstance(part, Examples)
+        ends = part.word_offsets.tolist()
         return [slice(*both) for both in pairwise(ends)]
 
     def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Where a batch lies among the centroids of a memory (FSD, global structure; METHODS.md section 3.3)."""
+"""Where samples are among centroids (FSD, global structure; docs/quirks.md, section 3.3)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def relations(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Euclidean distance and cosine of every sequence and every centroid.
 
-    The shorter of both counts as extended by zeros, but only the columns that both have are multiplied:
+    The shorter of the two counts as extended by zeros, but only the columns that both have are multiplied:
     |x - c|^2 = |x|^2 - 2 x.c + |c|^2, with the whole sequence and the whole centroid in the outer terms.
 
     Args:

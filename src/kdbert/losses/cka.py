@@ -1,4 +1,4 @@
-"""Linear CKA between representations (Kornblith et al. 2019, arXiv:1905.00414; METHODS.md section 3)."""
+"""Linear CKA between representations (Kornblith et al. 2019, arXiv:1905.00414, equations 2 and 3)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ TINY = 1e-30  # under it a root's gradient leaves float32
 
 
 def centered_gram(features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """H X X^T H with H = I - 11^T/n: inner products of the rows after their mean is taken away.
+    """H X X^T H with H = I - 11^T/n: inner products of the rows after their mean is subtracted.
 
     Rows are the tokens of a sample, or the samples of a batch.
 
     Args:
         features: float [..., n, d].
-        mask: [..., n], 0 for rows that do not count; the mean is that of the others. Then features that do not
-            vary (beyond rounding) become exactly 0, so that no quotient of roundings follows.
+        mask: [..., n], 0 for rows that do not count; the mean is that of the others. With a mask, features that do
+            not vary (beyond rounding) become exactly 0, so that no quotient of rounding errors follows.
 
     Returns:
         [..., n, n]; zero in the rows and columns that do not count.
@@ -78,7 +78,7 @@ def defined_cka(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor
 
 
 def cka_loss(values: torch.Tensor, defined: torch.Tensor | None = None) -> torch.Tensor:
-    """-log(mean of the CKA values + 1e-8): the mean stands inside the logarithm (METHODS.md section 3).
+    """-log(mean of the CKA values + 1e-8): the mean is inside the logarithm (docs/quirks.md, F19).
 
     Args:
         values: a scalar, or [B].

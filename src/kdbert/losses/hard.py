@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy in nats of each example or token.
+    """Cross-entropy of each example or token, in nats.
 
     Args:
         logits: float [B, C], or [B, L, C] of tokens.
@@ -27,12 +27,3 @@ def binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
 def squared_error(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Squared error of each score [B], in squared score units: logits float [B, 1], labels float [B]."""
     return (logits.squeeze(-1) - labels.to(logits.dtype)) ** 2
-
-
-def hard_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Loss of each example, or token, by the form of its labels. Superseded by `kdbert.heads.Head.hard_loss`."""
-    if labels.dtype == torch.bool:
-        return binary_cross_entropy(logits, labels)
-    if labels.is_floating_point():
-        return squared_error(logits, labels)
-    return cross_entropy(logits, labels)

@@ -1,4 +1,4 @@
-"""Soft-label distillation (Hinton, Vinyals & Dean 2015, arXiv:1503.02531, section 2)."""
+"""The loss against a teacher's logits (Hinton, Vinyals & Dean 2015, arXiv:1503.02531, section 2)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch.nn.functional as F
 def soft_label_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
     """tau^2 * KL(softmax(teacher / tau) || softmax(student / tau)) of each example.
 
-    The mean over examples is `kl_div(..., reduction="batchmean") * tau**2` of the published codes
-    (METHODS.md section 1). With one logit both softmaxes are 1 and the loss is 0.
+    The mean over examples is `kl_div(..., reduction="batchmean") * tau**2`, as published code has it (docs/quirks.md,
+    section 1). With one logit both softmaxes are 1 and the loss is 0.
 
     Args:
         student, teacher: logits, float [..., C]; no gradient flows into `teacher`.
@@ -24,15 +24,17 @@ def soft_label_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: f
     return temperature**2 * (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
 
 
-def soft_labels_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """tau^2 * mean over classes of KL(Bern(sigmoid(teacher / tau)) || Bern(sigmoid(student / tau))): any of C classes.
+def bernoulli_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """tau^2 * mean over classes of KL(Bern(sigmoid(teacher / tau)) || Bern(sigmoid(student / tau))).
+
+    For tasks whose examples have any number of classes; no published code distils those.
 
     Args:
         student, teacher: logits, float [B, C]; no gradient flows into `teacher`.
         temperature: tau > 0.
 
     Returns:
-        [B], in nats (scaled by tau^2). Source: METHODS.md section 1, "Other heads".
+        [B], in nats (scaled by tau^2).
     """
     teacher, student = teacher.detach() / temperature, student / temperature
     share = torch.sigmoid(teacher)
@@ -42,12 +44,12 @@ def soft_labels_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: 
 
 
 def score_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Squared difference of the scores of each example: distillation of a regression head.
+    """Squared difference of the scores of each example; the published loss is 0 (docs/quirks.md, I5).
 
     Args:
         student, teacher: float [B, 1]; no gradient flows into `teacher`.
 
     Returns:
-        [B], in squared score units. Source: METHODS.md section 1, "Fixed".
+        [B], in squared score units.
     """
     return (student - teacher.detach()).squeeze(-1) ** 2

@@ -1,4 +1,7 @@
-"""Losses over the vocabulary and over hidden states of tokens, for masked language modelling (METHODS.md section 5)."""
+"""Losses over the vocabulary and over hidden states of tokens, for masked language modelling.
+
+Formulas: docs/quirks.md, section 5.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ def logits_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         student, teacher: float [n, V]; no gradient flows into `teacher`.
 
     Returns:
-        [n], in squared logits: the more pieces, the more it is (METHODS.md section 5, "MSE").
+        [n], in squared logits; it grows with the vocabulary.
     """
     return ((student - teacher.detach()) ** 2).sum(-1)
 
@@ -25,22 +28,22 @@ def cosine_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         student, teacher: float [n, H]; no gradient flows into `teacher`.
 
     Returns:
-        [n], from 0 (the same direction) to 2 (METHODS.md section 5, "COS").
+        [n], from 0 (the same direction) to 2.
     """
     return 1 - F.cosine_similarity(student, teacher.detach(), dim=-1)
 
 
 def beyond(value: torch.Tensor, over_all: torch.Tensor, tolerance: float, share: float = 1.0) -> torch.Tensor:
-    """What of a loss lies above a tolerance: share * max(over_all - tolerance, 0), of which `value` is this part.
+    """The part of a loss above a tolerance: share * max(over_all - tolerance, 0), in the form of `value`.
 
     Args:
         value: this process's part of the loss, such that its mean over processes is share * `over_all`.
         over_all: the loss over all processes, without gradient, which decides whether it is above.
-        tolerance: 0 or more; without one the value is handed back.
+        tolerance: 0 or more; with 0 the value is returned as it is.
         share: of this micro-batch in the step.
 
     Returns:
-        A scalar; exactly 0, and so is its gradient, at or below the tolerance (METHODS.md section 5, "Tolerance").
+        A scalar; exactly 0, and so is its gradient, at or below the tolerance.
     """
     if not tolerance:
         return value

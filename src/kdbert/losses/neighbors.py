@@ -1,4 +1,4 @@
-"""Intra-class nearest neighbours among a batch's teacher representations (ICS; METHODS.md section 2)."""
+"""Intra-class nearest neighbours among a batch's teacher representations (ICS; docs/quirks.md, section 2)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def nearest(distances: torch.Tensor, candidates: torch.Tensor, count: torch.Tens
 
 
 def shrinking_count(candidates: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
-    """k_i = min(k, |J_1|, ..., |J_i|): the published k shrinks along the batch (quirk I1).
+    """k_i = min(k, |J_1|, ..., |J_i|): the published k shrinks along the batch (docs/quirks.md, I1).
 
     Args:
         candidates: bool [B, G]. limit: int scalar, k at the start of the batch.

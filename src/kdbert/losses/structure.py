@@ -1,4 +1,4 @@
-"""How alike two models' representations lie: numbers to look at, never optimised (METHODS.md section 3.6)."""
+"""How similar two models' representations are: logged, never optimised (docs/quirks.md, section 3.6)."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
 """The registry of methods: those of this package, of installed packages, and of files that a person names.
 
-Every module of this package that defines a `Method` is one. Another package registers its methods by the entry
-point group `kdbert.methods`, whose value is a `Method` class or a module with such classes:
+Every class of this package that derives from `Method` is one, unless its name starts with "_" (what a family shares).
+Another package registers its methods by the entry point group `kdbert.methods`, whose value is a `Method` class or a
+module with such classes:
 
     [project.entry-points."kdbert.methods"]
     my-method = "my_package.my_module"
 
-A single file is read by `--plugin path.py`.
+A single file is named by `--plugin path.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from types import ModuleType
 from kdbert.errors import UserError, near_miss
 from kdbert.methods.contract import (
     Context,
+    HiddenStates,
     LossTerms,
+    MaskedLMOutputs,
     Method,
     MethodOptions,
     Models,
@@ -41,7 +44,9 @@ from kdbert.methods.contract import (
 
 __all__ = [
     "Context",
+    "HiddenStates",
     "LossTerms",
+    "MaskedLMOutputs",
     "Method",
     "MethodOptions",
     "Models",
@@ -65,17 +70,17 @@ _plugins: dict[Path, list[type[Method]]] = {}
 
 @cache
 def _built_in() -> dict[str, type[Method]]:
-    """Registered name -> class, in alphabetical order of their files."""
+    """Registered name -> class, in alphabetical order."""
     found: dict[str, type[Method]] = {}
     for module in pkgutil.iter_modules(__path__):
         for method in _methods_of(import_module(f"{__name__}.{module.name}")):
             found[method.name] = method
-    return found
+    return dict(sorted(found.items()))
 
 
 @cache
 def _installed() -> dict[str, type[Method]]:
-    """Methods of other packages; one that cannot be loaded, or whose name is taken, is named and left out."""
+    """Methods of other packages; one that cannot be loaded, or whose name is taken, is left out with a warning."""
     found: dict[str, type[Method]] = {}
     for point in entry_points(group=ENTRY_POINTS):
         try:
@@ -95,25 +100,25 @@ def _methods_of(module: ModuleType) -> list[type[Method]]:
         value
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
-        and value is not Method
+        and value is not Method and not value.__name__.startswith("_")
     ]  # fmt: skip
 
 
 def _check(method: type[Method], taken: dict[str, type[Method]]) -> None:
-    """Refuse what is no complete method.
+    """Refuse an incomplete method, and a name that another method has.
 
     Raises:
         UserError: with what is missing or taken.
     """
     if not (isinstance(method, type) and issubclass(method, Method)):
-        raise UserError(f"{method!r} is no kdbert.methods.Method")
+        raise UserError(f"{method!r} is not a kdbert.methods.Method")
     missing = [key for key in ("name", "summary", "formula", "papers", "Options") if not hasattr(method, key)]
     if missing:
         raise UserError(f"class {method.__name__} lacks {', '.join(missing)}")
     names = {name.lower() for one in taken.values() for name in (one.name, *one.aliases)}
     both = sorted(names & {name.lower() for name in (method.name, *method.aliases)})
     if both:
-        raise UserError(f"class {method.__name__} is called {both[0]!r}, as another method is; give it another name")
+        raise UserError(f"class {method.__name__} is called {both[0]!r}, as another method is; rename it")
     if method.forward is Method.forward:
         raise UserError(f"class {method.__name__} lacks forward, which returns its loss terms")
 
@@ -151,10 +156,10 @@ def load_plugin(path: str | Path) -> list[type[Method]]:
 
 
 def source_of(method: type[Method]) -> str:
-    """What the code of a method that is not ours is known by: 8 hex digits of its file; "" for ours.
+    """A fingerprint of a method from outside this package: 8 hex digits of its file; "" for our own.
 
-    Quantities that such a method makes of a teacher are kept under this name, so that a changed method does not read
-    what an older one has left.
+    What such a method computes of a teacher is kept under it, so that a changed method does not read what an older one
+    kept.
     """
     if method.__module__.startswith(f"{__name__}."):
         return ""
@@ -164,7 +169,7 @@ def source_of(method: type[Method]) -> str:
 
 
 def plugins() -> dict[Path, list[type[Method]]]:
-    """Files that were read by `load_plugin`, and the methods of each."""
+    """The files that `load_plugin` has read, and the methods of each."""
     return dict(_plugins)
 
 
@@ -181,12 +186,10 @@ def get_method(name: str) -> type[Method]:
         UserError: unknown, with the nearest known name.
     """
     methods = all_methods()
-    named = {
-        word.lower(): method for method in methods.values() for word in (*method.aliases, method.name)
-    }  # fmt: skip
+    named = {word.lower(): method for method in methods.values() for word in (*method.aliases, method.name)}
     if name.lower() not in named:
         raise UserError(
-            f"unknown method {name!r}{near_miss(name.lower(), named)} (known: {', '.join(methods)}; one from a file of "
-            "your own is named by --plugin FILE)"
+            f"unknown method {name!r}{near_miss(name.lower(), named)} (known: {', '.join(methods)}; name a file with "
+            "a method of your own by --plugin FILE)"
         )
     return named[name.lower()]

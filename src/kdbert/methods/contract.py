@@ -1,11 +1,27 @@
-"""What a method is to the rest of the program. `training` knows methods through this file only."""
+"""What a method is to the rest of the program. `training` knows methods through this file only.
+
+In each step a method gets the student's outputs for the micro-batch, each teacher's, and the `Batch`; it returns named
+terms and their weights. `Needs` says beforehand which outputs it reads. So nothing is computed that no term reads, and
+what is read of a teacher can be computed once and kept.
+
+What does not exist yet, and where it will attach:
+
+- queries, keys and values of chosen layers: `Needs` names the layers, as it does for hidden states, and `Outputs` has
+  one more mapping, filled in the same forward pass (`training/forward.py`);
+- weights that change over a run: a field `progress` in [0, 1) of `Batch`, set where the training loop cuts a batch;
+- rows without a label: `Head.hard_loss` is 0 for them, and `Batch.label_scale` counts the others, as it already does
+  for tokens. Today every row of a training split has a label;
+- two stages: two recipes, the second of which starts from the student of the first. A method sees one stage;
+- a method that wraps the model being trained, or that trains its teacher: a hook beside `prepare` that gets the model.
+  `Needs` must then say that teacher outputs may not be kept, as `reads_padding` does.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -13,11 +29,10 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, mod
 from torch import nn
 
 from kdbert.data.batches import Batch
-from kdbert.data.examples import Kind
+from kdbert.heads import Head
+from kdbert.heads.head import Variant
+from kdbert.heads.masked_lm import VocabularyHead
 from kdbert.models.layers import Pair
-
-if TYPE_CHECKING:
-    from kdbert.centroids.file import Memory
 
 # Kinds of options. `corrected` refuses values outside; `original` takes what the published code takes.
 Weight = Annotated[float, "weight"]  # of a term: 0 or more
@@ -40,8 +55,7 @@ class Paper:
 class MethodOptions(BaseModel):
     """Options that every method has; each method adds its own, with a description each.
 
-    `corrected` is what the method means; `original` reproduces the published code, quirks included
-    (METHODS.md section 10).
+    `corrected` is what the method means; `original` reproduces the published code, quirks included (docs/quirks.md).
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -49,7 +63,7 @@ class MethodOptions(BaseModel):
     original_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     name: str
-    variant: Literal["corrected", "original"] = "corrected"
+    variant: Variant = "corrected"
 
     @model_validator(mode="before")
     @classmethod
@@ -68,21 +82,21 @@ class MethodOptions(BaseModel):
 
     @classmethod
     def fault(cls, key: str, value: Any) -> tuple[str, str] | None:
-        """Whether a value is a weight that means nothing: negative, or a share outside 0..1.
+        """Whether a value makes a weight negative.
 
         Returns:
-            What is wrong with it, and what it amounts to; None if it is sound.
+            What is wrong with it, and which weights it gives; None if nothing is wrong.
         """
         kinds = cls.model_fields[key].metadata
         if "weight" in kinds and value is not None and value < 0:
             return f"{key} is a weight and must be 0 or more (got {value:g})", f"{key} gives a weight of {value:g}"
         if "share" in kinds and value is not None and not 0 <= value <= 1:
-            wrong = f"{key} must lie between 0 and 1, for 1 - {key} is a weight too (got {value:g})"
+            wrong = f"{key} must be between 0 and 1, since 1 - {key} is a weight too (got {value:g})"
             return wrong, f"{key} {value:g} gives weights of {value:g} and {1 - value:g}"
         return None
 
     def nonsense(self) -> list[str]:
-        """What the faults of all options amount to: there are some in `original` only."""
+        """The negative weights that the options give: only `original` takes any."""
         found = [self.fault(key, getattr(self, key)) for key in type(self).model_fields]
         return [fault[1] for fault in found if fault]
 
@@ -105,47 +119,51 @@ class Models:
 
 @dataclass(frozen=True)
 class Reduced:
-    """Something made from a teacher's hidden states that is constant over a run and read in their place.
+    """A quantity computed from a teacher's hidden states and read in their place.
 
-    It is computed once per example by `Method.reduce` and kept with the teacher's outputs.
+    `Method.reduce` computes it once per example; it is kept with the teacher's outputs.
 
     Attributes:
-        name: `gram.5`; the key of `Outputs.reduced`.
-        layer: the hidden states that it is made from.
-        of: what there is one row of: an `example` ([B, ...]) or a pair of its tokens (`token_pair`, [B, L, L]).
-        by_memory: whether it depends on the memory.
+        name: `gram.5`; the key in `Outputs.reduced`.
+        layer: the hidden states that it is computed from.
+        of: what it has one row for: an `example` ([B, ...]) or a pair of its tokens (`token_pair`, [B, L, L]).
+        by_centroids: whether it depends on the centroids.
     """
 
     name: str
     layer: int
     of: Literal["example", "token_pair"]
-    by_memory: bool = False
+    by_centroids: bool = False
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method reads, known from options and configurations alone, before any weight is loaded.
+    """What a method reads, known before any weight is loaded.
 
     Attributes:
+        teachers: the fewest and the most teachers (None: any number); (0, 0) where none is read.
+        reads_centroids: whether it reads centroids of a teacher's layer.
+        centroids_layer: that layer, once the models are known.
         teacher_logits: whether it reads the teachers' logits.
         teacher_hidden: layers of each teacher that are read as they are.
         reduced: what is read of a teacher in place of hidden states.
         student_hidden: layers of the student.
         pairs: term -> the layers that it compares, (teacher, student).
-        memory_layer: the teacher's layer whose centroids are read, if any.
-        compares_examples: whether a term compares the examples of a micro-batch with each other, so
-            that its value depends on the micro-batch size.
-        compares_tokens: whether a term compares teacher and student token by token, so that both must read the
-            same tokens.
-        reads_padding: whether positions of padding count, so that batches are padded to the maximum length.
+        compares_examples: whether a term compares the examples of a micro-batch with each other, so that its value
+            depends on the micro-batch size.
+        compares_tokens: whether a term compares teacher and student token by token, so that both must read the same
+            tokens.
+        reads_padding: whether padding counts, so that batches are padded to the maximum length.
     """
 
+    teachers: tuple[int, int | None] = (0, 0)
+    reads_centroids: bool = False
+    centroids_layer: int | None = None
     teacher_logits: bool = False
     teacher_hidden: tuple[int, ...] = ()
     reduced: tuple[Reduced, ...] = ()
     student_hidden: tuple[int, ...] = ()
     pairs: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict)
-    memory_layer: int | None = None
     compares_examples: bool = False
     compares_tokens: bool = False
     reads_padding: bool = False
@@ -153,62 +171,75 @@ class Needs:
 
 @dataclass(frozen=True)
 class Context:
-    """What a method is told once, before training.
+    """What `Method.prepare` gets, once, before training.
 
     Attributes:
         models: depths and widths.
+        head: what the task's labels mean: its losses.
         batch_size: examples of a full micro-batch, over all processes.
-        memory: the centroids, where `Needs.memory_layer` asks for them.
+        centroids: [K, length, H] of the teacher's layer `Needs.centroids_layer`, if the method reads them.
     """
 
     models: Models
+    head: Head
     batch_size: int
-    memory: Memory | None = None
+    centroids: torch.Tensor | None = None
 
 
-class Head(Protocol):
-    """The last matrix of a masked-LM head, which is applied where its output is read, and nowhere else."""
-
-    def __call__(self, positions: torch.Tensor, columns: int | None = None) -> torch.Tensor:
-        """Logits [n, columns] of the first `columns` pieces (None: all).
-
-        Args:
-            positions: int64 [n], numbers of tokens in the flattened batch [B * L].
-        """
-
-
-@dataclass
-class Outputs:
-    """What a model said about a batch; loss functions see float32 (float64 passes through).
+@dataclass(kw_only=True)
+class HiddenStates:
+    """Hidden states of a batch, and what was computed from them; float32 (float64 passes through).
 
     Attributes:
-        logits: [B, C]; empty of a masked-LM, which has a `head` instead.
-        hidden: layer -> [B, L, H]. Positions of padding hold anything.
         mask: [B, L], 1 for real positions.
-        reduced: name -> what `Method.reduce` made of the hidden states.
-        head: of a masked-LM.
+        hidden: layer -> [B, L, H], for the layers asked for. Values at padding are arbitrary.
+        reduced: name -> the `Reduced` quantity; of a teacher.
     """
 
-    logits: torch.Tensor
+    mask: torch.Tensor
     hidden: Mapping[int, torch.Tensor] = field(default_factory=dict)
-    mask: torch.Tensor | None = None
     reduced: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    head: Head | None = None
 
     def real(self, layer: int) -> torch.Tensor:
         """Hidden states of a layer with zero at padding, [B, L, H]."""
-        assert self.mask is not None
         hidden = self.hidden[layer]
         return hidden * self.mask.to(hidden.dtype).unsqueeze(-1)
+
+
+@dataclass
+class Outputs(HiddenStates):
+    """What a model said about a batch of a task with labels.
+
+    Attributes:
+        logits: [B, C], or [B, L, C] where tokens have labels; of a teacher, in the task's order of classes.
+    """
+
+    logits: torch.Tensor
+
+
+@dataclass
+class MaskedLMOutputs(HiddenStates):
+    """What a masked-LM said about a batch: it forms logits where they are asked for.
+
+    Attributes:
+        head: `head(positions, columns)` gives logits [n, columns] over the first `columns` pieces of the vocabulary
+            (None: all); positions are int64 [n], numbers of tokens in the flattened batch [B * L].
+    """
+
+    head: VocabularyHead
 
 
 @dataclass
 class LossTerms:
     """Named, unweighted terms (scalars) and their weights; `monitors` are logged beside them, never optimised."""
 
-    terms: dict[str, torch.Tensor]
-    weights: dict[str, float]
+    terms: dict[str, torch.Tensor] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
     monitors: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, term: torch.Tensor, weight: float) -> None:
+        """One more term."""
+        self.terms[name], self.weights[name] = term, weight
 
     @property
     def total(self) -> torch.Tensor:
@@ -217,11 +248,18 @@ class LossTerms:
         return torch.stack(parts).sum()
 
 
-class Method(nn.Module):
-    """A training objective. One file per published method; the file is found by the method's name.
+OptionsT = TypeVar("OptionsT", bound=MethodOptions)
+
+
+class Method(nn.Module, Generic[OptionsT]):
+    """A training objective: `class KD(Method[KDOptions])`. One file for a published method, or for a family.
 
     A method may own trainable parameters and buffers; they are optimised with the student, go into
     checkpoints, and are saved beside the student, not inside it.
+
+    Attributes:
+        heads: the kinds of tasks that it is made for.
+        Options: the class of its options.
     """
 
     name: ClassVar[str]
@@ -230,26 +268,21 @@ class Method(nn.Module):
     formula: ClassVar[str]
     papers: ClassVar[tuple[Paper, ...]]
     differences: ClassVar[str] = ""
-    heads: ClassVar[tuple[Kind, ...]] = ("single_label", "multi_label", "regression", "token")  # kinds of tasks
+    heads: ClassVar[tuple[str, ...]] = ("single_label", "multi_label", "regression", "token")
     Options: ClassVar[type[MethodOptions]]
 
-    def __init__(self, options: MethodOptions) -> None:
+    head: Head
+
+    def __init__(self, options: OptionsT) -> None:
         super().__init__()
         self.options = options
 
     @classmethod
-    def teachers(cls, options: MethodOptions) -> tuple[int, int | None]:
-        """The least and the most teachers that a recipe names (None: any number); (0, 0) where none is read."""
-        return 0, 0
+    def needs(cls, options: OptionsT, models: Models | None) -> Needs:
+        """What the method reads with these options, of these models. A term of weight 0 needs nothing.
 
-    @classmethod
-    def reads_memory(cls, options: MethodOptions) -> bool:
-        """Whether `Needs.memory_layer` will be set, whatever the models are."""
-        return False
-
-    @classmethod
-    def needs(cls, options: MethodOptions, models: Models) -> Needs:
-        """What the method reads under these options, of these models. A term of weight 0 needs nothing.
+        Args:
+            models: None before any is known; then only `teachers` and `reads_centroids` are asked for.
 
         Raises:
             UserError: layers that a model does not have, widths that do not fit.
@@ -257,19 +290,27 @@ class Method(nn.Module):
         return Needs()
 
     def prepare(self, context: Context) -> None:
-        """Build projections, take over the memory. Called once, before training, after the seed was set."""
+        """Build what the method owns. Called once, before training, after the seed was set.
+
+        A method that overrides this calls `super().prepare(context)`, which sets `self.head`.
+        """
+        self.head = context.head
 
     def reduce(self, name: str, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Compute a `Reduced` quantity from a teacher's hidden states [B, L, H] and mask [B, L]."""
         raise KeyError(name)
 
     def remark(self, batches: Sequence[np.ndarray]) -> str | None:
-        """What a person should be told before training, given the labels of the first epoch's micro-batches.
+        """A warning to print before training, given the labels of the first epoch's micro-batches.
 
-        It is not asked where words have tags.
+        Not called where words have labels.
         """
         return None
 
-    def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:
-        """The terms of one micro-batch, as seen from this process (see `Batch.mean` and `Batch.gather`)."""
+    def forward(self, student: Any, teachers: Sequence[Any], batch: Batch) -> LossTerms:
+        """The terms of one micro-batch, as this process sees it (see `Batch.mean` and `Batch.gather`).
+
+        Args:
+            student, teachers: `Outputs`; `MaskedLMOutputs` on plain text.
+        """
         raise TypeError(f"{type(self).__name__} does not define forward")

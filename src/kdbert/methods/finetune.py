@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from kdbert.data.batches import Batch
-from kdbert.losses.hard import hard_loss
-from kdbert.methods.contract import LossTerms, Method, MethodOptions, Outputs, Paper
+from kdbert.methods.contract import LossTerms, MaskedLMOutputs, Method, MethodOptions, Outputs, Paper
 from kdbert.methods.terms import masked_lm_loss
 
 
-class Finetune(Method):
+class FinetuneOptions(MethodOptions):
+    """No options beyond the variant, which changes nothing here."""
+
+    name: Literal["finetune"] = "finetune"
+
+
+class Finetune(Method[FinetuneOptions]):
     """Cross-entropy against the labels or the hidden pieces of plain text; squared error for scores."""
 
     name = "finetune"
@@ -28,15 +33,11 @@ class Finetune(Method):
     )
 
     heads = (*Method.heads, "masked_lm")
+    Options = FinetuneOptions
 
-    class Options(MethodOptions):
-        """No options beyond the variant, which changes nothing here."""
-
-        name: Literal["finetune"] = "finetune"
-
-    def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:
+    def forward(self, student: Outputs | MaskedLMOutputs, teachers: Sequence[Any], batch: Batch) -> LossTerms:
         """One term, `hard`."""
+        if isinstance(student, MaskedLMOutputs):
+            return LossTerms({"hard": masked_lm_loss(self.head, student, batch)}, {"hard": 1.0})
         assert batch.labels is not None
-        if student.head is not None:
-            return LossTerms({"hard": masked_lm_loss(student, batch)}, {"hard": 1.0})
-        return LossTerms({"hard": batch.mean(hard_loss(student.logits, batch.labels))}, {"hard": 1.0})
+        return LossTerms({"hard": batch.mean(self.head.hard_loss(student.logits, batch.labels))}, {"hard": 1.0})

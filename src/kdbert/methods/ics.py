@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from kdbert.data.batches import Batch, classes_of
+from kdbert.data.batches import Batch
 from kdbert.errors import UserError
 from kdbert.losses.neighbors import nearest, pairwise_mean_square, shrinking_count
 from kdbert.methods.contract import (
     Context,
     LossTerms,
     Method,
-    MethodOptions,
     Models,
     Needs,
     Outputs,
@@ -26,13 +25,57 @@ from kdbert.methods.contract import (
     Weight,
 )
 from kdbert.methods.terms import KD_FORMULA, LayerOptions, kd_terms
-from kdbert.models.layers import Pair, last_pair
+from kdbert.models.layers import Pair
 
 
-class ICS(Method):
+class ICSOptions(LayerOptions):
+    """Options of `ics`."""
+
+    original_defaults = MappingProxyType({"beta": 0.01})
+
+    name: Literal["ics"] = "ics"
+    beta: Weight = Field(0.32, description="weight of the feature term")
+    neighbors: int = Field(3, ge=1, description="k, nearest teacher representations of the class (its own among them)")
+    alpha_ce: Annotated[float | None, "weight"] = Field(
+        None, description="weight of the hard loss on its own (the hate-speech script's), in place of alpha"
+    )
+    alpha_soft: Annotated[float | None, "weight"] = Field(
+        None, description="weight of the soft loss on its own, in place of 1 - alpha"
+    )
+    alpha_mse: Annotated[float | None, "weight"] = Field(None, description="another name of beta in that script")
+    k_state: Literal["batch", "run"] = Field(
+        "batch", description="original only: how long k stays shrunk; run is the hate-speech script's"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_weight(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("alpha_mse") is not None and "beta" not in values:
+            return {**values, "beta": values["alpha_mse"]}
+        return values
+
+    @model_validator(mode="after")
+    def _agree(self) -> ICSOptions:
+        if self.alpha_mse is not None and self.beta != self.alpha_mse:
+            raise ValueError("beta and alpha_mse are the same weight; give one of them")
+        if self.k_state == "run" and self.variant == "corrected":
+            raise ValueError("k_state=run is a quirk of the published code; it goes with variant original")
+        return self
+
+    @property
+    def weights(self) -> tuple[float, float, float]:
+        """Of the hard, the soft and the feature term."""
+        return (
+            self.alpha if self.alpha_ce is None else self.alpha_ce,
+            1 - self.alpha if self.alpha_soft is None else self.alpha_soft,
+            self.beta,
+        )
+
+
+class ICS(Method[ICSOptions]):
     """KD, and the student's last layer is drawn to its k nearest teacher representations of its class.
 
-    METHODS.md section 2.
+    docs/quirks.md, section 2.
     """
 
     name = "ics"
@@ -64,83 +107,33 @@ class ICS(Method):
 
     heads = ("single_label", "multi_label", "regression")  # a tag belongs to a word, the term compares whole examples
 
-    class Options(LayerOptions):
-        """Options of `ics`."""
-
-        original_defaults = MappingProxyType({"beta": 0.01})
-
-        name: Literal["ics"] = "ics"
-        beta: Weight = Field(0.32, description="weight of the feature term")
-        neighbors: int = Field(
-            3, ge=1, description="k, nearest teacher representations of the class (its own among them)"
-        )
-        alpha_ce: Annotated[float | None, "weight"] = Field(
-            None, description="weight of the hard loss on its own (the hate-speech script's), in place of alpha"
-        )
-        alpha_soft: Annotated[float | None, "weight"] = Field(
-            None, description="weight of the soft loss on its own, in place of 1 - alpha"
-        )
-        alpha_mse: Annotated[float | None, "weight"] = Field(None, description="another name of beta in that script")
-        k_state: Literal["batch", "run"] = Field(
-            "batch", description="original only: how long k stays shrunk; run is the hate-speech script's"
-        )
-
-        @model_validator(mode="before")
-        @classmethod
-        def _one_weight(cls, values: Any) -> Any:
-            if isinstance(values, Mapping) and values.get("alpha_mse") is not None and "beta" not in values:
-                return {**values, "beta": values["alpha_mse"]}
-            return values
-
-        @model_validator(mode="after")
-        def _agree(self) -> ICS.Options:
-            if self.alpha_mse is not None and self.beta != self.alpha_mse:
-                raise ValueError("beta and alpha_mse are the same weight; give one of them")
-            if self.k_state == "run" and self.variant == "corrected":
-                raise ValueError("k_state=run is a quirk of the published code; it goes with variant original")
-            return self
-
-        @property
-        def weights(self) -> tuple[float, float, float]:
-            """Of the hard, the soft and the feature term."""
-            return (
-                self.alpha if self.alpha_ce is None else self.alpha_ce,
-                1 - self.alpha if self.alpha_soft is None else self.alpha_soft,
-                self.beta,
-            )
+    Options = ICSOptions
 
     k: torch.Tensor  # with k_state=run: how far k has shrunk
 
-    def __init__(self, options: MethodOptions) -> None:
+    def __init__(self, options: ICSOptions) -> None:
         super().__init__(options)
         self.pairs: tuple[Pair, ...] = ()
         self.projections = nn.ModuleList()
-        own = cast(ICS.Options, options)
-        if own.k_state == "run":
-            self.register_buffer("k", torch.tensor(own.neighbors))
+        if options.k_state == "run":
+            self.register_buffer("k", torch.tensor(options.neighbors))
 
     @classmethod
-    def teachers(cls, options: MethodOptions) -> tuple[int, int | None]:
-        """One, unless only the hard loss has a weight."""
-        _, soft, feature = cast(ICS.Options, options).weights
-        return (1, 1) if soft or feature else (0, 0)
-
-    @classmethod
-    def needs(cls, options: MethodOptions, models: Models) -> Needs:
+    def needs(cls, options: ICSOptions, models: Models | None) -> Needs:
         """The last hidden states of both, token by token."""
-        options = cast(ICS.Options, options)
         _, soft, feature = options.weights
-        if not models.teachers:
+        if not (soft or feature):
             return Needs()
-        if not feature:
-            return Needs(teacher_logits=bool(soft))
-        pairs = options.pairs(models, last_pair)
+        if models is None or not feature:
+            return Needs(teachers=(1, 1), teacher_logits=bool(soft))
+        pairs = options.pairs(models)
         if options.variant == "original" and models.teachers[0].width != models.student.width:
             raise UserError(
                 f"the published ics compares models of one width; the teacher has {models.teachers[0].width}, the "
                 f"student {models.student.width}: use --variant corrected, which learns a projection"
             )
         return Needs(
+            teachers=(1, 1),
             teacher_logits=bool(soft),
             teacher_hidden=tuple(sorted({teacher for teacher, _ in pairs})),
             student_hidden=tuple(sorted({student for _, student in pairs})),
@@ -152,15 +145,16 @@ class ICS(Method):
 
     def prepare(self, context: Context) -> None:
         """A projection for each pair of layers, where the student has another width than the teacher."""
-        options, models = cast(ICS.Options, self.options), context.models
-        self.pairs = self.needs(options, models).pairs.get("feature", ())
+        super().prepare(context)
+        models = context.models
+        self.pairs = self.needs(self.options, models).pairs.get("feature", ())
         if self.pairs and models.student.width != models.teachers[0].width:
             for _ in self.pairs:
                 self.projections.append(nn.Linear(models.student.width, models.teachers[0].width))
 
     def remark(self, batches: Sequence[np.ndarray]) -> str | None:
         """A warning where the batches hold hardly any other example of a class."""
-        options = cast(ICS.Options, self.options)
+        options = self.options
         if not self.pairs or options.neighbors == 1:
             return None
         limit, others = torch.tensor(options.neighbors), []
@@ -184,17 +178,16 @@ class ICS(Method):
 
     def _classes(self, labels: torch.Tensor) -> torch.Tensor:
         """What counts as one class; `original` takes scores as they are."""
-        return labels if self.options.variant == "original" else classes_of(labels)
+        return labels if self.options.variant == "original" else self.head.example_classes(labels)
 
     def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:
         """Terms `hard`, `soft`, `feature`; monitors `ics/neighbors` (besides the own teacher) and `ics/alone`."""
-        options = cast(ICS.Options, self.options)
+        options = self.options
         hard, soft, feature = options.weights
-        found = kd_terms(options, student, teachers[0] if teachers else None, batch, (hard, soft))
+        found = kd_terms(self.head, options, student, teachers[0] if teachers else None, batch, (hard, soft))
         if not self.pairs:
             return found
         assert batch.labels is not None
-        assert student.mask is not None
         original = options.variant == "original"
         classes = self._classes(batch.labels)
         everyone = batch.gather(classes)
@@ -221,8 +214,7 @@ class ICS(Method):
         value = batch.mean(torch.stack(losses).mean(0))
         if original:
             value = value * batch.count  # the published loss is the sum over the micro-batch
-        found.terms["feature"] = value
-        found.weights["feature"] = feature
+        found.add("feature", value, feature)
         found.monitors = {
             "ics/neighbors": batch.mean(torch.stack(others).mean(0)),
             "ics/alone": batch.mean(torch.stack(alone).mean(0)),
@@ -231,7 +223,7 @@ class ICS(Method):
 
     def _shrunk(self, classes: torch.Tensor) -> torch.Tensor:
         """The published k of every example of the micro-batch."""
-        options = cast(ICS.Options, self.options)
+        options = self.options
         limit = self.k if options.k_state == "run" else torch.tensor(options.neighbors, device=classes.device)
         counts = shrinking_count(classes[:, None] == classes[None, :], limit)
         if options.k_state == "run":

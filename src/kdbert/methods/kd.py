@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Literal
 
 from kdbert.data.batches import Batch
-from kdbert.methods.contract import LossTerms, Method, MethodOptions, Models, Needs, Outputs, Paper
-from kdbert.methods.terms import KD_FORMULA, KDOptions, kd_terms
+from kdbert.methods.contract import LossTerms, Method, Models, Needs, Outputs, Paper
+from kdbert.methods.terms import KD_FORMULA, HardAndSoftOptions, kd_terms
 
 
-class KD(Method):
-    """alpha * hard loss + (1 - alpha) * soft loss (METHODS.md section 1)."""
+class KDOptions(HardAndSoftOptions):
+    """Options of `kd`."""
+
+    name: Literal["kd"] = "kd"
+
+
+class KD(Method[KDOptions]):
+    """alpha * hard loss + (1 - alpha) * soft loss (section 2 of the paper; docs/quirks.md, section 1)."""
 
     name = "kd"
     aliases = ("hinton", "vanilla-kd", "soft-label")
@@ -31,22 +37,13 @@ class KD(Method):
         "softmax over one score is 1, so the published soft term is always 0 and the teacher is ignored; "
         "`original` keeps that, `corrected` distils the mean squared difference of the scores (tau unused)."
     )
-
-    class Options(KDOptions):
-        """Options of `kd`."""
-
-        name: Literal["kd"] = "kd"
+    Options = KDOptions
 
     @classmethod
-    def teachers(cls, options: MethodOptions) -> tuple[int, int | None]:
-        """One, unless alpha is 1."""
-        return (0, 0) if cast(KD.Options, options).alpha == 1 else (1, 1)
-
-    @classmethod
-    def needs(cls, options: MethodOptions, models: Models) -> Needs:
-        """The teacher's logits."""
-        return Needs(teacher_logits=bool(models.teachers))
+    def needs(cls, options: KDOptions, models: Models | None) -> Needs:
+        """One teacher's logits, unless alpha is 1."""
+        return Needs() if options.alpha == 1 else Needs(teachers=(1, 1), teacher_logits=True)
 
     def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:
         """Terms `hard` and `soft`."""
-        return kd_terms(cast(KD.Options, self.options), student, teachers[0] if teachers else None, batch)
+        return kd_terms(self.head, self.options, student, teachers[0] if teachers else None, batch)

@@ -4,18 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import MappingProxyType
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import torch
 from pydantic import Field, field_validator, model_validator
 
 from kdbert.data.batches import Batch
-from kdbert.methods.contract import LossTerms, Method, MethodOptions, Models, Needs, Outputs, Paper
-from kdbert.methods.terms import KDOptions, kd_terms, soft_loss
+from kdbert.methods.contract import LossTerms, Method, Models, Needs, Outputs, Paper
+from kdbert.methods.terms import HardAndSoftOptions, kd_terms
 
 
-class MultiKD(Method):
-    """alpha * hard loss + (1 - alpha) * the teachers' soft losses, added or averaged (METHODS.md section 4)."""
+class MultiKDOptions(HardAndSoftOptions):
+    """Options of `multi-kd`."""
+
+    original_defaults = MappingProxyType({"reduction": "sum"})
+
+    name: Literal["multi-kd"] = "multi-kd"
+    temperature: float = Field(3.0, gt=0, description="tau, softens all distributions")
+    reduction: Literal["sum", "mean", "weights"] = Field(
+        "mean", description="how the teachers' soft losses are put together"
+    )
+    weights: list[float] | None = Field(None, description="of the teachers in their order; sets reduction=weights")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_given(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("weights") is not None and "reduction" not in values:
+            return {**values, "reduction": "weights"}
+        return values
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        return value.split(",") if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _weights_and_reduction(self) -> MultiKDOptions:
+        if (self.reduction == "weights") != (self.weights is not None):
+            raise ValueError("reduction=weights and weights go together; give both, or weights alone")
+        if self.weights is not None and (not self.weights or max(self.weights) <= 0):
+            raise ValueError("weights: expected a number for each teacher, at least one of them above 0")
+        return self
+
+    @classmethod
+    def fault(cls, key: str, value: Any) -> tuple[str, str] | None:
+        """Negative weights too."""
+        negative = [weight for weight in value or () if weight < 0] if key == "weights" else []
+        if negative:
+            return f"weights must be 0 or more (got {negative[0]:g})", f"weights gives a teacher {negative[0]:g}"
+        return super().fault(key, value)
+
+    def shares(self, count: int) -> list[float]:
+        """The weight of each teacher's soft loss."""
+        if self.weights is not None:
+            return self.weights
+        return [1.0 if self.reduction == "sum" else 1 / count] * count
+
+
+class MultiKD(Method[MultiKDOptions]):
+    """alpha * hard loss + (1 - alpha) * the teachers' soft losses, added or averaged (docs/quirks.md, section 4)."""
 
     name = "multi-kd"
     aliases = ("multi-teacher", "two-teacher")
@@ -42,76 +88,27 @@ class MultiKD(Method):
         "features."
     )
 
-    class Options(KDOptions):
-        """Options of `multi-kd`."""
-
-        original_defaults = MappingProxyType({"reduction": "sum"})
-
-        name: Literal["multi-kd"] = "multi-kd"
-        temperature: float = Field(3.0, gt=0, description="tau, softens all distributions")
-        reduction: Literal["sum", "mean", "weights"] = Field(
-            "mean", description="how the teachers' soft losses are put together"
-        )
-        weights: list[float] | None = Field(None, description="of the teachers in their order; sets reduction=weights")
-
-        @model_validator(mode="before")
-        @classmethod
-        def _weights_given(cls, values: Any) -> Any:
-            if isinstance(values, dict) and values.get("weights") is not None and "reduction" not in values:
-                return {**values, "reduction": "weights"}
-            return values
-
-        @field_validator("weights", mode="before")
-        @classmethod
-        def _read(cls, value: Any) -> Any:
-            return value.split(",") if isinstance(value, str) else value
-
-        @model_validator(mode="after")
-        def _weights_and_reduction(self) -> MultiKD.Options:
-            if (self.reduction == "weights") != (self.weights is not None):
-                raise ValueError("reduction=weights and weights go together; give both, or weights alone")
-            if self.weights is not None and (not self.weights or max(self.weights) <= 0):
-                raise ValueError("weights: expected a number for each teacher, at least one of them above 0")
-            return self
-
-        @classmethod
-        def fault(cls, key: str, value: Any) -> tuple[str, str] | None:
-            """Negative weights too."""
-            negative = [weight for weight in value or () if weight < 0] if key == "weights" else []
-            if negative:
-                return f"weights must be 0 or more (got {negative[0]:g})", f"weights gives a teacher {negative[0]:g}"
-            return super().fault(key, value)
-
-        def shares(self, count: int) -> list[float]:
-            """The weight of each teacher's soft loss."""
-            if self.reduction == "weights":
-                assert self.weights is not None
-                return self.weights
-            return [1.0 if self.reduction == "sum" else 1 / count] * count
+    Options = MultiKDOptions
 
     @classmethod
-    def teachers(cls, options: MethodOptions) -> tuple[int, int | None]:
-        """Two or more, as many as there are weights."""
-        options = cast(MultiKD.Options, options)
+    def needs(cls, options: MultiKDOptions, models: Models | None) -> Needs:
+        """The logits of two teachers or more, of as many as there are weights; of none if alpha is 1."""
         if options.alpha == 1:
-            return 0, 0
-        return (2, None) if options.weights is None else (len(options.weights), len(options.weights))
-
-    @classmethod
-    def needs(cls, options: MethodOptions, models: Models) -> Needs:
-        """Every teacher's logits."""
-        return Needs(teacher_logits=bool(models.teachers))
+            return Needs()
+        given = options.weights
+        return Needs(teachers=(2, None) if given is None else (len(given), len(given)), teacher_logits=True)
 
     def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:
         """Terms `hard`, and `soft.1`, `soft.2`, … of the teachers."""
-        options = cast(MultiKD.Options, self.options)
-        found = kd_terms(options, student, None, batch)
+        options = self.options
+        found = kd_terms(self.head, options, student, None, batch)
         if not teachers:
             return found
         assert batch.labels is not None
         for number, (teacher, share) in enumerate(zip(teachers, options.shares(len(teachers)), strict=True), 1):
             if share:
-                loss: torch.Tensor = soft_loss(student.logits, teacher.logits, batch.labels, options)
-                found.terms[f"soft.{number}"] = batch.mean(loss)
-                found.weights[f"soft.{number}"] = (1 - options.alpha) * share
+                loss = self.head.soft_loss(
+                    student.logits, teacher.logits, batch.labels, options.temperature, options.variant
+                )
+                found.add(f"soft.{number}", batch.mean(loss), (1 - options.alpha) * share)
         return found

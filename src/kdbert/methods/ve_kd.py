@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import MappingProxyType
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -16,18 +16,44 @@ from kdbert.losses.masked_lm import beyond, cosine_loss, logits_loss
 from kdbert.methods.contract import (
     Context,
     LossTerms,
+    MaskedLMOutputs,
     Method,
     MethodOptions,
     Models,
     Needs,
-    Outputs,
     Paper,
     Weight,
 )
 from kdbert.methods.terms import in_parts, masked_lm_loss
 
 
-class VEKD(Method):
+class VEKDOptions(MethodOptions):
+    """Weights of the four terms, and the tolerance of three of them."""
+
+    original_defaults = MappingProxyType({"alpha_ce": 0.5, "alpha_cos": 0.0, "alpha_mlm": 0.0, "tolerance": 0.1})
+
+    name: Literal["ve-kd"] = "ve-kd"
+    alpha_ce: Weight = Field(2.0, description="weight of the teacher's soft labels")
+    alpha_mse: Weight = Field(0.0, description="weight of the squared difference of logits (README of VE-KD: 1)")
+    alpha_cos: Weight = Field(5.0, description="weight of the cosine distance of the last hidden states")
+    alpha_mlm: Weight = Field(1.0, description="weight of the masked-LM loss")
+    tolerance: Weight = Field(0.5, description="what is taken off each weighted term but mlm, down to 0")
+    temperature: float = Field(2.0, gt=0, description="tau, softens both distributions")
+
+    @property
+    def of_teacher(self) -> dict[str, float]:
+        """The terms that read the teacher and have a weight."""
+        weights = {"ce": self.alpha_ce, "mse": self.alpha_mse, "cos": self.alpha_cos}
+        return {name: weight for name, weight in weights.items() if weight}
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> VEKDOptions:
+        if not (self.of_teacher or self.alpha_mlm):
+            raise ValueError("all of alpha_ce, alpha_mse, alpha_cos, alpha_mlm are 0; give one of them a weight")
+        return self
+
+
+class VEKD(Method[VEKDOptions]):
     """Masked-LM distillation of a student whose vocabulary has more pieces than the teacher's.
 
     New pieces are always hidden, so the teacher reads text of its own vocabulary; where one is to be predicted, only
@@ -58,51 +84,23 @@ class VEKD(Method):
     )
     heads = ("masked_lm",)
 
-    class Options(MethodOptions):
-        """Weights of the four terms, and the tolerance of three of them."""
+    Options = VEKDOptions
 
-        original_defaults = MappingProxyType({"alpha_ce": 0.5, "alpha_cos": 0.0, "alpha_mlm": 0.0, "tolerance": 0.1})
-
-        name: Literal["ve-kd"] = "ve-kd"
-        alpha_ce: Weight = Field(2.0, description="weight of the teacher's soft labels")
-        alpha_mse: Weight = Field(0.0, description="weight of the squared difference of logits (README of VE-KD: 1)")
-        alpha_cos: Weight = Field(5.0, description="weight of the cosine distance of the last hidden states")
-        alpha_mlm: Weight = Field(1.0, description="weight of the masked-LM loss")
-        tolerance: Weight = Field(0.5, description="what is taken off each weighted term but mlm, down to 0")
-        temperature: float = Field(2.0, gt=0, description="tau, softens both distributions")
-
-        @property
-        def of_teacher(self) -> dict[str, float]:
-            """The terms that read the teacher and have a weight."""
-            weights = {"ce": self.alpha_ce, "mse": self.alpha_mse, "cos": self.alpha_cos}
-            return {name: weight for name, weight in weights.items() if weight}
-
-        @model_validator(mode="after")
-        def _something_to_learn(self) -> VEKD.Options:
-            if not (self.of_teacher or self.alpha_mlm):
-                raise ValueError("all of alpha_ce, alpha_mse, alpha_cos, alpha_mlm are 0; give one of them a weight")
-            return self
-
-    def __init__(self, options: MethodOptions) -> None:
+    def __init__(self, options: VEKDOptions) -> None:
         super().__init__(options)
         self.projection: nn.Linear | None = None
         self.layers = (0, 0)
 
     @classmethod
-    def teachers(cls, options: MethodOptions) -> tuple[int, int | None]:
-        """One, unless only the masked-LM loss has a weight."""
-        return (1, 1) if cast(VEKD.Options, options).of_teacher else (0, 0)
-
-    @classmethod
-    def needs(cls, options: MethodOptions, models: Models) -> Needs:
+    def needs(cls, options: VEKDOptions, models: Models | None) -> Needs:
         """The masked-LM heads of both, and the last hidden states where the cosine has a weight."""
-        terms = cast(VEKD.Options, options).of_teacher
-        if not models.teachers or not terms:
+        if not options.of_teacher:
             return Needs()
+        if models is None or not options.alpha_cos:
+            return Needs(teachers=(1, 1), compares_tokens=True)
         teacher, student = models.teachers[0].layers, models.student.layers
-        if "cos" not in terms:
-            return Needs(compares_tokens=True)
         return Needs(
+            teachers=(1, 1),
             teacher_hidden=(teacher,),
             student_hidden=(student,),
             pairs={"cos": ((teacher, student),)},
@@ -111,35 +109,35 @@ class VEKD(Method):
 
     def prepare(self, context: Context) -> None:
         """A projection where the student has another width than the teacher."""
+        super().prepare(context)
         models = context.models
-        if not models.teachers:
+        pairs = self.needs(self.options, models).pairs
+        if not pairs:
             return
-        self.layers = models.teachers[0].layers, models.student.layers
-        if "cos" in cast(VEKD.Options, self.options).of_teacher and models.teachers[0].width != models.student.width:
+        (self.layers,) = pairs["cos"]
+        if models.teachers[0].width != models.student.width:
             self.projection = nn.Linear(models.student.width, models.teachers[0].width)
             if self.options.variant == "original":
                 self.projection.requires_grad_(False)
 
-    def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:
+    def forward(self, student: MaskedLMOutputs, teachers: Sequence[MaskedLMOutputs], batch: Batch) -> LossTerms:
         """Terms `ce`, `mse`, `cos` above their tolerance, and `mlm`; monitors `ve-kd/…`: the former without it."""
-        options = cast(VEKD.Options, self.options)
+        options = self.options
         weights = options.of_teacher
-        found = LossTerms({}, {})
+        found = LossTerms()
         if weights:
             for name, summed in self._sums(student, teachers[0], batch, weights).items():
                 over_all = batch.total(summed) / max(1, batch.known_count)
                 share = batch.known_count * batch.known_scale / batch.world
                 value = summed * batch.known_scale
-                found.terms[name] = beyond(value, over_all, options.tolerance / weights[name], share)
-                found.weights[name] = weights[name]
+                found.add(name, beyond(value, over_all, options.tolerance / weights[name], share), weights[name])
                 found.monitors[f"ve-kd/{name}"] = value.detach()
         if options.alpha_mlm:
-            found.terms["mlm"] = masked_lm_loss(student, batch)
-            found.weights["mlm"] = options.alpha_mlm
+            found.add("mlm", masked_lm_loss(self.head, student, batch), options.alpha_mlm)
         return found
 
     def _sums(
-        self, student: Outputs, teacher: Outputs, batch: Batch, weights: dict[str, float]
+        self, student: MaskedLMOutputs, teacher: MaskedLMOutputs, batch: Batch, weights: dict[str, float]
     ) -> dict[str, torch.Tensor]:
         """Each loss of the teacher, summed over this process's tokens that the teacher knows."""
         assert batch.known is not None
@@ -156,12 +154,10 @@ class VEKD(Method):
         return sums
 
     def _of_logits(
-        self, student: Outputs, teacher: Outputs, positions: torch.Tensor, names: list[str]
+        self, student: MaskedLMOutputs, teacher: MaskedLMOutputs, positions: torch.Tensor, names: list[str]
     ) -> dict[str, torch.Tensor]:
         """The losses of some tokens' logits, over the teacher's pieces."""
-        options = cast(VEKD.Options, self.options)
-        assert student.head is not None
-        assert teacher.head is not None
+        options = self.options
         with torch.no_grad():
             targets = teacher.head(positions)
         logits = student.head(positions, targets.shape[-1])

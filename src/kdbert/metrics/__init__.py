@@ -22,7 +22,6 @@ from kdbert.metrics.grouped import recall as _recall
 CLINC150_OUT_OF_SCOPE = 150  # class number of "oos": the last of the 151
 POSITIVE = 1  # the class that `f1` is of
 NO_RELATION = 0  # the class that the metrics of relations leave out
-SAME_SCORE = 1e-3  # of the largest score: below it lies what half precision rounds away
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> Any:
@@ -57,7 +56,7 @@ def weighted_f1(predictions: np.ndarray, labels: np.ndarray) -> Any:
 
 
 def relation_f1(predictions: np.ndarray, labels: np.ndarray) -> Any:
-    """F1 over all classes but class 0, "no relation": BLURB's figure for ChemProt, DDI and GAD (METHODS.md 5.1)."""
+    """F1 over all classes but class 0, "no relation": BLURB's figure for ChemProt, DDI and GAD."""
     return _plain(_f1(_relations(predictions, labels)))
 
 
@@ -159,72 +158,6 @@ def score(
         else:
             found[name] = METRICS[name](predictions, labels)
     return found
-
-
-def masked_lm_scores(names: Sequence[str], sums: np.ndarray) -> dict[str, float]:
-    """The named metrics of hidden pieces; those of new pieces only where there are some.
-
-    Args:
-        sums: [N, 6], see `grouped.hidden_counts`.
-    """
-    total = np.asarray(sums, dtype=np.float64).sum(0)
-    names = [name for name in names if total[5] or not name.startswith("new_")]
-    nothing = np.zeros(len(sums))
-    return score(names, np.asarray(sums, dtype=np.float64), nothing, nothing)
-
-
-def constant_answer(
-    names: Sequence[str], labels: np.ndarray, groups: np.ndarray | None = None, classes: Sequence[str] = ()
-) -> dict[str, float]:
-    """The best that one and the same answer to every example reaches on a split, for each metric by itself.
-
-    Of one class or tag the best of all; of any number of classes the best of all sets. A correlation with a constant
-    is undefined, and 0 here.
-
-    Args:
-        labels: those of the split that is scored; the other arguments as in `score`.
-    """
-    labels = np.asarray(labels)
-    found = dict.fromkeys(names, 0.0)
-    for answer in _constants(labels, groups, classes):
-        reached = score(names, np.broadcast_to(answer, labels.shape), labels, groups, classes)
-        found = {name: max(found[name], reached[name]) for name in names}
-    return found
-
-
-def _constants(labels: np.ndarray, groups: np.ndarray | None, classes: Sequence[str]) -> list[Any]:
-    """Answers among which the best constant one is, whichever the metric."""
-    if not len(labels):
-        return []
-    if labels.dtype == bool:  # of sets of k classes none finds more than the k that most documents have
-        numbers = np.arange(len(labels)) if groups is None else groups
-        there = np.zeros((int(numbers.max()) + 1, labels.shape[1]), dtype=bool)
-        np.logical_or.at(there, numbers, labels)
-        rank = np.argsort(np.argsort(-there.sum(0), kind="stable"))
-        return [rank < k for k in range(1, labels.shape[1] + 1)]
-    if labels.dtype.kind == "f":
-        return [labels.mean()]
-    if groups is not None:  # tags: one may be the best that no word has
-        return list(range(len(classes)))
-    # A metric treats all classes alike but for one that it names: the best is that one, or the commonest other one.
-    commonest = np.argsort(-np.bincount(labels), kind="stable")[:2].tolist()
-    return sorted({*commonest, NO_RELATION, POSITIVE, CLINC150_OUT_OF_SCOPE})
-
-
-def one_answer(predictions: np.ndarray) -> bool:
-    """Whether a model gives the same answer to every one of several examples (or words).
-
-    Scores are the same if they lie within a thousandth of the largest: what is left is rounding.
-
-    Args:
-        predictions: [N] or bool [N, C], as in `score`.
-    """
-    values = np.asarray(predictions)
-    if len(values) < 2:
-        return False
-    if values.dtype.kind == "f":
-        return bool(np.ptp(values) <= SAME_SCORE * np.abs(values).max())
-    return bool((values == values[0]).all())
 
 
 def _relations(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Metrics of groups: of documents made of sentences, and of the entities and words of sentences.
 
 Each is made of counts that add up over groups, so that a resample of documents or sentences needs no second look at
-the predictions. The counts are [..., 3]: what was found rightly, what was predicted, what is there.
+the predictions. The counts are [..., 3]: correct, predicted, in the labels.
 """
 
 from __future__ import annotations
@@ -95,17 +95,17 @@ def token_counts(predictions: np.ndarray, labels: np.ndarray, groups: np.ndarray
 
 
 def f1(counts: np.ndarray) -> Any:
-    """Harmonic mean of precision and recall; 0 where nothing is predicted and nothing is there."""
+    """Harmonic mean of precision and recall; 0 if nothing is predicted and nothing is in the labels."""
     return ratio(2 * counts[..., 0], counts[..., 1] + counts[..., 2])
 
 
 def precision(counts: np.ndarray) -> Any:
-    """Share of what is predicted that is right; 0 where nothing is predicted."""
+    """Share of the predicted that is correct; 0 if nothing is predicted."""
     return ratio(counts[..., 0], counts[..., 1])
 
 
 def recall(counts: np.ndarray) -> Any:
-    """Share of what is there that is found; 0 where nothing is there."""
+    """Share of the labels that is found; 0 if there are none."""
     return ratio(counts[..., 0], counts[..., 2])
 
 

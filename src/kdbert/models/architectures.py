@@ -1,6 +1,6 @@
-"""The model types that kdbert runs, and what is known of each; tests/models/test_architectures.py proves every line.
+"""The model types that kdbert runs, and what is known of each; tests/models/test_architectures.py checks every line.
 
-A type that is not listed is refused. docs/models.md shows this table as the test found it.
+A type that is not listed is refused. docs/models.md shows this table.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ class Architecture:
     """What is true of every model of a type.
 
     Attributes:
-        padding: whether a text's outputs are the same in a padded batch as alone. Where they are not, only texts of the
-            same length share a forward pass.
+        padding: whether a text's outputs are the same in a padded batch as alone. If not, only texts of the same length
+            share a forward pass.
         own_attention: whether kdbert's attention function and its ready-made mask may replace the library's.
-        own_layers: whether the embeddings and the last layer are built as BERT's, so that packing and the shortcut for
-            the first token apply.
+        own_layers: whether the embeddings and the last layer are built like BERT's, so that packing and the shortcut
+            for the first token apply.
         hidden: whether `hidden_states` are one [B, L, H] for the embeddings and each layer.
         relative: whether positions are relative only, so that a text may be of any length.
-        any_segment: whether every segment id is understood, though there is no table of segments.
+        any_segment: whether it takes any segment id, though it has no table of segments.
         half: whether its encoder runs in bf16 and fp16 (under autocast); else it runs in float32.
         masked_lm: whether a masked-LM of this type can be trained and distilled on plain text.
     """

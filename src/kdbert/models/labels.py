@@ -12,7 +12,7 @@ SHOWN = 20  # labels of a task in a message
 
 
 def is_generic(names: Sequence[str]) -> bool:
-    """Whether these are the names that the library gives when it was told none."""
+    """Whether these are the names that the library makes up when it is given none."""
     return len(names) > 1 and all(re.fullmatch(r"LABEL_\d+", name) for name in names)
 
 
@@ -32,7 +32,7 @@ def label_permutation(
     columns: dict[str, int] = {}
     for column, name in enumerate(model_labels):
         if plain(name) in columns:
-            raise ValueError(f"label {name!r} stands twice")
+            raise ValueError(f"label {name!r} occurs twice")
         columns[plain(name)] = column
     permutation: list[int] = []
     missing: list[str] = []
@@ -49,7 +49,7 @@ def label_permutation(
         if missing:
             parts.append(f"it lacks {_some(missing)}")
         if extra:
-            parts.append(f"it has {_some(extra)} that the task does not know")
+            parts.append(f"it has {_some(extra)}, which the task does not have")
         raise ValueError(" and ".join(parts))
     return permutation
 
@@ -60,17 +60,17 @@ def teacher_permutation(
     task_labels: Sequence[str],
     aliases: Mapping[str, Sequence[str]],
     model_labels: Sequence[str],
-    told: Sequence[str] | None,
+    given: Sequence[str] | None,
     *,
     role: str = "teacher",
     flag: str = "--teacher-labels",
 ) -> list[int]:
-    """`label_permutation` for a loaded model, with every disagreement told as a person's error.
+    """`label_permutation` for a loaded model, with every disagreement as a `UserError`.
 
     Args:
         name: how the person named the model.
         task_labels: empty for regression.
-        told: the labels that the person gave with `flag`.
+        given: the labels in the order of the logits, as the person named them with `flag`.
         role: what the model is called in messages.
 
     Raises:
@@ -84,23 +84,23 @@ def teacher_permutation(
         )
     if not task_labels:
         return [0]
-    if told is not None and len(told) != outputs:
-        raise UserError(f"{flag} names {len(told)} labels, {role} {name!r} has {outputs} outputs")
-    if told is None and is_generic(model_labels):
+    if given is not None and len(given) != outputs:
+        raise UserError(f"{flag} names {len(given)} labels, {role} {name!r} has {outputs} outputs")
+    if given is None and is_generic(model_labels):
         rest = ", …" * (outputs > 2)
         raise UserError(
             f"{role} {name!r} calls its labels {model_labels[0]}, {model_labels[1]}{rest}, which does not say what "
             f"they mean; {_which_order(task_labels, role, flag)}"
         )
-    if told is not None and not is_generic(model_labels):
+    if given is not None and not is_generic(model_labels):
         own = [plain(name) for name in model_labels]
-        if sorted(own) == sorted(map(plain, told)) and own != list(map(plain, told)):
+        if sorted(own) == sorted(map(plain, given)) and own != list(map(plain, given)):
             raise UserError(
-                f"{flag} {','.join(told)} contradicts {role} {name!r}, whose configuration has these labels in another "
-                f"order ({', '.join(model_labels)}); leave {flag} out, or correct the model's id2label"
+                f"{flag} {','.join(given)} contradicts {role} {name!r}, whose configuration orders these labels as "
+                f"{', '.join(model_labels)}; omit {flag}, or correct the model's id2label"
             )
     try:
-        return label_permutation(task_labels, aliases, told or model_labels)
+        return label_permutation(task_labels, aliases, given or model_labels)
     except ValueError as error:
         raise UserError(
             f"{role} {name!r} has other labels than task {task_name!r}: {error}; "
@@ -109,7 +109,7 @@ def teacher_permutation(
 
 
 def _which_order(task_labels: Sequence[str], role: str, flag: str) -> str:
-    """What to ask for where nobody knows the order of a model's outputs: only whole numbers have one of their own."""
+    """What to ask for if the order of a model's outputs is unknown: only whole numbers have a natural order."""
     if all(re.fullmatch(r"-?\d{1,15}", label) for label in task_labels):
         ordered = sorted(task_labels, key=int)
         shown = ordered if len(ordered) <= SHOWN else [*ordered[:3], "…", ordered[-1]]

@@ -1,4 +1,4 @@
-"""Which layer of one model answers to which layer of another. Numbers are `hidden_states` indices: 0 embeddings."""
+"""Which layer of one model corresponds to which layer of another. Layers are `hidden_states` indices: 0 embeddings."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ Pair = tuple[int, int]  # teacher layer, student layer
 
 
 def matched_layer(layer: int, depth: int, student_depth: int) -> int:
-    """The layer of a model with `depth` layers at the height of `layer` of one with `student_depth`.
+    """The layer of a model with `depth` layers that is at the same height as `layer` in one with `student_depth`.
 
-    floor(layer * depth / student_depth + 1/2), as DESIGN.md section 5 has it.
+    floor(layer * depth / student_depth + 1/2): for 12 and 6 layers, twice the number.
     """
     return (2 * layer * depth + student_depth) // (2 * student_depth)
 
@@ -31,20 +31,20 @@ def penultimate_pair(teacher: int, student: int) -> tuple[Pair, ...]:
     if min(teacher, student) < 2:
         role = "student" if student < 2 else "teacher"
         raise UserError(
-            f"the {role} has one layer, so there is no last but one to compare; say which layers with "
+            f"the {role} has one layer, so there is no layer before the last to compare; name layers with "
             f"--layer-map, such as --layer-map {teacher}:{student}"
         )
     return ((teacher - 1, student - 1),)
 
 
 def layerwise_pairs(teacher: int, student: int) -> tuple[Pair, ...]:
-    """Every student layer but the last with the teacher's at the same height; 12 and 6: (2,1), (4,2), ... (10,5).
+    """Every student layer except the last, with the teacher's at the same height; 12 and 6: (2,1), (4,2), ... (10,5).
 
     Raises:
         UserError: the student has a single layer.
     """
     if student < 2:
-        raise UserError("the student has one layer, so method.layerwise leaves none; say which with --layer-map")
+        raise UserError("the student has one layer, so method.layerwise leaves none; name layers with --layer-map")
     return tuple((matched_layer(layer, teacher, student), layer) for layer in range(1, student))
 
 

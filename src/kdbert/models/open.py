@@ -12,11 +12,12 @@ import torch
 
 from kdbert.data.masking import vocabulary_size
 from kdbert.errors import UserError
+from kdbert.heads import MaskedLM
 from kdbert.models.fast.attention import register_attention
 from kdbert.models.fast.first_token import use_first_token
 from kdbert.models.fast.packing import use_packing
 from kdbert.models.labels import is_generic, label_permutation
-from kdbert.models.load import NO_CODE, PROBLEMS, auto_class, explained, has_head, label_names, load_config
+from kdbert.models.load import NO_CODE, auto_class, explained, has_head, label_names, load_config
 from kdbert.models.locate import ModelPlace
 from kdbert.models.student import cut_layers
 from kdbert.models.way import Way
@@ -55,16 +56,12 @@ def open_classifier(
     permutation = None
     if not keep_head:
         names = label_names(config)
-        if has_head(config, spec.kind) and len(names) == spec.num_outputs and not is_generic(names):
+        if has_head(config, spec.head) and len(names) == spec.head.outputs and not is_generic(names):
             with contextlib.suppress(ValueError):
                 permutation = label_permutation(spec.labels, spec.aliases, names) if spec.labels else [0]
-        config.num_labels = spec.num_outputs
-        if spec.labels:
-            config.id2label = dict(enumerate(spec.labels))
-            config.label2id = {label: i for i, label in enumerate(spec.labels)}
-        config.problem_type = PROBLEMS.get(spec.kind)
+        spec.head.configure(config)
     options = {} if place.fresh else {"ignore_mismatched_sizes": not keep_head}
-    model, head_missing = _load(place, auto_class(spec.kind), config, way, whole=keep_head, **options)
+    model, head_missing = _load(place, auto_class(spec.head), config, way, whole=keep_head, **options)
     if head_missing:
         permutation = None
     if not keep_head and permutation is None:
@@ -90,8 +87,8 @@ def open_masked_lm(
     if place.fresh:
         config.vocab_size = vocabulary_size(tokenizer)
         config.pad_token_id = tokenizer.pad_token_id
-    model, head_missing = _load(place, auto_class("masked_lm"), config, way, whole=False)
-    trained = not place.fresh and not head_missing and has_head(config, "masked_lm")
+    model, head_missing = _load(place, auto_class(MaskedLM()), config, way, whole=False)
+    trained = not place.fresh and not head_missing and has_head(config, MaskedLM())
     return _prepared(model, way, layers), trained
 
 
@@ -107,7 +104,7 @@ def _prepared(model: Any, way: Way, layers: Sequence[int] | None) -> Any:
     return model.eval()
 
 
-def _load(place: ModelPlace, kind: Any, config: Any, way: Way, *, whole: bool, **options: Any) -> tuple[Any, bool]:
+def _load(place: ModelPlace, auto: Any, config: Any, way: Way, *, whole: bool, **options: Any) -> tuple[Any, bool]:
     """A model of one of the library's classes, with its weights; drawn at random for a configuration alone.
 
     Args:
@@ -122,9 +119,9 @@ def _load(place: ModelPlace, kind: Any, config: Any, way: Way, *, whole: bool, *
             setattr(config, key, value)
     with explained(place):
         if place.fresh:
-            model = kind.from_config(config, dtype=torch.float32, attn_implementation=way.attention, **NO_CODE)
+            model = auto.from_config(config, dtype=torch.float32, attn_implementation=way.attention, **NO_CODE)
             return model, True
-        model, about = kind.from_pretrained(
+        model, about = auto.from_pretrained(
             place.source, config=config, dtype=torch.float32, attn_implementation=way.attention,
             output_loading_info=True, **NO_CODE, **options,
         )  # fmt: skip

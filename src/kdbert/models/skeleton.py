@@ -9,39 +9,38 @@ from typing import Any
 import torch
 
 from kdbert.errors import UserError
+from kdbert.heads import Head
 from kdbert.models.architectures import CONFIGURATIONS, INSTEAD, architecture
-from kdbert.models.load import NO_CODE, auto_class, auto_class_name
-from kdbert.tasks import Kind
+from kdbert.models.load import NO_CODE, auto_class
 
-_SKELETONS: dict[tuple[Kind, str], Any] = {}  # head and configuration -> the model without weights
+_SKELETONS: dict[tuple[str, str], Any] = {}  # class and configuration -> the model without weights
 
 
-def skeleton(config: Any, kind: Kind, name: str) -> Any:
+def skeleton(config: Any, head: Head, name: str) -> Any:
     """The model of a configuration on the meta device, where weights take no RAM; made once per configuration.
 
     Args:
-        kind: what kind of head it has.
         name: what the person called the model, for errors.
 
     Raises:
         UserError: the library has no such head for the type, or cannot build this configuration.
     """
-    if kind == "masked_lm" and not architecture(config.model_type, name).masked_lm:
+    if head.plain_text and not architecture(config.model_type, name).masked_lm:
         raise UserError(
             f"model {name!r} is of type {config.model_type!r}, which kdbert trains and distils on tasks, not on plain "
             "text; for plain text take BERT, RoBERTa, CamemBERT, XLM-RoBERTa, ELECTRA or DistilBERT"
         )
-    key = kind, json.dumps(config.to_dict(), sort_keys=True, default=str)
+    key = head.auto_class, json.dumps(config.to_dict(), sort_keys=True, default=str)
     if key not in _SKELETONS:
         try:
             with torch.device("meta"):
                 plain = copy.deepcopy(config)
                 plain._attn_implementation = None  # as saved by somebody else; kdbert chooses its own
-                _SKELETONS[key] = auto_class(kind).from_config(plain, **NO_CODE)
+                _SKELETONS[key] = auto_class(head).from_config(plain, **NO_CODE)
         except Exception as error:  # a configuration may be wrong in any way
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"model {name!r}: the library cannot build a {auto_class_name(kind)} from its configuration "
+                f"model {name!r}: the library cannot build a {head.auto_class} from its configuration "
                 f"({type(error).__name__}: {reason})"
             ) from None
     return _SKELETONS[key]

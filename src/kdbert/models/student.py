@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from kdbert.errors import UserError
+from kdbert.heads import Head
 from kdbert.models.layers import matched_layer
 from kdbert.models.skeleton import skeleton
-from kdbert.tasks import Kind, TaskSpec
 
 
 def kept_layers(depth: int, count: int | None, init: Literal["first", "last", "even"] | Sequence[int]) -> list[int]:
@@ -67,7 +67,7 @@ def cut_config(config: Any, picks: Sequence[int]) -> Any:
     return small
 
 
-def check_cut(config: Any, kind: Kind, picks: Sequence[int], name: str) -> None:
+def check_cut(config: Any, head: Head, picks: Sequence[int], name: str) -> None:
     """Refuse to cut layers out of a model if the result would not be the same kind of model with fewer layers.
 
     Raises:
@@ -75,11 +75,11 @@ def check_cut(config: Any, kind: Kind, picks: Sequence[int], name: str) -> None:
     """
     if _is_whole(config, picks):
         return
-    whole = skeleton(config, kind, name)
+    whole = skeleton(config, head, name)
     cannot = f"layers cannot be cut out of {name!r}, a model of type {config.model_type!r}"
     cure = "name a student of its own with --student, and keep all of its layers"
     try:
-        small = skeleton(cut_config(config, picks), kind, name)
+        small = skeleton(cut_config(config, picks), head, name)
     except (UserError, NotImplementedError, AttributeError, ValueError):
         raise UserError(f"{cannot}; {cure}") from None
     kept = _kept_names(whole, small, picks)
@@ -131,17 +131,14 @@ def _kept_names(whole: Any, small: Any, picks: Sequence[int]) -> dict[str, str]:
     return kept
 
 
-def count_parameters(
-    config: Any, spec: TaskSpec, name: str, layers: Sequence[int] | None = None, pieces: int = 0
-) -> int:
-    """Parameters of a model for the task, from its configuration alone.
+def count_parameters(config: Any, head: Head, name: str, layers: Sequence[int] | None = None, pieces: int = 0) -> int:
+    """Parameters of a model with this head, from its configuration alone.
 
     Args:
         layers: those that are kept, numbered from 1 (None: all).
         pieces: size of the vocabulary, if larger than the configuration's.
     """
     config = copy.deepcopy(config) if layers is None else cut_config(config, layers)
-    if spec.kind != "masked_lm":
-        config.num_labels = spec.num_outputs
+    head.configure(config)
     config.vocab_size = max(config.vocab_size, pieces)
-    return sum(parameter.numel() for parameter in skeleton(config, spec.kind, name).parameters())
+    return sum(parameter.numel() for parameter in skeleton(config, head, name).parameters())

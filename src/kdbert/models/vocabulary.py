@@ -1,6 +1,6 @@
-"""Growing a WordPiece vocabulary: learning pieces of a corpus, adding them to a tokenizer, giving them embeddings.
+"""Growing a WordPiece vocabulary: learning pieces from a corpus, adding them to a tokenizer, giving them embeddings.
 
-The pieces of a base tokenizer keep their ids; new ones come after them (METHODS.md section 5, "Vocabulary").
+The pieces of the base tokenizer keep their ids; new ones come after them, as in VE-KD's vocabulary.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from kdbert.data.masking import BASE_SIZE, base_size, vocabulary_size
 from kdbert.errors import UserError
 
 CONTINUES = "##"
-NEW_ROW_STD = 0.02  # METHODS.md section 5: what the original draws new embeddings with
+NEW_ROW_STD = 0.02  # of new embeddings, as VE-KD's code draws them
 
 
 def kind_of(tokenizer: Any) -> str:
-    """What a tokenizer is, in words: `a WordPiece`, `a byte-pair`, …"""
+    """The kind of a tokenizer, in words: `a WordPiece`, `a byte-pair`, …"""
     name = type(tokenizer.backend_tokenizer.model).__name__
     return {"BPE": "a byte-pair", "Unigram": "a unigram (SentencePiece)"}.get(name, f"a {name}")
 
 
 def check_wordpiece(tokenizer: Any, name: str) -> None:
-    """Refuse a tokenizer that is no WordPiece one, or has tokens behind its vocabulary.
+    """Refuse a tokenizer that is not WordPiece, or has tokens after its vocabulary.
 
     Raises:
-        UserError: with the kind that it is, or the tokens.
+        UserError: with its kind, or the tokens.
     """
     backend = tokenizer.backend_tokenizer
     if kind_of(tokenizer) != "a WordPiece" or backend.model.continuing_subword_prefix != CONTINUES:
@@ -44,8 +44,8 @@ def check_wordpiece(tokenizer: Any, name: str) -> None:
     behind = [token for token in tokenizer.get_added_vocab() if token not in inside]
     if behind:
         raise UserError(
-            f"tokenizer {name!r} has added tokens behind its vocabulary ({', '.join(behind[:3])}), whose numbers new "
-            "pieces would take; expand the tokenizer without them"
+            f"tokenizer {name!r} has added tokens after its vocabulary ({', '.join(behind[:3])}), whose ids new pieces "
+            "would take; expand the tokenizer without them"
         )
 
 
@@ -55,7 +55,7 @@ def _json(tokenizer: Any) -> dict[str, Any]:
 
 
 def check_expansion(base: Any, grown: Any, base_name: str, name: str) -> None:
-    """Refuse a tokenizer that is no expansion of another one: the same ids for its pieces, and words split the same.
+    """Refuse a tokenizer that is not an expansion of another one: equal ids for its pieces, words split the same way.
 
     Raises:
         UserError: with the first piece that moved, or what differs.
@@ -70,8 +70,8 @@ def check_expansion(base: Any, grown: Any, base_name: str, name: str) -> None:
     if moved is not None:
         there = f"has {moved!r} as piece {after[moved]}" if moved in after else f"lacks {moved!r}"
         raise UserError(
-            f"tokenizer {name!r} is no expansion of {base_name!r}: it {there}, which is piece {before[moved]} there; "
-            "make one with `kdbert expand-vocab`"
+            f"tokenizer {name!r} is not an expansion of {base_name!r}: it {there}, which is piece {before[moved]} "
+            "there; make one with `kdbert expand-vocab`"
         )
     ours, theirs = _json(base), _json(grown)
     for part in ("normalizer", "pre_tokenizer"):
@@ -115,13 +115,15 @@ def pieces_of(word: str, vocabulary: Mapping[str, int], longest: int) -> list[st
 def learn_pieces(words: Mapping[str, int], count: int, min_count: int) -> list[str]:
     """Pieces of a WordPiece vocabulary of these words, in the order in which merging finds them.
 
-    Characters come first, the commonest first; then, merge after merge, what is made of the two neighbouring pieces
-    that occur together most often (Sennrich et al. 2016, arXiv:1508.07909, section 3.2; the library's WordPiece trainer
-    is this). Every character has its number before training begins, so that pairs of equal counts come in an order that
-    knows nothing of the order of lines or of a process's hashes.
+    Characters come first, the most frequent first; then, merge by merge, the neighbouring pieces that most often occur
+    together (Sennrich et al. 2016, arXiv:1508.07909, section 3.2; the library's WordPiece trainer does this). Every
+    character has its number before training begins, so that pairs of equal counts come in an order that depends neither
+    on the order of lines nor on a process's hashes.
 
     Args:
-        words: word -> how often it occurs. count: pieces at most. min_count: what occurs less often is no piece.
+        words: word -> how often it occurs.
+        count: most pieces.
+        min_count: how often a piece must occur.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -148,7 +150,7 @@ def learn_pieces(words: Mapping[str, int], count: int, min_count: int) -> list[s
 
 
 def _repeated(words: Mapping[str, int]) -> Iterator[str]:
-    """Each word as often as it occurs: texts of at most a thousand times the same word, in alphabetical order."""
+    """Each word as often as it occurs, in texts of at most a thousand times the same word, in alphabetical order."""
     for word in sorted(words):
         left = words[word]
         while left:
@@ -180,10 +182,9 @@ class Chosen:
     """The pieces that a vocabulary is expanded with.
 
     Attributes:
-        dropped: those left out, with the reason.
-        candidates: how many pieces of the corpus the vocabulary lacks (no more than twice as many as were asked for are
-            looked for).
-        short: why there are fewer pieces than were asked for; "" where there are not.
+        dropped: pieces that were left out, with the reason.
+        candidates: how many pieces of the corpus the vocabulary lacks (counted up to twice as many as were asked for).
+        short: why there are fewer pieces than were asked for; "" if there are not.
     """
 
     pieces: list[str]
@@ -195,15 +196,15 @@ class Chosen:
 def choose(words: Mapping[str, int], tokenizer: Any, *, add: int, min_count: int, min_gain: float | None) -> Chosen:
     """The pieces that a tokenizer's vocabulary is expanded with.
 
-    Candidates are `learn_pieces` that it lacks, in their order. What is then never read in the corpus, because a longer
-    piece always comes first, is left out, and others take its place.
+    Candidates are the pieces of `learn_pieces` that it lacks, in their order. Pieces that are then hardly read in the
+    corpus, because a longer piece is read instead, are left out, and others take their place.
 
     Args:
         words: word -> how often it occurs in the corpus.
-        add: pieces at most.
-        min_count: a piece must be read so often.
-        min_gain: stop where another tenth of `add` raises the log-likelihood of the corpus by less than this share
-            (AdaLM, Yao et al. 2021, arXiv:2106.13474, chooses the size by the corpus's probability, too). None: never.
+        add: most pieces.
+        min_count: how often a piece must be read.
+        min_gain: stop when another tenth of `add` raises the log-likelihood of the corpus by less than this share
+            (AdaLM, Yao et al. 2021, arXiv:2106.13474, also chooses the size by the corpus's probability). None: never.
 
     Raises:
         UserError: the first tenth gains less than `min_gain`.
@@ -240,7 +241,7 @@ def choose(words: Mapping[str, int], tokenizer: Any, *, add: int, min_count: int
         if not rarely:
             break
         left_out |= rarely
-    rare = f"each is read less than {min_count} times, for a longer piece is read in its place"
+    rare = f"each is read less than {min_count} times, since a longer piece is read in its place"
     return Chosen(
         used,
         dict.fromkeys(sorted(left_out), rare),
@@ -260,7 +261,7 @@ def _why_few(
     min_count: int,
     min_gain: float | None,
 ) -> str:
-    """Why fewer pieces were chosen than were asked for; "" where they were not."""
+    """Why fewer pieces were chosen than were asked for; "" if not fewer."""
     if used >= add:
         return ""
     why = []
@@ -269,8 +270,8 @@ def _why_few(
     if used < limit or limit >= found:
         often = f" {min_count} times or more" if min_count > 1 else ""
         text = f"the corpus ({sum(words.values())} words, {len(words)} different)"
-        rarely = f", and {left_out} of them are hardly read, for longer pieces come first" if left_out else ""
-        why.append(f"in {text} {found} pieces occur{often} that the vocabulary lacks{rarely}")
+        rarely = f", and {left_out} of them are hardly read, since longer pieces come first" if left_out else ""
+        why.append(f"{text} has {found} pieces that occur{often} and that the vocabulary lacks{rarely}")
         why.append("give more text" + (", or a smaller --min-count" if min_count > 1 else ""))
     return "; ".join(why)
 
@@ -279,8 +280,8 @@ def given_pieces(lines: Iterable[str], tokenizer: Any) -> tuple[list[str], dict[
     """The pieces of a list that a tokenizer can be expanded with, in their order.
 
     Returns:
-        The pieces, and those left out with the reason: the tokenizer has them, they stand twice, or it never reads them
-        because it normalises texts (lower case, accents).
+        The pieces, and those left out with the reason: the tokenizer has them, they are listed twice, or it never reads
+        them because it normalises texts (lower case, accents).
     """
     base, seen = tokenizer.get_vocab(), set()
     normalizer = tokenizer.backend_tokenizer.normalizer
@@ -297,7 +298,7 @@ def given_pieces(lines: Iterable[str], tokenizer: Any) -> tuple[list[str], dict[
         if piece in base:
             dropped[piece] = "the tokenizer has them already"
         elif piece in seen:
-            dropped[piece] = "they stand twice in the list"
+            dropped[piece] = "they are listed twice"
         elif normal != bare:
             dropped[piece] = "the tokenizer normalises them away (lower case, accents)"
         elif [word for word, _ in splitter.pre_tokenize_str(bare)] != [bare]:
@@ -311,10 +312,10 @@ def given_pieces(lines: Iterable[str], tokenizer: Any) -> tuple[list[str], dict[
 
 
 def save_expanded(tokenizer: Any, pieces: Sequence[str], folder: Path) -> Any:
-    """Write a tokenizer with further pieces behind its own into a folder, and read it back.
+    """Write a tokenizer with further pieces after its own into a folder, and read it back.
 
     Raises:
-        UserError: what was written does not read as it should.
+        UserError: it does not read back as it should.
     """
     from transformers import AutoTokenizer
 
@@ -342,9 +343,10 @@ def grow_embeddings(model: Any, base: Any, grown: Any, *, from_pieces: bool) -> 
     """Give a model a row for each new piece of an expanded tokenizer, in place.
 
     Args:
-        base: the tokenizer that the model was made for. grown: its expansion.
-        from_pieces: each new row is the mean of those of the base pieces that its piece was read as before; else it is
-            drawn from N(0, 0.02^2), as VE-KD does (METHODS.md section 5).
+        base: the tokenizer that the model was made for.
+        grown: its expansion.
+        from_pieces: each new row is the mean of the rows of the base pieces that its piece was read as before; else it
+            is drawn from N(0, 0.02^2), as VE-KD does.
     """
     before, size = vocabulary_size(base), vocabulary_size(grown)
     if size > model.config.vocab_size:  # it may have rows to spare

@@ -10,10 +10,10 @@ import torch
 
 from kdbert.data.masking import vocabulary_size
 from kdbert.errors import UserError
+from kdbert.heads import Head
 from kdbert.models.architectures import Architecture, architecture, built_as_bert
 from kdbert.models.fast import ATTENTION
 from kdbert.models.skeleton import check_configuration, skeleton
-from kdbert.tasks import Kind
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -82,14 +82,13 @@ def device_type() -> str:
     return "cpu" if found is None else found.type
 
 
-def decide(config: Any, kind: Kind, name: str, asked: Asked = Asked(), device: str = "cpu") -> Way:
+def decide(config: Any, head: Head, name: str, asked: Asked = Asked(), device: str = "cpu") -> Way:
     """How a model with this configuration is run; no weights are opened.
 
     The fast way (kdbert's attention, its own mask, packing, the first token only) is for the types that
     `kdbert.models.architectures` lists for it; every other type is run as the library runs it.
 
     Args:
-        kind: what kind of head it has.
         name: what the person called it, for errors.
         device: type of the device that it runs on.
 
@@ -98,7 +97,7 @@ def decide(config: Any, kind: Kind, name: str, asked: Asked = Asked(), device: s
     """
     known = architecture(config.model_type, name)
     check_configuration(config, name)
-    whole = skeleton(config, kind, name)
+    whole = skeleton(config, head, name)
     fast = known.own_attention and not getattr(config, "is_decoder", False)
     attention = asked.attention
     if (attention == ATTENTION and not fast) or (attention == "sdpa" and not whole._supports_sdpa):
@@ -121,7 +120,7 @@ def decide(config: Any, kind: Kind, name: str, asked: Asked = Asked(), device: s
         half=known.half,
         levers=fast,
         packing=own_layers and asked.packing and attention == ATTENTION,
-        first_token=own_layers and asked.first_token and kind not in ("token", "masked_lm"),
+        first_token=own_layers and asked.first_token and head.reads_first_token,
         segments=segments,
         limit=_limit(whole, config, known),
         pieces=int(whole.get_input_embeddings().weight.shape[0]),

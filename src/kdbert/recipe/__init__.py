@@ -25,7 +25,7 @@ from pydantic import (
 
 from kdbert.errors import UserError, near_miss
 from kdbert.methods import MethodOptions, all_methods, get_method, source_of
-from kdbert.recipe.keys import ADDED_LATER, FILES_BY_CONTENT, OUTSIDE_IDENTITY, put
+from kdbert.recipe.keys import FILES_BY_CONTENT, OUTSIDE_IDENTITY, put
 from kdbert.recipe.sections import (
     LARGEST_SEED,
     MemorySection,
@@ -181,11 +181,6 @@ class Recipe(Section):
             section, _, name = key.partition(".")
             part = tree[section] if name else tree
             if part is not None:
-                part.pop(name or section)
-        for key, default in ADDED_LATER.items():
-            section, _, name = key.partition(".")
-            part = tree[section] if name else tree
-            if part[name or section] == default:
                 part.pop(name or section)
         source = source_of(get_method(self.method.name))
         if source:  # a method from outside counts by its code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,18 @@ from kdbert.methods import get_method
 from kdbert.models.load import load_config
 from kdbert.models.locate import QUICKSTART_MODEL, locate
 from kdbert.recipe import Recipe
-from kdbert.recipe.sections import MemorySection, StudentSection, TeacherSection, TeacherTraining, TrainSection
+from kdbert.recipe.sections import (
+    MemorySection,
+    StudentSection,
+    TaskSection,
+    TeacherSection,
+    TeacherTraining,
+    TrainSection,
+)
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec, get_task
 from kdbert.tasks.corpus import corpus_task
 from kdbert.tasks.custom import custom_task
+from kdbert.tasks.spec import DATA_DIR
 
 log = logging.getLogger("kdbert")
 # Keys of a training that say how things are computed: a teacher made on the way follows its student in them.
@@ -26,9 +35,8 @@ HOW_COMPUTED = (
 PAPER_MODEL = "bert-base-uncased"  # what the published systems start from
 
 
-def task_of(recipe: Recipe) -> TaskSpec:
-    """The recipe's task, made from the person's files for `custom`."""
-    task = recipe.task
+def task_of(task: TaskSection) -> TaskSpec:
+    """The task of a recipe, made from the person's files for `custom`."""
     if task.name == CORPUS:
         assert task.train_file is not None
         return corpus_task(task.train_file)
@@ -46,7 +54,7 @@ def missing_teachers(recipe: Recipe) -> int:
         UserError: it names more teachers than the method reads, or some but too few.
     """
     method = get_method(recipe.method.name)
-    least, most = method.teachers(recipe.method)
+    least, most = method.needs(recipe.method, None).teachers
     named = len(recipe.teachers)
     wanted = f"{least} teacher{'s' if least != 1 else ''}" + (" or more" if most is None else "")
     if least and most is not None and named > most:
@@ -167,7 +175,7 @@ def resolve_distill(recipe: Recipe) -> Recipe:
         student = student.model_copy(update={"model": model, "layers": layers})
     student = _cut(student)
     teachers = recipe.teachers
-    if get_method(recipe.method.name).teachers(recipe.method) == (0, 0) and teachers:
+    if get_method(recipe.method.name).needs(recipe.method, None).teachers == (0, 0) and teachers:
         log.info("method %s reads no teacher; --teacher only says what the student is cut from", recipe.method.name)
         teachers = []
     return recipe.model_copy(
@@ -183,13 +191,21 @@ def resolve_distill(recipe: Recipe) -> Recipe:
 
 def _memory_section(recipe: Recipe) -> MemorySection | None:
     """How the memory is made, every key with its value; None for a method that reads none."""
-    if not get_method(recipe.method.name).reads_memory(recipe.method):
+    if not get_method(recipe.method.name).needs(recipe.method, None).reads_centroids:
         if recipe.memory is not None and recipe.memory.file is not None:
             log.info("method %s reads no memory; memory.file is not used", recipe.method.name)
         return None
     section = recipe.memory or MemorySection()
-    if section.file is not None:
-        return section
+    return section if section.file is not None else _filled(section, recipe)
+
+
+def resolve_centroids(recipe: Recipe) -> Recipe:
+    """Fill what the recipe of `train-memory` leaves open: the length, and how the centroids are made."""
+    section = _filled(recipe.memory or MemorySection(), recipe)
+    return recipe.model_copy(update={"task": _with_length(recipe), "memory": section})
+
+
+def _filled(section: MemorySection, recipe: Recipe) -> MemorySection:
     algorithm = section.algorithm or ("legacy" if recipe.method.variant == "original" else "kmeans")
     return section.model_copy(
         update={
@@ -214,7 +230,9 @@ def _cut(student: StudentSection) -> StudentSection:
 
 
 def _with_length(recipe: Recipe) -> Any:
-    length = recipe.task.max_length
-    if length is None:
-        length = TaskSpec.max_length if recipe.task.name == CUSTOM else get_task(recipe.task.name).max_length
-    return recipe.task.model_copy(update={"max_length": length})
+    """The task with its length, and with the folder of its files if KDBERT_DATA_DIR names it."""
+    task = recipe.task
+    spec = None if task.name == CUSTOM else get_task(task.name)
+    length = task.max_length or (spec or TaskSpec).max_length
+    folder = task.data_dir or (os.environ.get(DATA_DIR) if spec and spec.folder else None)
+    return task.model_copy(update={"max_length": length, "data_dir": folder})

@@ -7,16 +7,8 @@ from typing import Any
 # What two runs of one experiment may differ in: the seed, places, and how often something is told or saved.
 OUTSIDE_IDENTITY = (
     "seed", "output", "task.data_dir", "train.eval_batch_size", "train.logging_steps", "train.checkpoint_steps",
-    "memory.train", "train.cache_gib", "train.cache_for",
+    "memory.train", "train.cache_gib",
 )  # fmt: skip
-# Keys that came after the first run folders were made: at their default they stand for what was done before (up to
-# rounding and the draws of dropout), and are left out of a run's name.
-ADDED_LATER = {
-    "memory": None, "train.batch_sampler": "random", "train.examples_per_class": 4, "train.attention": "auto",
-    "train.fast_dropout": True, "train.used_rows": True, "train.first_token": True, "train.packing": True,
-    "train.cache_precision": "fp32", "train.patience": None, "student.tokenizer": None, "task.mask_probability": 0.15,
-    "task.mask_words": False, "task.text_unit": "line", "task.kind": None,
-}  # fmt: skip
 # Keys whose value is a path, which counts by what is in it, wherever it lies.
 FILES_BY_CONTENT = ("task.train_file", "task.dev_file", "task.test_file")
 MODELS_BY_CONTENT = ("teachers", "student.model", "student.tokenizer", "memory.file")

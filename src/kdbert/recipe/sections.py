@@ -34,23 +34,27 @@ class TaskSection(Section):
 
     name: str = Field("quickstart", description="task; `kdbert data list` shows them, `custom` is your own files")
     data_dir: str | None = Field(None, description="folder of the task's files")
-    max_length: int | None = Field(None, ge=4, description="tokens per example, longer ones are cut (task's default)")
+    max_length: int | None = Field(
+        None, ge=4, description="tokens per example; longer texts are cut (default: the task's)"
+    )
     max_train_examples: int | None = Field(None, ge=1, description="use the first N training examples only")
     train_file: str | None = Field(
-        None, description="custom: training file; corpus: a text file, or a folder of such (flag --corpus)"
+        None, description="custom: training file; corpus: a text file or a folder of them (flag --corpus)"
     )
-    dev_file: str | None = Field(None, description="custom: dev file; corpus: text of its own (one in 20 of corpus)")
+    dev_file: str | None = Field(
+        None, description="custom: dev file; corpus: dev text (default: one text in 20 of the corpus)"
+    )
     test_file: str | None = Field(None, description="custom: test file")
     text_columns: list[str] | None = Field(None, description="custom: one or two columns")
     label_column: str | None = Field(None, description="custom: the label's column")
     kind: Literal["single-label", "regression"] | None = Field(
-        None, description="custom: how labels are read, single-label or regression (scores if some are not whole)"
+        None, description="custom: how to read labels (default: regression if some are fractions, else single-label)"
     )
     text_unit: Literal["line", "document", "file"] = Field(
-        "line", description="corpus: what one text is: a line, a document (lines up to a blank one), or a file"
+        "line", description="corpus: one text is a line, a document (ends at a blank line), or a file"
     )
-    mask_probability: float = Field(0.15, gt=0, lt=1, description="corpus: share of the tokens that are hidden")
-    mask_words: bool = Field(False, description="corpus: hide whole words instead of single tokens")
+    mask_probability: float = Field(0.15, gt=0, lt=1, description="corpus: fraction of tokens to mask")
+    mask_words: bool = Field(False, description="corpus: mask whole words instead of single tokens")
 
     @field_validator("text_columns", mode="before")
     @classmethod
@@ -76,10 +80,10 @@ class TaskSection(Section):
         of_tables = ("test_file", "text_columns", "label_column", "kind")
         if self.name == CORPUS:
             if self.train_file is None:
-                raise ValueError("task 'corpus' is plain text of yours: name a file or folder with --corpus")
+                raise ValueError("task 'corpus' needs your text: name a file or folder with --corpus")
             tables = [k for k in of_tables if getattr(self, k) is not None]
             if tables:
-                raise ValueError(f"--{tables[0].replace('_', '-')} says nothing of plain text (task 'corpus')")
+                raise ValueError(f"--{tables[0].replace('_', '-')} does not apply to plain text (task 'corpus')")
         elif self.name == CUSTOM:
             missing = [key.replace("_", "-") for key, value in files.items() if value is None]
             if missing:
@@ -97,46 +101,50 @@ class TeacherSection(Section):
     """A fine-tuned model whose outputs are learned."""
 
     model: str = Field(description="run folder of finetune-teacher, model folder, or Hub id")
-    labels: list[str] | None = Field(None, description="its labels in order, where its config has only LABEL_0, …")
+    labels: list[str] | None = Field(
+        None, description="its labels in the order of its outputs, if its config has only LABEL_0, …"
+    )
 
 
 class TeacherTraining(Section):
     """How a teacher is made when none is given.
 
-    It is one for all students of a task: of `train` it takes only how things are computed (precision,
-    bucketing, accumulation, eval_batch_size), so that another batch size, warm-up or rate of the student does not mean
-    another teacher. For anything else, make it with `finetune-teacher` and name it with `--teacher`.
+    All students of a task share it: of `train` it takes only how things are computed (precision, bucketing, ...), not
+    the student's batch size or learning rate. For anything else, use `finetune-teacher` and `--teacher`.
     """
 
     model: str | None = Field(
-        None, description="pretrained model to fine-tune (bert-base-uncased; the quickstart's own)"
+        None, description="pretrained model to fine-tune (default: bert-base-uncased; for quickstart its own)"
     )
     epochs: int = Field(3, ge=1, le=1_000_000, description="passes over the training data")
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate")
     batch_size: int = Field(32, ge=1, description="examples per optimiser step")
-    seed: int = Field(1, ge=0, le=LARGEST_SEED, description="its own, so that all seeds of a student share one teacher")
+    seed: int = Field(
+        1, ge=0, le=LARGEST_SEED, description="the teacher's own seed, so that all seeds of a student share one teacher"
+    )
 
 
 class MemorySection(Section):
     """The memory that the global CKA methods read: centroids of the teacher's features over the training split."""
 
     file: str | None = Field(
-        None, description="a memory that `kdbert train-memory` made; else one is made by these keys"
+        None, description="a file of `kdbert train-memory` (default: one is made with the keys below)"
     )
-    train: Literal["auto", "never"] = Field("auto", description="make a missing memory, or refuse the run")
-    centroids: int | None = Field(None, ge=1, description="K (100; 300 for mnli and qqp)")
+    train: Literal["auto", "never"] = Field("auto", description="auto: make a missing memory; never: refuse the run")
+    centroids: int | None = Field(None, ge=1, description="number of centroids (default: 100; 300 for mnli and qqp)")
     algorithm: Literal["kmeans", "legacy"] | None = Field(
-        None, description="kmeans, or legacy: the published procedure (kmeans; legacy for variant original)"
+        None,
+        description="kmeans, or legacy: the published procedure (default: legacy for variant original, else kmeans)",
     )
     passes: int | None = Field(
-        None, ge=1, description="passes over the training split, at most (kmeans: 20; legacy: 3, as published)"
+        None, ge=1, description="passes over the training split, at most (default: 20; legacy: 3, as published)"
     )
-    batch_size: int = Field(1, ge=1, description="legacy: examples that count as one step of the running average")
+    batch_size: int = Field(1, ge=1, description="legacy: examples per step of the running average")
     seed: int = Field(
         1,
         ge=0,
         le=LARGEST_SEED,
-        description="of the first centroids; its own, so that all seeds of a student share one",
+        description="seed of the first centroids, so that all seeds of a student share one memory",
     )
 
     @model_validator(mode="after")
@@ -144,7 +152,7 @@ class MemorySection(Section):
         given = self.model_fields_set - {"file"}
         made = [key for key in sorted(given) if getattr(self, key) != type(self).model_fields[key].default]
         if self.file is not None and made:
-            raise ValueError(f"memory.file names a memory, so memory.{made[0]} says nothing; keep one of them")
+            raise ValueError(f"memory.file already names a memory, so memory.{made[0]} has no effect; keep one of them")
         return self
 
 
@@ -153,14 +161,14 @@ class StudentSection(Section):
 
     model: str | None = Field(
         None,
-        description="model folder, run folder or Hub id it starts from; or a configuration (.json), drawn at random",
+        description="model folder, run folder or Hub id to start from; or a config.json, for random weights",
     )
     tokenizer: str | None = Field(
-        None, description="tokenizer folder or Hub id, such as `kdbert expand-vocab` makes (the model's own)"
+        None, description="tokenizer folder or Hub id, for example from `kdbert expand-vocab` (default: the model's)"
     )
     layers: int | None = Field(None, ge=1, description="keep this many encoder layers")
     init: Literal["first", "last", "even"] | list[int] = Field(
-        "first", description="which layers are kept: first, last, even, or their numbers from 1"
+        "first", description="which layers to keep: first, last, even, or their numbers from 1"
     )
 
     @field_validator("init", mode="before")
@@ -179,7 +187,7 @@ class StudentSection(Section):
             if self.layers is not None and self.layers != len(self.init):
                 raise ValueError(f"layers is {self.layers}, but init names {len(self.init)} layers")
             if len(set(self.init)) != len(self.init) or min(self.init, default=0) < 1:
-                raise ValueError("init: layer numbers start at 1 and stand once each")
+                raise ValueError("init: layer numbers start at 1, each at most once")
         return self
 
 
@@ -188,61 +196,54 @@ class TrainSection(Section):
 
     epochs: int = Field(3, ge=1, le=1_000_000, description="passes over the training data")
     batch_size: int = Field(32, ge=1, description="examples per optimiser step, over all processes")
-    accumulation: int = Field(1, ge=1, description="micro-batches that a step is cut into")
+    accumulation: int = Field(1, ge=1, description="micro-batches per step")
     eval_batch_size: int = Field(64, ge=1, description="examples per batch of evaluation and of the teacher pass")
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate")
-    schedule: Literal["linear", "constant", "cosine"] = Field("linear", description="linear and cosine fall to 0")
-    warmup: float = Field(
-        0.0, ge=0, description="steps in which the rate rises from 0: a share of all (below 1), or their number"
+    schedule: Literal["linear", "constant", "cosine"] = Field(
+        "linear", description="of the learning rate; linear and cosine decay to 0"
     )
+    warmup: float = Field(0.0, ge=0, description="warm-up: a fraction of all steps if below 1, else a number of steps")
     weight_decay: float = Field(0.0, ge=0, description="not applied to biases and LayerNorm")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of AdamW's mean of gradients")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of AdamW's mean of squared gradients")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
-    max_grad_norm: float = Field(1.0, ge=0, description="gradients are scaled down to this norm; 0: never")
-    dropout: float | None = Field(None, ge=0, lt=1, description="set every dropout rate of the student; else its own")
-    max_steps: int | None = Field(None, ge=1, description="stop after this many steps; the schedule ends there too")
-    selection: Literal["last", "best"] = Field("last", description="which weights are kept: last, or best on dev")
+    max_grad_norm: float = Field(1.0, ge=0, description="clip gradients to this norm; 0: never")
+    dropout: float | None = Field(None, ge=0, lt=1, description="every dropout rate of the student (default: its own)")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many steps, where the schedule ends too")
+    selection: Literal["last", "best"] = Field(
+        "last", description="which weights to keep: the last, or the best on dev"
+    )
     patience: int | None = Field(
-        None, ge=1, description="stop after so many epochs without a better dev score (goes with selection=best)"
+        None, ge=1, description="stop after this many epochs without a better dev score (with selection=best)"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="of the encoder; losses are always fp32 (fp16: with the loss scaled; auto never takes it)"
+        "auto", description="of the encoder; losses are always fp32 (fp16 scales the loss and is never chosen by auto)"
     )
-    bucketing: bool = Field(False, description="batches of like length: less padding, but less random batches")
+    bucketing: bool = Field(False, description="batch examples of similar length: less padding, less random batches")
     batch_sampler: Literal["random", "class-balanced"] = Field(
-        "random", description="class-balanced: batches are put together from groups of one class (of any length)"
+        "random", description="class-balanced: batches are made of groups of one class"
     )
-    examples_per_class: int = Field(4, ge=1, description="class-balanced: size of a group")
-    teacher_cache: bool = Field(True, description="one teacher pass before training instead of one per step")
+    examples_per_class: int = Field(4, ge=1, description="class-balanced: examples per group")
+    teacher_cache: bool = Field(True, description="run the teacher once before training instead of at every step")
     attention: Literal["auto", "kdbert", "eager", "sdpa"] = Field(
         "auto", description="attention function; auto: kdbert's on a CPU, torch's sdpa elsewhere"
     )
-    fast_dropout: bool = Field(True, description="on a CPU: dropout by 15 random bits an element (rate to 1/32768)")
+    fast_dropout: bool = Field(
+        True, description="on a CPU: dropout from 15 random bits per element (rate rounded to 1/32768)"
+    )
     used_rows: bool = Field(
-        True, description="train the word embedding's rows that the data uses; the same result (not with weight_decay)"
+        True, description="train only the word vectors that occur in the data; same result (off with weight_decay)"
     )
-    first_token: bool = Field(
-        True, description="the last layer computes the first token only, where nothing else of it is read"
-    )
-    packing: bool = Field(
-        True, description="on a CPU: between embeddings and head compute real tokens only, no padding"
-    )
+    first_token: bool = Field(True, description="the last layer computes only the first token, where no other is read")
+    packing: bool = Field(True, description="on a CPU: compute no padding between embeddings and head")
     cache_precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="of a teacher's hidden states on the disk; bf16 takes half the room and rounds them"
+        "fp32", description="of a teacher's hidden states on disk; bf16 takes half the space and rounds them"
     )
-    cache_gib: float = Field(20.0, ge=0, description="GiB that the teacher outputs of a runs folder may take")
-    cache_for: list[str] = Field(
-        default_factory=list,
-        description="kdbert's methods whose share of a teacher pass is kept, too, at their defaults (a sweep sets it)",
+    cache_gib: float = Field(20.0, ge=0, description="GiB that stored teacher outputs may take in a runs folder")
+    logging_steps: int = Field(20, ge=1, description="log losses every this many steps")
+    checkpoint_steps: int = Field(
+        500, ge=1, description="save a checkpoint every this many steps, and after every epoch"
     )
-    logging_steps: int = Field(20, ge=1, description="write losses every so many steps")
-    checkpoint_steps: int = Field(500, ge=1, description="save a checkpoint this often, and after every epoch")
-
-    @field_validator("cache_for", mode="before")
-    @classmethod
-    def _list(cls, value: Any) -> Any:
-        return split_names(value)
 
     @field_validator("warmup")
     @classmethod
@@ -254,7 +255,7 @@ class TrainSection(Section):
     @model_validator(mode="after")
     def _micro(self) -> TrainSection:
         if self.patience is not None and self.selection != "best":
-            raise ValueError("patience waits for a better dev score, so it goes with selection=best")
+            raise ValueError("patience needs selection=best")
         if self.accumulation > self.batch_size:
             raise ValueError(f"accumulation ({self.accumulation}) is larger than batch_size ({self.batch_size})")
         if self.batch_sampler == "class-balanced" and self.examples_per_class > self.batch_size // self.accumulation:
@@ -264,8 +265,8 @@ class TrainSection(Section):
             )
         if self.batch_sampler == "class-balanced" and self.batch_size % (self.accumulation * self.examples_per_class):
             raise ValueError(
-                f"class-balanced batches are made of groups of examples_per_class ({self.examples_per_class}), so "
-                f"batch_size ({self.batch_size}) must be a multiple of it"
+                f"batch_size ({self.batch_size}) must be a multiple of examples_per_class "
+                f"({self.examples_per_class})"
                 + (f" in each of {self.accumulation} micro-batches" if self.accumulation > 1 else "")
             )
         return self
@@ -280,9 +281,7 @@ class OutputSection(Section):
     """Where results go. Nothing here changes a number."""
 
     runs_dir: str = Field("runs", description="root of the run folders")
-    dir: str | None = Field(None, description="this very run's folder, instead of a name made from the recipe")
+    dir: str | None = Field(None, description="folder of this run (default: a name made from the recipe)")
     tracker: list[str] = Field(default_factory=list, description="accelerate trackers besides TensorBoard")
     keep_checkpoints: bool = Field(False, description="keep checkpoints of a finished run")
-    diagnose: bool = Field(
-        False, description="log how alike student and teacher are inside; draw a heat map at the end"
-    )
+    diagnose: bool = Field(False, description="compare student and teacher inside; draw a heat map at the end")

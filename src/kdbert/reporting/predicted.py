@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from kdbert.data.examples import Examples
 from kdbert.disk.sealed import parse_json
 from kdbert.errors import UserError
 from kdbert.heads import Head
@@ -115,7 +114,7 @@ def read_predictions(run: Run, split: str) -> Predictions:
             for part in ("prediction", "label")
         )
         words = [tuple(row["label"]) for row in rows] if head.of_words else None
-        return Predictions(head, ids, answers, labels, spec.label_groups(Examples("", ids, [], None, None, words)))
+        return Predictions(head, ids, answers, labels, spec.label_groups(ids, words))
     except (ValueError, LookupError, TypeError, AttributeError, UserError) as error:
         raise Damaged(f"{name} is damaged ({type(error).__name__}: {error})") from None
 

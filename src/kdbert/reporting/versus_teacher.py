@@ -177,7 +177,7 @@ def _disagreement(found: Pair, i: int, gap: float) -> Disagreement:
     rows = np.flatnonzero(own.example_of == i)
     words = np.flatnonzero(taught.answers[rows] != own.answers[rows]).tolist() if own.head.of_words else []
     label, teacher, student = (
-        [own.head.told(values[row]) for row in (rows[words] if words else rows)]
+        [own.head.in_words(values[row]) for row in (rows[words] if words else rows)]
         for values in (own.labels, taught.answers, own.answers)
     )
     return Disagreement(own.ids[i], label, teacher, student, words, gap)

@@ -1,4 +1,4 @@
-"""One run from a plan to its folder: load, train, evaluate, write down."""
+"""Doing one job of a plan: load, train, evaluate, write down. What is finished is returned as it is."""
 
 from __future__ import annotations
 
@@ -8,78 +8,72 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from kdbert.centroids.builder import find_or_build
+from kdbert.centroids.file import Centroids
 from kdbert.data.examples import Examples
 from kdbert.data.masking import vocabulary_size
 from kdbert.disk.files import atomic_write, replace_folder, write_text
-from kdbert.errors import Diverged, Interrupted, KdbertError, UserError, few
-from kdbert.methods import Context, get_method
-from kdbert.metrics import constant_answer, masked_lm_scores, score
+from kdbert.errors import Diverged, Interrupted, KdbertError, RunBusy, UserError
+from kdbert.methods import Context, Needs, get_method
 from kdbert.models.fast.dropout import use_fast_dropout
 from kdbert.models.fast.late_head import use_late_head
 from kdbert.models.layers import told
-from kdbert.models.load import check_weights, load_config, load_tokenizer
+from kdbert.models.load import check_weights, load_tokenizer
 from kdbert.models.locate import ModelPlace
 from kdbert.models.open import open_classifier, open_masked_lm
 from kdbert.models.student import set_dropout
 from kdbert.models.vocabulary import check_expansion, grow_embeddings
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import baseline_recipe
+from kdbert.runs.answers import Answers, answers, constant_answers, same_answers
+from kdbert.runs.centroids import CentroidsJob
+from kdbert.runs.checks import check_data_files
 from kdbert.runs.environment import environment
 from kdbert.runs.folder import RunFolder, RunResult, identity_of
+from kdbert.runs.job import Job
 from kdbert.runs.model_card import model_card
-from kdbert.runs.plan import Plan
-from kdbert.runs.predictions import predicted, same_answer, write_hidden, write_predictions
 from kdbert.runs.saved import check_saved
 from kdbert.runs.saved_task import task_record
-from kdbert.runs.teachers import Teachers, encode_splits
+from kdbert.runs.teacher_scores import teacher_facts, warn_if_untrained
 from kdbert.training.diagnostics import Diagnostics
-from kdbert.training.forward import StudentWithMethod, check_runs, predict
-from kdbert.training.loop import epoch_order, train, trained_rows
-from kdbert.training.masked_lm import masked_lm_sums
-from kdbert.training.precision import Precision, choose_precision, make_accelerator
-from kdbert.training.teacher import LOGITS, StoredTeacher, Teacher
+from kdbert.training.features import live_features, stored_features
+from kdbert.training.forward import StudentWithMethod, check_runs
+from kdbert.training.loop import TrainResult, epoch_order, train, trained_rows
+from kdbert.training.precision import choose_precision, make_accelerator
+from kdbert.training.store import NoRoom
+from kdbert.training.teacher import StoredTeacher, Teacher
+from kdbert.training.teachers import FrozenTeacher, Session
 
 log = logging.getLogger("kdbert")
-LOWER_RATE = "; try a lower train.learning_rate"
 
 
-def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
-    """Run a resolved recipe in its folder, or return what is there.
+def execute(job: Job, *, overwrite: bool = False) -> RunResult:
+    """Train a job's model in its run folder, or return the result that is there.
+
+    Args:
+        job: checked (`kdbert.runs.checks`), its teachers are made.
+        overwrite: move an existing run aside and train again.
 
     Raises:
-        UserError: a fault in the recipe, its files or models; the folder holds another recipe.
-        Diverged, Interrupted: the run's state says so and is kept.
+        UserError: the folder holds another run, or its files are damaged.
+        RunBusy: another process is writing it.
+        Diverged, Interrupted: the run's status says so, and what was saved is kept.
     """
-    plan = Plan(recipe)
-    folder = plan.folder
-    main = int(os.environ.get("RANK", "0")) == 0
-    if not overwrite:
-        folder.check_recipe(recipe, plan.fingerprints)
-        if folder.manifest().get("status") == "finished":
-            plan.check_data(folder.manifest())
-            folder.check_files()
-            log.info("already finished: %s", folder.path)
-            if main:
-                folder.tidy()
-            if not (folder.path / "model").is_dir():
-                log.warning("its model folder was deleted; pass --overwrite to train it again")
-            if recipe.output.diagnose and not (folder.path / "diagnostics").is_dir():
-                log.warning("it was made without --diagnose; pass --overwrite to train it again with it")
-            return folder.result()
-    plan.check()
-    job = Job(plan)
+    folder, main = job.folder, _is_main()
+    if not overwrite and (done := finished(job)) is not None:
+        return done
+    run = Run(job)
     if not main:
-        return job.run()
+        return run.result()
     if overwrite and folder.path.exists():
         if not folder.manifest_path.exists():
             raise UserError(
@@ -89,121 +83,181 @@ def run_recipe(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
             moved = folder.move_aside()
         log.info("moved the old run to %s", moved)
     with folder.locked():
-        alone = job.accelerator.num_processes == 1
-        if alone and folder.manifest().get("status") == "finished":
+        if run.session.accelerator.num_processes == 1 and folder.manifest().get("status") == "finished":
             log.info("finished meanwhile by another process: %s", folder.path)
             return folder.result()
-        try:
-            return job.run()
-        except BaseException as error:
-            status = {Interrupted: "interrupted", KeyboardInterrupt: "interrupted", Diverged: "diverged"}
-            with contextlib.suppress(OSError, UserError):  # a full disk must not hide the error itself
-                if folder.manifest():
-                    where = {"divergence": error.where} if isinstance(error, Diverged) else {}
-                    message = str(error) or type(error).__name__
-                    folder.update(status=status.get(type(error), "failed"), message=message, **where)
-            if _cannot_write(error):
-                raise UserError(
-                    f"cannot write to {folder.path}: {error}; earlier checkpoints are intact: make room and run the "
-                    "same command again"
-                ) from None
-            raise
+        with _ending(folder):
+            return run.result()
 
 
-def _cannot_write(error: BaseException) -> bool:
-    """Whether the disk is full or read-only, a limit was reached, or a quota used up."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+def finished(job: Job) -> RunResult | None:
+    """The result of a run that is finished, after a look at its recipe and files; None if it has to be run.
 
-
-def baseline_scores(recipe: Recipe) -> dict[str, Any] | None:
-    """Run folder and metrics of the same student without a teacher, if that run is finished."""
-    if not recipe.teachers:
+    Raises:
+        UserError: the folder holds a run of another recipe or of other data, or its files are damaged.
+    """
+    folder = job.folder
+    folder.check_recipe(job.recipe, job.fingerprints)
+    if folder.manifest().get("status") != "finished":
         return None
-    try:
-        folder = Plan(baseline_recipe(recipe)).folder
-        manifest = folder.manifest()
-        if manifest.get("status") == "finished":
-            return {"run": str(folder.path), "metrics": manifest["metrics"]}
-    except UserError as error:
-        log.warning("the run without a teacher is left out: %s", error)
-    return None
+    check_data_files(job)
+    folder.check_files()
+    log.info("already finished: %s", folder.path)
+    if _is_main():
+        folder.tidy()
+    if not (folder.path / "model").is_dir():
+        log.warning("its model folder was deleted; pass --overwrite to train it again")
+    if job.recipe.output.diagnose and not (folder.path / "diagnostics").is_dir():
+        log.warning("it was made without --diagnose; pass --overwrite to train it again with it")
+    return folder.result()
 
 
-def load_student(plan: Plan) -> tuple[Any, bool]:
+def execute_teacher(job: Job) -> RunResult:
+    """`execute` for a teacher that is made on the way; if another process is making it, wait for that one's."""
+    while True:
+        try:
+            return execute(job)
+        except RunBusy:
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the other processes of this run cannot wait along
+                raise
+            job.folder.wait()
+
+
+def execute_centroids(job: CentroidsJob) -> Path:
+    """Make the file of a centroids job, or find it made; returns its path."""
+    session = open_session(job.recipe, job.way.half)
+    ids = {"train": job.inputs.examples(job.recipe.task, "train").ids}
+    teacher = FrozenTeacher(
+        job.teacher, job.way, None, job.spec, job.recipe, {"train": job.train}, False, ids, session
+    )  # fmt: skip
+    find_centroids(job, teacher, session)
+    return job.path
+
+
+def find_centroids(job: CentroidsJob, teacher: FrozenTeacher, session: Session) -> Centroids:
+    """Centroids from the file that is named, one made before, or one made now from a teacher's features."""
+    data, size, section = job.train, job.recipe.train.eval_batch_size, job.section
+    longest = int(data.lengths.max())
+    if section.file is not None:
+        found = Centroids.load(job.path)
+    else:
+
+        def features() -> Any:
+            if not job.legacy:
+                with contextlib.suppress(NoRoom):
+                    wanted = Needs(teacher_hidden=(job.layer,))
+                    hidden = teacher.values("train", wanted, exact=True)[f"hidden.{job.layer}"]
+                    return stored_features(hidden, data, size)
+            return live_features(
+                lambda: teacher.network, job.layer, data, length=job.origin.max_length if job.legacy else None,
+                batch_size=size, precision=session.precision, device=session.accelerator.device,
+            )  # fmt: skip
+
+        # Trained positions end where the longest example does; the published procedure has them all.
+        length = job.origin.max_length if job.legacy else longest
+        found = find_or_build(
+            job.path, job.description, features, examples=len(data), length=length, accelerator=session.accelerator
+        )
+    found.check(job.path, job.origin, job.recipe.method.variant, longest)
+    if found.about.get("data") != data.fingerprint():
+        log.warning("memory %s was made of other training examples of the task than this run's", job.path)
+    return found
+
+
+def open_session(recipe: Recipe, half: bool, **options: Any) -> Session:
+    """The machine, its processes and the arithmetic of a job; `half`: whether its model may run in half precision."""
+    accelerator = make_accelerator(**options)
+    precision = choose_precision(recipe.train.precision if half else "fp32", accelerator.device)
+    return Session(accelerator, precision, environment())
+
+
+def load_student(job: Job) -> tuple[Any, bool]:
     """The student as it starts: its layers of the model, with an embedding for each piece of its tokenizer.
 
     Returns:
         The model, and whether it kept a trained head.
     """
-    place, named = plan.student_place, plan.recipe.student.tokenizer
-    layers = plan.kept_layers if plan.recipe.student.layers is not None else None
-    if plan.spec.kind == "masked_lm":
-        student, kept_head = open_masked_lm(place, plan.tokenizer, plan.way, layers=layers)
+    place, named = job.place, job.recipe.student.tokenizer
+    layers = job.kept_layers if job.recipe.student.layers is not None else None
+    if job.spec.head.plain_text:
+        student, kept_head = open_masked_lm(place, job.tokenizer, job.way, layers=layers)
     else:
-        student, kept_head = open_classifier(place, plan.spec, plan.way, keep_head=False, layers=layers)
-    pieces = vocabulary_size(plan.tokenizer)
+        student, kept_head = open_classifier(place, job.spec, job.way, keep_head=False, layers=layers)
+    pieces = vocabulary_size(job.tokenizer)
     if named is not None and not place.fresh:
         own = load_tokenizer(place)
-        check_expansion(own, plan.tokenizer, place.given, named)
-        grow_embeddings(student, own, plan.tokenizer, from_pieces=plan.recipe.method.variant == "corrected")
+        check_expansion(own, job.tokenizer, place.given, named)
+        grow_embeddings(student, own, job.tokenizer, from_pieces=job.recipe.method.variant == "corrected")
     elif pieces > student.config.vocab_size:
         log.info(
             "%s: its tokenizer has %d pieces without a row in the embedding; rows are drawn at random",
             place.given, pieces - student.config.vocab_size,
         )  # fmt: skip
         student.resize_token_embeddings(pieces, mean_resizing=False)
-    if plan.spec.kind == "masked_lm":
+    if job.spec.head.plain_text:
         use_late_head(student)
     return student, kept_head
 
 
-class Job:
-    """The models of a plan, loaded, and the run itself."""
+class Run:
+    """A job's models, loaded, and the run itself.
 
-    def __init__(self, plan: Plan) -> None:
-        recipe = plan.recipe
-        self.plan = plan
-        self.accelerator = make_accelerator(log_with=recipe.output.tracker or None, project_dir=str(plan.folder.path))
-        device = self.accelerator.device
-        asked = recipe.train.precision if plan.way.half else "fp32"
-        self.precision: Precision = choose_precision(asked, device)
+    Building one opens the student, and nothing of a teacher but the file's checksum.
+    """
+
+    def __init__(self, job: Job) -> None:
+        recipe = job.recipe
+        self.job = job
+        tracker = recipe.output.tracker or None
+        self.session = open_session(recipe, job.way.half, log_with=tracker, project_dir=str(job.folder.path))
         torch.manual_seed(recipe.seed)  # a fresh head is drawn here
-        student, kept_head = load_student(plan)
+        student, self.kept_head = load_student(job)
         if recipe.train.dropout is not None:
             set_dropout(student, recipe.train.dropout)
-        if recipe.train.fast_dropout and plan.way.levers:
+        if recipe.train.fast_dropout and job.way.levers:
             use_fast_dropout(student)
-        self.student = student.to(device)
-        self.kept_head = kept_head
-        for place in plan.teacher_places:
-            check_weights(place)  # they are loaded when something is read of them, which is after the folder is opened
-        self.encoded = encode_splits(plan, plan.tokenizer)
-        self.teachers = Teachers(
-            plan, self.encoded, accelerator=self.accelerator, precision=self.precision, environment=self.environment,
-        )  # fmt: skip
+        self.student = student.to(self.session.accelerator.device)
+        for teacher in job.teachers:
+            check_weights(teacher.place)  # opened when something is read of it, which is after the folder is opened
+
+    @cached_property
+    def teachers(self) -> list[FrozenTeacher]:
+        """The run's teachers."""
+        job, found = self.job, []
+        parts = {"train": job.train_examples, **job.eval_examples}
+        ids = {name: part.ids for name, part in parts.items()}
+        for number, (known, way) in enumerate(zip(job.teachers, job.teacher_ways, strict=True), 1):
+            tokenizer = job.tokenizer_of(known)
+            own = tokenizer is not job.tokenizer
+            encoded = job.encoded_by(tokenizer) if own else job.encoded
+            whose = f"teacher {number}" if len(job.teachers) > 1 else "teacher"
+            found.append(
+                FrozenTeacher(
+                    known, way, job.columns(known), job.spec, job.recipe, encoded, own, ids, self.session, whose
+                )
+            )
+        return found
+
+    @cached_property
+    def centroids(self) -> Centroids | None:
+        """The centroids that the method reads."""
+        wanted = self.job.centroids
+        return None if wanted is None else find_centroids(wanted, self.teachers[0], self.session)
 
     @cached_property
     def module(self) -> StudentWithMethod:
-        """Student and method; makes the memory that the method reads, if it is not there."""
-        plan, recipe = self.plan, self.plan.recipe
+        """Student and method."""
+        job, recipe = self.job, self.job.recipe
         method = get_method(recipe.method.name)(recipe.method)
-        context = Context(
-            models=plan.models,
-            batch_size=plan.micro_batch,
-            memory=self.teachers.memory,
-        )
-        # Not the draw that made the student's head, so that a method of its own draws changes no other.
+        centroids = self.centroids.values if self.centroids is not None else None
+        context = Context(models=job.models, head=job.spec.head, batch_size=job.micro_batch, centroids=centroids)
+        # Not the draw that made the student's head, so that a method's own draws change no other.
         torch.manual_seed(int(np.random.SeedSequence([recipe.seed, 1]).generate_state(1, np.uint64)[0] >> 1))
         method.prepare(context)
-        module = StudentWithMethod(self.student, method, self.precision, plan.needs.student_hidden)
-        return module.to(self.accelerator.device)
+        module = StudentWithMethod(self.student, method, self.session.precision, job.needs.student_hidden)
+        return module.to(self.session.accelerator.device)
 
-    @cached_property
-    def environment(self) -> dict[str, Any]:
-        """Machine and code, as they stand in run.json."""
-        return environment()
-
-    def run(self) -> RunResult:
+    def result(self) -> RunResult:
         """Train, evaluate, save, and write down what was found.
 
         Raises:
@@ -212,7 +266,7 @@ class Job:
         try:
             return self._run()
         except RuntimeError as error:
-            if self.accelerator.num_processes > 1 and (
+            if self.session.accelerator.num_processes > 1 and (
                 isinstance(error, torch.distributed.DistError) or "gloo" in str(error)  # its errors have no class
             ):
                 raise KdbertError(
@@ -221,373 +275,221 @@ class Job:
             raise
 
     def _run(self) -> RunResult:
-        plan, recipe, folder = self.plan, self.plan.recipe, self.plan.folder
-        accelerator, main = self.accelerator, self.accelerator.is_main_process
-        started = time.time()
-        for part in self.encoded.values():
-            check_runs(self.student, part, plan.student_place.given)
-        teacher_facts, scoring_seconds = self._teacher_facts()  # before a memory is made of one that can teach little
+        job, recipe, folder, accelerator = self.job, self.job.recipe, self.job.folder, self.session.accelerator
+        main, started = accelerator.is_main_process, time.time()
+        for part in job.encoded.values():
+            check_runs(self.student, part, job.place.given)
+        scored = time.perf_counter()
+        constant = constant_answers(job.spec, job.eval_examples)
+        taught_by = [teacher_facts(job, teacher) for teacher in self.teachers]
+        for facts in taught_by:
+            warn_if_untrained(job.spec, facts, constant)
+        teacher_seconds = time.perf_counter() - scored
         module = self.module
-        self._announce()
-        fingerprints = {name: part.fingerprint() for name, part in self.encoded.items()}
-        fingerprints["student"] = plan.student_place.fingerprint()
-        fingerprints.update({f"teacher{i}": p.fingerprint() for i, p in enumerate(plan.teacher_places)})
-        if self.teachers.memory is not None:
-            fingerprints["memory"] = self.teachers.memory.fingerprint
         if main:
-            self._open_folder(fingerprints)
+            self._announce()
+            self._open_folder()
         accelerator.wait_for_everyone()
         if recipe.output.tracker:
             accelerator.init_trackers("kdbert", config={"recipe": recipe.yaml()})
-
         diagnostics = self._diagnostics() if recipe.output.diagnose else None
-        teachers, teacher_seconds = self._ready_teachers()
-        newest: dict[str, np.ndarray] = {}  # logits of the last evaluation
+        scored = time.perf_counter()
+        teachers = self.ready_teachers()
+        teacher_seconds += time.perf_counter() - scored
+        newest: dict[str, Answers] = {}  # of the last evaluation
 
         def evaluate(model: nn.Module) -> dict[str, float]:
-            metrics, logits = self._evaluate(model, plan.spec.split_names("dev"))
-            newest.update(logits)
-            return _flat(metrics)
+            newest.update({name: self._answers(model, name) for name in job.spec.split_names("dev")})
+            return {f"{split}/{name}": value for split, one in newest.items() for name, value in one.scores.items()}
 
-        with trained_rows(recipe.train, self.encoded["train"], module):
-            result = train(
+        with trained_rows(recipe.train, job.encoded["train"], module):
+            trained = train(
                 recipe.train,
                 seed=recipe.seed,
-                data=self.encoded["train"],
+                data=job.encoded["train"],
                 module=module,
                 teachers=teachers,
                 evaluate=evaluate,
-                selection=f"{plan.spec.split_names('dev')[0]}/{plan.spec.metrics[0]}",
+                selection=f"{job.spec.split_names('dev')[0]}/{job.spec.metrics[0]}",
                 folder=folder.path,
                 accelerator=accelerator,
                 trackers=recipe.output.tracker,
-                length=recipe.task.max_length if plan.needs.reads_padding else None,
+                length=recipe.task.max_length if job.needs.reads_padding else None,
                 at_log=lambda step: diagnostics.numbers() if diagnostics is not None and main else {},
-                ids=plan.ids("train"),
+                ids=job.train_examples.ids,
             )
-        if result.best and result.best["step"] != plan.steps:
+        if trained.best and trained.best["step"] != job.steps:
             newest.clear()  # they are not of the weights that were chosen
-        metrics, logits = self._evaluate(self.student, tuple(plan.eval_examples), newest)
+        found = {name: newest.get(name) or self._answers(self.student, name) for name in job.eval_examples}
         if diagnostics is not None:
-            values = diagnostics.layer_cka()
-            if main:
-                variant = "" if recipe.method.variant == "corrected" else f" ({recipe.method.variant})"
-                title = f"{plan.spec.name}: {recipe.method.name}{variant}, seed {recipe.seed}"
-                diagnostics.write(folder.path / "diagnostics", values, title)
-                log.info("heat map: %s", folder.path / "diagnostics" / "cka.png")
+            self._draw(diagnostics)
         if recipe.output.tracker:
             accelerator.end_training()
         if main:
-            facts = {
-                "metrics": metrics,
-                "selection": plan.spec.metrics[0],
-                "constant_answer": self.constant_answers,
-                "one_answer": self._same_answers(logits),
-                **({"known_pieces": plan.known_pieces} if plan.spec.kind == "masked_lm" else {}),
-                "layers": self.student.config.num_hidden_layers,
-                "parameters": sum(p.numel() for p in self.student.parameters()),
-                "teachers": teacher_facts,
-                "baseline": baseline_scores(recipe),
-                "best": result.best,
-                "steps_done": result.steps,
-                **result.scaling,
-                "timings": {
-                    "teacher_seconds": round(scoring_seconds + teacher_seconds, 3),
-                    "train_seconds": round(result.train_seconds, 3),
-                    "eval_seconds": round(result.eval_seconds, 3),
-                    "total_seconds": round(time.time() - started, 3),
-                    "examples_per_second": round(result.examples / max(result.train_seconds, 1e-9), 1),
-                    "resumed_from_step": result.resumed_from,
-                },
+            timings = {
+                "teacher_seconds": round(teacher_seconds, 3),
+                "train_seconds": round(trained.train_seconds, 3),
+                "eval_seconds": round(trained.eval_seconds, 3),
+                "total_seconds": round(time.time() - started, 3),
+                "examples_per_second": round(trained.examples / max(trained.train_seconds, 1e-9), 1),
+                "resumed_from_step": trained.resumed_from,
             }
-            self._write_results(facts, logits)
+            self._write(self._facts(found, constant, taught_by, trained) | {"timings": timings}, found)
         accelerator.wait_for_everyone()
         return folder.result()
 
+    def ready_teachers(self) -> list[Teacher]:
+        """The teachers as training reads them; their networks are freed where all of it is stored."""
+        method, centroids = self.module.method, self.centroids
+        made_with = centroids.fingerprint if centroids is not None else ""
+        ready = [teacher.for_training(self.job.needs, method, made_with) for teacher in self.teachers]
+        if all(isinstance(teacher, StoredTeacher) for teacher in ready):
+            for teacher in self.teachers:
+                teacher.release()
+        return ready
+
+    def _answers(self, model: nn.Module, split: str) -> Answers:
+        return answers(
+            model, self.job.spec, self.job.eval_examples[split], self.job.encoded[split],
+            batch_size=self.job.recipe.train.eval_batch_size, precision=self.session.precision,
+            accelerator=self.session.accelerator, whose=f"the model's outputs on {split}",
+            cure="; try a lower train.learning_rate",
+        )  # fmt: skip
+
     def _diagnostics(self) -> Diagnostics:
-        split = self.plan.spec.split_names("dev")[0]
-        own = self.teachers.encoded[0][split]
+        split, teacher = self.job.spec.split_names("dev")[0], self.teachers[0]
         found = Diagnostics(
             self.student,
-            self.teachers.models[0],
-            self.encoded[split],
-            own if own is not self.encoded[split] else None,
-            self.plan.models,
-            precision=self.precision,
-            batch_size=self.plan.recipe.train.eval_batch_size,
-            accelerator=self.accelerator,
+            teacher.network,
+            self.job.encoded[split],
+            teacher.encoded[split] if teacher.own else None,
+            self.job.models,
+            precision=self.session.precision,
+            batch_size=self.job.recipe.train.eval_batch_size,
+            accelerator=self.session.accelerator,
         )
-        if self.accelerator.is_main_process:
+        if self.session.accelerator.is_main_process:
             log.info("diagnose: %s", found.words())
         return found
 
+    def _draw(self, diagnostics: Diagnostics) -> None:
+        """Write the heat map of `--diagnose`."""
+        recipe, target = self.job.recipe, self.job.folder.path / "diagnostics"
+        values = diagnostics.layer_cka()
+        if self.session.accelerator.is_main_process:
+            variant = "" if recipe.method.variant == "corrected" else f" ({recipe.method.variant})"
+            title = f"{self.job.spec.name}: {recipe.method.name}{variant}, seed {recipe.seed}"
+            diagnostics.write(target, values, title)
+            log.info("heat map: %s", target / "cka.png")
+
     def _announce(self) -> None:
-        plan, recipe = self.plan, self.plan.recipe
-        if not self.accelerator.is_main_process:
-            return
-        data = self.encoded["train"]
-        lengths = data.lengths
+        """Say what is about to be trained."""
+        job, recipe, data, accelerator = self.job, self.job.recipe, self.job.encoded["train"], self.session.accelerator
         log.info(
             "%s on %s: %d training examples (%.1f tokens on average, %d cut to %d), %d steps",
-            recipe.method.name, plan.spec.name, len(data), lengths.mean(), data.truncated,
-            recipe.task.max_length, plan.steps,
+            recipe.method.name, job.spec.name, len(data), data.lengths.mean(), data.truncated,
+            recipe.task.max_length, job.steps,
         )  # fmt: skip
-        kept = f"layers {', '.join(map(str, plan.kept_layers))} of " if recipe.student.layers is not None else ""
+        kept = f"layers {', '.join(map(str, job.kept_layers))} of " if recipe.student.layers is not None else ""
         log.info(
             "%s: %s%s, %.2f M parameters, %s head; %s on %s, %d process%s, %d threads",
-            "student" if recipe.teachers else "model", kept, plan.student_place.given,
+            "student" if recipe.teachers else "model", kept, job.place.given,
             sum(p.numel() for p in self.student.parameters()) / 1e6,
-            "trained" if self.kept_head else "fresh", self.precision, self.accelerator.device,
-            self.accelerator.num_processes, "es" if self.accelerator.num_processes > 1 else "", torch.get_num_threads(),
+            "trained" if self.kept_head else "fresh", self.session.precision, accelerator.device,
+            accelerator.num_processes, "es" if accelerator.num_processes > 1 else "", torch.get_num_threads(),
         )  # fmt: skip
-        for way in dict.fromkeys([plan.way, *plan.teacher_ways]):
+        for way in dict.fromkeys([job.way, *job.teacher_ways]):
             log.info("%s", way.words())
-        for term, pairs in plan.needs.pairs.items():
+        for term, pairs in job.needs.pairs.items():
             log.info("%s compares layers (teacher:student) %s", term, told(pairs))
-        if plan.needs.compares_examples and plan.micro_batch != recipe.train.batch_size:
-            log.info("%s compares %d examples, not %d", recipe.method.name, plan.micro_batch, recipe.train.batch_size)
+        if job.needs.compares_examples and job.micro_batch != recipe.train.batch_size:
+            log.info("%s compares %d examples, not %d", recipe.method.name, job.micro_batch, recipe.train.batch_size)
         for sentence in recipe.method.nonsense():
             log.warning("variant original, as published: %s", sentence)
-        if data.labels is not None and data.logits_of == "example":
+        if data.labels is not None and not job.spec.head.of_words:
             first = epoch_order(recipe.train, data, recipe.seed, 0)
             parts = [part for rows in first for part in np.array_split(rows, recipe.train.accumulation) if len(part)]
             remark = self.module.method.remark([data.labels[part] for part in parts])
             if remark:
                 log.warning("%s", remark)
 
-    def _open_folder(self, fingerprints: dict[str, str]) -> None:
+    def _open_folder(self) -> None:
         """Create the run's files, or check that an interrupted run had the same inputs."""
-        recipe, folder = self.plan.recipe, self.plan.folder
-        before = folder.manifest()
-        if before.get("fingerprints", fingerprints) != fingerprints:
-            changed = [k for k in fingerprints if before["fingerprints"].get(k) != fingerprints[k]]
-            raise UserError(
-                f"{folder.path} was begun with other inputs ({', '.join(changed)} changed since); "
-                "pass --overwrite to move that run aside and start afresh"
-            )
-        folder.clean()
-        needed = 5 * 4 * sum(p.numel() for p in self.module.parameters())
-        free = shutil.disk_usage(folder.path).free
-        if free < needed:
-            raise UserError(
-                f"{folder.path}: {free / 2**20:.0f} MiB free on the disk, checkpoints and model need about "
-                f"{needed / 2**20:.0f} MiB; make room or choose another --runs-dir"
-            )
-        machine = {
-            "precision": self.precision,
-            "processes": self.accelerator.num_processes,
-            "device": self.accelerator.device.type,
+        job, recipe, folder, accelerator = self.job, self.job.recipe, self.job.folder, self.session.accelerator
+        fingerprints = {name: part.fingerprint() for name, part in job.encoded.items()}
+        fingerprints["student"] = job.place.fingerprint()
+        fingerprints.update({f"teacher{i}": one.place.fingerprint() for i, one in enumerate(job.teachers)})
+        if self.centroids is not None:
+            fingerprints["centroids"] = self.centroids.fingerprint
+        facts = {
+            "precision": self.session.precision,
+            "processes": accelerator.num_processes,
+            "device": accelerator.device.type,
             "threads": torch.get_num_threads(),
         }
-        now = {**machine, "processor": self.environment["processor"], **self.environment["versions"]}
-        then = {**before.get("environment", {}), **before.get("environment", {}).get("versions", {}), **before}
-        changed = [f"{k} {then[k]} then, {now[k]} now" for k in now if then.get(k, now[k]) != now[k]]
-        if changed:
-            log.warning(
-                "continuing on another machine, or by other versions: weights will not be bit for bit the same (%s)",
-                "; ".join(changed),
-            )
-        folder.update(
-            status="running",
-            message="",
-            **({"divergence": {}} if before.get("divergence") else {}),
-            started=before.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z")),
+        folder.begin(
+            fingerprints,
+            facts,
+            self.session.environment,
+            needed=5 * 4 * sum(p.numel() for p in self.module.parameters()),
             recipe=recipe.model_dump(mode="json"),
-            identity=identity_of(recipe, self.plan.fingerprints),
-            fingerprints=fingerprints,
-            data=self.plan.data_files,
-            **task_record(self.plan.spec),
-            **machine,
-            way=self.plan.way.record(),
-            steps=self.plan.steps,
-            environment=self.environment,
+            identity=identity_of(recipe, job.fingerprints),
+            data=job.data_files,
+            **task_record(job.spec),
+            way=job.way.record(),
+            steps=job.steps,
         )
         write_text(folder.path / "recipe.yaml", recipe.yaml())
 
-    def _teacher_facts(self) -> tuple[list[dict[str, Any]], float]:
-        """How each teacher scores and how large it is, and the seconds that this took."""
-        plan, started, facts = self.plan, time.perf_counter(), []
-        for number, given in enumerate(plan.recipe.teachers):
-            known = self._recorded_facts(number)
-            if known is None:
-                logits = {name: self._teacher_logits(number, name) for name in plan.eval_examples}
-                metrics = {name: self._score(name, values) for name, values in logits.items()}
-                known = {"metrics": metrics, "one_answer": self._same_answers(logits)}
-            parameters = plan.parameters()[1][number]
-            facts.append({
-                "model": given.model,
-                **known,
-                "layers": load_config(plan.teacher_places[number]).num_hidden_layers,
-                "parameters": parameters,
-                "size_mib": round(parameters * 4 / 2**20, 2),
-                "way": plan.teacher_ways[number].record(),
-            })  # fmt: skip
-            self._warn_if_untrained(given.model, known)
-        return facts, time.perf_counter() - started
-
-    def _recorded_facts(self, number: int) -> dict[str, Any] | None:
-        """The scores that a teacher's own run has found on these very examples, read and computed the same way, and
-        where it gave one answer to all of them.
-        """
-        plan, place = self.plan, self.plan.teacher_places[number]
-        if plan.spec.kind == "masked_lm":  # other tokens may be hidden there
-            return None
-        columns = plan.teacher_permutations[number]
-        if place.run is None or columns != sorted(columns):
-            return None
-        facts = RunFolder(place.run).manifest()
-        recipe, found = facts.get("recipe", {}), facts.get("metrics", {})
-        same = (
-            facts.get("model_fingerprint") == place.fingerprint()
-            and recipe.get("task", {}).get("name") == plan.spec.name
-            and facts.get("precision") == self.precision
-            and "one_answer" in facts
-            and all(
-                facts.get("fingerprints", {}).get(name) == self.teachers.encoded[number][name].fingerprint()
-                and set(found.get(name, ())) == set(plan.spec.metrics)
-                for name in plan.eval_examples
-            )
-        )
-        if not same:
-            return None
-        return {key: {name: facts[key][name] for name in plan.eval_examples if name in facts[key]}
-                for key in ("metrics", "one_answer")}  # fmt: skip
-
-    def _ready_teachers(self) -> tuple[list[Teacher], float]:
-        """Teachers ready for training, and the seconds that their pass took."""
-        started = time.perf_counter()
-        numbers = range(len(self.plan.recipe.teachers))
-        teachers = [self.teachers.for_training(number, self.module.method) for number in numbers]
-        if all(isinstance(teacher, StoredTeacher) for teacher in teachers):
-            self.teachers.release()  # their memory is wanted for training
-        return teachers, time.perf_counter() - started
-
-    def _warn_if_untrained(self, name: str, known: Mapping[str, Any]) -> None:
-        split = self.plan.spec.split_names("dev")[0]
-        metric = self.plan.spec.metrics[0]
-        constant, reached = self.constant_answers.get(split), known["metrics"][split][metric]
-        if split in known["one_answer"]:
-            log.warning(
-                "teacher %s gives one answer to every example of %s, %s: it can teach little",
-                name, split, known["one_answer"][split],
-            )  # fmt: skip
-        elif constant and reached <= constant[metric] + 0.02:
-            log.warning(
-                "teacher %s scores %.4f %s on %s; the best constant answer gives %.4f: it can teach little",
-                name, reached, metric, split, constant[metric],
-            )  # fmt: skip
-
-    @cached_property
-    def constant_answers(self) -> dict[str, dict[str, float]]:
-        """Split -> metric -> what the constant answer reaches; of plain text there is none."""
-        spec = self.plan.spec
+    def _facts(
+        self,
+        found: Mapping[str, Answers],
+        constant: Mapping[str, Any],
+        taught_by: list[dict[str, Any]],
+        trained: TrainResult,
+    ) -> dict[str, Any]:
+        """What run.json says of a finished run."""
+        job = self.job
         return {
-            name: constant_answer(spec.metrics, part.labels, spec.label_groups(part), spec.labels)
-            for name, part in self.plan.eval_examples.items()
-            if isinstance(part, Examples) and part.labels is not None
+            "metrics": {name: one.scores for name, one in found.items()},
+            "selection": job.spec.metrics[0],
+            "constant_answer": constant,
+            "one_answer": same_answers(found),
+            **({"known_pieces": job.known_pieces} if job.spec.head.plain_text else {}),
+            "layers": self.student.config.num_hidden_layers,
+            "parameters": sum(p.numel() for p in self.student.parameters()),
+            "teachers": taught_by,
+            "baseline": baseline_scores(job),
+            "best": trained.best,
+            "steps_done": trained.steps,
+            **trained.scaling,
         }
 
-    def _same_answers(self, logits: Mapping[str, np.ndarray]) -> dict[str, str]:
-        """Split -> the answer that is given to all of its examples, where it is one."""
-        if self.plan.spec.kind == "masked_lm":
-            return {}
-        found = {name: same_answer(self.plan.spec, values) for name, values in logits.items()}
-        return {name: answer for name, answer in found.items() if answer is not None}
-
-    def _evaluate(
-        self, model: nn.Module, splits: tuple[str, ...], known: Mapping[str, np.ndarray] = MappingProxyType({})
-    ) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
-        """Metrics and logits of each split; `known` are logits that need not be computed again."""
-        outputs = {name: known[name] if name in known else self._predict(model, name) for name in splits}
-        return {name: self._score(name, logits) for name, logits in outputs.items()}, outputs
-
-    def _predict(self, model: nn.Module, split: str) -> np.ndarray:
-        if self.plan.spec.kind == "masked_lm":
-            return self._hidden_sums(model, split)
-        logits = predict(
-            model,
-            self.encoded[split],
-            batch_size=self.plan.recipe.train.eval_batch_size,
-            precision=self.precision,
-            accelerator=self.accelerator,
-        )
-        self._check_finite(logits, "the model's outputs", split, LOWER_RATE)
-        return self.encoded[split].label_logits(logits, self.plan.spec.labels)
-
-    def _hidden_sums(self, model: nn.Module, split: str, teacher: str | None = None) -> np.ndarray:
-        """In place of logits: how a masked-LM answers the hidden pieces of a split, text by text."""
-        sums = masked_lm_sums(
-            model,
-            self.encoded[split],
-            batch_size=self.plan.recipe.train.eval_batch_size,
-            precision=self.precision,
-            accelerator=self.accelerator,
-        )
-        if teacher is None:
-            self._check_finite(sums, "the model's losses", split, LOWER_RATE)
-        else:
-            self._check_finite(sums, f"the losses of teacher {teacher}", split)
-        return sums
-
-    def _check_finite(self, values: np.ndarray, what: str, split: str, cure: str = "") -> None:
-        """Refuse what a model that has diverged answers.
-
-        Raises:
-            Diverged: some values are not finite, with the ids of their examples.
-        """
-        bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
-        if not len(bad):
-            return
-        data, ids = self.encoded[split], self.plan.ids(split)
-        if len(values) != len(data):  # they are of tokens
-            bad = np.unique(np.searchsorted(data.offsets, bad, side="right") - 1)
-        examples = [ids[row] if ids is not None else str(row) for row in bad.tolist()]
-        shown = few(examples, ", see run.json")
-        raise Diverged(
-            f"{what} on {split} are not finite for examples {shown}{cure}", {"split": split, "examples": examples}
-        )
-
-    def _teacher_logits(self, number: int, split: str) -> np.ndarray:
-        """A teacher's logits of all that has a label, in the task's order of classes."""
-        if self.plan.spec.kind == "masked_lm":
-            return self._hidden_sums(self.teachers.models[number], split, self.plan.recipe.teachers[number].model)
-        logits = self.teachers.values(number, split, LOGITS)["logits"][:, self.plan.teacher_permutations[number]]
-        return self.teachers.encoded[number][split].label_logits(logits, self.plan.spec.labels)
-
-    def _score(self, split: str, logits: np.ndarray) -> dict[str, float]:
-        spec, examples = self.plan.spec, self.plan.eval_examples[split]
-        if not isinstance(examples, Examples):
-            return masked_lm_scores(spec.metrics, logits)
-        assert examples.labels is not None
-        return score(spec.metrics, predicted(spec, logits), examples.labels, spec.label_groups(examples), spec.labels)
-
-    def _write_results(self, facts: dict[str, Any], logits: Mapping[str, np.ndarray]) -> None:
-        plan, recipe, folder = self.plan, self.plan.recipe, self.plan.folder
+    def _write(self, facts: dict[str, Any], found: Mapping[str, Answers]) -> None:
+        """Save the model, its predictions and the facts; the last thing written says that the run is finished."""
+        job, recipe, folder = self.job, self.job.recipe, self.job.folder
 
         def fill(target: Path) -> None:
             self.student.save_pretrained(target)
-            plan.tokenizer.model_max_length = recipe.task.max_length
-            plan.tokenizer.save_pretrained(target)
+            job.tokenizer.model_max_length = recipe.task.max_length
+            if not job.spec.head.plain_text:  # its file says where texts were cut, whichever job tokenised them
+                job.tokenizer("", truncation="longest_first", max_length=recipe.task.max_length)
+            job.tokenizer.save_pretrained(target)
             facts["size_mib"] = round((target / "model.safetensors").stat().st_size / 2**20, 2)
-            known = {**facts, "environment": self.environment}
-            card = model_card(recipe, plan.spec, facts["metrics"], known)
+            known = {**facts, "environment": self.session.environment}
+            card = model_card(recipe, job.spec, facts["metrics"], known)
             (target / "README.md").write_text(card, encoding="utf-8")
-            dev = plan.spec.split_names("dev")[0]
-            part = plan.eval_examples[dev]
-            texts = part if isinstance(part, Examples) else None
+            dev = job.spec.split_names("dev")[0]
+            part = job.eval_examples[dev]
             assert recipe.task.max_length is not None
             check_saved(
-                target, self.student, plan.spec, self.encoded[dev], texts, logits[dev], self.precision,
-                recipe.task.max_length,
+                target, self.student, job.spec, job.encoded[dev], part if isinstance(part, Examples) else None,
+                found[dev].logits, self.session.precision, recipe.task.max_length,
             )  # fmt: skip
 
         replace_folder(folder.path / "model", fill)
-        for name, values in logits.items():
-            path, examples = folder.path / "predictions" / f"{name}.jsonl", plan.eval_examples[name]
-            if isinstance(examples, Examples):
-                write_predictions(path, plan.spec, examples, values)
-            else:
-                write_hidden(path, values)
+        for name, one in found.items():
+            one.write(folder.path / "predictions" / f"{name}.jsonl")
         own = self.module.method.state_dict()
         if own:
             from safetensors.torch import save_file
@@ -600,5 +502,44 @@ class Job:
             shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
 
 
-def _flat(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    return {f"{split}/{name}": value for split, values in metrics.items() for name, value in values.items()}
+def baseline_scores(job: Job) -> dict[str, Any] | None:
+    """Run folder and metrics of the same student without a teacher, if that run is finished."""
+    if not job.recipe.teachers:
+        return None
+    try:
+        folder = Job("baseline", baseline_recipe(job.recipe), job.inputs).folder
+        manifest = folder.manifest()
+        if manifest.get("status") == "finished":
+            return {"run": str(folder.path), "metrics": manifest["metrics"]}
+    except UserError as error:
+        log.warning("the run without a teacher is left out: %s", error)
+    return None
+
+
+@contextlib.contextmanager
+def _ending(folder: RunFolder) -> Iterator[None]:
+    """Note in run.json how a run ended that did not finish.
+
+    Raises:
+        UserError: nothing can be written there any more.
+    """
+    try:
+        yield
+    except BaseException as error:
+        status = {Interrupted: "interrupted", KeyboardInterrupt: "interrupted", Diverged: "diverged"}
+        with contextlib.suppress(OSError, UserError):  # a full disk must not hide the error itself
+            if folder.manifest():
+                where = {"divergence": error.where} if isinstance(error, Diverged) else {}
+                message = str(error) or type(error).__name__
+                folder.update(status=status.get(type(error), "failed"), message=message, **where)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise UserError(
+                f"cannot write to {folder.path}: {error}; earlier checkpoints are intact: make room and run the same "
+                "command again"
+            ) from None
+        raise
+
+
+def _is_main() -> bool:
+    """Whether this is the first process (the only one, or rank 0 of those that torchrun started)."""
+    return int(os.environ.get("RANK", "0")) == 0

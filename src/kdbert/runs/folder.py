@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,6 +152,60 @@ class RunFolder:
                 f"{self.path} holds a run of another recipe: {', '.join(differ)}; choose another folder, "
                 "or pass --overwrite to move that run aside"
             )
+
+    def begin(
+        self,
+        fingerprints: Mapping[str, str],
+        machine: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        *,
+        needed: int,
+        **facts: Any,
+    ) -> None:
+        """Open the folder for a run that starts or is continued.
+
+        Args:
+            fingerprints: of the data and models that it reads.
+            machine: precision, device, processes and threads. environment: see `kdbert.runs.environment`.
+            needed: bytes that its checkpoints and model will take.
+            facts: what else run.json says from the start.
+
+        Raises:
+            UserError: it was begun with other inputs, or the disk has no room.
+        """
+        before = self.manifest()
+        known = before.get("fingerprints", fingerprints)
+        changed = [name for name, value in fingerprints.items() if known.get(name) != value]
+        if known != fingerprints:
+            raise UserError(
+                f"{self.path} was begun with other inputs ({', '.join(changed)} changed since); pass --overwrite to "
+                "move that run aside and start afresh"
+            )
+        self.clean()
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise UserError(
+                f"{self.path}: {free / 2**20:.0f} MiB free on the disk, checkpoints and model need about "
+                f"{needed / 2**20:.0f} MiB; make room or choose another --runs-dir"
+            )
+        now = {**machine, "processor": environment["processor"], **environment["versions"]}
+        then = {**before.get("environment", {}), **before.get("environment", {}).get("versions", {}), **before}
+        other = [f"{key} {then[key]} then, {now[key]} now" for key in now if then.get(key, now[key]) != now[key]]
+        if other:
+            log.warning(
+                "continuing on another machine, or with other versions: weights will not be bit for bit the same (%s)",
+                "; ".join(other),
+            )
+        self.update(
+            status="running",
+            message="",
+            **({"divergence": {}} if before.get("divergence") else {}),
+            started=before.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z")),
+            fingerprints=dict(fingerprints),
+            **machine,
+            environment=environment,
+            **facts,
+        )
 
     def check_links(self) -> None:
         """Refuse to write through a link: who made the folder may have laid it to a file that is not the run's.

@@ -12,7 +12,6 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from kdbert.errors import printable
 from kdbert.methods import get_method
-from kdbert.models.load import auto_class_name
 from kdbert.recipe import Recipe
 from kdbert.tasks import TaskSpec
 from kdbert.version import __version__
@@ -36,17 +35,16 @@ def model_card(
     method = get_method(recipe.method.name)
     distilled = bool(recipe.teachers)
     start = str(recipe.student.model)
-    pipeline = {"token": "token-classification", "masked_lm": "fill-mask"}.get(spec.kind, "text-classification")
     data = ModelCardData(
         language="en" if recipe.task.name != "custom" else None,
         library_name="transformers",
-        pipeline_tag=pipeline,
+        pipeline_tag=spec.head.pipeline,
         base_model=None if Path(start).exists() else start,
         tags=["kdbert", f"kdbert:{method.name}", *(["knowledge-distillation"] if distilled else [])],
         model_name=f"{spec.name}: {method.name}",
         eval_results=[
             EvalResult(
-                task_type=pipeline, dataset_type=spec.name, dataset_name=spec.title, dataset_split=split,
+                task_type=spec.head.pipeline, dataset_type=spec.name, dataset_name=spec.title, dataset_split=split,
                 metric_type=name, metric_value=value,
             )
             for split, values in metrics.items()
@@ -70,14 +68,7 @@ def model_card(
     ]
     init = recipe.student.init
     kept = "numbers " + ", ".join(map(str, init)) if isinstance(init, list) else f"the {init} ones"
-    what = {
-        "single_label": "text classifier",
-        "multi_label": "text classifier (any number of classes)",
-        "token": "tagger of words",
-        "regression": "model that scores texts",
-        "masked_lm": "masked language model",
-    }[spec.kind]
-    auto = auto_class_name(spec.kind)
+    auto = spec.head.auto_class
     layers = f"{facts['layers']} layers" + (
         f" ({kept} of {code(start)})" if recipe.student.layers else f", started from {code(start)}"
     )
@@ -89,7 +80,7 @@ def model_card(
     lines = [
         f"# {plain(spec.title)}: {plain(method.name)}",
         "",
-        f"A {what} for the task `{spec.name}`, {layers}, {facts['parameters']:,} parameters, "
+        f"A {spec.head.makes} for the task `{spec.name}`, {layers}, {facts['parameters']:,} parameters, "
         f"{facts['size_mib']:.1f} MiB, made with [kdbert](https://github.com/kdbert/kdbert) {__version__}.",
         f"Method: **{plain(method.name)}**, {plain(method.summary)}. Variant: {recipe.method.variant}.",
     ]
@@ -102,13 +93,7 @@ def model_card(
         "",
         "## Results",
         "",
-        f"One run, seed {recipe.seed}. {selected} "
-        + (
-            "Of pieces hidden at once (15 % unless the recipe says otherwise, and every new one); `new_` is of pieces "
-            "that the vocabulary had not before it was expanded."
-            if spec.kind == "masked_lm"
-            else "The constant answer is the best that one and the same answer to every example reaches on that split."
-        )
+        f"One run, seed {recipe.seed}. {selected} {spec.head.score_note}"
         + (" Without a teacher: the same student, data order and schedule, fine-tuned." if without else ""),
         "",
         "| split | metric | this model | teacher | without a teacher | constant answer |",
@@ -183,7 +168,7 @@ def _cost(facts: Mapping[str, Any]) -> list[str]:
 def _limits(recipe: Recipe, spec: TaskSpec) -> list[str]:
     """What it should not be taken for."""
     found = [f"It was trained on at most {recipe.task.max_length} tokens per example; longer ones are cut."]
-    if spec.kind in ("single_label", "multi_label", "token"):
+    if spec.labels:
         found.append("It knows the classes below and no others, and answers whatever the text is about.")
     if recipe.teachers:
         found.append("It repeats mistakes of its teacher. `kdbert report` shows where the two differ.")

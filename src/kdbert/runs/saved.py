@@ -12,6 +12,7 @@ from kdbert.data.batches import collate
 from kdbert.data.encode import Encoded
 from kdbert.data.examples import Examples
 from kdbert.errors import KdbertError, few
+from kdbert.methods import MaskedLMOutputs, Outputs
 from kdbert.models.load import NO_CODE, auto_class
 from kdbert.tasks import TaskSpec
 from kdbert.training.forward import run_model
@@ -54,7 +55,7 @@ def check_saved(
     training = model.training
     seen = run_model(model.eval(), batch.to(device), "fp32")
     model.train(training)
-    library = auto_class(spec.kind).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **NO_CODE)
+    library = auto_class(spec.head).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **NO_CODE)
     tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
     together = model.way.padding and tokenizer.pad_token_id is not None
     groups = [np.arange(len(rows))] if together else np.split(np.arange(len(rows)), len(rows))
@@ -90,12 +91,13 @@ def check_saved(
                 )
             answer = theirs[place]
             if examples is None:
-                assert seen.head is not None
+                assert isinstance(seen, MaskedLMOutputs)
                 positions = int(one) * batch.input_ids.shape[1] + torch.arange(int(real.sum()), device=device)
                 mine = seen.head(positions).cpu()
                 answer = answer[real][:, : mine.shape[1]]
                 compare(mine, answer, ALLOWED * max(1.0, float(mine.abs().max())), TRAINED)
                 continue
+            assert isinstance(seen, Outputs)
             mine, kept = seen.logits[one].cpu(), reported[row : row + 1]
             if data.word_tokens is not None:
                 words = slice(int(examples.word_offsets[row]), int(examples.word_offsets[row + 1]))

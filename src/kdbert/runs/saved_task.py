@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kdbert.data.examples import Row
-from kdbert.data.tables import read_table
+from kdbert.data.data_file import open_data_file
+from kdbert.data.examples import RawExample
 from kdbert.disk.files import content_digest
 from kdbert.errors import UserError
 from kdbert.tasks import TaskSpec
@@ -57,7 +57,7 @@ def saved_task(run: Path | str, facts: Mapping[str, Any], data_dir: str | None, 
     except (LookupError, TypeError, ValueError, AttributeError):
         raise UserError(f"{run}: run.json does not say what was read; train it again with --overwrite") from None
     if test_file is not None:
-        splits["test"] = own_split(read_table(Path(test_file), "test"), own, "test", labels)
+        splits["test"] = own_split(open_data_file(Path(test_file), "test"), own, "test", labels)
         digests["test"] = content_digest(Path(test_file))
     return own_task(replace(own, digests=digests), kind, labels, splits, source)
 
@@ -68,7 +68,7 @@ def _saved_split(own: Own, name: str, file: Mapping[str, Any], labels: list[str]
     if data_dir is not None and (Path(data_dir) / place.name).exists():
         place = Path(data_dir) / place.name
 
-    def read(path: Path) -> Iterator[Row]:
+    def read(path: Path) -> Iterator[RawExample]:
         cure = "bring it back or name its folder with --data-dir"
         try:
             if not path.exists():
@@ -78,6 +78,6 @@ def _saved_split(own: Own, name: str, file: Mapping[str, Any], labels: list[str]
             raise UserError(f"{path}, the run's {name} file, cannot be read ({error.strerror}); {cure}") from None
         if digest != file["sha256"]:
             raise UserError(f"{path} is not the run's {name} file any more, its content is another; {cure}")
-        return own_split(read_table(path, name), own, name, labels).read(path)
+        return own_split(open_data_file(path, name), own, name, labels).read(path)
 
     return Split((), read, labelled=bool(file["labelled"]), place=place)

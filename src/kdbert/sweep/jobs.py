@@ -12,12 +12,14 @@ from typing import Any, Literal
 
 from kdbert.disk.lock import FileLock
 from kdbert.errors import UserError
-from kdbert.methods import Models, Shape, get_method, plugins, source_of
+from kdbert.methods import plugins
 from kdbert.models.locate import short_name
 from kdbert.recipe import Recipe
-from kdbert.recipe.defaults import missing_teachers, resolve_distill, resolve_finetune, teacher_recipes, with_teachers
+from kdbert.runs.checks import check, check_data_files
 from kdbert.runs.folder import RunFolder, identity_of
-from kdbert.runs.plan import Plan, student_before_teacher
+from kdbert.runs.inputs import Inputs
+from kdbert.runs.job import Job
+from kdbert.runs.plan import AnyJob, plan
 from kdbert.sweep.commands import command_of
 from kdbert.sweep.grid import Cell
 
@@ -27,13 +29,14 @@ DONE: tuple[State, ...] = ("finished", "diverged", "failed", "interrupted")
 
 
 @dataclass(eq=False)
-class Job:
-    """One run, made by one process.
+class SweepJob:
+    """One run of a sweep, made by one process.
 
     Attributes:
         name: for people.
-        recipe: as written; `folder` resolves it.
-        teachers: the jobs that make its teachers, if they have to be made.
+        recipe: as written.
+        job: what it makes, as planned before the sweep; see `planned`.
+        teachers: the runs that make its teachers, if they have to be made.
         state: as this sweep knows it.
         message: why it failed, in one line.
         seconds: how long its process ran in this sweep.
@@ -42,12 +45,17 @@ class Job:
 
     name: str
     recipe: Recipe
-    command: Literal["distill", "finetune-teacher"]
-    teachers: list[Job] = field(default_factory=list)
+    job: Job
+    teachers: list[SweepJob] = field(default_factory=list)
     state: State = "waiting"
     message: str = ""
     seconds: float = 0.0
     made_here: bool = False
+
+    @property
+    def command(self) -> Literal["distill", "finetune-teacher"]:
+        """The command that makes it."""
+        return "finetune-teacher" if self.job.role == "teacher" else "distill"
 
     @property
     def words(self) -> list[str]:
@@ -56,27 +64,25 @@ class Job:
 
     @cached_property
     def key(self) -> str:
-        """Equal for jobs that make one run, though written differently (an unused key, a default spelled out)."""
+        """Equal for runs that are one, though written differently (an unused key, a default spelled out)."""
         if self.command == "finetune-teacher":
             return str(self.folder.path.absolute())
-        resolved = resolve_distill(self.recipe)
-        identity = identity_of(resolved, Plan(resolved).fingerprints)
+        identity = identity_of(self.job.recipe, self.job.fingerprints)
         return json.dumps([identity, [teacher.key for teacher in self.teachers]], sort_keys=True)
 
-    @cached_property
-    def plan(self) -> Plan:
-        """The resolved run; known once its teacher is there."""
-        if self.command == "finetune-teacher":
-            return Plan(resolve_finetune(self.recipe))
-        recipe = self.recipe
-        if self.teachers:
-            recipe = with_teachers(recipe, [teacher.folder.path for teacher in self.teachers])
-        return Plan(resolve_distill(recipe))
+    @property
+    def planned(self) -> Job:
+        """The job, whose folder is known once its teachers are there."""
+        if self.job.waits:
+            job = plan(self.recipe)[-1]
+            assert isinstance(job, Job)
+            self.job = job
+        return self.job
 
     @property
     def folder(self) -> RunFolder:
         """Its run folder; known once its teacher is there."""
-        return self.plan.folder
+        return self.planned.folder
 
     @property
     def status(self) -> str:
@@ -103,7 +109,7 @@ class Job:
             manifest = folder.manifest()
             status = manifest.get("status")
             if status == "finished":
-                self.plan.check_data(manifest)
+                check_data_files(self.planned)
         except UserError as error:
             self.state, self.message = "failed", str(error)
             return
@@ -133,36 +139,34 @@ class Job:
         return self.recipe.task.name, self.recipe.method.name, self.recipe.student.layers, self.recipe.train.epochs
 
 
-def plan_jobs(cells: list[Cell]) -> list[Job]:
+def plan_jobs(cells: list[Cell]) -> list[SweepJob]:
     """Teachers first, then the cells; what is already done says so. Everything that can be refused early is.
 
     Raises:
         UserError: the problems of all cells at once.
     """
-    teachers: dict[Path, Job] = {}
-    jobs: dict[str, Job] = {}
-    checked: dict[str, None] = {}
+    teachers: dict[Path, SweepJob] = {}
+    runs: dict[str, SweepJob] = {}
+    checked: set[str] = set()
     roots: set[Path] = set()
     problems: dict[str, str] = {}
+    inputs: dict[str, Inputs] = {}
     for cell in cells:
         try:
-            taught_by = []
-            for recipe in teacher_recipes(cell.recipe):
-                name = f"teacher of {recipe.task.name}: {short_name(str(recipe.student.model))}, seed {recipe.seed}"
-                job = Job(name, recipe, "finetune-teacher")
-                taught_by.append(teachers.setdefault(job.folder.path, job))
-                if taught_by[-1] is job:
-                    job.look()
-            job = Job(cell.name, cell.recipe, "distill", taught_by)
-            if job.key in jobs:
-                log.info("cell %s is the same run as %s", cell.name, jobs[job.key].name)
+            read = inputs.setdefault(cell.recipe.task.model_dump_json(), Inputs())
+            *first, job = plan(cell.recipe, inputs=read)
+            assert isinstance(job, Job)
+            taught_by = [_teacher(one, teachers) for one in first if isinstance(one, Job)]
+            run = SweepJob(cell.name, cell.recipe, job, taught_by)
+            if run.key in runs:
+                log.info("cell %s is the same run as %s", cell.name, runs[run.key].name)
                 continue
             if all(teacher.state == "finished" for teacher in taught_by):
-                job.look()
+                run.look()
             roots.add(Path(cell.recipe.output.runs_dir))
-            if job.state == "waiting":
-                _check(cell.recipe, checked)
-            jobs[job.key] = job
+            if run.state == "waiting":
+                _check_once([*first, job], checked)
+            runs[run.key] = run
         except UserError as error:
             problems.setdefault(str(error), cell.name)
     for root in roots:
@@ -170,36 +174,28 @@ def plan_jobs(cells: list[Cell]) -> list[Job]:
             raise UserError(f"cannot write runs to {root}: it is a file; choose another --runs-dir")
     if problems:
         raise UserError("; ".join(f"cell {name}: {problem}" for problem, name in problems.items()))
-    _share_teacher_passes(list(jobs.values()))
-    return [*teachers.values(), *jobs.values()]
+    return [*teachers.values(), *runs.values()]
 
 
-def _share_teacher_passes(jobs: list[Job]) -> None:
-    """Let whoever runs a teacher first keep what the other methods of the sweep read of it."""
-    same: dict[str, list[Job]] = {}
+def _teacher(job: Job, known: dict[Path, SweepJob]) -> SweepJob:
+    """The run that makes a teacher; several cells share it."""
+    recipe = job.recipe
+    name = f"teacher of {recipe.task.name}: {short_name(str(recipe.student.model))}, seed {recipe.seed}"
+    run = known.setdefault(job.folder.path, SweepJob(name, recipe, job))
+    if run.job is job:
+        run.look()
+    return run
+
+
+def _check_once(jobs: list[AnyJob], checked: set[str]) -> None:
+    """Refuse what a run would refuse, once for all cells that differ in seed and training only."""
     for job in jobs:
-        teachers = [str(teacher.folder.path) for teacher in job.teachers] or [t.model for t in job.recipe.teachers]
-        key = [job.recipe.task.model_dump(mode="json"), job.recipe.output.runs_dir, teachers]
-        if get_method(job.recipe.method.name).teachers(job.recipe.method) != (0, 0):
-            same.setdefault(json.dumps(key), []).append(job)
-    for group in same.values():
-        methods = {job.recipe.method.name for job in group if job.state == "waiting" and _reads_by_default(job.recipe)}
-        for job in group:
-            others = sorted({*job.recipe.train.cache_for, *methods} - {job.recipe.method.name})
-            train = job.recipe.train.model_copy(update={"cache_for": others})
-            job.recipe = job.recipe.model_copy(update={"train": train})
-
-
-def _reads_by_default(recipe: Recipe) -> bool:
-    """Whether its method is kdbert's own and reads of its teachers what it reads with default options."""
-    kind = get_method(recipe.method.name)
-    if source_of(kind):
-        return False
-    models = Models(Shape(3, 1), (Shape(6, 1),) * max(1, len(recipe.teachers)))  # stand for any
-    try:
-        return kind.needs(recipe.method, models) == kind.needs(kind.Options.model_validate({"name": kind.name}), models)
-    except UserError:
-        return False
+        same = job.role + job.recipe.model_dump_json(
+            include={"task", "teachers", "student", "method", "memory", "output"}
+        )
+        if same not in checked and not (isinstance(job, Job) and job.finished):
+            check(job)
+            checked.add(same)
 
 
 def _plugin_words(recipe: Recipe) -> list[str]:
@@ -208,20 +204,6 @@ def _plugin_words(recipe: Recipe) -> list[str]:
         if recipe.method.name in {method.name for method in methods}:
             return ["--plugin", str(file)]
     return []
-
-
-def _check(recipe: Recipe, checked: dict[str, None]) -> None:
-    """Refuse what a run would refuse, once for all cells that differ in seed and training only."""
-    same = recipe.model_dump_json(
-        include={"task", "teachers", "teacher_training", "student", "method", "memory", "output"}
-    )
-    if same in checked:
-        return
-    if missing_teachers(recipe):
-        student_before_teacher(recipe)
-    else:
-        Plan(resolve_distill(recipe)).check()
-    checked[same] = None
 
 
 def now_on(folder: Path) -> float:

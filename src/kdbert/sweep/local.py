@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -17,7 +16,8 @@ from kdbert.disk.lock import FileLock
 from kdbert.errors import Interrupted, UserError
 from kdbert.runs.environment import cores
 from kdbert.signals import StopRequest, stop_request
-from kdbert.sweep.jobs import DONE, Job, now_on
+from kdbert.sweep.jobs import DONE, SweepJob, now_on
+from kdbert.sweep.preloaded import Preloaded, Started
 from kdbert.sweep.progress import Progress
 
 POLL_SECONDS = 0.2
@@ -28,15 +28,15 @@ ELSEWHERE_SECONDS = 2.0  # how often jobs that other sweeps hold are looked at
 class Running:
     """A job's process, the claim that it inherited, when it started, and where its part of the log begins."""
 
-    job: Job
-    process: subprocess.Popen[bytes]
+    job: SweepJob
+    process: subprocess.Popen[bytes] | Started
     claim: FileLock
     slot: int
     started: float
     log_start: int
 
 
-def run_jobs(jobs: list[Job], slots: int, progress: Progress) -> None:
+def run_jobs(jobs: list[SweepJob], slots: int, progress: Progress) -> None:
     """Run what is missing, at most `slots` processes at a time; every job ends in one of `DONE`.
 
     A job is claimed before it starts, and its process inherits the claim: no other sweep on the same runs
@@ -51,7 +51,7 @@ def run_jobs(jobs: list[Job], slots: int, progress: Progress) -> None:
     running: list[Running] = []
     environments = [job_environment(slot, slots) for slot in range(slots)]
     next_look = 0.0
-    with stop_request("letting the running jobs save, starting no more") as stop:
+    with Preloaded() as server, stop_request("letting the running jobs save, starting no more") as stop:
         while any(job.state not in DONE for job in jobs):
             for one in list(running):
                 if one.process.poll() is not None:
@@ -75,7 +75,9 @@ def run_jobs(jobs: list[Job], slots: int, progress: Progress) -> None:
                     if len(running) == slots:
                         break
                     free = min(set(range(slots)) - {one.slot for one in running})
-                    started = _start(job, environments[free], free, since, progress) if job.state == "waiting" else None
+                    started = None
+                    if job.state == "waiting":
+                        started = _start(job, server, environments[free], free, since, progress)
                     if started is not None:
                         running.append(started)
                         progress.started(job)
@@ -89,7 +91,12 @@ def run_jobs(jobs: list[Job], slots: int, progress: Progress) -> None:
 
 
 def _start(
-    job: Job, environment: Mapping[str, str], slot: int, since: Mapping[Path, float], progress: Progress
+    job: SweepJob,
+    server: Preloaded,
+    environment: Mapping[str, str],
+    slot: int,
+    since: Mapping[Path, float],
+    progress: Progress,
 ) -> Running | None:
     """Start a job's process, unless it is not ready, done, or somebody else's."""
     for teacher in job.teachers:
@@ -111,14 +118,16 @@ def _start(
     try:
         claim = job.claim
         if claim.acquire():
-            running = _launch(job, claim, environment, slot, started)
+            running = _launch(job, claim, server, environment, slot, started)
     except OSError as error:  # a full disk, too many processes
         job.state, job.message = "failed", f"cannot start: {error}"
     progress.ended(job)
     return running
 
 
-def _launch(job: Job, claim: FileLock, environment: Mapping[str, str], slot: int, since: float) -> Running | None:
+def _launch(
+    job: SweepJob, claim: FileLock, server: Preloaded, environment: Mapping[str, str], slot: int, since: float
+) -> Running | None:
     """Start the process of a job that is claimed, and hand the claim on; or let go of it."""
     with contextlib.ExitStack() as stack:
         stack.callback(claim.release)
@@ -128,14 +137,7 @@ def _launch(job: Job, claim: FileLock, environment: Mapping[str, str], slot: int
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with open(job.log, "ab") as log:
             log_start = log.tell()
-            process = subprocess.Popen(
-                [sys.executable, "-m", "kdbert", *job.words],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=dict(environment),
-                pass_fds=[claim.fileno()],
-            )
+            process = server.start(job.words, environment, log.fileno(), keep=[claim.fileno()])
         stack.pop_all()
     job.state, job.made_here = "running", True
     return Running(job, process, claim, slot, time.monotonic(), log_start)
@@ -153,7 +155,7 @@ def _ended(one: Running, stopping: bool) -> None:
         job.message = _reason(job.log, one.log_start, code)
 
 
-def _remove_claim(job: Job) -> None:
+def _remove_claim(job: SweepJob) -> None:
     """Remove the claim file that a killed sweep has left; nobody needs the claim of a job that is never run again."""
     if job.state in ("finished", "diverged"):
         with contextlib.suppress(OSError):
@@ -176,7 +178,7 @@ def last_line(log: Path, start: int = 0) -> str:
     return last.removeprefix("kdbert: ")
 
 
-def _stop(running: list[Running], jobs: list[Job], stop: StopRequest) -> None:
+def _stop(running: list[Running], jobs: list[SweepJob], stop: StopRequest) -> None:
     """Ask the running processes to save and end, and wait for them; a second Ctrl-C is passed on.
 
     The first signal is passed on as SIGTERM: a Ctrl-C in a terminal has reached them already, and a second
@@ -195,7 +197,7 @@ def _stop(running: list[Running], jobs: list[Job], stop: StopRequest) -> None:
             job.state = "interrupted"
 
 
-def count_finished(jobs: list[Job]) -> str:
+def count_finished(jobs: list[SweepJob]) -> str:
     """`3 of 4 runs are finished`."""
     cells = [job for job in jobs if job.command == "distill"]
     return f"{sum(job.state == 'finished' for job in cells)} of {len(cells)} runs are finished"

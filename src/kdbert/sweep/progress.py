@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from kdbert.sweep.jobs import DONE, Job
+from kdbert.sweep.jobs import DONE, SweepJob
 
 log = logging.getLogger("kdbert")
 REFRESH_SECONDS = 2.0
@@ -22,7 +22,7 @@ REFRESH_SECONDS = 2.0
 class Progress:
     """Lines on stderr; on a terminal also a live view of what runs, with the time that is left."""
 
-    def __init__(self, jobs: list[Job], slots: int) -> None:
+    def __init__(self, jobs: list[SweepJob], slots: int) -> None:
         self.jobs = jobs
         self.slots = slots
         self.told = {id(job) for job in jobs if job.state in DONE}
@@ -35,12 +35,12 @@ class Progress:
             if job.state == "finished":
                 self._learn(job)
 
-    def started(self, job: Job) -> None:
+    def started(self, job: SweepJob) -> None:
         """A job's process has started."""
         self.since[id(job)] = time.monotonic()
         self._line("started  ", job, "")
 
-    def ended(self, job: Job) -> None:
+    def ended(self, job: SweepJob) -> None:
         """A job is done: by its process, or found so."""
         if id(job) in self.told or job.state not in DONE:
             return
@@ -53,7 +53,7 @@ class Progress:
             text = "" if job.state == "interrupted" else job.message
         self._line(job.state.upper() if job.state == "failed" else job.state.ljust(9), job, text)
 
-    def show(self, jobs: list[Job], running: list[Job]) -> None:
+    def show(self, jobs: list[SweepJob], running: list[SweepJob]) -> None:
         """Refresh the live view, on a terminal."""
         if not sys.stderr.isatty() or not log.isEnabledFor(logging.INFO) or time.monotonic() < self._next:
             return
@@ -98,12 +98,12 @@ class Progress:
             left += max(whole - ran, 0.0)
         return left / self.slots
 
-    def _learn(self, job: Job) -> None:
+    def _learn(self, job: SweepJob) -> None:
         seconds = job.seconds or job.folder.manifest().get("timings", {}).get("total_seconds", 0.0)
         if seconds:
             self.seconds[job.group].append(seconds)
 
-    def _line(self, what: str, job: Job, text: str) -> None:
+    def _line(self, what: str, job: SweepJob, text: str) -> None:
         done = sum(job.state in DONE and job.state != "interrupted" for job in self.jobs)
         left = self.estimate() if job.state in DONE and job.state != "interrupted" else None
         tail = f"; about {duration(left)} left" if left is not None and done < len(self.jobs) else ""
@@ -115,7 +115,7 @@ class Progress:
         else:
             log.info("%s", line)
 
-    def _view(self, jobs: list[Job], running: list[Job]) -> Any:
+    def _view(self, jobs: list[SweepJob], running: list[SweepJob]) -> Any:
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -133,7 +133,7 @@ class Progress:
         return Group(grid)
 
 
-def fraction(job: Job) -> float:
+def fraction(job: SweepJob) -> float:
     """How much of its steps a running job has taken, by what it has written down."""
     try:
         manifest = job.folder.manifest()
@@ -145,7 +145,7 @@ def fraction(job: Job) -> float:
         return 0.0
 
 
-def result_text(job: Job) -> str:
+def result_text(job: SweepJob) -> str:
     """The selected metric on dev of a finished job."""
     manifest = job.folder.manifest()
     metric = manifest["selection"]
@@ -169,7 +169,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def summary(jobs: list[Job], runs: Path) -> str:
+def summary(jobs: list[SweepJob], runs: Path) -> str:
     """The closing lines: how many cells are in which state, what failed and why, what diverged."""
     cells = [job for job in jobs if job.command == "distill"]
     counts = {state: sum(job.state == state for job in cells) for state in DONE}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdbert.sweep.grid import Cell
-from kdbert.sweep.jobs import Job, plan_jobs
+from kdbert.sweep.jobs import SweepJob, plan_jobs
 from kdbert.sweep.local import run_jobs, threads_per_job
 from kdbert.sweep.progress import Progress, counted, summary
 
@@ -25,7 +25,7 @@ class SweepResult:
 
 
 def sweep(
-    cells: list[Cell], *, jobs: int = 1, cluster: Callable[[list[Job], Progress], None] | None = None
+    cells: list[Cell], *, jobs: int = 1, cluster: Callable[[list[SweepJob], Progress], None] | None = None
 ) -> SweepResult:
     """Run every cell that is not finished, each as a `kdbert` process of its own; teachers that are missing first.
 
@@ -60,7 +60,7 @@ def sweep(
     )
 
 
-def sweep_size(planned: list[Job]) -> str:
+def sweep_size(planned: list[SweepJob]) -> str:
     """`36 runs and 3 teachers`."""
     runs = sum(job.command == "distill" for job in planned)
     teachers = len(planned) - runs

@@ -29,7 +29,7 @@ from kdbert.disk.sealed import parse_json
 from kdbert.errors import Interrupted, UserError, near_miss
 from kdbert.recipe.yaml_files import load_yaml
 from kdbert.signals import stop_request
-from kdbert.sweep.jobs import DONE, Job, now_on
+from kdbert.sweep.jobs import DONE, SweepJob, now_on
 from kdbert.sweep.local import count_finished, last_line
 from kdbert.sweep.progress import Progress, counted
 from kdbert.sweep.submitted import Submitted
@@ -250,13 +250,13 @@ def make_private(folder: Path) -> None:
 # ---- what is queued already
 
 
-def _record(job: Job) -> Path:
+def _record(job: SweepJob) -> Path:
     """The file that tells, while a job is queued, under which id."""
     name = hashlib.sha256(job.key.encode()).hexdigest()[:16]
     return Path(job.recipe.output.runs_dir) / ".sweep" / "slurm" / f"{name}.json"
 
 
-def _recorded(job: Job) -> Queued | None:
+def _recorded(job: SweepJob) -> Queued | None:
     """What the file says; nothing, if it is not of this user (runs may be shared, and `_clear` removes files)."""
     try:
         content = parse_json(_record(job).read_text(encoding="utf-8"))
@@ -267,7 +267,7 @@ def _recorded(job: Job) -> Queued | None:
         return None
 
 
-def queued_jobs(jobs: Iterable[Job], queue: Callable[[], Mapping[str, str]]) -> dict[Job, Queued]:
+def queued_jobs(jobs: Iterable[SweepJob], queue: Callable[[], Mapping[str, str]]) -> dict[SweepJob, Queued]:
     """The jobs that an earlier sweep has submitted and that are still queued or running."""
     recorded = {job: found for job in jobs if (found := _recorded(job)) is not None}
     listed = queue() if recorded else {}
@@ -277,9 +277,9 @@ def queued_jobs(jobs: Iterable[Job], queue: Callable[[], Mapping[str, str]]) -> 
 # ---- submitting
 
 
-def arrays(jobs: Iterable[Job]) -> list[list[Job]]:
+def arrays(jobs: Iterable[SweepJob]) -> list[list[SweepJob]]:
     """Jobs that are submitted together: what waits for nothing, then students by the teachers that they wait for."""
-    groups: dict[tuple[str, ...], list[Job]] = {}
+    groups: dict[tuple[str, ...], list[SweepJob]] = {}
     for job in jobs:  # teachers come first
         waits = tuple(teacher.key for teacher in job.teachers if teacher.state not in DONE)
         groups.setdefault(waits, []).append(job)
@@ -287,13 +287,13 @@ def arrays(jobs: Iterable[Job]) -> list[list[Job]]:
     return [group[i : i + LARGEST_ARRAY] for group in groups.values() for i in range(0, len(group), LARGEST_ARRAY)]
 
 
-def _let_wait(executor: PicklingExecutor, array: list[Job], ids: Mapping[Job, str]) -> None:
+def _let_wait(executor: PicklingExecutor, array: list[SweepJob], ids: Mapping[SweepJob, str]) -> None:
     """Let an array begin only after its teachers, if they are queued, have ended well."""
     teachers = [ids[teacher] for teacher in array[0].teachers if teacher in ids]
     executor.update_parameters(dependency=":".join(["afterok", *teachers]) if teachers else None)
 
 
-def scripts(jobs: list[Job], parameters: Mapping[str, Any]) -> list[str]:
+def scripts(jobs: list[SweepJob], parameters: Mapping[str, Any]) -> list[str]:
     """The sbatch scripts that a sweep would submit now, each with its commands as comments; writes nothing."""
     queued = queued_jobs(jobs, _squeue) if shutil.which("squeue") else {}
     ids = {job: found.id for job, found in queued.items()}
@@ -311,7 +311,7 @@ def scripts(jobs: list[Job], parameters: Mapping[str, Any]) -> list[str]:
     return texts
 
 
-def _submit(jobs: list[Job], cluster: Cluster, queued: dict[Job, Queued]) -> None:
+def _submit(jobs: list[SweepJob], cluster: Cluster, queued: dict[SweepJob, Queued]) -> None:
     """Submit jobs, and write down under which ids before anything else can happen.
 
     Raises:
@@ -348,7 +348,7 @@ def _forget(files: Path) -> None:
 # ---- watching
 
 
-def run_on_cluster(jobs: list[Job], progress: Progress, cluster: Cluster) -> None:
+def run_on_cluster(jobs: list[SweepJob], progress: Progress, cluster: Cluster) -> None:
     """Submit what is missing and not queued, and wait until all of it has left the queue; every job ends in `DONE`.
 
     How a run stands is read from its folder; nothing of submitit's is unpickled here.
@@ -379,7 +379,7 @@ def run_on_cluster(jobs: list[Job], progress: Progress, cluster: Cluster) -> Non
             missing = [job for job in jobs if job.state not in DONE and job not in queued]
             if missing:
                 _submit(missing, cluster, queued)
-        absent: dict[Job, int] = dict.fromkeys(queued, 0)
+        absent: dict[SweepJob, int] = dict.fromkeys(queued, 0)
         next_look = 0.0
         while any(job.state not in DONE for job in queued):
             if stop.number:
@@ -396,8 +396,8 @@ def run_on_cluster(jobs: list[Job], progress: Progress, cluster: Cluster) -> Non
 
 
 def _look(
-    queued: Mapping[Job, Queued],
-    absent: dict[Job, int],
+    queued: Mapping[SweepJob, Queued],
+    absent: dict[SweepJob, int],
     cluster: Cluster,
     since: Mapping[Path, float],
     progress: Progress,
@@ -424,7 +424,7 @@ def _look(
             job.state = "waiting"
 
 
-def _left_queue(job: Job, one: Queued, since: float, *, surely: bool) -> None:
+def _left_queue(job: SweepJob, one: Queued, since: float, *, surely: bool) -> None:
     """Take over what a job has come to that is no longer queued; leave it waiting if that is not to be seen yet."""
     job.state = "waiting"
     if any(teacher.state != "finished" for teacher in job.teachers):
@@ -445,13 +445,13 @@ def _left_queue(job: Job, one: Queued, since: float, *, surely: bool) -> None:
         _clear(job)
 
 
-def _untaught(job: Job) -> str:
+def _untaught(job: SweepJob) -> str:
     """Why a student cannot be made, by what became of its teachers."""
     state = next(teacher.state for teacher in job.teachers if teacher.state != "finished")
     return f"its teacher has {state}" if state in DONE else "its job has left the queue before its teacher was there"
 
 
-def _clear(job: Job) -> None:
+def _clear(job: SweepJob) -> None:
     """Put the output of a job that has ended to the sweep's logs, and remove what submitit kept of it."""
     one = _recorded(job)
     with contextlib.suppress(OSError, UserError):  # without its models a run has no name, and its log no place
@@ -468,7 +468,7 @@ def _clear(job: Job) -> None:
         _forget(one.files)
 
 
-def _left(jobs: list[Job], queued: Mapping[Job, Queued]) -> str:
+def _left(jobs: list[SweepJob], queued: Mapping[SweepJob, Queued]) -> str:
     """What a person is told who stops watching."""
     ids = " ".join(dict.fromkeys(one.id.partition("_")[0] for job, one in queued.items() if job.state not in DONE))
     return (

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from kdbert.data.examples import Kind
 from kdbert.errors import UserError, near_miss
 from kdbert.tasks import blurb, glue, hate_speech, intent, quickstart, sentiment
 from kdbert.tasks.corpus import CORPUS, corpus_task
 from kdbert.tasks.spec import Split, TaskSpec
 
-__all__ = ["CORPUS", "CUSTOM", "Kind", "Split", "TaskSpec", "get_task", "task_names"]
+__all__ = ["CORPUS", "CUSTOM", "Split", "TaskSpec", "get_task", "task_names"]
 
 CUSTOM = "custom"
 _FAMILIES = (quickstart, glue, intent, sentiment, hate_speech, blurb)
@@ -23,7 +22,7 @@ def task_names() -> list[str]:
 
 
 def task_name(name: str) -> str:
-    """The registered name that `name` (any case, or an alias such as `STS-B` or `clinc150/small`) stands for.
+    """The registered name of `name` (any case, or an alias such as `STS-B` or `clinc150/small`).
 
     Raises:
         UserError: unknown task, with the nearest known one.

@@ -1,7 +1,7 @@
 """BLURB (Gu et al. 2021, https://microsoft.github.io/BLURB) in the files of LinkBERT and VE-KD.
 
-Metrics: METHODS.md section 5.1, those of LinkBERT's scripts (their hyper-parameters: configs/blurb). BIOSSES is not
-among the tasks that VE-KD evaluates.
+The metrics are those of LinkBERT's scripts, whose hyper-parameters are in configs/blurb. BIOSSES is left out, as VE-KD
+does not evaluate it.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ TASKS = (
     _entities("jnlpba", "JNLPBA", "JNLPBA: genes, proteins, cells", (0, 1739, 3856)),
     EBM_PICO,
 )  # fmt: skip
-# The groups whose mean is the BLURB score; a task's figure is that of its first metric.
+# The BLURB score is the mean over these groups; a task counts with its first metric.
 GROUPS = {
     "named entities": ("bc5cdr-chem", "bc5cdr-disease", "ncbi-disease", "bc2gm", "jnlpba"),
     "PICO": ("ebm-pico",),

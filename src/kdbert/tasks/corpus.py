@@ -1,17 +1,17 @@
-"""Plain text: hidden pieces are to be predicted (masked language modelling)."""
+"""Plain text whose hidden pieces are predicted: masked language modelling."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdbert.data.examples import Row
+from kdbert.data.examples import RawExample
 from kdbert.tasks.spec import Split, TaskSpec
 
 CORPUS = "corpus"
 METRICS = ("masked_accuracy", "mlm_loss", "pseudo_perplexity")
 NEW = ("new_masked_accuracy", "new_mlm_loss", "new_pseudo_perplexity")
-# VE-KD's (METHODS.md section 6)
+# of VE-KD's scripts
 DEFAULTS = {
     "train.learning_rate": 5e-4, "train.warmup": 0.05, "train.adam_beta2": 0.98, "train.adam_epsilon": 1e-6,
     "train.max_grad_norm": 5.0,
@@ -19,12 +19,10 @@ DEFAULTS = {
 
 
 def corpus_task(train: str) -> TaskSpec:
-    """A task of a person's own text.
-
-    Its rows are not read by the task: `kdbert.data.corpus` keeps a corpus, which may be larger than memory, tokenised.
+    """A task of a person's own text, which `kdbert.data.corpus` reads, as it may be larger than RAM.
 
     Args:
-        train: a text file or a folder of such.
+        train: a text file, or a folder of text files.
     """
     return TaskSpec(
         name=CORPUS,
@@ -38,5 +36,5 @@ def corpus_task(train: str) -> TaskSpec:
     )
 
 
-def _never(path: Path) -> Iterator[Row]:
+def _never(path: Path) -> Iterator[RawExample]:
     raise TypeError("a corpus is read by kdbert.data.corpus")

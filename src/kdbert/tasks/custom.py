@@ -1,7 +1,7 @@
-"""A person's own classification or regression data: csv, tsv, json lines, parquet, a saved dataset.
+"""Your own classification or regression data: csv, tsv, json lines, parquet, a saved dataset.
 
-Columns and labels are inferred by name and content, and what was inferred is told before it is used. Where two readings
-are possible, the person is asked.
+Columns and labels are inferred from names and content, and shown before they are used. Anything ambiguous is refused
+with a question.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kdbert.data.examples import Kind, Row
+from kdbert.data.data_file import DataFile, open_data_file
+from kdbert.data.examples import RawExample
 from kdbert.data.labels import NO_LABEL, alike, label_text, no_class, number
-from kdbert.data.tables import Table, read_table
 from kdbert.errors import UserError, near_miss
 from kdbert.tasks.spec import Own, Split, TaskSpec
 
 log = logging.getLogger("kdbert")
-_TOLD: set[str] = set()
 
 LABEL_COLUMNS = ("label", "labels", "intent", "class", "category", "target", "gold_label", "score", "y")
 TEXT_PAIRS = (
@@ -30,7 +30,8 @@ TEXT_PAIRS = (
     ("query", "document"), ("claim", "evidence"),
 )  # fmt: skip
 TEXT_COLUMNS = ("text", "sentence", "utterance", "utt", "query", "question", "tweet", "review", "content")
-# Columns of these names (or these with a number) or named like `tweet_id` and `pairID`, if they hold single words.
+# Columns with these names (a number may follow), or named like `tweet_id` and `pairID`, hold no text unless some cell
+# has several words.
 ABOUT = (
     "idx", "index", "guid", "uid", "uuid", "split", "subset", "fold", "partition", "dataset", "source", "genre",
     "domain", "filename", "file", "url", "link", "date", "year", "time", "timestamp", "created_at", "lang", "language",
@@ -39,21 +40,21 @@ ABOUT = (
 _ID = re.compile(r"(?:.*[^a-zA-Z]|)[iI][dD]\d*|.*[a-z]I[dD]")
 _LABEL = re.compile(r"(^|_)labels?(_|$)")  # another form of the label, such as `label_text`
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d{1,2}:\d{2}\S*)?|\d{1,2}:\d{2}(:\d{2})?")
-_SHOWN = 60  # characters of the example that is told
+_SHOWN = 60  # characters of a text in a message
 
 
 def infer_columns(
-    table: Table, text_columns: list[str] | None, label_column: str | None
+    table: DataFile, text_columns: list[str] | None, label_column: str | None
 ) -> tuple[tuple[str, ...], str]:
-    """The text column(s) and the label column, as told by the person or inferred.
+    """The text column(s) and the label column, as named by the person or inferred.
 
-    The label is the column `label`, or the only one of `LABEL_COLUMNS`, or of two columns the second. Of the others,
-    one is read if it alone holds text, and two if they alone hold text and their names are one of `TEXT_PAIRS`. A
-    column holds text if some cell is text that is no number, date or truth value; one of `ABOUT` only if some cell is
-    more than one word, and one like `label_text` never.
+    The label is the column `label`, else the only one of `LABEL_COLUMNS`, else the second of two columns. The text is
+    the only other column that holds text, or the two that do if their names are one of `TEXT_PAIRS`. A column holds
+    text if some cell is a text and not a number, date or truth value; a column of `ABOUT` only if some cell has several
+    words, and a column like `label_text` never.
 
     Raises:
-        UserError: a named column is missing, or the columns cannot be told.
+        UserError: a named column is missing, or the columns are ambiguous.
     """
     _require(table, [*(text_columns or []), *([label_column] if label_column else [])])
     if text_columns and len(text_columns) > 2:
@@ -67,7 +68,7 @@ def infer_columns(
             raise UserError(f"{table.path}: column {label!r} is the label, so it cannot be a text column too")
         return tuple(text_columns), label
     rest = [name for name in table.columns if name != label]
-    pair = next((both for both in (_both(pair, rest) for pair in TEXT_PAIRS) if both), ())
+    pair = next(filter(None, (_both(pair, rest) for pair in TEXT_PAIRS)), ())
     text = _text_like(table, rest)
     if len(pair) == 2 and set(text) <= set(pair):
         return pair, label
@@ -86,11 +87,11 @@ def infer_columns(
     )
 
 
-def _label_column(table: Table, text_columns: list[str] | None) -> str:
-    """The label's column by its name, or the second of two.
+def _label_column(table: DataFile, text_columns: list[str] | None) -> str:
+    """The label column by its name, or the second of two.
 
     Raises:
-        UserError: there is none, or there are several.
+        UserError: no column fits, or several do.
     """
     known = [name for name in table.columns if name.lower() in LABEL_COLUMNS and name not in (text_columns or [])]
     exact = [name for name in known if name.lower() == "label"]
@@ -109,13 +110,13 @@ def _label_column(table: Table, text_columns: list[str] | None) -> str:
 
 
 def _both(pair: tuple[str, str], names: list[str]) -> tuple[str, ...]:
-    """The columns that are called as this pair, in any case, if each is there once."""
+    """The columns with the names of this pair, in any case, if each occurs once."""
     found = [[name for name in names if name.lower() == one] for one in pair]
     return tuple(names[0] for names in found) if [len(names) for names in found] == [1, 1] else ()
 
 
-def _text_like(table: Table, names: list[str]) -> list[str]:
-    """Those of the columns that hold text."""
+def _text_like(table: DataFile, names: list[str]) -> list[str]:
+    """The columns that hold text."""
     open_ = {name: _about(name) for name in names if not _LABEL.search(name.lower())}
     found = {name for name in open_ if name.lower() in TEXT_COLUMNS}
     for _, record in table.rows:
@@ -131,18 +132,18 @@ def _about(name: str) -> bool:
 
 
 def _is_text(cell: Any, words: int) -> bool:
-    """Whether a cell is a text of so many words or more, and no number, date or truth value."""
+    """Whether a cell is a text of at least so many words, and not a number, date or truth value."""
     text = cell.strip() if isinstance(cell, str) else ""
     if len(text.split(None, 1)) < words or not any(letter.isalnum() for letter in text):
         return False
     return number(text) is None and text.lower() not in ("true", "false", "nan") and not _DATE.fullmatch(text)
 
 
-def _refuse_tagged_words(table: Table) -> None:
-    """Refuse a table whose first row has a list of words and another list, as long, of their tags.
+def _refuse_tagged_words(table: DataFile) -> None:
+    """Refuse a table whose first row has a list of words and a list of as many tags.
 
     Raises:
-        UserError: it has.
+        UserError: it has both.
     """
     _, first = next(table.rows)
     lists = {name: value for name, value in first.items() if isinstance(value, list) and value}
@@ -156,8 +157,8 @@ def _refuse_tagged_words(table: Table) -> None:
                 )
 
 
-def _require(table: Table, names: list[str]) -> None:
-    """Refuse a table that lacks a column.
+def _require(table: DataFile, names: list[str]) -> None:
+    """Refuse a table without one of these columns.
 
     Raises:
         UserError: with the columns that it has.
@@ -168,21 +169,20 @@ def _require(table: Table, names: list[str]) -> None:
             raise UserError(f"{table.path} has no column {name!r}{near_miss(name, table.columns)} (it has: {listed})")
 
 
-def has_labels(table: Table, label: str) -> bool:
-    """Whether some row has a label: one that is not missing, and not -1."""
-    none = (None, NO_LABEL)
-    return label in table.columns and any(label_text(record.get(label)) not in none for _, record in table.rows)
+def has_labels(table: DataFile, label: str) -> bool:
+    """Whether some row has a label that is neither missing nor -1."""
+    return any(label_text(record.get(label)) not in (None, NO_LABEL) for _, record in table.rows)
 
 
-def own_rows(table: Table, own: Own, labelled: bool, known: Collection[str] = ()) -> Iterator[Row]:
+def own_rows(table: DataFile, own: Own, labelled: bool, known: Collection[str] = ()) -> Iterator[RawExample]:
     """The rows of a table as examples.
 
     Args:
         known: labels of the training file.
 
     Raises:
-        UserError: a cell without text, a label that is no class and no score, a field of a csv file that has swallowed
-            rows; with its line.
+        UserError: a cell without text, a label that is neither a class nor a score, a csv field that contains whole
+            rows; with the line.
     """
     empty = quoted = 0
     tabbed = ".tsv" in table.path.suffixes
@@ -199,7 +199,7 @@ def own_rows(table: Table, own: Own, labelled: bool, known: Collection[str] = ()
         quoted += tabbed and any(_quoted(cell) for cell in cells)
         if table.broken:
             _refuse_swallowed(record, known, where)
-        yield Row(
+        yield RawExample(
             id=str(count),
             text_a=cells[0],
             text_b=cells[1] if len(cells) > 1 else None,
@@ -219,12 +219,12 @@ def own_rows(table: Table, own: Own, labelled: bool, known: Collection[str] = ()
 
 
 def _quoted(cell: str) -> bool:
-    """Whether a cell is in quotes and has doubled ones inside, as csv writers do it."""
+    """Whether a cell is quoted as csv writers do it: in quotes, with doubled quotes inside."""
     return len(cell) > 3 and cell[0] == cell[-1] == '"' and '""' in cell[1:-1]
 
 
 def _label(value: Any, where: str) -> str | None:
-    """A cell of the label's column as a label.
+    """A cell of the label column as a label.
 
     Raises:
         UserError: it is neither a class nor a score.
@@ -243,10 +243,10 @@ def _cut(text: str) -> str:
 
 
 def _refuse_swallowed(record: Mapping[str, Any], known: Collection[str], where: str) -> None:
-    """Refuse a field of several lines one of which has a label as one of its cells: it is likely to be rows.
+    """Refuse a field of several lines if one of them has a label among its cells: it is probably a row.
 
     Raises:
-        UserError: with the line on which the row begins.
+        UserError: with the line on which the field's row begins.
     """
     for cell in record.values():
         for line in cell.split("\n") if "\n" in cell else ():
@@ -258,24 +258,23 @@ def _refuse_swallowed(record: Mapping[str, Any], known: Collection[str], where: 
                 )
 
 
+@cache
 def _tell(sentence: str, level: int = logging.INFO) -> None:
-    """Say something once, though a process asks for its task several times."""
-    if sentence not in _TOLD:
-        _TOLD.add(sentence)
-        log.log(level, "%s", sentence)
+    """Log a sentence once per process, which may ask for its task several times."""
+    log.log(level, "%s", sentence)
 
 
 class _Labels:
     """The labels of a training file.
 
     Attributes:
-        names: sorted.
-        kind: how they are read: as told, or as scores where all are numbers and some are not whole.
+        names: the distinct labels, sorted.
+        kind: as asked; else regression if all are numbers and some are not whole.
         rows: number of rows.
     """
 
-    def __init__(self, table: Table, column: str, kind: str | None) -> None:
-        """Raises: UserError: a label is missing, or no label of this kind."""
+    def __init__(self, table: DataFile, column: str, kind: str | None) -> None:
+        """Raises: UserError: a label is missing, or does not fit the kind."""
         names: set[str] = set()
         missing = ""
         self.rows = 0
@@ -300,8 +299,8 @@ class _Labels:
         values = [number(name) for name in self.names]
         self.numbers = None not in values
         self.whole = self.numbers and all(value == int(value) for value in values if value is not None)
-        inferred: Kind = "regression" if self.numbers and not self.whole else "single_label"
-        self.kind = inferred if kind is None else _KINDS[kind]
+        scores = kind == "regression" if kind is not None else self.numbers and not self.whole
+        self.kind = "regression" if scores else "single_label"
         self._check(f"{table.path}: column {column!r}", asked=kind is not None)
 
     def _check(self, where: str, asked: bool) -> None:
@@ -330,7 +329,7 @@ class _Labels:
             )
 
     def words(self) -> str:
-        """How they are read, for people."""
+        """How they are read, for a person."""
         if self.kind == "regression":
             return "scores (regression)"
         shown = ", ".join(self.names[:8]) + (", …" if len(self.names) > 8 else "")
@@ -339,11 +338,8 @@ class _Labels:
         return f"{read}; if these numbers are scores, say --kind regression" if scores else read
 
 
-_KINDS: dict[str, Kind] = {"single-label": "single_label", "regression": "regression"}
-
-
 def _several(name: str, names: Collection[str]) -> bool:
-    """Whether a label is others of them, put together by commas and such."""
+    """Whether a label joins other labels by commas and the like."""
     parts = re.split(r"\s*[,;|]\s*", name)
     return len(parts) > 1 and all(part in names for part in parts)
 
@@ -356,21 +352,20 @@ def custom_task(
     label_column: str | None = None,
     kind: str | None = None,
 ) -> TaskSpec:
-    """Make a task of a person's files; the label space is that of the training file.
+    """A task made of a person's files; its classes are the labels of the training file.
 
     Args:
-        kind: `single-label` or `regression`; by default as the labels look.
+        kind: `single-label` or `regression`; inferred from the labels by default.
 
     Raises:
-        UserError: a fault in a file or its columns, fewer than two classes, or the same file given as
-            train and dev.
+        UserError: a fault in a file or its columns, fewer than two classes, the same file as train and dev.
     """
     files = {"train": train_file, "dev": dev_file}
     if test_file is not None:
         files["test"] = test_file
     if Path(train_file).resolve() == Path(dev_file).resolve() and not Path(train_file).is_dir():
         raise UserError(f"--train-file and --dev-file are the same file ({train_file}); give a dev file of its own")
-    train = read_table(Path(train_file), "train")
+    train = open_data_file(Path(train_file), "train")
     text, label = infer_columns(train, text_columns, label_column)
     labels = _Labels(train, label, kind)
     name = label_text(label) or ""
@@ -382,34 +377,34 @@ def custom_task(
         )
     if label_column is not None and name in labels.names:
         log.warning(
-            "%s: column %r is called as one of its labels; if its first line is a row, write a header in front of it",
+            "%s: column %r has the name of a label; if the first line is a row, write a header in front of it",
             train_file, label,
         )  # fmt: skip
     own = Own(text, label)
     _tell_columns(train, own, labels)
 
     def split(name: str) -> Split:
-        table = train if name == "train" else read_table(Path(files[name]), name)
+        table = train if name == "train" else open_data_file(Path(files[name]), name)
         return own_split(table, own, name, labels.names)
 
     return own_task(own, labels.kind, labels.names, {name: split(name) for name in files}, Path(train_file))
 
 
-def own_split(table: Table, own: Own, name: str, known: Collection[str]) -> Split:
-    """A file of own data as a split; test files may be without labels.
+def own_split(table: DataFile, own: Own, name: str, known: Collection[str]) -> Split:
+    """A file of own data as a split; a test file may have no labels.
 
     Args:
         known: labels of the training file.
 
     Raises:
-        UserError: it lacks a column, or labels.
+        UserError: a column or the labels are missing.
     """
     known = frozenset(known)
     labelled = name == "train" or has_labels(table, own.label)
     if own.label not in table.columns:
         other = [column for column in table.columns if column not in own.text and column.lower() in LABEL_COLUMNS]
         if other or near_miss(own.label.lower(), [column.lower() for column in table.columns]):
-            _require(table, [own.label])  # it may have labels under another name
+            _require(table, [own.label])  # the labels may be there under another name
     elif not labelled and NO_LABEL in known:
         _tell(f"{table.path}: every label is {NO_LABEL} or missing, so it counts as a file without labels")
     _require(table, [*own.text, own.label] if labelled or name != "test" else list(own.text))
@@ -418,18 +413,15 @@ def own_split(table: Table, own: Own, name: str, known: Collection[str]) -> Spli
     return Split((), lambda path: own_rows(table, own, labelled, known), labelled, place=table.path)
 
 
-def own_task(own: Own, kind: Kind, labels: Collection[str], splits: Mapping[str, Split], source: Path) -> TaskSpec:
-    """The task of own data of one kind.
-
-    Args:
-        source: the training file.
-    """
+def own_task(own: Own, kind: str, labels: Collection[str], splits: Mapping[str, Split], source: Path) -> TaskSpec:
+    """The task of own data. `source` is the training file."""
+    classes = kind == "single_label"
     return TaskSpec(
         name="custom",
         title=f"custom data ({source.name})",
         kind=kind,
-        labels=tuple(labels) if kind == "single_label" else (),
-        metrics=("accuracy", "macro_f1") if kind == "single_label" else ("pearson_and_spearman", "pearson", "spearman"),
+        labels=tuple(labels) if classes else (),
+        metrics=("accuracy", "macro_f1") if classes else ("pearson_and_spearman", "pearson", "spearman"),
         splits=splits,
         pair=len(own.text) == 2,
         source=str(source),
@@ -437,16 +429,13 @@ def own_task(own: Own, kind: Kind, labels: Collection[str], splits: Mapping[str,
     )
 
 
-def _tell_columns(table: Table, own: Own, labels: _Labels) -> None:
-    """What is read of a training file and how, with its first row."""
+def _tell_columns(table: DataFile, own: Own, labels: _Labels) -> None:
+    """Say what is read of a training file and how, with its first row."""
     left = [name or "(without a name)" for name in table.columns if name not in (*own.text, own.label)]
     _, first = next(table.rows)
-    texts = [first.get(name) for name in own.text]
-    example = ["(missing)" if text is None else repr(_cut(str(text))) for text in texts] + [
-        str(label_text(first.get(own.label)))
-    ]
+    texts = ["(missing)" if (text := first.get(name)) is None else repr(_cut(str(text))) for name in own.text]
     _tell(
         f"{table.path}: {labels.rows} rows; text from {' + '.join(own.text)}; label from {own.label!r}: "
         f"{labels.words()}" + (f"; not read: {', '.join(left)}" if left else "")
-        + f"; the first row: {' + '.join(example[:-1])} -> {example[-1]}"
+        + f"; the first row: {' + '.join(texts)} -> {label_text(first.get(own.label))}"
     )  # fmt: skip

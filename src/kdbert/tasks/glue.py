@@ -1,7 +1,7 @@
 """GLUE (Wang et al. 2018, https://gluebenchmark.com) from its official TSV files.
 
-Column and label rules: METHODS.md section 7, equal to the transformers 2.6 processors that the
-published distillation codes use (golden case `glue_processors`).
+Columns and labels are those of the transformers 2.6 processors, which the published distillation codes use (golden case
+`glue_processors`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Hate speech and offensive language, as the second half of the ICS paper evaluates them.
 
-Macro-F1 and F1 of the positive class (METHODS.md section 7). OLID, AbuseEval and Davidson come without a dev split; a
-tenth of the training file, chosen by a hash of each example's id, is kept for it.
+Scored by macro-F1 and F1 of the positive class. OLID, AbuseEval and Davidson have no dev split; a tenth of the training
+file, chosen by a hash of each example's id, is used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kdbert.data.examples import Row
+from kdbert.data.examples import RawExample
 from kdbert.data.files import find_file, read_lines
 from kdbert.errors import UserError
 from kdbert.tasks.readers import Columns, read_columns, read_tsv
@@ -48,7 +48,7 @@ HATEVAL = _hate(
 )
 
 
-def read_olid(path: Path, level: str) -> Iterator[Row]:
+def read_olid(path: Path, level: str) -> Iterator[RawExample]:
     """Rows of OLID's training file with a label at level a, b or c, or of a test file with its labels beside it."""
     if path.name.startswith("olid-training"):
         rows = read_tsv(path, Columns(a=1, label=2 + "abc".index(level), id=0))
@@ -56,7 +56,7 @@ def read_olid(path: Path, level: str) -> Iterator[Row]:
     return _with_labels(path, path.parent, f"labels-level{level}.csv", ",")
 
 
-def _with_labels(path: Path, folder: Path, name: str, separator: str) -> Iterator[Row]:
+def _with_labels(path: Path, folder: Path, name: str, separator: str) -> Iterator[RawExample]:
     """Rows of a file `id, tweet` with the labels of a file `id, label`, in the order of the former."""
     labels_path = find_file(folder, (name,))
     if labels_path is None:
@@ -99,7 +99,7 @@ OLID_B = _olid("b", "targeted or not", ("UNT", "TIN"), (3997, 403, 240), BINARY)
 OLID_C = _olid("c", "target: individual, group or other", ("IND", "GRP", "OTH"), (3524, 352, 213), SEVERAL)
 
 
-def read_abuseval(path: Path, split: str, binary: bool) -> Iterator[Row]:
+def read_abuseval(path: Path, split: str, binary: bool) -> Iterator[RawExample]:
     """Rows of AbuseEval: `id, tweet, abuse`, or the authors' `id, abuse`, whose tweets are OLID's."""
     _, header = next(read_lines(path))
     if "tweet" in header.split("\t"):

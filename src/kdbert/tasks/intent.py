@@ -11,18 +11,16 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from kdbert.data.examples import Row
+from kdbert.data.data_file import open_data_file
+from kdbert.data.examples import RawExample
 from kdbert.data.files import read_text
-from kdbert.data.tables import read_table
 from kdbert.disk.sealed import parse_json
 from kdbert.errors import UserError
 from kdbert.tasks.readers import label_file, read_columns
 from kdbert.tasks.spec import Split, TaskSpec
 
-OUT_OF_SCOPE = "oos"
 
-
-def read_clinc(path: Path, parts: tuple[str, ...]) -> Iterator[Row]:
+def read_clinc(path: Path, parts: tuple[str, ...]) -> Iterator[RawExample]:
     """Rows of a `data_*.json` file: the lists named by `parts`, one after the other."""
     try:
         content = parse_json(read_text(path))
@@ -36,7 +34,7 @@ def read_clinc(path: Path, parts: tuple[str, ...]) -> Iterator[Row]:
         for number, entry in enumerate(content[part]):
             if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(x, str) for x in entry)):
                 raise UserError(f"{path}, {part}[{number}]: expected [text, intent]")
-            yield Row(f"{part}-{number}", entry[0], None, entry[1], f"{part}[{number}]")
+            yield RawExample(f"{part}-{number}", entry[0], None, entry[1], f"{part}[{number}]")
 
 
 # Of each configuration: training examples, and what it is.
@@ -68,9 +66,9 @@ def _clinc(name: str, configuration: str) -> TaskSpec:
     )
 
 
-def read_massive(path: Path, partition: str) -> Iterator[Row]:
+def read_massive(path: Path, partition: str) -> Iterator[RawExample]:
     """Rows of MASSIVE: a file of one split with `text` and `label_text`, or the authors' with all partitions."""
-    table = read_table(path)
+    table = open_data_file(path)
     if "partition" not in table.columns:
         yield from read_columns(path, ("text",), label="label_text")
         return
@@ -79,7 +77,7 @@ def read_massive(path: Path, partition: str) -> Iterator[Row]:
             text, label = record.get("utt"), record.get("intent")
             if not isinstance(text, str):
                 raise UserError(f"{path}, {place}: column 'utt' holds no text")
-            yield Row(str(record.get("id", place)), text, None, None if label is None else str(label), place)
+            yield RawExample(str(record.get("id", place)), text, None, None if label is None else str(label), place)
 
 
 # Of the data set's version 1.1 (1.0 has all but ca-ES).
@@ -116,7 +114,7 @@ TASKS = (
     *(_clinc(f"clinc150-{name}", name) for name in ("full", "small", "imbalanced")),
     _massive("massive", "en-US"),
 )
-# They can be named, but do not stand in lists.
+# Not shown in lists.
 MORE = tuple(_massive(f"massive-{locale.lower()}", locale) for locale in LOCALES if locale != "en-US")
 ALIASES = {
     "clinc": "clinc150",

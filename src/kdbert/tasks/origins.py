@@ -1,7 +1,7 @@
-"""Where the files of registered tasks come from, and what they must be.
+"""Where the files of registered tasks come from, and their checksums.
 
-`files.tsv` has, for each file, its place below the data folder, the sha256 of its content, its address (a file, or
-`archive#member`), and `made_here` for the copies that the project's tests read and that are not the official bytes.
+`files.tsv` has, for each file, its path below the data folder, the sha256 of its content, its address (a file, or
+`archive#member`), and `made_here` for copies that the project's tests read and that are not the official bytes.
 Addresses on raw.githubusercontent.com name a commit. Checksums are of copies that were compared with the published row
 counts; those of GLUE's archives are the ones that `datasets` 1.x recorded for them.
 """
@@ -17,10 +17,12 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from kdbert.data.download import alone, download, unpack, write_checked
+from kdbert.data.data_file import FAULTS, first_line
+from kdbert.data.download import download, unpack, write_checked
 from kdbert.data.files import find_file, read_lines, unpacked_sha256
-from kdbert.data.tables import FAULTS, first_line
+from kdbert.disk.lock import alone
 from kdbert.errors import UserError, without_credentials
+from kdbert.tasks.sentiment import EMOTION
 from kdbert.tasks.spec import TaskSpec
 
 GLUE = "https://dl.fbaipublicfiles.com/glue/data/"
@@ -36,15 +38,6 @@ ARCHIVES = {
     GLUE + "WNLI.zip": "ae0e8e4d16f4d46d4a0a566ec7ecceccfd3fbfaa4a7a4b4e02848c0f2561ac46",
     MASSIVE: "4cba5faa11c71437928e17cb1b9b3d8b8e727e7ea363a3a9a8045e19c0491577",
 }
-# Files whose own checksum is not known; that of their archive is.
-IN_ARCHIVES = {
-    "QNLI/train.tsv": GLUE + "QNLIv2.zip#QNLI/train.tsv",
-    **{f"QQP/{split}.tsv": f"{GLUE}QQP-clean.zip#QQP/{split}.tsv" for split in ("train", "dev", "test")},
-    **{
-        f"MNLI/{split}.tsv": f"{GLUE}MNLI.zip#MNLI/{split}.tsv"
-        for split in ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")
-    },
-}
 BY_HAND = {
     "hateval2019": (
         "the organisers hand HatEval's files out on request (https://github.com/msang/hateval); "
@@ -55,7 +48,6 @@ BY_HAND = {
         "tokcls into {folder}; no checksum of it is known"
     ),
 }
-EMOTIONS = ("sadness", "joy", "love", "anger", "fear", "surprise")  # the order of their numbers on the Hub
 
 
 @dataclass(frozen=True)
@@ -64,9 +56,9 @@ class File:
 
     Attributes:
         path: its place below the data folder.
-        sha256: of its content; "" if that is not known.
+        sha256: of its content; "" if unknown.
         url: its address; "" if it has none.
-        made_here: how the copy with this checksum was made, where it is not the official file ("rebuilt"); else "".
+        made_here: how the copy with this checksum was made if it is not the official file ("rebuilt"); else "".
     """
 
     path: str
@@ -84,8 +76,7 @@ class File:
 def known_files() -> dict[str, File]:
     """Place below the data folder -> what is known of the file."""
     lines = resources.files("kdbert.tasks").joinpath("files.tsv").read_text(encoding="utf-8").splitlines()[1:]
-    found = {file.path: file for file in (File(*line.split("\t")) for line in lines)}
-    return found | {path: File(path, "", url) for path, url in IN_ARCHIVES.items()}
+    return {file.path: file for file in (File(*line.split("\t")) for line in lines)}
 
 
 def known(spec: TaskSpec, name: str) -> File:
@@ -99,7 +90,7 @@ def known(spec: TaskSpec, name: str) -> File:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A file that is to be got, and where it goes. `how` says what it is made of, or how it is got by hand."""
+    """A missing file and where it goes. `how` says what it is made of, or how to get it by hand."""
 
     file: File
     target: Path
@@ -111,14 +102,14 @@ class Wanted:
 
 
 def base_folder(spec: TaskSpec, data_dir: str | None) -> Path:
-    """Where a task's files lie or will lie; `data_dir` may be the task's folder or its parent, as everywhere."""
-    root = Path(data_dir or spec.data_dir)
+    """The folder of a task's files; `data_dir` may be that folder or its parent, as everywhere."""
+    root = spec.root(data_dir)
     found = [path.parent for split in spec.splits if (path := spec.path(split, data_dir)) is not None]
     return found[0] if found else root / spec.folder
 
 
 def missing_files(spec: TaskSpec, data_dir: str | None) -> list[Wanted]:
-    """What is to be got so that every split of a task can be read.
+    """The files that are missing for reading every split of a task.
 
     Raises:
         UserError: the task has no files.
@@ -149,7 +140,7 @@ def missing_files(spec: TaskSpec, data_dir: str | None) -> list[Wanted]:
 
 
 def check_published(spec: TaskSpec, data_dir: str | None) -> None:
-    """Refuse to fetch beside files that are not the published ones.
+    """Refuse to fetch if some of a task's files differ from the published ones.
 
     Raises:
         UserError: with the first such file.
@@ -158,7 +149,7 @@ def check_published(spec: TaskSpec, data_dir: str | None) -> None:
         for path in spec.files(name, data_dir):
             file = known(spec, path.name)
             if file.sha256 and not file.made_here and unpacked_sha256(path) != file.sha256:
-                raise UserError(f"{path} is there, but it is another file than the published one; move it away first")
+                raise UserError(f"{path} differs from the published file; move it away first")
 
 
 def _wanted(spec: TaskSpec, file: File, folder: Path) -> Wanted:
@@ -233,7 +224,7 @@ def _fetch_address(url: str, wanted: list[Wanted]) -> list[Path]:
 
 @contextlib.contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
-    """A folder for what is no data set yet: archives, other forms. What broke off stays there and is continued."""
+    """A folder for archives and other intermediate files. A broken transfer stays there and is continued."""
     folder = parent / ".fetched"
     try:
         yield folder
@@ -265,7 +256,7 @@ def _emotion_address(name: str) -> str:
 
 
 def _told_address(name: str) -> str:
-    """Where the emotion data comes from, for a person to read."""
+    """Where the emotion data comes from, for messages."""
     return without_credentials(_emotion_address(name))
 
 
@@ -280,10 +271,10 @@ def make_emotion(folder: Path, checksums: Mapping[str, str]) -> list[Path]:
             download(_emotion_address(name), source, None)
             try:
                 table = pyarrow.parquet.read_table(source, columns=["text", "label"]).to_pylist()
-                rows[name] = [f"{row['text']};{EMOTIONS[row['label']]}" for row in table]
+                rows[name] = [f"{row['text']};{EMOTION.labels[row['label']]}" for row in table]
             except (pyarrow.ArrowException, *FAULTS) as error:
                 reason = first_line(error)
-                raise UserError(f"{_told_address(name)} has another form than expected ({reason})") from None
+                raise UserError(f"{_told_address(name)} does not have the expected form ({reason})") from None
             finally:
                 source.unlink()
     return _write(rows, folder, checksums)
@@ -303,7 +294,7 @@ def _write(rows: Mapping[str, list[str]], folder: Path, checksums: Mapping[str, 
 
 @dataclass(frozen=True)
 class Made:
-    """How the files of a folder are made of others, because nobody distributes them as they are.
+    """How the files of a folder are made from others, because nobody distributes them as they are.
 
     Attributes:
         source: name of a file -> what it is made of, for a person.

@@ -7,7 +7,7 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 
-from kdbert.data.examples import Row
+from kdbert.data.examples import RawExample
 from kdbert.data.files import read_lines
 from kdbert.errors import UserError
 from kdbert.tasks.spec import Split, TaskSpec
@@ -19,7 +19,7 @@ LABELS = (
 )  # fmt: skip
 
 
-def read_quickstart(path: Path, split: str) -> Iterator[Row]:
+def read_quickstart(path: Path, split: str) -> Iterator[RawExample]:
     """Rows of `quickstart.tsv` (columns split, intent, sentence) that belong to `split`."""
     for number, line in read_lines(path):
         cells = line.split("\t")
@@ -28,7 +28,7 @@ def read_quickstart(path: Path, split: str) -> Iterator[Row]:
         if len(cells) != 3:
             raise UserError(f"{path}, line {number}: expected split, intent, sentence")
         if cells[0] == split:
-            yield Row(f"{split}-{number}", cells[2], None, cells[1], f"line {number}")
+            yield RawExample(f"{split}-{number}", cells[2], None, cells[1], f"line {number}")
 
 
 def _split(name: str) -> Split:

@@ -9,13 +9,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from kdbert.data.examples import Row
+from kdbert.data.data_file import open_data_file
+from kdbert.data.examples import RawExample
 from kdbert.data.files import find_file, read_lines
-from kdbert.data.tables import read_table
 from kdbert.errors import UserError
 
 log = logging.getLogger("kdbert")
-Reader = Callable[[Path], Iterator[Row]]
+Reader = Callable[[Path], Iterator[RawExample]]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Columns:
     skip_malformed: bool = False
 
 
-def read_tsv(path: Path, columns: Columns) -> Iterator[Row]:
+def read_tsv(path: Path, columns: Columns) -> Iterator[RawExample]:
     """Rows of a tab-separated file without quoting (a quote is a character like any other).
 
     A row with fewer columns than its header is skipped where the originals skip it (QQP), and
@@ -54,7 +54,7 @@ def read_tsv(path: Path, columns: Columns) -> Iterator[Row]:
             )
         # The originals name MRPC's and SST-2's first example 1 (the header is 0) and CoLA's 0.
         identity = cells[columns.id] if columns.id is not None else str(number - 1)
-        yield Row(
+        yield RawExample(
             id=identity,
             text_a=cells[columns.a],
             text_b=None if columns.b is None else cells[columns.b],
@@ -67,15 +67,15 @@ def read_tsv(path: Path, columns: Columns) -> Iterator[Row]:
 
 def read_columns(
     path: Path, text: tuple[str, ...], label: str = "label", names: Mapping[str, str] | None = None, id: str = "id"
-) -> Iterator[Row]:
+) -> Iterator[RawExample]:
     """Rows of a csv, json lines or parquet file by the names of their columns.
 
     Args:
         text: one or two columns.
-        names: the class that a label in the file means, where that is another word.
-        id: column of the examples' names; they are counted from 0 where there is none.
+        names: label in the file -> class, where they differ.
+        id: column of the examples' names; without it they are numbered from 0.
     """
-    table = read_table(path)
+    table = open_data_file(path)
     for name in (*text, label):
         if name not in table.columns:
             raise UserError(f"{path} has no column {name!r} (it has: {', '.join(table.columns)})")
@@ -86,7 +86,7 @@ def read_columns(
                 raise UserError(f"{path}, {place}: column {name!r} holds no text")
         word = record.get(label)
         word = None if word is None else str(word)
-        yield Row(
+        yield RawExample(
             id=str(record.get(id, number)),
             text_a=str(cells[0]),
             text_b=str(cells[1]) if len(cells) > 1 else None,
@@ -95,34 +95,34 @@ def read_columns(
         )
 
 
-def read_multi_label(path: Path, text: str, labels: tuple[str, ...]) -> Iterator[Row]:
+def read_multi_label(path: Path, text: str, labels: tuple[str, ...]) -> Iterator[RawExample]:
     """Rows of a json lines file whose `label` is a list of 0 and 1, one for each class."""
-    for number, (place, record) in enumerate(read_table(path).rows):
+    for number, (place, record) in enumerate(open_data_file(path).rows):
         marks = record.get("label")
         if not isinstance(record.get(text), str):
             raise UserError(f"{path}, {place}: column {text!r} holds no text")
         if not isinstance(marks, list) or len(marks) != len(labels) or any(mark not in (0, 1) for mark in marks):
             raise UserError(f"{path}, {place}: the label must be a list of {len(labels)} numbers 0 or 1")
         chosen = tuple(name for name, mark in zip(labels, marks, strict=True) if mark)
-        yield Row(str(record.get("id", number)), record[text], None, chosen, place)
+        yield RawExample(str(record.get("id", number)), record[text], None, chosen, place)
 
 
-def read_tagged(path: Path) -> Iterator[Row]:
+def read_tagged(path: Path) -> Iterator[RawExample]:
     """Rows of a json lines file with `tokens` and `ner_tags`."""
-    for number, (place, record) in enumerate(read_table(path).rows):
+    for number, (place, record) in enumerate(open_data_file(path).rows):
         words, tags = _strings(record.get("tokens")), _strings(record.get("ner_tags"))
         if words is None or tags is None:
             raise UserError(f'{path}, {place}: expected {{"tokens": ["…"], "ner_tags": ["…"]}}')
         if not words:
             raise UserError(f"{path}, {place}: there are no tokens")
-        yield Row(str(record.get("id", number)), " ".join(words), None, tags, place, words)
+        yield RawExample(str(record.get("id", number)), " ".join(words), None, tags, place, words)
 
 
 def _strings(value: Any) -> tuple[str, ...] | None:
     return tuple(value) if isinstance(value, list) and all(isinstance(one, str) for one in value) else None
 
 
-def read_beside(path: Path, labels: tuple[str, ...], text_name: str, label_name: str) -> Iterator[Row]:
+def read_beside(path: Path, labels: tuple[str, ...], text_name: str, label_name: str) -> Iterator[RawExample]:
     """Rows of a file of texts, one a line, beside a file of class numbers, one a line (TweetEval).
 
     Args:
@@ -139,8 +139,8 @@ def read_beside(path: Path, labels: tuple[str, ...], text_name: str, label_name:
     for (line, text), (_, number) in zip(texts, numbers, strict=True):
         word = number.strip()
         if word and word not in known:
-            raise UserError(f"{other}, line {line}: {word!r} is no class number (0 to {len(labels) - 1})")
-        yield Row(str(line - 1), text, None, known.get(word), f"line {line}")
+            raise UserError(f"{other}, line {line}: {word!r} is not a class number (0 to {len(labels) - 1})")
+        yield RawExample(str(line - 1), text, None, known.get(word), f"line {line}")
 
 
 def label_file(name: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kdbert.data.examples import Row
+from kdbert.data.examples import RawExample
 from kdbert.data.files import read_lines
 from kdbert.errors import UserError
 from kdbert.tasks.readers import read_beside
@@ -20,13 +20,13 @@ from kdbert.tasks.spec import Split, TaskSpec
 SLURS = "it holds slurs and abuse"
 
 
-def read_emotion(path: Path) -> Iterator[Row]:
+def read_emotion(path: Path) -> Iterator[RawExample]:
     """Rows of `text;label` lines."""
     for number, line in read_lines(path):
         text, found, label = line.rpartition(";")
         if not found:
             raise UserError(f"{path}, line {number}: expected text;label (is the file truncated?)")
-        yield Row(str(number - 1), text, None, label, f"line {number}")
+        yield RawExample(str(number - 1), text, None, label, f"line {number}")
 
 
 EMOTION = TaskSpec(

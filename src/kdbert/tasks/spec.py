@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,40 +12,43 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdbert.data.examples import Examples, Row, examples_of
+from kdbert.data.corpus import TextSplit
+from kdbert.data.examples import Examples, RawExample, examples_of
 from kdbert.data.files import find_file, text_digest
 from kdbert.errors import UserError
 
 if TYPE_CHECKING:
     from kdbert.heads import Head
 
+DATA_DIR = "KDBERT_DATA_DIR"  # the environment variable beside --data-dir
+
 
 @dataclass(frozen=True)
 class Split:
     """One split: the file names it may have inside the task's folder, and how to read one of them.
 
-    `place` is the file or folder itself where a person has named it; it is not searched for then. `beside` are names of
-    further files in the same folder that are read with it. `tenths`: the split is those tenths (0 to 9) of a file, for
-    a data set that comes without it; the tenth of a row is a hash of its id, whatever the order of rows.
+    `place` is the file or folder if a person has named it; then it is not searched for. `beside` are names of further
+    files in the same folder that are read with it. `tenths`: the split is these tenths (0 to 9) of a file, for a data
+    set without such a split; the tenth of a row is a hash of its id.
     """
 
     files: tuple[str, ...]
-    read: Callable[[Path], Iterator[Row]]
+    read: Callable[[Path], Iterator[RawExample]]
     labelled: bool = True
     place: Path | None = None
     beside: tuple[str, ...] = ()
     tenths: frozenset[int] = frozenset()
 
-    def rows(self, path: Path) -> Iterator[Row]:
+    def rows(self, path: Path) -> Iterator[RawExample]:
         """The rows of this split in its file `path`."""
         return (row for row in self.read(path) if not self.tenths or _tenth(row.id) in self.tenths)
 
 
 @dataclass(frozen=True)
 class Own:
-    """What is read of a person's own files: one or two text columns, and the label's.
+    """What is read of a person's own files: one or two text columns, and the label column.
 
-    `digests`: of a finished run's task, split -> what the content of its file is known by.
+    `digests`: of a finished run's task, split -> digest of its file.
     """
 
     text: tuple[str, ...]
@@ -52,7 +56,7 @@ class Own:
     digests: Mapping[str, str] = field(default_factory=dict)
 
     def scored_on(self, split: str) -> tuple[object, ...]:
-        """What two runs have in common that are scored on the same examples of a split."""
+        """Equal for two runs that are scored on the same examples of a split."""
         return self.text, self.label, self.digests.get(split)
 
 
@@ -68,19 +72,19 @@ class TaskSpec:
         kind: `single_label` (one of `labels`), `multi_label` (any of them), `token` (one for each word),
             `regression` (one score) or `masked_lm` (plain text); see `head`.
         splits: split name -> where and how to read it.
-        labels: class names in order; empty for regression. Tags of words are `O`, `B`, `I`, or `B-DISEASE` and such.
-        aliases: other names a model may use for a class (`{"1": ("positive",)}`), so that a
-            published teacher's labels are matched by name.
+        labels: class names in order; empty for regression. Tags of words are `O`, `B`, `I`, or the like of `B-DISEASE`.
+        aliases: other names that a model may use for a class (`{"1": ("positive",)}`), so that a published teacher's
+            labels are matched by name.
         metrics: names of `kdbert.metrics` functions; the first is the one used for selection.
-        groups: what `--split dev` and `--split test` stand for where that is more than one split.
+        groups: the splits that `--split dev` or `--split test` means, if it means several.
         folder: the folder's name below `--data-dir`.
-        data_dir: where files are looked for when `--data-dir` is not given.
+        data_dir: where files are looked for if neither `--data-dir` nor KDBERT_DATA_DIR names a folder.
         defaults: recipe keys that this task sets unless the person does.
         submission: split -> file name of the benchmark's upload format.
         rows: published number of examples of each split.
-        document: id of an example -> name of the document that it is a part of, where metrics are of documents.
-        warning: what a person should know before examples are shown.
-        own: of a person's own files, what is read of them.
+        document: id of an example -> name of its document, for metrics of documents.
+        warning: what a person should know before seeing examples.
+        own: what is read of a person's own files.
     """
 
     name: str
@@ -104,11 +108,6 @@ class TaskSpec:
     warning: str = ""
     own: Own | None = None
 
-    @property
-    def num_outputs(self) -> int:
-        """See `Head.outputs`."""
-        return self.head.outputs
-
     @cached_property
     def head(self) -> Head:
         """What such a task means: losses, answers, scores."""
@@ -117,7 +116,7 @@ class TaskSpec:
         return head_of(self.kind, self.labels)
 
     def split_names(self, group: str) -> tuple[str, ...]:
-        """The splits that `dev`, `test` or a split's own name stands for."""
+        """The splits that `dev`, `test` or the name of a split means."""
         if group in self.groups:
             return self.groups[group]
         if group in self.splits:
@@ -125,11 +124,15 @@ class TaskSpec:
         known = ", ".join(sorted({*self.splits, *self.groups}))
         raise UserError(f"task {self.name!r} has no split {group!r}; it has: {known}")
 
+    def root(self, data_dir: str | None) -> Path:
+        """Where its files are looked for: the folder named, else that of KDBERT_DATA_DIR, else its own default."""
+        return Path(data_dir or os.environ.get(DATA_DIR) or self.data_dir)
+
     def path(self, split: str, data_dir: str | None) -> Path | None:
         """The local file of a split, or None; `data_dir` may be the task's folder or its parent."""
         if self.splits[split].place is not None:
             return self.splits[split].place
-        root = Path(data_dir or self.data_dir)
+        root = self.root(data_dir)
         for folder in (root / self.folder, root) if self.folder else (root,):
             found = find_file(folder, self.splits[split].files)
             if found is not None:
@@ -137,7 +140,7 @@ class TaskSpec:
         return None
 
     def files(self, split: str, data_dir: str | None) -> list[Path]:
-        """The local files of a split that are there: its own, and those that are read beside it."""
+        """The local files of a split: its own, and those that are read with it, as far as they exist."""
         path = self.path(split, data_dir)
         if path is None:
             return []
@@ -145,7 +148,7 @@ class TaskSpec:
         return [path, *(other for other in others if other is not None)]
 
     def digest(self, split: str, data_dir: str | None) -> str:
-        """What the content of a split's files is known by; "" where they are not there."""
+        """A digest of the content of a split's files; "" if they are missing."""
         return "+".join(map(text_digest, self.files(split, data_dir)))
 
     def load(self, split: str, data_dir: str | None) -> Examples:
@@ -158,11 +161,11 @@ class TaskSpec:
             raise UserError(f"task {self.name!r} has no {split} split (it has: {', '.join(self.splits)})")
         path = self.path(split, data_dir)
         if path is None:
-            root = Path(data_dir or self.data_dir)
+            root = self.root(data_dir)
             raise UserError(
                 f"task {self.name!r}: no file {self.splits[split].files[0]!r} (plain or .gz) in "
                 f"{str(root / self.folder)!r} or {str(root)!r}; put the files there or name their folder with "
-                "--data-dir (`kdbert data describe " + self.name + "` says where they come from)"
+                f"--data-dir or {DATA_DIR} (`kdbert data describe " + self.name + "` says where they come from)"
             )
         source = self.splits[split]
         return examples_of(
@@ -172,14 +175,30 @@ class TaskSpec:
             reader=self.head if source.labelled else None,
         )
 
-    def label_groups(self, examples: Examples) -> np.ndarray | None:
-        """What a metric counts together: int64, for each label row the number of its document or sentence.
+    def score(self, logits: np.ndarray, part: Examples | TextSplit) -> dict[str, float]:
+        """The task's metrics of a split that has labels (or of plain text).
+
+        Args:
+            logits: of `Head.label_logits`.
+        """
+        groups = self.label_groups(part.ids, part.words)
+        return self.head.scores(self.metrics, self.head.predicted(logits), part.labels, groups)
+
+    def constant_answer(self, part: Examples | TextSplit) -> dict[str, float] | None:
+        """What the best constant answer reaches on a split; None of a split without labels."""
+        return self.head.constant_answer(self.metrics, part.labels, self.label_groups(part.ids, part.words))
+
+    def label_groups(self, ids: Sequence[str], words: Sequence[Sized] | None) -> np.ndarray | None:
+        """What a metric counts together: int64, for each label the number of its document or sentence.
 
         None where each example counts for itself.
+
+        Args:
+            words: where words have labels, those of each example.
         """
-        if examples.words is not None:
-            return np.repeat(np.arange(len(examples)), np.diff(examples.word_offsets))
+        if words is not None:
+            return np.repeat(np.arange(len(words)), [len(some) for some in words])
         if self.document is None:
             return None
         numbers: dict[str, int] = {}
-        return np.array([numbers.setdefault(self.document(name), len(numbers)) for name in examples.ids])
+        return np.array([numbers.setdefault(self.document(name), len(numbers)) for name in ids])

@@ -1,8 +1,7 @@
 """Checkpoints that are whole or absent.
 
-A checkpoint is a folder `step-N`: tensors in safetensors, counters in JSON, and a manifest with the
-size and sha256 of each file. It is filled under a temporary name, flushed, the manifest written last,
-then renamed; the one before is removed only after that.
+A checkpoint is a folder `step-N`: tensors in safetensors, counters in JSON, and a manifest with size and sha256 of each
+file. It is filled under a temporary name, the manifest last, flushed, then renamed; only then older ones are removed.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from kdbert.disk.sealed import parse_json
 from kdbert.errors import UserError
 
 log = logging.getLogger("kdbert")
-KEEP = 2  # the newest, and one to fall back to should the disk damage it
-_NONE = "none"  # in place of a state: there is none yet
+KEEP = 2  # the newest, and one to fall back to if that is damaged
+_NONE = "none"  # marks a parameter that has no optimiser state yet
 
 
 @dataclass
@@ -43,9 +42,9 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]
 ) -> Path:
-    """Write `step-N` below `folder`, then remove all before it but the newest `KEEP - 1`.
+    """Write `step-N` in `folder`, then remove older ones, except the newest `KEEP - 1`.
 
-    A later one is left alone: the run has gone back behind it, since it is damaged, and will replace it.
+    A later one is left alone: it is damaged, so the run went back to before it, and will be replaced.
 
     Raises:
         UserError: it cannot be written (a full disk, say); earlier checkpoints are untouched.
@@ -66,7 +65,7 @@ def save_checkpoint(
         fsync(temporary / "manifest.json")
         fsync(temporary)
         replaced = folder / f".step-{step}.old"
-        if target.is_dir():  # a kill while it is removed must not leave a damaged checkpoint under its name
+        if target.is_dir():  # renamed first: a kill while it is removed must not leave half of it under this name
             shutil.rmtree(replaced, ignore_errors=True)
             target.rename(replaced)
         target.unlink(missing_ok=True)
@@ -76,13 +75,9 @@ def save_checkpoint(
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         kept = next(iter(_steps(folder)), None)
+        intact = f"{kept.name} is intact: " if kept else ""
         raise UserError(
-            f"cannot save a checkpoint in {folder}: {error}; "
-            + (
-                f"{kept.name} is intact: make room and run the same command again"
-                if kept
-                else "make room and run again"
-            )
+            f"cannot save a checkpoint in {folder}: {error}; {intact}make room and run the same command again"
         ) from None
     for old in [path for path in _steps(folder) if _number(path) <= step][KEEP:]:
         shutil.rmtree(old, ignore_errors=True)
@@ -90,13 +85,13 @@ def save_checkpoint(
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint whose every file is as its manifest says; damaged ones are named and skipped.
+    """The newest checkpoint whose files are all as its manifest says; damaged ones are named and skipped.
 
     Raises:
-        UserError: there are checkpoints, but none is whole (training afresh would hide the loss).
+        UserError: all checkpoints are damaged (starting again without a word would hide the loss).
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is no folder of checkpoints; move it away to start from the first step")
+        raise UserError(f"{folder} is not a folder; move it away to start from the first step")
     damaged = []
     for path in _steps(folder):
         fault = _fault(path)
@@ -106,7 +101,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
                 files = [path / name for name in sorted(listed) if name.endswith(".safetensors")]
                 tensors = {file.stem: load(file.read_bytes()) for file in files}
                 return Checkpoint(path, tensors, parse_json((path / "state.json").read_text(encoding="utf-8")))
-            except (SafetensorError, ValueError) as error:  # as its manifest says, and no checkpoint all the same
+            except (SafetensorError, ValueError) as error:  # as its manifest says, but not a checkpoint
                 fault = str(error)
         damaged.append(f"{path.name} ({fault})")
         log.warning("skipping checkpoint %s: %s", path, fault)
@@ -118,10 +113,10 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def _steps(folder: Path) -> list[Path]:
-    """Checkpoints, newest first, whatever has become of them.
+    """All checkpoints, newest first, damaged or not.
 
     Raises:
-        UserError: the folder cannot be read, which must not look as if it were empty.
+        UserError: the folder cannot be read (which must not look like an empty one).
     """
     try:
         found = [folder / name for name in os.listdir(folder) if re.fullmatch(r"step-\d+", name)]
@@ -159,7 +154,7 @@ def _fault(path: Path) -> str | None:
 def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The optimiser's state as named tensors: `<parameter>|exp_avg` and so on.
 
-    A parameter that no gradient has reached yet (XLNet's vector for hidden tokens, say) has `<parameter>|none`, empty.
+    A parameter without a gradient so far (XLNet's vector for masked tokens, say) has an empty `<parameter>|none`.
     """
     found: dict[str, torch.Tensor] = {}
     trained = {p for group in optimizer.param_groups for p in group["params"]}

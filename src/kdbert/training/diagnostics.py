@@ -1,8 +1,8 @@
-"""What `--diagnose` adds to a run: how alike student and teacher are inside, while it trains and at its end.
+"""What `--diagnose` adds to a run: how similar student and teacher are inside, during training and at its end.
 
-All of it is measured on dev examples, without dropout and without padding, so that the numbers of one run can be
-compared over time, and of two runs with each other; training is not touched. The published code computes the same on
-each training batch (METHODS.md section 3.6).
+Everything is measured on dev examples, without dropout and without padding, so that numbers can be compared over time
+and between runs. Training is not changed. The published code computes the same on each training batch
+(docs/quirks.md, section 3.6).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kdbert.disk.files import atomic_write, write_text
 from kdbert.losses.cka import centered_gram, defined_cka
 from kdbert.losses.neighbors import intra_class_cosine
 from kdbert.losses.structure import COMPARED, compare_cosines, compare_distances, patience
-from kdbert.methods import Models, Outputs
+from kdbert.methods import HiddenStates, Models
 from kdbert.models.layers import layerwise_pairs, told
 from kdbert.training.forward import pass_over, run_model
 from kdbert.training.precision import Precision
@@ -36,7 +36,8 @@ class Diagnostics:
 
     Args:
         student, teacher: the models. The teacher is run now, and not kept.
-        data: dev as the student reads it. own: as the teacher reads it, if that differs.
+        data: dev as the student reads it.
+        own: dev as the teacher reads it, if that differs.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Diagnostics:
         self.precision = precision
         self.same_tokens = own is None
         assert data.labels is not None
-        self.tags = data.logits_of == "token"  # then an example is of no class, and any examples will do
+        self.tags = data.logits_of == "token"  # an example then has no class
         classes = torch.zeros(len(data)) if self.tags else classes_of(torch.from_numpy(data.labels))
         batches = epoch_batches(
             data.lengths, PROBE, seed=0, epoch=0, bucketing=False, classes=classes.numpy(), per_class=PER_CLASS
@@ -69,19 +70,19 @@ class Diagnostics:
         self.batch = collate(data, rows).to(accelerator.device)
         probed = classes[torch.from_numpy(rows)].to(accelerator.device)
         self.same_class = probed[:, None] == probed[None, :]
-        depth, student_depth = models.teachers[0].layers, models.student.layers
+        self.depths = depth, student_depth = models.teachers[0].layers, models.student.layers
         self.layerwise = layerwise_pairs(depth, student_depth) if student_depth > 1 else ()
-        self.pair = (depth - 1, student_depth - 1) if min(depth, student_depth) > 1 else (depth, student_depth)
-        teacher_batch = self.batch if own is None else collate(own, rows).to(accelerator.device)
+        self.pair = (depth - 1, student_depth - 1) if min(self.depths) > 1 else self.depths
         layers = sorted({depth, self.pair[0], *(layer for layer, _ in self.layerwise)})
+        read = data if own is None else own
         teacher.eval()
         with torch.no_grad():
-            self.teacher = run_model(teacher, teacher_batch, precision, layers)
-        self.teacher_pooled = self._pooled(teacher, data if own is None else own, depth)
+            self.teacher = run_model(teacher, collate(read, rows).to(accelerator.device), precision, layers)
+        self.teacher_pooled = self._pooled(teacher, read, depth)
 
     def numbers(self) -> dict[str, float]:
         """The monitors now, by the names under which they are logged."""
-        depth = self.models.student.layers
+        last, depth = self.depths
         layers = sorted({depth, self.pair[1], *(layer for _, layer in self.layerwise)})
         training = self.student.training
         self.student.eval()
@@ -101,7 +102,6 @@ class Diagnostics:
             found["patience"] = patience([(_flat(self.teacher, a), _flat(seen, b)) for a, b in self.layerwise])
         if not self.tags:
             found["intra_class_cosine/student"] = intra_class_cosine(_flat(seen, depth), self.same_class)
-            last = self.models.teachers[0].layers
             found["intra_class_cosine/teacher"] = intra_class_cosine(_flat(self.teacher, last), self.same_class)
         return {f"diagnostics/{name}": float(f"{float(value):.6g}") for name, value in found.items()}
 
@@ -109,8 +109,7 @@ class Diagnostics:
         """Mean over real tokens of every layer's hidden states, [N, H] each, of at most `MOST` examples."""
         names = {layer: str(layer) for layer in range(depth + 1)}
 
-        def compute(seen: Outputs, batch: Batch) -> dict[str, torch.Tensor]:
-            assert seen.mask is not None
+        def compute(seen: HiddenStates, batch: Batch) -> dict[str, torch.Tensor]:
             weight = (seen.mask / seen.mask.sum(1, keepdim=True)).unsqueeze(-1)
             return {name: (seen.hidden[layer] * weight).sum(1) for layer, name in names.items()}
 
@@ -122,7 +121,7 @@ class Diagnostics:
     def layer_cka(self) -> np.ndarray:
         """Linear CKA of every teacher layer (rows, from 0) and student layer (columns) of mean token vectors."""
         grams = []
-        for side in (self.teacher_pooled, self._pooled(self.student, self.data, self.models.student.layers)):
+        for side in (self.teacher_pooled, self._pooled(self.student, self.data, self.depths[1])):
             every = torch.ones(len(side[0]), dtype=torch.float64)
             grams.append([centered_gram(layer.double(), every) for layer in side])
         return np.array([[float(defined_cka(first, second)[0]) for second in grams[1]] for first in grams[0]])
@@ -142,7 +141,7 @@ class Diagnostics:
         return f"monitors on {len(self.batch.example)} dev examples, layers {told([self.pair])}"
 
 
-def _flat(outputs: Outputs, layer: int) -> torch.Tensor:
+def _flat(outputs: HiddenStates, layer: int) -> torch.Tensor:
     """Hidden states as one row a sample, zero at padding."""
     return outputs.real(layer).flatten(1)
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from kdbert.data.batches import Batch, collate, evaluation_batches, micro_batches
 from kdbert.data.encode import Encoded
 from kdbert.errors import Diverged, KdbertError, UserError, few, out_of_memory
-from kdbert.methods import LossTerms, Method, Outputs
+from kdbert.methods import LossTerms, MaskedLMOutputs, Method, Outputs
 from kdbert.models.architectures import INSTEAD
 from kdbert.models.fast.first_token import first_token_only
 from kdbert.models.fast.packing import packed
@@ -39,7 +39,9 @@ def encoder_autocast(device: torch.device, precision: Precision) -> contextlib.A
 Kind = Literal["example", "token", "token_pair"]
 
 
-def run_model(model: Any, batch: Batch, precision: Precision, layers: Collection[int] = ()) -> Outputs:
+def run_model(
+    model: Any, batch: Batch, precision: Precision, layers: Collection[int] = ()
+) -> Outputs | MaskedLMOutputs:
     """Forward one batch, in the way that `kdbert.models.open` decided for the model (`model.way`).
 
     Half-precision outputs are turned into float32 before any loss sees them. Where padding would change a model's
@@ -69,25 +71,20 @@ def run_model(model: Any, batch: Batch, precision: Precision, layers: Collection
         last = model.config.num_hidden_layers
         hidden = {layer: states if layer == last else packing.unpack(states) for layer, states in hidden.items()}
     pieces = getattr(model, "late_pieces", None)
-    head = None
-    if pieces is not None:
-        last = model.get_output_embeddings()
-        bias = None if last.bias is None else last.bias[:pieces]
-        head = LateHead(out.logits.flatten(0, 1), last.weight[:pieces], bias, precision)
-    return Outputs(
-        logits=_at_least_float32(out.logits) if head is None else torch.empty(0),
-        hidden=hidden,
-        mask=batch.attention_mask,
-        head=head,
-    )
+    if pieces is None:
+        return Outputs(_at_least_float32(out.logits), mask=batch.attention_mask, hidden=hidden)
+    last = model.get_output_embeddings()
+    bias = None if last.bias is None else last.bias[:pieces]
+    head = LateHead(out.logits.flatten(0, 1), last.weight[:pieces], bias, precision)
+    return MaskedLMOutputs(head, mask=batch.attention_mask, hidden=hidden)
 
 
 def _by_length(model: Any, batch: Batch, precision: Precision, layers: Collection[int]) -> Outputs:
-    """`run_model`, texts of one length at a time; what is of tokens is 0 at padding."""
+    """`run_model`, texts of one length at a time; what is of tokens is 0 at padding. No masked-LM needs this."""
     assert batch.lengths is not None
     width = batch.input_ids.shape[1]
     groups = [np.flatnonzero(batch.lengths == length) for length in np.unique(batch.lengths)]
-    parts = [run_model(model, batch.alike(rows), precision, layers) for rows in groups]
+    parts: list[Any] = [run_model(model, batch.alike(rows), precision, layers) for rows in groups]
     order = torch.from_numpy(np.argsort(np.concatenate(groups))).to(batch.input_ids.device)
 
     def joined(values: Sequence[torch.Tensor], of_tokens: bool) -> torch.Tensor:
@@ -96,9 +93,9 @@ def _by_length(model: Any, batch: Batch, precision: Precision, layers: Collectio
         return torch.cat(list(values))[order]
 
     return Outputs(
-        logits=joined([part.logits for part in parts], parts[0].logits.dim() == 3),
-        hidden={layer: joined([part.hidden[layer] for part in parts], True) for layer in layers},
+        joined([part.logits for part in parts], parts[0].logits.dim() == 3),
         mask=batch.attention_mask,
+        hidden={layer: joined([part.hidden[layer] for part in parts], True) for layer in layers},
     )
 
 
@@ -118,10 +115,10 @@ def check_runs(model: Any, data: Encoded, name: str) -> None:
     model.eval()
     told = f"model {name!r} of type {model.way.model_type!r}"
     try:
-        together = run_model(model, collate(data, rows).to(device), "fp32").logits
-        if model.way.levers or not model.way.padding or len(rows) == 1:
+        seen = run_model(model, collate(data, rows).to(device), "fp32")
+        if isinstance(seen, MaskedLMOutputs) or model.way.levers or not model.way.padding or len(rows) == 1:
             return
-        alone = [run_model(model, collate(data, rows[[place]]).to(device), "fp32").logits[0] for place in (0, 1)]
+        apart: list[Any] = [run_model(model, collate(data, rows[[place]]).to(device), "fp32") for place in (0, 1)]
     except Exception as error:  # whatever the library raises in a configuration that nobody has tried
         if isinstance(error, KdbertError) or out_of_memory(error):
             raise
@@ -132,7 +129,8 @@ def check_runs(model: Any, data: Encoded, name: str) -> None:
         ) from None
     finally:
         model.train(training)
-    parts = [one if own.dim() == 1 else one[: len(own)] for one, own in zip(together, alone, strict=True)]
+    alone = [one.logits[0] for one in apart]
+    parts = [one if own.dim() == 1 else one[: len(own)] for one, own in zip(seen.logits, alone, strict=True)]
     moved = max(float((part - own).abs().max()) for part, own in zip(parts, alone, strict=True))
     if moved > 1e-4 * max(1.0, *(float(own.abs().max()) for own in alone)):
         raise UserError(
@@ -143,7 +141,7 @@ def check_runs(model: Any, data: Encoded, name: str) -> None:
 
 @dataclass(frozen=True)
 class LateHead:
-    """A masked-LM's last matrix, and what it is applied to: a `kdbert.methods.Head`.
+    """A masked-LM's last matrix, and what it is applied to: a `kdbert.heads.masked_lm.VocabularyHead`.
 
     Attributes:
         features: [B * L, H]. weight: [V, H]. bias: [V].
@@ -219,7 +217,7 @@ class StudentWithMethod(nn.Module):
             raise RuntimeError(f"other weights: {', '.join(sorted(weights.keys() ^ self.weights().keys()))}")
         self.load_state_dict(weights, strict=False)
 
-    def forward(self, batch: Batch, teachers: Sequence[Outputs]) -> LossTerms:
+    def forward(self, batch: Batch, teachers: Sequence[Outputs | MaskedLMOutputs]) -> LossTerms:
         """The loss terms of this process's micro-batch; losses run with autocast off."""
         student = run_model(self.student, batch, self.precision, self.layers)
         with torch.autocast(batch.input_ids.device.type, enabled=False):
@@ -260,7 +258,7 @@ def predict(
 def pass_over(
     model: Any,
     data: Encoded,
-    compute: Callable[[Outputs, Batch], Mapping[str, torch.Tensor]],
+    compute: Callable[[Any, Batch], Mapping[str, torch.Tensor]],
     kinds: Mapping[str, Kind],
     *,
     layers: Sequence[int] = (),

@@ -18,13 +18,13 @@ log = logging.getLogger("kdbert")
 
 
 def _unless_tensorboard(failed: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread hands an error of the disk to the next call of the writer: it is told once, by that."""
+    """Do not print a disk error of TensorBoard's thread: the next call of the writer raises it."""
     if not (isinstance(failed.exc_value, OSError) and type(failed.thread).__name__ == "_AsyncWriterThread"):
         threading.__excepthook__(failed)
 
 
 class MetricsLog:
-    """Append-only record of a run. On resuming it is cut back to the checkpoint, so no step stands twice.
+    """Append-only record of a run. On resuming it is cut back to the checkpoint, so that no step is in it twice.
 
     Only the main process writes.
     """
@@ -32,7 +32,12 @@ class MetricsLog:
     def __init__(
         self, folder: Path, accelerator: Accelerator, *, trackers: list[str], resume_at: tuple[int, int, str | None]
     ) -> None:
-        """Open the record; `resume_at` is step, length of metrics.jsonl in bytes, and digest of the checkpoint."""
+        """Open the record.
+
+        Args:
+            trackers: further ones of accelerate.
+            resume_at: of the checkpoint: its step, and length in bytes and digest of metrics.jsonl then.
+        """
         self.accelerator = accelerator
         self.trackers = trackers
         self.active = accelerator.is_main_process
@@ -44,22 +49,20 @@ class MetricsLog:
         self.path = folder / "metrics.jsonl"
         self.path.touch()
         kept = self.path.read_bytes()[:length]
-        os.truncate(self.path, kept.rfind(b"\n") + 1)  # behind a whole line, should it be shorter than it was
+        os.truncate(self.path, kept.rfind(b"\n") + 1)  # after a whole line, should the file be shorter than it was
         self.file = open(self.path, "a", encoding="utf-8")
         if digest not in (None, self.digest()):
-            log.warning(
-                "%s is damaged: what it says of steps up to %d is not what the run wrote there", self.path, step
-            )
+            log.warning("%s is damaged: its lines of steps up to %d are not those that the run wrote", self.path, step)
         threading.excepthook = _unless_tensorboard
         self.board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Record numbers at a step under their names."""
+        """Record the values of a step under their names."""
         if not self.active:
             return
         with full_disk(self.path):
             self.file.write(json.dumps({"step": step, **values}) + "\n")
-            self.file.flush()  # for who looks on
+            self.file.flush()  # so that others can follow the run
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
         for key, value in numbers.items():
             self.board.add_scalar(key, value, step)

@@ -1,4 +1,4 @@
-"""Which arithmetic the encoder runs in, and why."""
+"""The device and its processes, and the arithmetic that the encoder runs in."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def make_accelerator(**options: Any) -> Accelerator:
-    """The process's device and its place among the processes that torchrun started.
+    """This process's device, and its rank among the processes that torchrun started.
 
-    Told that there is no accelerator, the library joins processes on CPU by gloo; left to itself it starts
-    as many single processes as there are.
+    `cpu=True` makes accelerate join CPU processes by gloo; without it each of them would run alone.
 
     Raises:
         UserError: torchrun started several processes, but they did not find each other.
@@ -40,25 +39,25 @@ def make_accelerator(**options: Any) -> Accelerator:
             "`torchrun --standalone --nproc-per-node N -m kdbert …`"
         )
     if world > 1:
-        # While the first process clusters a memory the others wait, longer than torch's 10 to 30 minutes if need be.
-        # A process that has died is seen by its closed connection; and told to the library above, this would also be
-        # the time for which processes look for a starter that is gone.
+        # While the first process computes centroids the others wait, perhaps longer than torch's 10 to 30 minutes. (A
+        # dead process is noticed by its closed connection. Given to Accelerator, the timeout would also be how long
+        # processes look for a torchrun that is gone.)
         torch.distributed.distributed_c10d._set_pg_timeout(timedelta(days=7))
     return accelerator
 
 
 def keep_buffers() -> bool:
-    """Keep freed buffers of up to 1 GiB for the next step, where the C library is glibc.
+    """Make glibc keep freed buffers of up to 1 GiB for the next step.
 
-    By default it hands each one above 32 MiB back to the system, which gives it anew, page by page and zeroed, a
-    moment later: with logits of a whole vocabulary that took more than half of a step (docs/speed.md).
+    By default it returns buffers above 32 MiB to the system, which hands them out again a moment later, page by page
+    and zeroed: with logits of a whole vocabulary that took more than half of a step (docs/speed.md).
 
     Returns:
-        Whether the C library took it.
+        Whether the C library did so.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # another system's
+    except (OSError, AttributeError, TypeError):  # not glibc
         return False
     return all(
         mallopt(option, value) == 1 for option, value in ((_MMAP_THRESHOLD, 2**30), (_TRIM_THRESHOLD, 2**31 - 1))
@@ -76,10 +75,10 @@ def has_bf16_units(device: torch.device) -> bool:
 
 
 def choose_precision(asked: str, device: torch.device) -> Precision:
-    """`auto` is bf16 where the hardware has it, else fp32; fp16 is for who asks for it.
+    """`auto` is bf16 if the hardware has it, else fp32; never fp16.
 
     Raises:
-        UserError: another word.
+        UserError: an unknown name.
     """
     if asked == "auto":
         return "bf16" if has_bf16_units(device) else "fp32"
@@ -90,13 +89,13 @@ def choose_precision(asked: str, device: torch.device) -> Precision:
 
 
 class LossScale:
-    """In fp16, whose smallest number is 6e-8: the loss multiplied before the backward pass, gradients divided after it.
+    """Loss scaling for fp16, whose smallest number is 6e-8; in other precisions nothing is scaled.
 
-    A gradient that overflows leaves its step out and halves the factor; 2,000 steps without one double it. In other
-    precisions nothing is multiplied and no step is left out.
+    The loss is multiplied by a factor before the backward pass, and gradients are divided by it. If a gradient
+    overflows, the step is skipped and the factor halved; after 2,000 steps without overflow it is doubled.
 
     Attributes:
-        skipped: steps that were left out.
+        skipped: number of steps that were skipped.
     """
 
     def __init__(self, precision: Precision, device: torch.device) -> None:
@@ -104,10 +103,10 @@ class LossScale:
         self.skipped = 0
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Step, unless a gradient overflowed; `self.scaler.unscale_` comes before.
+        """Step, unless a gradient overflowed; call `self.scaler.unscale_` before.
 
         Returns:
-            Whether the step was left out and a smaller factor may help the next one.
+            Whether the step was skipped and a smaller factor may help the next one.
         """
         before = self.scaler.get_scale()
         self.scaler.step(optimizer)
@@ -117,17 +116,17 @@ class LossScale:
         return overflowed and before > 1
 
     def numbers(self) -> dict[str, float]:
-        """What a log says of it; nothing in other precisions."""
+        """What is logged of it; nothing in other precisions."""
         if not self.scaler.is_enabled():
             return {}
         return {"loss_scale": self.scaler.get_scale(), "skipped_steps": self.skipped}
 
     def state(self) -> dict[str, Any]:
-        """What a run needs to go on with it."""
-        return {**self.scaler.state_dict(), "skipped": self.skipped}
+        """For a checkpoint."""
+        return {"scaler": self.scaler.state_dict(), "skipped": self.skipped}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on with what `state` gave."""
-        self.skipped = state.get("skipped", 0)
+        """Continue from what `state` returned."""
+        self.skipped = state["skipped"]
         if self.scaler.is_enabled():
-            self.scaler.load_state_dict({key: value for key, value in state.items() if key != "skipped"})
+            self.scaler.load_state_dict(state["scaler"])

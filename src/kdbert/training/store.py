@@ -1,8 +1,8 @@
-"""Teacher outputs on disk: computed once, read by every run of the same runs folder that would compute the same.
+"""Teacher outputs on disk: computed once, read by every run of a runs folder that would compute the same.
 
-One folder per teacher, data and way of computing (`<runs>/.teacher-outputs/<key>/`), in it one file per
-quantity and `about.json`, which says what the key stands for. Delete them at any time; they are made again.
-Files are filled and read through memory maps, so what is kept may be larger than the machine's memory.
+`<runs>/.teacher-outputs/<key>/` has one file per quantity, and `about.json`, which says what the key is a digest of.
+Delete any of them at any time; they are made again. Files are filled and read through memory maps, so they may be
+larger than the machine's memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from kdbert.disk.files import atomic_write, fsync
+from kdbert.disk.files import fsync, write_json
 from kdbert.disk.lock import FileLock
 from kdbert.disk.sealed import parse_json
 
@@ -32,16 +32,16 @@ VERSION = 3  # raise it when kdbert itself computes a teacher's outputs in anoth
 # numpy has no bfloat16; its bits are kept as int16.
 _NAMES = {np.dtype(np.float32): "F32", np.dtype(np.int16): "BF16"}
 
-# (quantity, shape) -> an array to fill; None where another process keeps it.
+# (quantity, shape) -> an array to fill; None if another process keeps it.
 Allocate = Callable[[str, tuple[int, ...]], "np.ndarray | None"]
 
 
 class NoRoom(Exception):
-    """A quantity fits neither into the store nor into memory."""
+    """A quantity fits neither on the disk nor in memory."""
 
 
 def used_bytes(root: Path) -> int:
-    """What the store of a runs folder takes on the disk, files that are being filled among it."""
+    """What the store of a runs folder takes on the disk, including files that are being filled."""
     total = 0
     for pattern in ("*/*.safetensors", "*/.*.tmp"):
         for file in (root / FOLDER).glob(pattern):
@@ -51,10 +51,10 @@ def used_bytes(root: Path) -> int:
 
 
 def in_memory(share: float, types: Mapping[str, np.dtype[Any]] = MappingProxyType({})) -> Allocate:
-    """Allocates in memory, up to so many bytes; float32, where `types` does not say otherwise.
+    """Allocates in memory, up to `share` bytes; float32 unless `types` says otherwise.
 
     Raises:
-        NoRoom: beyond them.
+        NoRoom: beyond that.
     """
 
     def allocate(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -76,62 +76,49 @@ def stored(
     accelerator: Accelerator,
     whose: str = "teacher's",
     *,
-    also: Mapping[str, int] = MappingProxyType({}),
     halves: frozenset[str] = frozenset(),
     budget: float = float("inf"),
     memory: float = float("inf"),
 ) -> dict[str, np.ndarray]:
     """A teacher's outputs for every example of a split: read from the store, or computed and kept there.
 
-    While one process computes, others that want the same wait for it. A file that is damaged or does not
-    fit is named and made again; where nothing can be written, the run goes on without a store.
+    While one run computes, others that want the same wait. A damaged file is named and made again. If nothing can be
+    written, the run goes on without a store.
 
     Args:
         root: the runs folder.
         rows: quantity (`logits`, `hidden.5`) -> its number of rows.
-        about: everything that the values depend on; equal values mean equal outputs.
-        compute: fills arrays of the quantities asked for, [rows, ...], that it gets from its second argument;
-            called by all processes together.
-        whose: how a line of the log begins.
-        also: further quantities and their rows. Where something has to be computed, these are computed and kept along
-            with it if there is room for them; not over several processes.
-        halves: the quantities that are kept in bf16 (as int16); the others are float32.
-        budget: the store of the runs folder takes no more bytes than these.
-        memory: what finds no room there is kept in memory, if it takes no more bytes than these.
+        about: everything that the values depend on: equal descriptions mean equal outputs.
+        compute: fills arrays of the quantities asked for, [rows, ...], which its second argument allocates; called by
+            all processes together.
+        whose: beginning of a line of the log.
+        halves: quantities that are kept in bf16 (as int16); the others are float32.
+        budget: most bytes on the disk, for the whole store of the runs folder.
+        memory: most bytes in memory, for what has no room on the disk.
 
     Raises:
-        NoRoom: in all processes, where a quantity fits neither there nor here.
+        NoRoom: in all processes, if a quantity fits in neither.
     """
     about = {"store_version": VERSION, **about}
-    text = json.dumps(about, sort_keys=True)
-    folder = root / FOLDER / hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder = root / FOLDER / hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     paths = {name: folder / f"{name}.safetensors" for name in sorted(rows)}
-    types = {name: np.dtype(np.int16 if name in halves else np.float32) for name in (*rows, *also)}
-    locks: dict[str, FileLock | None] = {}
+    types = {name: np.dtype(np.int16 if name in halves else np.float32) for name in rows}
+    locks: dict[str, FileLock] = {}
     files: dict[str, _File] = {}
-    otherwise = in_memory(memory, types)
     values: dict[str, np.ndarray] = {}
+    otherwise = in_memory(memory, types)
 
     def allocate(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
         wanted = int(np.prod(shape)) * types[name].itemsize
-        if locks.get(name) is not None:
+        if name in locks:
             try:
                 if used_bytes(root) + wanted > budget or 1.1 * wanted > shutil.disk_usage(folder).free:
                     raise OSError(0, f"no room for {wanted / 2**20:.0f} MiB on the disk or in train.cache_gib")
-                atomic_write(
-                    folder / "about.json",
-                    lambda file: file.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8"),
-                    f".{name}.about.tmp",
-                )
+                write_json(folder / "about.json", about)
                 files[name] = _File(paths[name], name, shape, types[name])
             except OSError as error:
-                if name in also:
-                    log.info("%s %s: not kept for other methods (%s)", whose, name, error.strerror)
-                else:
-                    log.warning("teacher outputs are not kept: cannot write %s (%s)", paths[name], error.strerror)
-        if name in also:
-            return files[name].values if name in files else None
-        if accelerator.num_processes > 1:  # where the first process keeps them in a file, the others read that later
+                log.warning("teacher outputs are not kept: cannot write %s (%s)", paths[name], error.strerror)
+        if accelerator.num_processes > 1:  # if the first process keeps them in a file, the others read that later
             kept = torch.tensor(int(name in files), device=accelerator.device)
             if int(accelerator.reduce(kept, "sum")) and not accelerator.is_main_process:
                 return None
@@ -140,7 +127,12 @@ def stored(
     try:
         if accelerator.is_main_process:
             for name, path in paths.items():  # in one order, so that two processes never wait for each other
-                locks[name] = _lock(folder / f"{name}.lock")
+                lock = FileLock(folder / f"{name}.lock")
+                try:
+                    lock.wait_for("the teacher's outputs")
+                    locks[name] = lock
+                except OSError as error:
+                    log.warning("teacher outputs are not kept: cannot write to %s (%s)", folder, error.strerror)
                 kept = _read(path, name, rows[name], types[name])
                 if kept is not None:
                     values[name] = kept
@@ -148,15 +140,8 @@ def stored(
         for name in values:
             log.info("%s %s: read from %s", whose, name, paths[name])
         missing = [name for name in paths if name not in values]
-        if missing and accelerator.num_processes == 1:
-            for name in sorted(set(also) - set(rows)):
-                path = folder / f"{name}.safetensors"
-                free = FileLock(folder / f"{name}.lock")
-                with contextlib.suppress(OSError):
-                    if not path.exists() and free.acquire():  # whoever else has it computes it
-                        locks[name], paths[name] = free, path
         if missing:
-            computed = compute([name for name in paths if name not in values], allocate)
+            computed = compute(missing, allocate)
             values.update({name: array for name in missing if (array := computed[name]) is not None})
             for name, file in files.items():
                 try:
@@ -169,13 +154,12 @@ def stored(
                 else:
                     log.info("%s %s: kept in %s", whose, name, paths[name])
             _share(values, paths, rows, types, accelerator)
-        return {name: values[name] for name in rows}
+        return values
     finally:
         for file in files.values():
             file.discard()
         for lock in locks.values():
-            if lock is not None:
-                lock.release()
+            lock.release()
 
 
 def _share(
@@ -185,7 +169,7 @@ def _share(
     types: Mapping[str, np.dtype[Any]],
     accelerator: Accelerator,
 ) -> None:
-    """Let the other processes read what the first has found whole, or has kept."""
+    """Let the other processes read what the first has found, or has kept."""
     if accelerator.num_processes == 1:
         return
     main = accelerator.is_main_process
@@ -197,28 +181,16 @@ def _share(
             values[name] = kept
 
 
-def _lock(path: Path) -> FileLock | None:
-    lock = FileLock(path)
-    try:
-        if not lock.acquire():
-            log.info("waiting for the teacher's outputs, which %s computes", lock.holder())
-            lock.acquire(wait=True)
-    except OSError as error:
-        log.warning("teacher outputs are not kept: cannot write to %s (%s)", path.parent, error.strerror)
-        return None
-    return lock
-
-
 class _File:
     """A safetensors file of one tensor, filled through a memory map, then sealed: checksum, flush, rename.
 
     Raises:
-        OSError: there is no room for it; all of it is taken at once, since a map of a file without room ends in a
-            signal, not in an error.
+        OSError: there is no room for it. The room is taken at once, since writing to a map of a file that cannot grow
+            ends in a signal, not in an error.
     """
 
     def __init__(self, path: Path, quantity: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        for litter in path.parent.glob(f".{path.name}.*.tmp"):  # of a killed process: the lock is ours
+        for litter in path.parent.glob(f".{path.name}.*.tmp"):  # left by a killed process: the lock is ours
             litter.unlink()
         self.path, self.quantity, self.shape, self.dtype = path, quantity, shape, dtype
         self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -245,7 +217,7 @@ class _File:
         return len(text).to_bytes(8, "little") + text
 
     def seal(self) -> np.ndarray:
-        """The finished file's values."""
+        """Finish the file; returns its values, read-only."""
         if isinstance(self.values, np.memmap):
             self.values.flush()
         header = self._header(_digest(self.values))
@@ -256,7 +228,7 @@ class _File:
         return _mapped(self.path, "r", len(header), self.shape, self.dtype)
 
     def discard(self) -> None:
-        """Remove what is not sealed."""
+        """Remove an unfinished file."""
         with contextlib.suppress(OSError):
             self.temporary.unlink()
 
@@ -273,16 +245,16 @@ def _read(path: Path, quantity: str, rows: int, dtype: np.dtype[Any]) -> np.ndar
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if not 0 < length <= min(size - 8, 1 << 20):
-                raise ValueError("its header is not whole")
+                raise ValueError("its header is cut off")
             header = parse_json(file.read(length))
         entry, digest = header[quantity], header["__metadata__"]["sha256"]
         shape = tuple(map(int, entry["shape"]))
         wanted = int(np.prod(shape)) * dtype.itemsize
         if entry["dtype"] != _NAMES[dtype] or entry["data_offsets"] != [0, wanted] or size != 8 + length + wanted:
-            raise ValueError("it is not whole")
+            raise ValueError("its size or type is wrong")
         values = _mapped(path, "r", 8 + length, shape, dtype)
         if shape[:1] != (rows,) or digest != _digest(values):
-            raise ValueError("its content is not what was written")
+            raise ValueError("its checksum is wrong")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:

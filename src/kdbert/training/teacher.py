@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from kdbert.data.batches import Batch, collate
 from kdbert.data.encode import Encoded
-from kdbert.methods import Method, Needs, Outputs
+from kdbert.methods import HiddenStates, MaskedLMOutputs, Method, Needs, Outputs
 from kdbert.training.forward import Kind, run_model
 from kdbert.training.precision import Precision
 
@@ -38,10 +39,12 @@ def only(needs: Needs, names: Collection[str]) -> Needs:
     )
 
 
-def quantities(needs: Needs, method: Method | None, outputs: Outputs) -> dict[str, torch.Tensor]:
-    """Everything that is kept of a teacher, from its outputs for a batch; `method` makes what is reduced."""
-    assert outputs.mask is not None
-    found = {"logits": outputs.logits} if needs.teacher_logits else {}
+def quantities(needs: Needs, method: Method | None, outputs: HiddenStates) -> dict[str, torch.Tensor]:
+    """Everything that is kept of a teacher, from its outputs for a batch; `method` computes what is reduced."""
+    found = {}
+    if needs.teacher_logits:
+        assert isinstance(outputs, Outputs)
+        found["logits"] = outputs.logits
     found.update({f"hidden.{layer}": outputs.hidden[layer] for layer in needs.teacher_hidden})
     for quantity in needs.reduced:
         assert method is not None
@@ -49,15 +52,16 @@ def quantities(needs: Needs, method: Method | None, outputs: Outputs) -> dict[st
     return found
 
 
-def outputs_for(method: Method | None, needs: Needs, seen: Outputs) -> Outputs:
+Seen = TypeVar("Seen", bound=HiddenStates)
+
+
+def outputs_for(method: Method | None, needs: Needs, seen: Seen) -> Seen:
     """What a method reads, from a teacher's outputs for a batch."""
     values = quantities(needs, method, seen)
-    return Outputs(
-        logits=seen.logits,
+    return replace(
+        seen,
         hidden={layer: values[f"hidden.{layer}"] for layer in needs.teacher_hidden},
-        mask=seen.mask,
         reduced={quantity.name: values[quantity.name] for quantity in needs.reduced},
-        head=seen.head,
     )
 
 
@@ -92,7 +96,7 @@ class LiveTeacher:
         self.length = length
         self.permutation = torch.tensor(permutation, device=next(model.parameters()).device)
 
-    def outputs(self, batch: Batch) -> Outputs:
+    def outputs(self, batch: Batch) -> Outputs | MaskedLMOutputs:
         """What the teacher says about a batch, labels in the task's order."""
         device = batch.input_ids.device
         if self.own is not None:
@@ -101,7 +105,7 @@ class LiveTeacher:
             batch = collate(self.own, rows, length).to(device)
         with torch.no_grad():
             seen = run_model(self.model, batch, self.precision, layers_read(self.needs))
-            if seen.head is None:
+            if isinstance(seen, Outputs):
                 seen.logits = seen.logits[..., self.permutation]
             with torch.autocast(device.type, enabled=False):
                 return outputs_for(self.method, self.needs, seen)
@@ -131,7 +135,7 @@ class StoredTeacher:
         self.needs = needs
         self.own = own
         self.kinds = kinds_of(needs, data.logits_of)
-        # Rows of examples are few numbers and lie on the device; tokens stay on the host.
+        # Rows of examples are few numbers and are kept on the device; tokens stay on the host.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a map cannot be written to, and nobody does
             self.values = {

@@ -1,4 +1,4 @@
-"""Tables of any format as named columns: csv, tsv, json lines, parquet, a saved dataset."""
+"""Data files as rows of named columns: csv, tsv, json lines, parquet, a saved dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdbert.disk.sealed import TWICE, parse_json
 from kdbert.errors import UserError
 
 Record = tuple[str, Mapping[str, Any]]
-# What Arrow and `datasets` raise, besides Arrow's own, where bytes are not as they should be.
+# What Arrow and `datasets` raise of damaged bytes, besides Arrow's own errors.
 FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 _LONGEST_FIELD = 2**31 - 1
 _AT_A_TIME = 1000  # rows of a parquet file or saved dataset that are Python objects at once
@@ -30,13 +30,13 @@ _NO_HEADER = {
 
 
 @dataclass(frozen=True)
-class Table:
+class DataFile:
     """A file opened for reading: its columns, and its rows as (place, column -> value).
 
     Rows are read from the file whenever they are asked for, so that a large one is never held as Python objects.
 
     Attributes:
-        broken: of a csv file, how many rows have a quoted field that holds line breaks.
+        broken: of a csv file, how many rows have a quoted field with line breaks.
     """
 
     path: Path
@@ -50,12 +50,12 @@ class Table:
         return self.read()
 
 
-def read_table(path: Path, split: str | None = None) -> Table:
+def open_data_file(path: Path, split: str | None = None) -> DataFile:
     """Open any supported file or folder, and read through it once to check it.
 
-    In `.tsv` a line is a row, and a quote is a character like any other, as in GLUE's files. `.csv` follows RFC 4180: a
-    field in quotes may hold commas, line breaks and doubled quotes; in a field that does not begin with one, a quote is
-    a character. Every row has as many columns as the header. Blank lines at the end are no rows.
+    In `.tsv` a line is a row and a quote an ordinary character, as in GLUE's files. `.csv` follows RFC 4180: a quoted
+    field may have commas, line breaks and doubled quotes; in a field that does not begin with a quote, a quote is an
+    ordinary character. Every row has as many columns as the header. Blank lines at the end are ignored.
 
     Args:
         path: `.csv`, `.tsv`, `.json`/`.jsonl` (one object a line), each plain or `.gz`; `.parquet`;
@@ -63,7 +63,7 @@ def read_table(path: Path, split: str | None = None) -> Table:
         split: which split of a saved DatasetDict to read.
 
     Raises:
-        UserError: missing, of another kind, empty, or faulty (with the line).
+        UserError: missing, of an unknown format, empty, or faulty (with the line).
     """
     if not path.exists():
         raise UserError(f"no file {str(path)!r}: check the path")
@@ -88,11 +88,11 @@ def read_table(path: Path, split: str | None = None) -> Table:
         broken += suffix == ".csv" and any("\n" in cell for cell in record.values())
     if not count:
         raise UserError(f"{path} has no examples" + (" (only a header?)" if path.is_file() else ""))
-    return Table(path, tuple(columns), read, broken)
+    return DataFile(path, tuple(columns), read, broken)
 
 
 def _another_format(path: Path, suffix: str) -> str:
-    """What is said of a file of no known form."""
+    """The message for a file of an unknown format."""
     tagged = suffix in _TAGGED
     if suffix == ".txt":
         lines = [line.split() for _, line in islice(read_lines(path), _LOOKED_AT) if line.strip()]
@@ -136,16 +136,16 @@ def _delimited(path: Path, split: Callable[[Path], Iterator[tuple[int, list[str]
 
 
 def _header(path: Path, cells: list[str]) -> tuple[str, ...]:
-    """The names of the columns; the first may have none, as where pandas has written its index.
+    """The names of the columns; the first may be empty, as pandas writes its index.
 
     Raises:
-        UserError: a name stands twice or is missing, or the line is no header.
+        UserError: a name occurs twice or is missing, or the line is not a header.
     """
     names = tuple(name.strip() for name in cells)
     where = f"{path}, line 1"
     twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
     if twice:
-        raise UserError(f"{where}: a column name stands twice ({twice})")
+        raise UserError(f"{where}: a column name occurs twice ({twice})")
     if names and names[0].lower().startswith("sep="):
         raise UserError(f"{where}: {','.join(cells)!r} is for Excel only; remove this line")
     if "" in names[1:] or names in ((), ("",)):
@@ -171,7 +171,7 @@ def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line on which it starts, cells) of each row.
 
     Raises:
-        UserError: a quote that is not closed, or text behind one that is, with the line on which the field starts.
+        UserError: a quote is not closed, or text follows a closed one; with the line on which the field starts.
     """
     lines: list[str] = []  # of the row that is read
 
@@ -233,7 +233,7 @@ def _json_lines(path: Path) -> Iterator[Record]:
 
 
 def _of_rows(value: Any) -> bool:
-    """Whether a value holds all rows, or a column of them: a list of objects, or an object by row numbers."""
+    """Whether a value is all rows, or a column of them: a list of objects, or an object keyed by row numbers."""
     if isinstance(value, dict):
         return bool(value) and list(value) == [str(number) for number in range(len(value))]
     return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
@@ -247,7 +247,7 @@ def _parquet(path: Path) -> Iterator[Record]:
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = file.schema_arrow.names
             if len(set(columns)) != len(columns):
-                raise UserError(f"{path}: a column name stands twice ({', '.join(columns)})")
+                raise UserError(f"{path}: a column name occurs twice ({', '.join(columns)})")
             names = _class_names((file.schema_arrow.metadata or {}).get(b"huggingface"))
             yield from _records((batch.to_pylist() for batch in file.iter_batches(_AT_A_TIME)), names)
     except (pyarrow.ArrowException, *FAULTS) as error:
@@ -283,7 +283,7 @@ def _saved_dataset(path: Path, split: str | None) -> Iterator[Record]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an exception says, or at least of what class it is."""
+    """The first line of an exception's message, or the name of its class."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -291,7 +291,7 @@ def _class_names(metadata: bytes | None) -> dict[str, tuple[str, ...]]:
     """Names of the classes that a parquet file written by `datasets` stores as numbers.
 
     Raises:
-        ValueError: what it noted cannot be read.
+        ValueError: its metadata cannot be read.
     """
     if metadata is None:
         return {}
@@ -303,7 +303,7 @@ def _class_names(metadata: bytes | None) -> dict[str, tuple[str, ...]]:
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
         }
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError("what `datasets` has noted in it of its columns is damaged") from None
+        raise ValueError("the description of its columns by `datasets` is damaged") from None
 
 
 def _records(batches: Iterator[list[dict[str, Any]]], names: Mapping[str, tuple[str, ...]]) -> Iterator[Record]:

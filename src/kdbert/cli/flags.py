@@ -1,0 +1,144 @@
+"""Every flag that sets a recipe key, in one table: to find the flag of a key, or the key of a flag, search this file.
+
+`distill`, `finetune-teacher`, `train-memory` and `sweep` take their flags from here. A new flag is one line.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from kdbert.cli.options import split_list
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag and the recipe key that it sets.
+
+    Attributes:
+        names: what is typed: `--flag`, with a short form `--flag -f`, or a pair `--flag/--no-flag`.
+        key: the dotted recipe key.
+        type: of its value; a flag of a list may be repeated.
+        help: one sentence, with the default in brackets.
+    """
+
+    names: str
+    key: str
+    type: Any
+    help: str
+
+    @property
+    def parameter(self) -> str:
+        """Its name in Python."""
+        return self.names.split()[0].partition("/")[0].removeprefix("--").replace("-", "_")
+
+    @property
+    def option(self) -> Any:
+        """The type that typer reads."""
+        return Annotated[self.type | None, typer.Option(*self.names.split(), help=self.help)]
+
+
+METHOD = (
+    Flag("--method -m", "method.name", str, "Objective; `kdbert methods` lists them. [kd]"),
+    Flag("--variant", "method.variant", str, "corrected, or original: the published code with its quirks. [corrected]"),
+    Flag("--layer-map", "method.layer_map", str, "Layers to compare, teacher:student: 2:1,4:2. [the method's]"),
+    Flag("--memory", "memory.file", str, "For cka-g and cka-ilg: a file of `kdbert train-memory`. [made first]"),
+)
+TASK = (
+    Flag("--task", "task.name", str, "Task; `kdbert data list` shows them. [quickstart]"),
+    Flag("--data-dir", "task.data_dir", str, "Folder of the data. [$KDBERT_DATA_DIR, else data; glue_data for GLUE]"),
+    Flag("--max-length", "task.max_length", int, "Tokens per example; longer texts are cut. [the task's]"),
+    Flag("--train-file", "task.train_file", str, "--task custom: csv, tsv, jsonl, parquet, or a saved dataset."),
+    Flag("--dev-file", "task.dev_file", str, "--task custom: dev data, in the same form."),
+    Flag("--test-file", "task.test_file", str, "--task custom: test data, in the same form."),
+    Flag("--text-columns", "task.text_columns", str, "--task custom: one or two columns, a,b. [by name]"),
+    Flag("--label-column", "task.label_column", str, "--task custom: the column of the labels. [by name]"),
+    Flag("--kind", "task.kind", str, "--task custom: single-label, or regression. [regression for fractions]"),
+)
+CORPUS = (Flag("--corpus", "task.train_file", str, "--task corpus: a text file or a folder of them, a text per line."),)
+TEACHER = (
+    Flag("--teacher", "teachers", list[str], "Run, model folder or Hub id; may be repeated. [fine-tuned first]"),
+    Flag("--teacher-labels", "teachers", str, "The teacher's labels in the order of its outputs: a,b,c."),
+    Flag("--teacher-model", "teacher_training.model", str, "The model to fine-tune first. [bert-base-uncased]"),
+)
+TEACHER_CACHE = (
+    Flag("--teacher-cache/--no-teacher-cache", "train.teacher_cache", bool, "Run the teacher once, keep outputs. [on]"),
+)
+STUDENT = (
+    Flag("--student", "student.model", str, "Run, model folder, Hub id, or a config.json. [the teacher's base, cut]"),
+    Flag("--student-layers", "student.layers", int, "Number of encoder layers to keep. [half; with --student all]"),
+    Flag("--student-init", "student.init", str, "Which layers to keep: first, last, even, or 1,3,5. [first]"),
+)
+MODEL = (Flag("--model", "student.model", str, "Run, model folder or Hub id to fine-tune. [quickstart: its own]"),)
+TOKENIZER = (Flag("--tokenizer", "student.tokenizer", str, "Such as `kdbert expand-vocab` makes. [the model's own]"),)
+PRECISION = (Flag("--precision", "train.precision", str, "Of the encoder: auto, fp32, bf16 or fp16. [auto]"),)
+TRAINING = (
+    Flag("--epochs", "train.epochs", int, "Passes over the training data. [3; quickstart 8]"),
+    Flag("--batch-size", "train.batch_size", int, "Examples per step, over all processes. [32]"),
+    Flag("--learning-rate", "train.learning_rate", float, "Peak rate. [5e-5; quickstart 3e-4; corpus 5e-4]"),
+    *PRECISION,
+    Flag("--bucketing/--no-bucketing", "train.bucketing", bool, "Batch examples of similar length. [off]"),
+    Flag("--batch-sampler", "train.batch_sampler", str, "random, or class-balanced: groups of one class. [random]"),
+)
+SEED = (Flag("--seed", "seed", int, "Seed of the head, the data order and dropout. [1]"),)
+RUNS_DIR = (Flag("--runs-dir", "output.runs_dir", str, "Root of the run folders. [runs]"),)
+OUTPUT_DIR = (Flag("--output-dir", "output.dir", str, "This run's folder. [a name made from the recipe]"),)
+TRACKER = (Flag("--tracker", "output.tracker", list[str], "Also log to wandb, mlflow, …; may be repeated."),)
+DIAGNOSE = (Flag("--diagnose", "output.diagnose", bool, "Compare student and teacher inside; draw a heat map."),)
+CENTROIDS = (
+    Flag("--centroids", "memory.centroids", int, "Number of clusters. [100; 300 for mnli and qqp]"),
+    Flag("--algorithm", "memory.algorithm", str, "kmeans, or legacy: as published, padding included. [kmeans]"),
+    Flag("--passes", "memory.passes", int, "Passes over the examples, at most. [20; legacy 3]"),
+    Flag("--seed", "memory.seed", int, "Seed of the first centroids. [1]"),
+)
+STUDENTS_RUN = (
+    *METHOD, *TASK, *CORPUS, *TEACHER, *TEACHER_CACHE, *STUDENT, *TOKENIZER, *TRAINING, *RUNS_DIR, *TRACKER, *DIAGNOSE,
+)  # fmt: skip
+
+
+def takes(*groups: tuple[Flag, ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command these flags; its first parameter, `keys`, is what was typed, by recipe key."""
+    flags = {flag.parameter: flag for group in groups for flag in group}
+
+    def with_flags(command: Callable[..., None]) -> Callable[..., None]:
+        def run(**values: Any) -> None:
+            command(recipe_keys({flag: values.pop(name) for name, flag in flags.items()}), **values)
+
+        _, *others = inspect.signature(command, eval_str=True).parameters.values()
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        own = [inspect.Parameter(name, keyword, default=None, annotation=one.option) for name, one in flags.items()]
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [*own, *(one.replace(kind=keyword) for one in others)]
+        )
+        run.__doc__ = command.__doc__
+        return run
+
+    return with_flags
+
+
+def recipe_keys(typed: Mapping[Flag, Any]) -> dict[str, Any]:
+    """Recipe key -> value, of the flags that were given.
+
+    Raises:
+        typer.BadParameter: flags that exclude each other.
+    """
+    given = {flag.parameter: value for flag, value in typed.items() if value not in (None, [])}
+    keys = {flag.key: given[flag.parameter] for flag in typed if flag.parameter in given}
+    if "corpus" in given:
+        if "train_file" in given:
+            raise typer.BadParameter("cannot be combined with --train-file", param_hint="--corpus")
+        if given.get("task", "corpus") != "corpus":
+            raise typer.BadParameter(f"is for --task corpus, not {given['task']}", param_hint="--corpus")
+        keys["task.name"] = "corpus"
+    if "teacher" in given:
+        if "teacher_model" in given:
+            raise typer.BadParameter("cannot be combined with --teacher", param_hint="--teacher-model")
+        labels = split_list(given.get("teacher_labels"))
+        keys["teachers"] = [{"model": model, "labels": labels} for model in given["teacher"]]
+    elif "teacher_labels" in given:
+        raise typer.BadParameter("needs --teacher", param_hint="--teacher-labels")
+    return keys

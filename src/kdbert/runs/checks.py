@@ -1,0 +1,254 @@
+"""What is refused before a run starts. Functions without side effects: each looks at a job and raises, or returns.
+
+`check` is the whole list. A mistake about a student must not be found only after hours of training its teacher, so a
+job whose teachers are still to be made is checked as far as that goes; `check_teachers` is repeated when they are made.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from kdbert.centroids.file import Centroids
+from kdbert.errors import UserError, near_miss
+from kdbert.methods import all_methods, get_method
+from kdbert.models.architectures import architecture
+from kdbert.models.load import check_trained_head, load_tokenizer, same_tokenizer
+from kdbert.models.student import check_cut
+from kdbert.models.vocabulary import check_expansion
+from kdbert.models.way import Way, check_length, fit_tokenizer
+from kdbert.recipe.sections import warmup_steps
+from kdbert.runs.centroids import CentroidsJob
+from kdbert.runs.job import Job
+from kdbert.tasks import TaskSpec
+from kdbert.training.teachers import KnownTeacher
+
+log = logging.getLogger("kdbert")
+
+
+def check(job: Job | CentroidsJob) -> None:
+    """Everything that can be refused before weights are opened, cheap things first.
+
+    Raises:
+        UserError: the first thing found.
+    """
+    if isinstance(job, CentroidsJob):
+        check_centroids(job, job.recipe.method.variant)
+        return
+    check_trackers(job.recipe.output.tracker)
+    check_head(job)
+    check_student(job)
+    check_layers(job)
+    check_teachers(job)
+    check_data(job)
+    if job.centroids is not None:
+        check_centroids(job.centroids, job.recipe.method.variant)
+
+
+def check_head(job: Job) -> None:
+    """Refuse a method, variant or option that has no meaning for the task's kind of head.
+
+    Raises:
+        UserError: with the methods that fit.
+    """
+    spec, method, recipe = job.spec, get_method(job.recipe.method.name), job.recipe
+    if spec.kind not in method.heads:
+        fitting = ", ".join(name for name, other in all_methods().items() if spec.kind in other.heads)
+        cure = f"methods that are: {fitting}"
+        if method.heads == ("masked_lm",):
+            cure = "it learns from plain text: name some with --corpus"
+        raise UserError(f"method {method.name!r} is not made for task {spec.name!r}, which {spec.head.takes}; {cure}")
+    if not spec.head.published and recipe.method.variant == "original" and job.teachers:
+        raise UserError(
+            f"task {spec.name!r} {spec.head.takes}; no published code distils that, so it has no variant original: use "
+            "--variant corrected"
+        )
+    if not spec.head.has_example_classes and recipe.train.batch_sampler == "class-balanced":
+        raise UserError(
+            f"task {spec.name!r} {spec.head.takes}, so its examples have no class: use train.batch_sampler=random"
+        )
+    if recipe.output.diagnose and spec.head.plain_text:
+        raise UserError("--diagnose compares models on examples with labels; it does not go with task 'corpus'")
+    if recipe.output.diagnose and not job.teachers:
+        raise UserError(f"--diagnose compares the student with its teacher; method {method.name!r} reads none")
+
+
+def check_student(job: Job) -> None:
+    """Refuse a student that cannot be cut, run at this length or in this precision.
+
+    Raises:
+        UserError: with the cure.
+    """
+    recipe, given = job.recipe, job.place.given
+    assert recipe.task.max_length is not None
+    check_length(recipe.task.max_length, job.way.limit, given)
+    if recipe.train.precision in ("bf16", "fp16") and not job.way.half:
+        raise UserError(
+            f"--precision {recipe.train.precision}: the library runs {given!r}, a model of type "
+            f"{job.way.model_type!r}, in float32 only; use --precision auto"
+        )
+    check_cut(job.config, job.spec.head, job.kept_layers, given)
+
+
+def check_layers(job: Job) -> None:
+    """Refuse a method that reads layers which a model does not have.
+
+    Raises:
+        UserError: with the layers that there are.
+    """
+    needs, name = job.needs, job.recipe.method.name
+    of_teacher = {*needs.teacher_hidden, *(quantity.layer for quantity in needs.reduced)}
+    models = [("teacher", teacher.config, teacher.shape.layers, of_teacher) for teacher in job.teachers]
+    models.append(("student", job.config, job.models.student.layers, set(needs.student_hidden)))
+    for role, config, depth, layers in models:
+        wrong = [layer for layer in layers if not 0 <= layer <= depth]
+        if wrong:
+            raise UserError(f"method {name!r} reads layer {wrong[0]} of a {role} with layers 0 (embeddings) to {depth}")
+        reads = "--diagnose" if job.recipe.output.diagnose else f"method {name!r}" if layers else ""
+        if reads and not architecture(config.model_type, role).hidden:
+            cure = "leave it out" if job.recipe.output.diagnose else "use one that reads logits only, such as kd"
+            raise UserError(
+                f"{reads} reads hidden states of each layer, and a {role} of type {config.model_type!r} has none of "
+                f"one size; {cure}"
+            )
+
+
+def check_teachers(job: Job) -> None:
+    """Refuse a teacher of another task, with other labels, another tokenizer, or too short for the length.
+
+    Raises:
+        UserError: with the cure.
+    """
+    for teacher, way in zip(job.teachers, job.teacher_ways, strict=True):
+        if teacher.made:
+            check_taught(job.spec, teacher)
+            job.columns(teacher)  # refuses other labels
+        assert job.recipe.task.max_length is not None
+        check_length(job.recipe.task.max_length, way.limit, teacher.place.given)
+        check_tokenizer(job, teacher, way)
+    known = [teacher.place.fingerprint() for teacher in job.teachers if teacher.made]
+    if len(set(known)) < len(known):
+        log.warning("the same teacher is named twice")
+
+
+def check_taught(spec: TaskSpec, teacher: KnownTeacher) -> None:
+    """Refuse a teacher that was not fine-tuned on the task.
+
+    Raises:
+        UserError: with the command that makes one.
+    """
+    trained = teacher.place.task()
+    if not spec.head.plain_text and trained not in (None, spec.name) and teacher.labels is None:
+        raise UserError(
+            f"teacher {teacher.place.given!r} was fine-tuned on task {trained!r}, not on {spec.name!r}; to use it all "
+            "the same, name its labels with --teacher-labels"
+        )
+    check_trained_head(teacher.config, teacher.place.given, spec)
+
+
+def check_tokenizer(job: Job, teacher: KnownTeacher, way: Way) -> None:
+    """Refuse a teacher that reads other tokens than the student, where the method compares tokens.
+
+    Raises:
+        UserError: the tokenizers differ.
+    """
+    own, name = load_tokenizer(teacher.place, words=job.spec.head.of_words), teacher.place.given
+    if job.spec.head.plain_text:
+        check_expansion(own, job.tokenizer, name, job.tokenizer_name)
+        return
+    own = fit_tokenizer(own, way, name)
+    if not (job.needs.compares_tokens or job.spec.head.of_words) or same_tokenizer(job.tokenizer, own):
+        return
+    why = (
+        f"task {job.spec.name!r} tags words by their tokens; take a student with the teacher's vocabulary"
+        if job.spec.head.of_words
+        else f"method {job.recipe.method.name!r} compares them token by token; take a student with the teacher's "
+        "vocabulary, or a method that compares whole examples (kd, multi-kd, cka-l, cka-g)"
+    )
+    raise UserError(f"teacher {name!r} and student {job.place.given!r} have different tokenizers, and {why}")
+
+
+def check_data(job: Job) -> None:
+    """Read the splits, which refuses what is wrong in them, and warn of a schedule that never gets to its peak.
+
+    Raises:
+        UserError: a fault in a file, with its line.
+    """
+    _ = job.train_examples, job.eval_examples
+    warm = warmup_steps(job.recipe.train.warmup, job.steps)
+    if warm and warm >= job.steps:
+        log.warning("train.warmup is %d steps of %d: the rate never gets to its peak", warm, job.steps)
+
+
+def check_centroids(job: CentroidsJob, variant: str) -> None:
+    """Refuse centroids that cannot be made, or a file that holds others.
+
+    Raises:
+        UserError: with the cure.
+    """
+    section, teacher = job.section, job.teacher
+    assert job.recipe.task.max_length is not None
+    if not 0 <= job.layer <= teacher.shape.layers:
+        raise UserError(
+            f"--layer {job.layer}: teacher {teacher.place.given!r} has layers 0 (embeddings) to {teacher.shape.layers}"
+        )
+    check_length(job.recipe.task.max_length, job.way.limit, teacher.place.given)
+    if teacher.made:
+        check_taught(job.spec, teacher)
+    if section.file is not None:
+        if not teacher.made:
+            raise UserError(f"memory {section.file!r} belongs to a teacher: name that teacher with --teacher")
+        Centroids.load(job.path).check(job.path, job.origin, variant)
+        return
+    suits = {"corrected": "kmeans", "original": "legacy"}[variant]
+    if section.algorithm != suits:
+        raise UserError(
+            f"memory.algorithm={section.algorithm} goes with the other variant; variant {variant} reads a memory made "
+            f"by {suits}"
+        )
+    if section.train == "never" and not (teacher.made and job.path.exists()):
+        raise UserError(
+            f"{job.recipe.method.name} needs a memory, and below {job.recipe.output.runs_dir!r} there is none of this "
+            "task, teacher and length with these memory.* settings: make it with `kdbert train-memory`, or set "
+            "memory.train=auto"
+        )
+    most = job.recipe.task.max_train_examples
+    examples = len(job.inputs.examples(job.recipe.task, "train").first(most))
+    if section.centroids is not None and section.centroids > examples:
+        raise UserError(
+            f"memory.centroids is {section.centroids}, but there are {examples} training examples; set fewer with "
+            "memory.centroids="
+        )
+
+
+def check_data_files(job: Job) -> None:
+    """Refuse to take a finished run for this job if it was made from other files of the same task.
+
+    Raises:
+        UserError: with the splits that differ.
+    """
+    before = job.folder.manifest().get("data", {})
+    differ = [name for name, digest in job.data_files.items() if before.get(name, digest) != digest]
+    if differ:
+        raise UserError(
+            f"{job.folder.path} was made from other {job.spec.name} files than those at hand now "
+            f"({', '.join(differ)} differ); choose another --runs-dir, or pass --overwrite to move that run aside"
+        )
+
+
+def check_trackers(names: list[str]) -> None:
+    """Refuse trackers that accelerate does not know or that are not installed.
+
+    Raises:
+        UserError: with the known names, or with what to install.
+    """
+    if not names:
+        return
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    available = {str(getattr(name, "value", name)) for name in get_available_trackers()}
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
+            raise UserError(f"unknown tracker {name!r}{near_miss(name, LOGGER_TYPE_TO_CLASS)} (known: {known})")
+        if name not in available:
+            raise UserError(f"tracker {name!r} is not installed: pip install {name}")

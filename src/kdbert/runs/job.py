@@ -1,0 +1,317 @@
+"""A job: one model to be trained, and all that can be known of it before weights are opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from kdbert.data.corpus import DEV_SEQUENCES, TextSplit, corpus_digest, tokenised
+from kdbert.data.encode import Encoded
+from kdbert.data.examples import Examples
+from kdbert.data.masking import base_size, masking_of, tokenizer_digest, vocabulary_size
+from kdbert.disk.files import content_digest
+from kdbert.errors import UserError
+from kdbert.methods import Models, Needs, Shape, get_method
+from kdbert.models.labels import teacher_permutation
+from kdbert.models.load import label_names, load_config, load_tokenizer, same_tokenizer
+from kdbert.models.locate import locate, locate_tokenizer, short_name
+from kdbert.models.student import count_parameters, kept_layers
+from kdbert.models.way import Asked, Way, decide, device_type, fit_tokenizer
+from kdbert.recipe import Recipe
+from kdbert.runs.centroids import CentroidsJob
+from kdbert.runs.folder import RunFolder, run_path
+from kdbert.runs.inputs import Inputs
+from kdbert.tasks import CORPUS, CUSTOM, TaskSpec
+from kdbert.training.loop import steps_of
+from kdbert.training.teachers import KnownTeacher, shape_of
+
+Role = Literal["teacher", "baseline", "student"]
+
+
+class Job:
+    """A model to be trained. Attributes are computed when first read: a finished run opens no data and no weights.
+
+    Args:
+        role: a teacher (or any model without one), the baseline of a student, or the student.
+        recipe: resolved.
+        to_come: its teachers that are still to be made.
+        waits: for teachers that are still to be made. Until then much is known of it, but not the name of its folder.
+    """
+
+    def __init__(
+        self, role: Role, recipe: Recipe, inputs: Inputs, *, to_come: Sequence[KnownTeacher] = (), waits: bool = False
+    ) -> None:
+        assert recipe.student.model is not None
+        self.role: Role = role
+        self.recipe = recipe
+        self.inputs = inputs
+        self.to_come = to_come
+        self.waits = waits or bool(to_come)
+        self.place = locate(recipe.student.model)
+
+    # ---- what it reads and writes
+
+    @property
+    def reads(self) -> list[str]:
+        """The models that it starts from and learns from."""
+        return [self.place.given, *(str(teacher.place.given) for teacher in self.teachers if teacher.made)]
+
+    @property
+    def writes(self) -> Path | None:
+        """Its run folder; None as long as its teachers, which are part of the name, are to be made."""
+        return None if self.waits else self.folder.path
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Path of each model and data file of the recipe -> what its content is known by, wherever it lies."""
+        places = (self.place, *(teacher.place for teacher in self.teachers if teacher.made))
+        known = {place.given: place.fingerprint() for place in places}
+        task = self.recipe.task
+        centroids = self.recipe.memory.file if self.recipe.memory is not None else None
+        for file in (task.train_file, task.dev_file, task.test_file, centroids):
+            if file is not None and Path(file).exists():
+                known[file] = corpus_digest(file) if task.name == CORPUS else content_digest(Path(file))
+        if self.recipe.student.tokenizer is not None:
+            known[self.recipe.student.tokenizer] = tokenizer_digest(self.tokenizer)
+        return known
+
+    @cached_property
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        return RunFolder(run_path(self.recipe, self.fingerprints, self._start))
+
+    @property
+    def _start(self) -> str:
+        """What the model starts from and which layers it keeps, in the name of the folder."""
+        student, place = self.recipe.student, self.place
+        name = short_name(str(place.run) if place.run else place.given)
+        if student.layers is None:
+            return name
+        kept = "-".join(map(str, student.init)) if isinstance(student.init, list) else f"{student.init}{student.layers}"
+        return f"{name}-{kept}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether its run is finished."""
+        return not self.waits and self.folder.manifest().get("status") == "finished"
+
+    # ---- data
+
+    @cached_property
+    def spec(self) -> TaskSpec:
+        """The task."""
+        return self.inputs.spec(self.recipe.task)
+
+    @cached_property
+    def train_examples(self) -> Examples | TextSplit:
+        """The training split, cut to `max_train_examples`."""
+        most = self.recipe.task.max_train_examples
+        if self.spec.head.plain_text:
+            return self._text("train").first(most)
+        if "train" not in self.spec.splits:
+            raise UserError(
+                f"task {self.spec.name!r} has no training split; train on another task (ax: mnli) and use "
+                f"`kdbert evaluate --task {self.spec.name}`"
+            )
+        return self.inputs.examples(self.recipe.task, "train").first(most)
+
+    @cached_property
+    def eval_examples(self) -> Mapping[str, Examples | TextSplit]:
+        """Every labelled dev and test split; of plain text, the dev split."""
+        if self.spec.head.plain_text:
+            return {"dev": self._text("dev").first(DEV_SEQUENCES)}
+        names = [*self.spec.split_names("dev")]
+        if "test" in self.spec.splits and self.spec.splits["test"].labelled:
+            names.append("test")
+        return {name: self.inputs.examples(self.recipe.task, name) for name in names}
+
+    def examples(self, split: str) -> Examples | TextSplit:
+        """A split that is trained on or scored."""
+        return self.train_examples if split == "train" else self.eval_examples[split]
+
+    def encoded_by(self, tokenizer: Any) -> dict[str, Encoded]:
+        """Every split as a tokenizer reads it."""
+        parts = {"train": self.train_examples, **self.eval_examples}
+        return {
+            name: part.encoded
+            if isinstance(part, TextSplit)
+            else self.inputs.encoded(self.recipe.task, name, tokenizer)
+            for name, part in parts.items()
+        }
+
+    @cached_property
+    def encoded(self) -> dict[str, Encoded]:
+        """Every split as the student reads it."""
+        return self.encoded_by(self.tokenizer)
+
+    @cached_property
+    def data_files(self) -> dict[str, str]:
+        """Split -> what the content of its file is known by, of labelled splits. (Own files are in the recipe.)"""
+        if self.recipe.task.name in (CUSTOM, CORPUS):
+            return {}
+        labelled = [name for name, split in self.spec.splits.items() if split.labelled]
+        found = {name: self.spec.digest(name, self.recipe.task.data_dir) for name in labelled}
+        return {name: digest for name, digest in found.items() if digest}
+
+    def _text(self, split: str) -> TextSplit:
+        """A split of plain text, tokenised, with the way in which its tokens are hidden."""
+        task, original = self.recipe.task, self.recipe.method.variant == "original"
+        assert task.train_file is not None
+        assert task.max_length is not None
+        own = task.dev_file is not None
+        found = tokenised(
+            task.dev_file if split == "dev" and task.dev_file is not None else task.train_file,
+            self.tokenizer,
+            task.max_length,
+            folder=Path(self.recipe.output.runs_dir) / CORPUS / "text",
+            packed=not original,
+            part=None if own else split,
+            unit=task.text_unit,
+        )
+        try:
+            masking = masking_of(
+                self.tokenizer,
+                known=self.known_pieces,
+                probability=task.mask_probability,
+                words=task.mask_words,
+                # A teacher never reads a new piece; without one a model must learn to read them, too.
+                new_always=bool(self.teachers) or split == "dev",
+            )
+        except ValueError as error:
+            raise UserError(f"the tokenizer of {self.tokenizer_name!r} cannot hide tokens: {error}") from None
+        return found.masked(masking)
+
+    @cached_property
+    def known_pieces(self) -> int:
+        """Pieces of the teacher's vocabulary; without a teacher, those before the tokenizer was expanded."""
+        if self.teachers:
+            return vocabulary_size(load_tokenizer(self.teachers[0].place))
+        return base_size(self.tokenizer)
+
+    # ---- the model
+
+    @cached_property
+    def config(self) -> Any:
+        """Configuration of what the model starts from."""
+        return load_config(self.place)
+
+    @cached_property
+    def kept_layers(self) -> list[int]:
+        """The layers that it keeps, numbered from 1."""
+        student, depth = self.recipe.student, self.config.num_hidden_layers
+        return kept_layers(depth, student.layers, student.init if student.layers is not None else "first")
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Whose tokenizer the model reads by: the one that is named, its own, or the teacher's."""
+        named = self.recipe.student.tokenizer
+        if named is not None:
+            return named
+        if self.place.fresh and self.recipe.teachers:
+            return self.recipe.teachers[0].model
+        return self.place.given
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """What the model reads by."""
+        place = self.place if self.tokenizer_name == self.place.given else None
+        if self.recipe.student.tokenizer is not None:
+            place = locate_tokenizer(self.recipe.student.tokenizer)
+        found = load_tokenizer(place or self.teachers[0].place, words=self.spec.head.of_words)
+        return fit_tokenizer(found, self.way, self.place.given, grows=True)
+
+    @cached_property
+    def way(self) -> Way:
+        """How the model is run."""
+        return self._way(self.config, self.place.given)
+
+    def _way(self, config: Any, name: str) -> Way:
+        train = self.recipe.train
+        packing = train.packing and not self.needs.reads_padding
+        return decide(config, self.spec.head, name, Asked(train.attention, packing, train.first_token), device_type())
+
+    # ---- its teachers
+
+    @cached_property
+    def teachers(self) -> list[KnownTeacher]:
+        """Its teachers, those that are still to be made too."""
+        named = [KnownTeacher(locate(teacher.model), teacher.labels) for teacher in self.recipe.teachers]
+        return [*named, *self.to_come]
+
+    @cached_property
+    def teacher_ways(self) -> list[Way]:
+        """How each teacher is run."""
+        return [self._way(teacher.config, teacher.place.given) for teacher in self.teachers]
+
+    def columns(self, teacher: KnownTeacher) -> list[int] | None:
+        """For each label of the task, the column of a teacher's logits that means it; None for plain text.
+
+        Raises:
+            UserError: labels that cannot be matched by name.
+        """
+        if self.spec.head.plain_text:
+            return None
+        spec = self.spec
+        names = label_names(teacher.config)
+        return teacher_permutation(teacher.place.given, spec.name, spec.labels, spec.aliases, names, teacher.labels)
+
+    def tokenizer_of(self, teacher: KnownTeacher) -> Any:
+        """A teacher's own tokenizer; the student's, where both read the same."""
+        if self.spec.head.plain_text:  # what the teacher does not know is hidden from it
+            return self.tokenizer
+        way = self._way(teacher.config, teacher.place.given)
+        own = fit_tokenizer(load_tokenizer(teacher.place, words=self.spec.head.of_words), way, teacher.place.given)
+        same = same_tokenizer(self.tokenizer, own)
+        return self.tokenizer if same and set(own.model_input_names) == set(self.tokenizer.model_input_names) else own
+
+    @cached_property
+    def models(self) -> Models:
+        """Depths and widths of student and teachers."""
+        student = Shape(len(self.kept_layers), shape_of(self.config).width)
+        return Models(student, tuple(teacher.shape for teacher in self.teachers))
+
+    @cached_property
+    def needs(self) -> Needs:
+        """What the method reads of these models."""
+        return get_method(self.recipe.method.name).needs(self.recipe.method, self.models)
+
+    @cached_property
+    def centroids(self) -> CentroidsJob | None:
+        """The job that makes the centroids that the method reads, or names their file."""
+        if self.recipe.memory is None:
+            return None
+        return CentroidsJob(self.recipe, self.inputs, self.teachers[0], lambda: self.needs.centroids_layer)
+
+    # ---- sizes
+
+    @property
+    def micro_batch(self) -> int:
+        """Examples of a full micro-batch."""
+        return -(-self.recipe.train.batch_size // self.recipe.train.accumulation)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return steps_of(self.recipe.train, len(self.train_examples))
+
+    def parameters(self) -> tuple[int, list[int]]:
+        """Numbers of parameters of the student and of each teacher that is there, from their configurations."""
+        pieces = vocabulary_size(self.tokenizer)
+        whole = count_parameters(self.config, self.spec.head, self.place.given, self.kept_layers, pieces)
+        made = [teacher for teacher in self.teachers if teacher.made]
+        return whole, [count_parameters(one.config, self.spec.head, one.place.given) for one in made]
+
+    def ram(self) -> float:
+        """Bytes that training needs, roughly: weights, gradients, AdamW's two moments, activations.
+
+        Activations are counted as 16 values per token, layer and hidden unit plus two attention maps per head, at the
+        maximum length and float32, which is the upper end.
+        """
+        student, teachers = self.parameters()
+        length, rows, width = self.recipe.task.max_length or 0, self.micro_batch, self.config.hidden_size
+        per_token = 16 * width + 2 * getattr(self.config, "num_attention_heads", 0) * length
+        activations = 4.0 * rows * length * len(self.kept_layers) * per_token
+        centroids = self.centroids.count * length * width if self.centroids is not None else 0
+        return 16.0 * (student + centroids) + 4.0 * sum(teachers) + activations

@@ -1,0 +1,249 @@
+"""A teacher of a run: what is read of it is computed once and replayed, or computed at every step."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from accelerate import Accelerator
+
+from kdbert.data.batches import Batch
+from kdbert.data.encode import Encoded
+from kdbert.data.masking import vocabulary_size
+from kdbert.methods import Method, Needs, Outputs, Shape, source_of
+from kdbert.models.fast.late_head import use_late_head
+from kdbert.models.load import label_names, load_config, load_tokenizer
+from kdbert.models.locate import ModelPlace
+from kdbert.models.open import open_classifier, open_masked_lm
+from kdbert.models.way import Way
+from kdbert.recipe import Recipe
+from kdbert.tasks import TaskSpec
+from kdbert.training.forward import check_runs, pass_over
+from kdbert.training.precision import Precision
+from kdbert.training.store import Allocate, NoRoom, in_memory, stored
+from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher, kinds_of, layers_read, only, quantities
+
+log = logging.getLogger("kdbert")
+HALF = ".bf16"  # at the end of a file's name: kept in half precision
+KEPT_SHARE = 0.5  # of this process's part of the machine's memory, for what is kept of a teacher
+
+
+@dataclass(frozen=True)
+class KnownTeacher:
+    """A teacher before its weights are opened.
+
+    Attributes:
+        place: where it is; of one that is still to be made, the model that it will be made of.
+        labels: its labels in the order of its logits, where a person has named them.
+        made: whether it exists yet.
+    """
+
+    place: ModelPlace
+    labels: list[str] | None = None
+    made: bool = True
+
+    @property
+    def config(self) -> Any:
+        """Its configuration."""
+        return load_config(self.place)
+
+    @property
+    def shape(self) -> Shape:
+        """Its depth and width."""
+        return shape_of(self.config)
+
+    @property
+    def label_names(self) -> list[str]:
+        """Its labels in the order of its logits: as told, or as its configuration names them."""
+        return self.labels or label_names(self.config)
+
+
+def shape_of(config: Any) -> Shape:
+    """Depth and width of a model."""
+    return Shape(config.num_hidden_layers, config.hidden_size)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What models run on: device and processes, arithmetic, and the machine as run.json has it."""
+
+    accelerator: Accelerator
+    precision: Precision
+    environment: Mapping[str, Any]
+
+
+class FrozenTeacher:
+    """One teacher of a run. Its weights are opened when something is read of it that is not stored.
+
+    Args:
+        known: where it is.
+        way: how it is run.
+        columns: for each label of the task, the column of its logits that means it; None for plain text.
+        encoded: every split as it reads it.
+        own: whether that is another encoding than the student's.
+        ids: split -> name of each example.
+        whose: what messages call it.
+    """
+
+    def __init__(
+        self,
+        known: KnownTeacher,
+        way: Way,
+        columns: list[int] | None,
+        spec: TaskSpec,
+        recipe: Recipe,
+        encoded: dict[str, Encoded],
+        own: bool,
+        ids: Mapping[str, Sequence[str]],
+        session: Session,
+        whose: str = "teacher",
+    ) -> None:
+        self.known = known
+        self.way = way
+        self.columns = columns
+        self.spec = spec
+        self.recipe = recipe
+        self.encoded = encoded
+        self.own = own
+        self.ids = ids
+        self.session = session
+        self.whose = whose
+
+    @cached_property
+    def network(self) -> Any:
+        """The model; it is not loaded at all where everything that is read of it is stored."""
+        place = self.known.place
+        if self.spec.head.plain_text:
+            tokenizer = load_tokenizer(place)
+            model, _ = open_masked_lm(place, tokenizer, self.way)
+            use_late_head(model, vocabulary_size(tokenizer))
+        else:
+            model, _ = open_classifier(place, self.spec, self.way, keep_head=True)
+        model = model.to(self.session.accelerator.device)
+        for part in self.encoded.values():
+            check_runs(model, part, place.given)
+        return model
+
+    def release(self) -> None:
+        """Free the network; it is loaded again if something more is read of it."""
+        self.__dict__.pop("network", None)
+
+    def for_training(self, needs: Needs, method: Method, made_with: str = "") -> Teacher:
+        """The teacher in training: replayed if what is read of it can be kept, else run at every step.
+
+        Args:
+            made_with: see `values`.
+        """
+        train, data = self.recipe.train, self.encoded["train"]
+        if data.masking is not None:
+            log.info("%s: runs at every step, since other tokens are hidden each time", self.whose)
+        elif needs.reads_padding and train.teacher_cache:
+            log.info("%s: runs at every step, since positions of padding are read", self.whose)
+        elif train.teacher_cache:
+            try:
+                values = self.values("train", needs, method, made_with=made_with)
+                device = self.session.accelerator.device
+                return StoredTeacher(values, data, self.columns or [], device, needs, self.own)
+            except NoRoom as error:
+                log.info(
+                    "%s: runs at every step, since there is no room to keep its %s (train.cache_gib)", self.whose, error
+                )
+        length = self.recipe.task.max_length if needs.reads_padding else None
+        return LiveTeacher(
+            self.network, self.columns or [], self.session.precision, needs, method, data if self.own else None, length
+        )
+
+    def values(
+        self, split: str, needs: Needs, method: Method | None = None, *, made_with: str = "", exact: bool = False
+    ) -> dict[str, np.ndarray]:
+        """What is read of the teacher on a split, logits in its own order of labels; kept below the runs folder.
+
+        Args:
+            made_with: fingerprint of the centroids, where a quantity is reduced with them.
+            exact: float32 only, whatever `train.cache_precision` says.
+
+        Returns:
+            Arrays in float32, or int16 for bf16 (of tokens, where `train.cache_precision` asks for it).
+
+        Raises:
+            NoRoom: they can be kept neither on the disk nor in memory.
+        """
+        recipe, session, data = self.recipe, self.session, self.encoded[split]
+        files = self._files(needs, method, made_with, exact)
+        kinds = {files[name]: kind for name, kind in kinds_of(needs, data.logits_of).items()}
+
+        def compute(wanted: list[str], allocate: Allocate) -> dict[str, np.ndarray | None]:
+            log.info("%s: one pass over %s for its %s", self.whose, split, ", ".join(wanted))
+            names = {name: file for name, file in files.items() if file in wanted}
+            read = only(needs, names)
+
+            def computed(seen: Outputs, batch: Batch) -> dict[str, torch.Tensor]:
+                return {names[name]: value for name, value in quantities(read, method, seen).items()}
+
+            return pass_over(
+                self.network, data, computed, kinds, layers=layers_read(read),
+                batch_size=recipe.train.eval_batch_size, precision=session.precision, accelerator=session.accelerator,
+                told=f"{self.whose} on {split}", ids=self.ids[split], allocate=allocate,
+            )  # fmt: skip
+
+        size = {"example": len(data), "token": len(data.input_ids), "token_pair": int(data.pair_offsets[-1])}
+        if not recipe.train.teacher_cache:
+            computed = compute(list(files.values()), in_memory(self._memory_share))
+            found = {file: values for file, values in computed.items() if values is not None}
+        else:
+            found = stored(
+                Path(recipe.output.runs_dir), {file: size[kind] for file, kind in kinds.items()},
+                self._about(split, data), compute, session.accelerator, f"{self.whose} on {split}:",
+                halves=frozenset(file for file in kinds if file.endswith(HALF)),
+                budget=recipe.train.cache_gib * 2**30, memory=self._memory_share,
+            )  # fmt: skip
+        return {name: found[file] for name, file in files.items()}
+
+    def _about(self, split: str, data: Encoded) -> dict[str, Any]:
+        """Everything that the values of a split depend on."""
+        session, machine = self.session, self.session.environment
+        return {
+            "teacher": self.known.place.fingerprint(),
+            "revision": getattr(self.known.config, "_commit_hash", None),
+            "split": split,
+            "data": data.fingerprint(),
+            "max_length": self.recipe.task.max_length,
+            # What may change the last bits of a number:
+            "precision": session.precision,
+            "way": self.way.record(),
+            "batch_size": self.recipe.train.eval_batch_size,
+            "processes": session.accelerator.num_processes,
+            "device": session.accelerator.device.type,
+            "machine": machine["accelerators"] or machine["processor"],
+            "threads": machine["threads"],
+            "versions": {name: machine["versions"][name] for name in ("torch", "transformers")},
+        }
+
+    def _files(self, needs: Needs, method: Method | None, made_with: str, exact: bool) -> dict[str, str]:
+        """What is read of the teacher -> the name that it is kept under, which says what it was made with."""
+        files = {name: name for name in kinds_of(needs, "example")}
+        for quantity in needs.reduced:
+            assert method is not None
+            parts = [quantity.name, made_with if quantity.by_centroids else "", source_of(type(method)) or ""]
+            files[quantity.name] = ".".join(filter(None, parts))
+        if self.recipe.train.cache_precision == "bf16" and not exact:
+            files.update({f"hidden.{layer}": f"hidden.{layer}{HALF}" for layer in needs.teacher_hidden})
+        return files
+
+    @property
+    def _memory_share(self) -> float:
+        """Bytes that may be kept in memory: `KEPT_SHARE` of this process's part of the machine's.
+
+        Its part is that of its threads among the cores, as a sweep shares them out; not what is free just now, so that
+        the same run does the same each time.
+        """
+        part = min(1.0, torch.get_num_threads() / (os.cpu_count() or 1)) / self.session.accelerator.num_processes
+        return KEPT_SHARE * part * float(psutil.virtual_memory().total)

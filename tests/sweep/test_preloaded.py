@@ -1,0 +1,310 @@
+"""Commands that are forked from a process with all imports done: each is as a fresh process would be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from in_processes import wait_until
+from kdbert.disk.lock import FileLock
+from kdbert.sweep.preloaded import UNKNOWN, Preloaded
+from small_run import Setting
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems start fresh processes")
+# A plug-in is code that a command runs: when this one's method is listed, it tells what the process is like, and waits
+# until it may go on.
+PLUGIN = """
+import json, os, signal, sys, threading, time
+from pathlib import Path
+import torch
+from kdbert.methods.finetune import Finetune
+
+here = Path(__file__).parent
+
+class Summary(str):
+    def __format__(self, how):
+        names = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+        facts = {
+            "pid": os.getpid(), "argv": sys.argv, "main": sys.modules["__main__"].__name__, "folder": os.getcwd(),
+            "environment": dict(os.environ), "group": os.getpgrp(), "session": os.getsid(0), "path": sys.path,
+            "stdin": os.readlink("/proc/self/fd/0"),
+            "files": [os.readlink(name) for name in names if os.path.exists(name)],
+            "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])), "wakeup": signal.set_wakeup_fd(-1),
+            "handlers": {n.name: str(signal.getsignal(n)) for n in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGUSR1)},
+            "threads": torch.get_num_threads(), "running": threading.active_count(),
+            "cuda": torch.cuda.is_initialized(), "buffered": [sys.stdout.line_buffering, sys.stderr.line_buffering],
+        }
+        (here / "facts.tmp").write_text(json.dumps(facts))
+        (here / "facts.tmp").rename(here / "facts")
+        print("to stdout")
+        print("to stderr", file=sys.stderr)
+        while (here / "wait").exists():
+            time.sleep(0.005)
+        return "waited"
+
+class Probe(Finetune):
+    name = "probe"
+    aliases = ()
+    summary = Summary()
+"""
+
+
+class Command:
+    """`kdbert methods` with the plug-in, in a folder of its own."""
+
+    def __init__(self, folder: Path, wait: bool = False) -> None:
+        self.folder = folder
+        folder.mkdir()
+        (folder / "plugin.py").write_text(PLUGIN)
+        if wait:
+            (folder / "wait").touch()
+        self.words = ["methods", "list", "--plugin", str(folder / "plugin.py")]
+
+    def facts(self) -> dict[str, Any]:
+        """What its process is like; waits until it says so."""
+        end = time.monotonic() + 120
+        while not (self.folder / "facts").exists():
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        found: dict[str, Any] = json.loads((self.folder / "facts").read_text())
+        return found
+
+    def go_on(self) -> None:
+        """Let it end."""
+        (self.folder / "wait").unlink()
+
+    def start(self, server: Preloaded, keep: tuple[int, ...] = (), **environment: str) -> Any:
+        """Start it; its output goes to a file in the folder."""
+        with open(self.folder / "output", "ab") as output:
+            return server.start(self.words, {**os.environ, **environment}, output.fileno(), keep)
+
+    def output(self) -> list[str]:
+        """Its lines."""
+        return (self.folder / "output").read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Preloaded]:
+    """One for all tests that leave it alive."""
+    with Preloaded() as server:
+        yield server
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    """Make commands; none waits for ever."""
+    made: list[Command] = []
+
+    def make(wait: bool = False) -> Command:
+        made.append(Command(tmp_path / f"command{len(made)}", wait))
+        return made[-1]
+
+    yield make
+    for one in made:
+        (one.folder / "wait").unlink(missing_ok=True)
+
+
+def server_of(command: Command) -> psutil.Process:
+    """The server that forked a running command."""
+    parent = psutil.Process(command.facts()["pid"]).parent()
+    assert parent is not None
+    assert "kdbert.sweep.preloaded" in " ".join(parent.cmdline())
+    return parent
+
+
+def test_a_forked_process_is_as_a_fresh_one(
+    server: Preloaded, command: Callable[..., Command], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    forked, fresh = command(), command()
+    monkeypatch.chdir(tmp_path)
+    assert command().start(server).wait() == 0  # the server is there, and was started elsewhere
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path / "folder")
+    given = {"KDBERT_TEST_ENVIRONMENT": "a b\n\udcff"}
+    assert forked.start(server, **given).wait() == 0
+    with open(fresh.folder / "output", "ab") as output:
+        subprocess.run(
+            [sys.executable, "-m", "kdbert", *fresh.words], env={**os.environ, **given}, stdin=subprocess.DEVNULL,
+            stdout=output, stderr=output, check=True,
+        )  # fmt: skip
+    one, other = forked.facts(), fresh.facts()
+    for facts in (one, other):
+        assert facts.pop("pid") != os.getpid()
+        assert facts.pop("argv")[1:4] == ["methods", "list", "--plugin"]
+        assert facts.pop("environment")["KDBERT_TEST_ENVIRONMENT"] == given["KDBERT_TEST_ENVIRONMENT"]
+        files = facts.pop("files")
+        assert str(tmp_path / facts["folder"]) == str(tmp_path / "folder")
+        assert not [file for file in files if file.startswith("/") and "output" not in file and "/dev/" not in file]
+        assert facts.pop("path")[1:]
+    assert one == other
+    assert forked.output() == fresh.output()
+
+
+def test_the_exit_code_is_told(server: Preloaded, command: Callable[..., Command], tmp_path: Path) -> None:
+    with open(tmp_path / "output", "ab") as output:
+        wrong = server.start(["no-such-command"], os.environ, output.fileno())
+        refused = server.start(["distill", "--method", "kdd"], os.environ, output.fileno())
+    assert (wrong.wait(), refused.wait()) == (2, 2)
+    assert "Traceback" not in (tmp_path / "output").read_text()
+    waiting = command(wait=True)
+    process = waiting.start(server)
+    assert process.pid == waiting.facts()["pid"]
+    assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.send_signal(signal.SIGKILL)  # is gone: nothing happens
+    assert process.poll() == process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_it_politely_whenever_it_comes(
+    server: Preloaded, command: Callable[..., Command], number: signal.Signals
+) -> None:
+    running, fresh = command(wait=True), command(wait=True)
+    process = running.start(server)
+    running.facts()
+    process.send_signal(number)
+    assert process.wait() == 128 + number
+    process = fresh.start(server)
+    process.send_signal(number)  # it may not yet be so far as to end politely, but it hears it
+    assert process.wait() != 0
+    alive = command()
+    assert alive.start(server).wait() == 0  # the server has not heard of it
+
+
+def test_commands_run_side_by_side(server: Preloaded, command: Callable[..., Command]) -> None:
+    commands = [command(wait=True) for _ in range(3)]
+    processes = [one.start(server, KDBERT_NUMBER=str(number)) for number, one in enumerate(commands)]
+    found = [one.facts() for one in commands]
+    assert [facts["pid"] for facts in found] == [process.pid for process in processes]
+    assert [facts["environment"]["KDBERT_NUMBER"] for facts in found] == ["0", "1", "2"]
+    assert {facts["group"] for facts in found} == {os.getpgrp()}  # a Ctrl-C reaches them
+    commands[1].go_on()
+    assert processes[1].wait() == 0
+    assert [processes[0].poll(), processes[2].poll()] == [None, None]
+    processes[0].send_signal(signal.SIGKILL)  # one that is killed is one
+    assert processes[0].wait() == -signal.SIGKILL
+    assert processes[2].poll() is None
+    commands[2].go_on()
+    assert processes[2].wait() == 0
+
+
+def test_a_lock_that_it_inherits_is_held_as_long_as_it_lives(
+    server: Preloaded, command: Callable[..., Command], tmp_path: Path
+) -> None:
+    lock = FileLock(tmp_path / "lock")
+    assert lock.acquire()
+    first, second = command(wait=True), command(wait=True)
+    process = first.start(server, keep=(lock.fileno(),))
+    other = second.start(server)
+    first.facts()
+    second.facts()
+    with open(tmp_path / "lock", "ab"):  # let go of it here, without a word
+        assert lock._file is not None
+        lock._file.close()
+    assert FileLock(tmp_path / "lock").taken()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert other.poll() is None
+    assert not FileLock(tmp_path / "lock").taken()
+
+
+def test_where_the_server_is_killed_commands_go_on_and_the_next_one_starts(command: Callable[..., Command]) -> None:
+    with Preloaded() as server:
+        first, second = command(wait=True), command()
+        process = first.start(server)
+        server_of(first).kill()
+        psutil.Process(process.pid).status()
+        assert process.poll() is None  # it lives
+        wait_until(lambda: server._server is not None and server._server.poll() is not None, lambda: True, "its end")
+        assert second.start(server).wait() == 0
+        assert process.poll() is None
+        first.go_on()
+        assert process.wait() == UNKNOWN  # nobody saw it end
+
+
+def test_a_server_that_cannot_begin_says_why(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('broken on purpose')\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])}
+    with Preloaded() as server, open(tmp_path / "output", "ab") as output:
+        process = server.start(["--version"], environment, output.fileno())
+        assert process.wait() == UNKNOWN
+        assert process.pid == 0
+    assert (tmp_path / "output").read_text().strip().splitlines()[-1] == "ImportError: broken on purpose"
+
+
+PARENT = """
+import os, sys, time
+from kdbert.sweep.preloaded import Preloaded
+server = Preloaded()
+with open(sys.argv[1], "ab") as output:
+    process = server.start(sys.argv[2:], os.environ, output.fileno())
+print(process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_server_ends_with_its_parent_and_the_command_goes_on(
+    command: Callable[..., Command], number: signal.Signals
+) -> None:
+    one = command(wait=True)
+    words = [sys.executable, "-c", PARENT, one.folder / "output", *one.words]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as parent:
+        server = server_of(one)
+        parent.send_signal(number)
+        parent.wait()
+    wait_until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, lambda: True, "its end")
+    left = psutil.Process(one.facts()["pid"])
+    assert left.is_running()
+    one.go_on()
+    wait_until(lambda: not left.is_running() or left.status() == psutil.STATUS_ZOMBIE, lambda: True, "the command's")
+    assert "to stdout" in one.output()
+
+
+def test_the_server_only_imports() -> None:
+    code = (
+        "import importlib, os, threading\n"
+        "from kdbert.sweep.preloaded import MODULES\n"
+        "for name in MODULES: importlib.import_module(name)\n"
+        "import torch\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "assert threading.active_count() == 1\n"
+        "names = [open(f'/proc/self/task/{task}/comm').read().strip() for task in os.listdir('/proc/self/task')]\n"
+        "print([name for name in names if name != 'jemalloc_bg_thd'])\n"  # pyarrow's allocator knows of forks
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(done.stdout.split(",")) == 1, done.stdout
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_weights_are_those_of_a_fresh_process(
+    server: Preloaded, setting: Setting, tmp_path: Path, threads: str
+) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    forked, fresh = tmp_path / "forked" / "run", tmp_path / "fresh" / "run"
+    changes = {"method.name": "cka-ilg", "student.layers": 3, "memory.centroids": 6, "method.epsilon": 10.0}
+    with open(tmp_path / "output", "ab") as output:
+        process = server.start(setting.words(forked, **changes), environment, output.fileno())
+        words = [sys.executable, "-m", "kdbert", *setting.words(fresh, **changes)]
+        subprocess.run(words, env=environment, stdout=output, stderr=output, check=True)
+    assert process.wait() == 0, (tmp_path / "output").read_text()
+    sums = [hashlib.sha256((run / "model/model.safetensors").read_bytes()).hexdigest() for run in (forked, fresh)]
+    assert sums[0] == sums[1]
+    facts = [json.loads((run / "run.json").read_text()) for run in (forked, fresh)]
+    assert [fact["threads"] for fact in facts] == [int(threads)] * 2
+    one, other = (fact["environment"] for fact in facts)
+    assert one.pop("command")[:2] == other.pop("command")[:2] == ["kdbert", "distill"]
+    assert one == other
+    assert facts[0]["metrics"] == facts[1]["metrics"]
