@@ -105,14 +105,20 @@ def contenders(models: Sequence[str], backends: Sequence[str], asked: Mapping[st
         raise UserError(
             f"these models are of several tasks: {told}; benchmark one task at a time, or choose with --task"
         )
+    for given, one in saved.items():
+        for backend in {*FORMATS}.intersection(backends) if abouts[given] is None and one.place.run is None else ():
+            raise UserError(
+                f"{given!r} is not a run folder; export it first (`kdbert export {given} --format {backend} --task "
+                f"{one.spec.name} --output-dir DIR`), and name DIR here"
+            )
     found = []
     for given, one in saved.items():
         about = abouts[given]
-        if about is not None:
-            found.append(Contender(one, str(about["format"]), given))
-            continue
-        for backend in backends:
-            found.append(Contender(one, backend, _folder(given, one, backend, asked)))
+        for backend in backends if about is None else (str(about["format"]),):
+            folder = given if about is not None else one.place.source
+            if about is None and backend in FORMATS:
+                folder = str(export_model(given, backend, **asked).path)
+            found.append(Contender(one, backend, folder))
     names = _names({one.saved.given: one.saved for one in found})
     for contender in found:
         contender.name = names[contender.saved.given]
@@ -123,18 +129,6 @@ def _source(export: str, about: Mapping[str, Any]) -> str:
     """The model that an export was made of: the run that it lies in, else the one that it names."""
     above = Path(export).absolute().parent.parent
     return str(above) if (above / "run.json").exists() else str(about["model"])
-
-
-def _folder(given: str, saved: SavedModel, backend: str, asked: Mapping[str, Any]) -> str:
-    """What an engine opens; a run's missing export is made first."""
-    if backend not in FORMATS:
-        return saved.place.source
-    if saved.place.run is None:
-        raise UserError(
-            f"{given!r} is not a run folder; export it first (`kdbert export {given} --format {backend} --task "
-            f"{saved.spec.name} --output-dir DIR`), and name DIR here"
-        )
-    return str(export_model(given, backend, **asked).path)
 
 
 def _names(models: Mapping[str, SavedModel]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from kdbert.benchmark.worker import ENGINES
 from kdbert.data.examples import Examples
 from kdbert.disk.files import atomic_write, write_json, write_text
 from kdbert.errors import UserError, near_miss
-from kdbert.export import OnnxModel, answers
+from kdbert.export import OnnxModel
 from kdbert.runs.answers import Answers, SavedModel
 from kdbert.runs.environment import cores, environment
 from kdbert.tasks import TaskSpec
@@ -165,7 +165,7 @@ def _score(models: Sequence[Contender], examples: Examples, teacher: SavedModel 
         key = export or str(saved.place.source)
         if key not in known:
             model = saved.network() if export is None else OnnxModel(Path(export), saved.way, threads)
-            known[key] = answers(saved, model, examples)
+            known[key] = ask(saved, model, examples)
         return known[key]
 
     parameters = {one.saved.given: one.parameters for one in models if one.parameters is not None}
