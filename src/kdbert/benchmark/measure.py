@@ -18,7 +18,7 @@ from kdbert.benchmark.worker import ENGINES
 from kdbert.data.examples import Examples
 from kdbert.disk.files import atomic_write, write_json, write_text
 from kdbert.errors import UserError, near_miss
-from kdbert.export import OnnxModel
+from kdbert.export import OnnxModel, answers
 from kdbert.runs.answers import Answers, SavedModel
 from kdbert.runs.environment import cores, environment
 from kdbert.tasks import TaskSpec
