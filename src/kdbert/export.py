@@ -349,9 +349,9 @@ def _compare(saved: SavedModel, folder: Path) -> tuple[dict[str, Any], list[str]
             examples = _built_in(saved.spec.pair)
         if examples.labels is None and split not in unchecked:
             raise UserError(f"{split} of task {saved.spec.name!r} has no labels to check an export by")
-        theirs = ask(saved, network, examples)
+        theirs = answers(saved, network, examples)
         try:
-            ours = ask(saved, OnnxModel(folder, saved.way), examples)
+            ours = answers(saved, OnnxModel(folder, saved.way), examples)
         except CannotRun as error:
             raise ExportRefused(_unable(saved, error)) from None
         difference = np.abs(theirs.logits - ours.logits)

@@ -165,7 +165,7 @@ def _score(models: Sequence[Contender], examples: Examples, teacher: SavedModel 
         key = export or str(saved.place.source)
         if key not in known:
             model = saved.network() if export is None else OnnxModel(Path(export), saved.way, threads)
-            known[key] = ask(saved, model, examples)
+            known[key] = answers(saved, model, examples)
         return known[key]
 
     parameters = {one.saved.given: one.parameters for one in models if one.parameters is not None}
