@@ -213,12 +213,9 @@ def export_model(
         write_json(temporary / ABOUT, sealed(about))
         (temporary / "README.md").write_text(_readme(saved, about), encoding="utf-8")
 
-    try:
-        if there is not None:
-            log.info("moved the old export to %s", move_aside(folder))
-        replace_folder(folder, write)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}; choose another --output-dir") from None
+    if there is not None:
+        log.info("moved the old export to %s", move_aside(folder))
+    replace_folder(folder, write)
     return Exported(folder, about)
 
 

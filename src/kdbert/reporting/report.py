@@ -24,13 +24,14 @@ from kdbert.reporting import figures
 from kdbert.reporting.benchmarks import find_benchmarks
 from kdbert.reporting.cells import ResultCell, ResultRow, ResultTable
 from kdbert.reporting.collect import Damaged, Run, mapping, number
+from kdbert.reporting.compare import compared
 from kdbert.reporting.curves import Log, keys_of, mean_curve, read_log, seeds_told
 from kdbert.reporting.example_texts import MOST_CHARACTERS, ExampleTexts
 from kdbert.reporting.figures import Point
 from kdbert.reporting.formats import html_text, page_style
 from kdbert.reporting.labels import short
 from kdbert.reporting.predicted import PredictionFiles
-from kdbert.reporting.table import compare_all, make_tables
+from kdbert.reporting.table import make_tables
 from kdbert.reporting.versus_teacher import class_scores, disagreements, given_teacher, pair, teacher_of
 from kdbert.version import __version__
 
@@ -82,7 +83,7 @@ def make_report(
     tables = make_tables(paths, where=where, baseline=baseline)
     students = {row.labels[0] for table in tables for row in table.rows if not row.teacher}
     if baseline is None and BASELINE in students and len(students) > 1:
-        tables = compare_all(tables, BASELINE)
+        tables = [compared(table, BASELINE) for table in tables]
     page = _Page(tables, data_dir)
     parts = {name: getattr(page, name)() for name in ("curves", "heat_maps", "classes", "examples")}
     for note in (note for part in parts.values() for note in part["notes"]):
