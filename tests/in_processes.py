@@ -62,7 +62,8 @@ def fork_server() -> None:
     sweep is started as a program, it starts its server as one.)
     """
     ours, theirs = socket.socketpair()
-    if os.fork() == 0:
+    pid = os.fork()
+    if pid == 0:
         ours.close()
         preloaded.run(theirs.detach())  # returns, or raises SystemExit, in the processes of the commands
         sys.exit()
@@ -73,6 +74,10 @@ def fork_server() -> None:
 
         def _running(self, environment: Mapping[str, str], output: int) -> socket.socket:
             return ours
+
+        def close(self) -> None:
+            ours.close()
+            os.waitpid(pid, 0)
 
     local.Preloaded = Forked  # type: ignore[misc]
 

@@ -24,6 +24,7 @@ from kdbert.runs.folder import RunResult
 from kdbert.runs.inputs import Inputs
 from kdbert.runs.job import Job
 from kdbert.training.forward import StudentWithMethod, pass_over
+from kdbert.training.precision import make_accelerator
 from kdbert.training.teacher import LiveTeacher, StoredTeacher, kinds_of, layers_read, quantities
 
 ROWS, BATCH = 203, 16  # 12 full batches and one of 11
@@ -147,6 +148,21 @@ class Parts:
             accelerator=self.accelerator,
         )
         return StoredTeacher(values, self.data, teacher.columns, self.accelerator.device, needs)
+
+
+def predict(model: Any, data: Encoded, batch_size: int = 64) -> np.ndarray:
+    """A classifier's logits in the order of a split, in float32."""
+    found = pass_over(
+        model,
+        data,
+        lambda outputs, batch: {"logits": outputs.logits},
+        {"logits": data.logits_of},
+        batch_size=batch_size,
+        precision="fp32",
+        accelerator=make_accelerator(),
+    )["logits"]
+    assert found is not None
+    return found
 
 
 def run_recipe(recipe: Recipe) -> RunResult:

@@ -340,6 +340,9 @@ def test_the_digest_is_eight_hex_digits() -> None:
     assert int(digest, 16) >= 0
 
 
+# ---- the name of a run
+
+
 def digest_of(*sets: str, method: str = "cka-g", known: dict[str, str] | None = None) -> str:
     """Digest of a resolved recipe with these keys."""
     flags = {

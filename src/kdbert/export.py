@@ -25,10 +25,9 @@ from kdbert.disk.sealed import sealed, unsealed
 from kdbert.errors import KdbertError, UserError, near_miss
 from kdbert.models.load import load_config
 from kdbert.models.way import INPUTS, Asked, Way, decide
-from kdbert.runs.answers import Answers, SavedModel, answers, saved_model
+from kdbert.runs.answers import Answers, SavedModel, saved_model
 from kdbert.runs.folder import RunFolder
 from kdbert.tasks import get_task
-from kdbert.training.forward import check_runs
 from kdbert.training.precision import make_accelerator
 from kdbert.version import __version__
 
@@ -81,9 +80,8 @@ class OnnxModel(nn.Module):
     def forward(self, output_hidden_states: bool = False, **given: torch.Tensor) -> SimpleNamespace:
         """Logits of a padded batch, [B, C] or [B, L, C]."""
         try:
-            found = self.session.run(None, {name: given[name].cpu().numpy().astype(np.int64) for name in self.inputs})[
-                0
-            ]
+            inputs = {name: given[name].cpu().numpy().astype(np.int64) for name in self.inputs}
+            (found,) = self.session.run(None, inputs)
         except Exception as error:  # onnxruntime's share no class of their own
             raise CannotRun(first_line(error)[:200]) from None
         return SimpleNamespace(logits=torch.from_numpy(found))
@@ -107,30 +105,15 @@ def open_session(folder: Path, threads: int = 0) -> Any:
         raise UserError(f"cannot open {folder / MODEL} ({str(error)[:200]}); export the model again") from None
 
 
-def ask(saved: SavedModel, model: Any, examples: Examples) -> Answers:
-    """Answers to a split in float32.
+def answers(saved: SavedModel, model: Any, examples: Examples) -> Answers:
+    """What a model or an export of it answers to a split, in float32.
+
+    In 8 bits all examples of a batch share a scale, so batches are the harder test.
 
     Args:
         model: `saved.network()`, or an export of it.
-
-    Raises:
-        UserError: the model does not run.
     """
-    accelerator = make_accelerator()
-    data = saved.encode(examples)
-    if not isinstance(model, OnnxModel):
-        check_runs(model.to(accelerator.device), data, saved.given)
-    # In 8 bits all examples of a batch share a scale, so that batches are the harder test.
-    return answers(
-        model, saved.spec, examples, data, batch_size=32, precision="fp32", accelerator=accelerator,
-        columns=saved.columns, told=f"{saved.given} on {examples.split}",
-    )  # fmt: skip
-
-
-def agreement(first: Answers, second: Answers) -> float:
-    """How alike two models answer, see `Head.agreement`."""
-    head = first.spec.head
-    return head.agreement(head.predicted(first.logits), head.predicted(second.logits))
+    return saved.answers(model, examples, batch_size=32, precision="fp32", accelerator=make_accelerator())
 
 
 def export_model(
@@ -364,9 +347,9 @@ def _compare(saved: SavedModel, folder: Path, parts: Sequence[Examples]) -> dict
     checks: dict[str, Any] = {}
     network = saved.network()
     for part in parts:
-        theirs = ask(saved, network, part)
+        theirs = answers(saved, network, part)
         try:
-            ours = ask(saved, OnnxModel(folder, saved.way), part)
+            ours = answers(saved, OnnxModel(folder, saved.way), part)
         except CannotRun as error:
             raise ExportRefused(_unable(saved, error)) from None
         difference = np.abs(theirs.logits - ours.logits)
@@ -375,7 +358,7 @@ def _compare(saved: SavedModel, folder: Path, parts: Sequence[Examples]) -> dict
             "largest_difference": float(difference.max()),
             "mean_difference": float(difference.mean()),
             "largest_logit": float(np.abs(theirs.logits).max()),
-            "agreement": agreement(theirs, ours),
+            "agreement": theirs.agreement(ours),
         }
         if part.labels is not None:
             scores = {"metric": saved.spec.metrics[0], "model": theirs.scores, "export": ours.scores}

@@ -18,7 +18,7 @@ from kdbert.benchmark.worker import ENGINES
 from kdbert.data.examples import Examples
 from kdbert.disk.files import atomic_write, write_json, write_text
 from kdbert.errors import UserError, near_miss
-from kdbert.export import OnnxModel, agreement, ask
+from kdbert.export import OnnxModel, answers
 from kdbert.runs.answers import Answers, SavedModel
 from kdbert.runs.environment import cores, environment
 from kdbert.tasks import TaskSpec
@@ -165,15 +165,15 @@ def _score(models: Sequence[Contender], examples: Examples, teacher: SavedModel 
         key = export or str(saved.place.source)
         if key not in known:
             model = saved.network() if export is None else OnnxModel(Path(export), saved.way, threads)
-            known[key] = ask(saved, model, examples)
+            known[key] = answers(saved, model, examples)
         return known[key]
 
     parameters = {one.saved.given: one.parameters for one in models if one.parameters is not None}
     for one in models:
-        found = answers_of(one.saved, one.folder if one.exported else None)
-        one.quality = found.scores
+        own = answers_of(one.saved, one.folder if one.exported else None)
+        one.quality = own.scores
         if teacher is not None:
-            one.agreement = agreement(answers_of(teacher), found)
+            one.agreement = answers_of(teacher).agreement(own)
         if one.saved.given not in parameters:  # an ONNX file does not say which of its numbers are parameters
             parameters[one.saved.given] = sum(parameter.numel() for parameter in one.saved.network().parameters())
         one.parameters = parameters[one.saved.given]
