@@ -83,7 +83,7 @@ def run_jobs(jobs: list[SweepJob], slots: int, progress: Progress) -> None:
                         progress.started(job)
             if not running and not stop.number:
                 progress.waiting(sum(job.state not in DONE for job in jobs))
-            progress.show(jobs, [one.job for one in running])
+            progress.show([one.job for one in running])
             time.sleep(POLL_SECONDS)
     for job in jobs:
         _remove_claim(job)
