@@ -73,10 +73,6 @@ class Cluster:
             UserError: the queue cannot be asked, or refuses; submitit's folder is not safe.
             Interrupted: a signal asked to stop watching; the jobs stay queued.
         """
-        for job in jobs:
-            if job.state == "waiting" and any(teacher.state in DONE[1:] for teacher in job.teachers):
-                job.state, job.message = "failed", _untaught(job)
-                progress.ended(job)
         roots = sorted({_root(job) for job in jobs if job.state not in DONE})
         since = {root: now_on(root) for root in roots}
         with stop_request("the jobs stay in the queue") as stop:
@@ -169,22 +165,13 @@ def _left_queue(job: SweepJob, one: Queued, since: float) -> None:
     Without a result it is failed at the second look only: a shared file system may show the last files late.
     """
     job.state = "waiting"
-    if all(teacher.state == "finished" for teacher in job.teachers):
-        job.look(since)
-        if job.state == "waiting" and one.missed and not job.folder.busy():  # busy: somebody makes it by hand
-            last = last_line(one.errors) if one.errors.exists() else "it left the queue without output (cancelled?)"
-            job.state, job.message = "failed", f"job {one.id}: {last}"
-        job.made_here = job.state in DONE and one.errors.exists()
-    elif one.missed:
-        job.state, job.message = "failed", _untaught(job)
+    job.look(since)
+    if job.state == "waiting" and one.missed and not job.job.folder.busy():  # busy: somebody makes it by hand
+        last = last_line(one.errors) if one.errors.exists() else "it left the queue without output (cancelled?)"
+        job.state, job.message = "failed", f"job {one.id}: {last}"
     if job.state in DONE:
+        job.made_here = one.errors.exists()
         _clear(job)
-
-
-def _untaught(job: SweepJob) -> str:
-    """Why a student cannot be made."""
-    state = next(teacher.state for teacher in job.teachers if teacher.state != "finished")
-    return f"its teacher has {state}" if state in DONE else "its job left the queue before its teacher was made"
 
 
 def arrays(jobs: Iterable[SweepJob]) -> list[list[SweepJob]]:

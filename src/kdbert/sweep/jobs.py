@@ -90,11 +90,17 @@ class SweepJob:
         return self.job.folder
 
     def look(self, since: float = math.inf) -> None:
-        """Set `state` and `message` by what the run folder says; a run that is to be made stays as it is.
+        """Set `state` and `message` by its teachers and its run folder; if it is still to be made they stay.
 
         Args:
             since: a failure written after this time is another sweep's and counts; an older one is retried.
         """
+        untaught = [teacher.state for teacher in self.teachers if teacher.state != "finished"]
+        for ended in untaught:
+            if ended in DONE:
+                self.state, self.message = "failed", f"its teacher has {ended}"
+        if untaught:
+            return
         try:
             folder, self.status = self.folder, "damaged"
             manifest = folder.manifest()
@@ -152,8 +158,7 @@ def plan_jobs(cells: list[Cell]) -> list[SweepJob]:
             if run.key in runs:
                 log.info("cell %s is the same run as %s", cell.name, runs[run.key].name)
                 continue
-            if all(teacher.state == "finished" for teacher in taught_by):
-                run.look()
+            run.look()
             for one in planned if run.state == "waiting" else ():
                 # Seeds and settings of the training change nothing that is checked.
                 parts = {"task", "teachers", "student", "method", "memory", "output"}

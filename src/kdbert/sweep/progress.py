@@ -45,17 +45,11 @@ class Progress:
         if job in self._reported or job.state not in DONE:
             return
         self._reported.add(job)
+        text = "" if job.state == "interrupted" else job.message
         if job.state == "finished":
             seconds = self._learn(job)
-            self._line(
-                "finished ",
-                job,
-                result_text(job) + (f", {duration(seconds)}" if job.made_here else " (made elsewhere)"),
-            )
-        elif job.state == "interrupted":
-            self._line(job.state, job, "")
-        else:
-            self._line("FAILED" if job.state == "failed" else "diverged ", job, job.message)
+            text = result_text(job) + (f", {duration(seconds)}" if job.made_here else " (made elsewhere)")
+        self._line("FAILED" if job.state == "failed" else job.state.ljust(9), job, text)
 
     def show(self, running: list[SweepJob]) -> None:
         """Refresh the live view, on a terminal."""
@@ -82,8 +76,8 @@ class Progress:
             self._live.stop()
             self._live = None
 
-    def _ended_jobs(self) -> int:
-        return sum(job.state in DONE and job.state != "interrupted" for job in self.jobs)
+    def _done(self) -> list[SweepJob]:
+        return [job for job in self.jobs if job.state in DONE and job.state != "interrupted"]
 
     def _left(self) -> str:
         """`; about 3 min 5 s left`, judged by finished jobs of the same group; "" before there is one."""
@@ -113,10 +107,9 @@ class Progress:
         return seconds
 
     def _line(self, what: str, job: SweepJob, text: str) -> None:
-        done = self._ended_jobs()
-        ended = job.state in DONE and job.state != "interrupted"
-        line = f"[{done}/{len(self.jobs)}] {what} {job.name}" + (f": {text}" if text else "")
-        line += self._left() if ended and done < len(self.jobs) else ""
+        done = self._done()
+        line = f"[{len(done)}/{len(self.jobs)}] {what} {job.name}" + (f": {text}" if text else "")
+        line += self._left() if job in done and len(done) < len(self.jobs) else ""
         if self._live is not None:
             self._live.console.print(line, highlight=False, markup=False)
         else:
@@ -132,7 +125,7 @@ class Progress:
         for job in running:
             bar = ProgressBar(total=1.0, completed=fraction(job), width=20)
             grid.add_row(Text(job.name), bar, duration(time.monotonic() - self._started[job]))
-        done, jobs = self._ended_jobs(), len(self.jobs)
+        done, jobs = len(self._done()), len(self.jobs)
         grid.add_row(
             Text(f"{done} of {jobs} done{self._left()}"), ProgressBar(total=jobs, completed=done, width=20), ""
         )
