@@ -8,11 +8,11 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -192,6 +192,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if bool(item.get_closest_marker("long")) == config.getoption("long")]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.path not in slow, item.path.name != "test_quickstart_run.py"))
+
+
+def often(cases: Iterable[Any], chosen: Callable[[Any], bool]) -> list[Any]:
+    """Cases to parametrize a test with: those that are not chosen are long, so that `scripts/test-long` runs them."""
+    return [case if chosen(case) else pytest.param(case, marks=pytest.mark.long) for case in cases]
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ from kdbert.runs.folder import RunResult
 from kdbert.runs.inputs import Inputs
 from kdbert.runs.job import Job
 from kdbert.training.forward import StudentWithMethod, pass_over
+from kdbert.training.precision import make_accelerator
 from kdbert.training.teacher import LiveTeacher, StoredTeacher, kinds_of, layers_read, quantities
 
 ROWS, BATCH = 203, 16  # 12 full batches and one of 11
@@ -129,9 +130,8 @@ class Parts:
     def live_teacher(self, number: int = 0) -> LiveTeacher:
         """A teacher, run on each batch."""
         teacher = self.run.teachers[number]
-        assert teacher.columns is not None
         precision, needs = self.run.session.precision, self.run.job.needs
-        return LiveTeacher(teacher.network, teacher.columns, precision, needs, self.module.method)
+        return LiveTeacher(teacher.network, teacher.columns or [], precision, needs, self.module.method)
 
     def stored_teacher(self) -> StoredTeacher:
         """What is read of the teacher, computed once."""
@@ -148,6 +148,21 @@ class Parts:
             accelerator=self.accelerator,
         )
         return StoredTeacher(values, self.data, teacher.columns, self.accelerator.device, needs)
+
+
+def predict(model: Any, data: Encoded, batch_size: int = 64) -> np.ndarray:
+    """A classifier's logits in the order of a split, in float32."""
+    found = pass_over(
+        model,
+        data,
+        lambda outputs, batch: {"logits": outputs.logits},
+        {"logits": data.logits_of},
+        batch_size=batch_size,
+        precision="fp32",
+        accelerator=make_accelerator(),
+    )["logits"]
+    assert found is not None
+    return found
 
 
 def run_recipe(recipe: Recipe) -> RunResult:

@@ -35,7 +35,7 @@ DEPTHS = st.integers(1, 60)
     ids=str,
 )
 def test_the_default_pairs(depths: tuple[int, int], last: Any, before: Any, layerwise: Any) -> None:
-    """DESIGN.md section 5; 12 and 6 are the published ones."""
+    """12 and 6 are the published ones."""
     assert list(last_pair(*depths)) == last
     assert list(penultimate_pair(*depths)) == before
     assert list(layerwise_pairs(*depths)) == layerwise

@@ -22,6 +22,7 @@ import pytest
 
 from bombs import bombs
 from conftest import VOCABULARY, make_bert
+from kdbert.disk.sealed import sealed
 
 Words = list[Any]
 DEEP = "[" * 100_000  # JSON that Python's reader does not get to the end of
@@ -429,7 +430,7 @@ def model_for_pictures(world: World) -> Words:
 
 @wrong("unfinished", "not finished", "running")
 def unfinished_run_as_teacher(world: World) -> Words:
-    world.write("unfinished/run.json", '{"status": "running"}')
+    world.write("unfinished/run.json", json.dumps(sealed({"status": "running"})))
     return world.distill("--teacher", "unfinished")
 
 
@@ -1042,7 +1043,7 @@ table(
         "train_memory_seed": (["--seed", -1], ("memory.seed",)),
         "train_memory_length": (["--max-length", 65], ("--max-length 65", "64 tokens")),
         "train_memory_output_name": (["--output", "memory.pt"], ("--output 'memory.pt'", ".safetensors")),
-        "train_memory_teacher": (["--teacher", "./nowhere"], ("nowhere", "check the path")),
+        "train_memory_second_teacher": (["--teacher", "./nowhere"], ("takes 1 teacher",)),
         "train_memory_key": (["memory.centroid=9"], ("did you mean 'memory.centroids'",)),
     },
     lambda world: [
@@ -1084,7 +1085,7 @@ def train_memory_to_a_place_below_a_file(world: World) -> Words:
     return train_memory(world, "--output", "mine/m.safetensors")
 
 
-@wrong("memory.file", "leave it away")
+@wrong("memory.file", "unset it")
 def train_memory_of_a_file(world: World) -> Words:
     words = [word for word in train_memory(world) if word not in ("--centroids", 5)]
     return [*words, "memory.file=m.safetensors"]
@@ -1092,7 +1093,12 @@ def train_memory_of_a_file(world: World) -> Words:
 
 @wrong("bert", "finetune-teacher")
 def train_memory_of_a_model_that_was_never_fine_tuned(world: World) -> Words:
-    return train_memory(world, "--teacher", world.bert)
+    return [world.bert if word == world.models / "teacher" else word for word in train_memory(world)]
+
+
+@wrong("nowhere", "check the path")
+def train_memory_teacher(world: World) -> Words:
+    return ["./nowhere" if word == world.models / "teacher" else word for word in train_memory(world)]
 
 
 # ---- plug-ins
@@ -1258,12 +1264,12 @@ def evaluate_in_an_unknown_precision(world: World) -> Words:
     return evaluate_rte(world, "rte", "--max-length", 32, "--precision", "fp8")
 
 
-@wrong("max-length", "-5")
+@wrong("max-length", "greater than or equal to 1", usage=True)
 def evaluate_to_a_negative_length(world: World) -> Words:
     return evaluate_rte(world, "rte", "--max-length", -5)
 
 
-@wrong("max-length", " 0")
+@wrong("max-length", "greater than or equal to 1", usage=True)
 def evaluate_to_no_length(world: World) -> Words:
     return evaluate_rte(world, "rte", "--max-length", 0)
 
@@ -1314,7 +1320,7 @@ table(
     {
         "benchmark_nothing": (["benchmark"], ("Missing argument",)),
         "benchmark_no_batch_size": (["benchmark", "x", "--batch-size", ""], ("--batch-size", "is empty")),
-        "benchmark_batch_size_a_word": (["benchmark", "x", "--batch-size", "a"], ("'a' is no number",)),
+        "benchmark_batch_size_a_word": (["benchmark", "x", "--batch-size", "a"], ("'a' is not a number",)),
         "benchmark_calls_a_word": (["benchmark", "x", "--calls", "many"], ("--calls", "integer")),
         "export_nothing": (["export"], ("Missing argument",)),
         "export_agreement_of_two": (["export", "x", "--min-agreement", 2], ("--min-agreement",)),

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
@@ -19,18 +19,15 @@ import torch
 from torch import nn
 
 from kdbert.data.data_file import first_line
-from kdbert.data.encode import encode
-from kdbert.data.examples import Examples, Kind
+from kdbert.data.examples import Examples
 from kdbert.disk.files import damaged, move_aside, replace_folder, sha256, write_json
 from kdbert.disk.sealed import sealed, unsealed
 from kdbert.errors import KdbertError, UserError, near_miss
-from kdbert.metrics import pearson
 from kdbert.models.load import load_config
 from kdbert.models.way import INPUTS, Asked, Way, decide
-from kdbert.runs.answers import SavedModel, saved_model
+from kdbert.runs.answers import Answers, SavedModel, saved_model
 from kdbert.runs.folder import RunFolder
 from kdbert.tasks import get_task
-from kdbert.training.forward import check_runs, predict
 from kdbert.training.precision import make_accelerator
 from kdbert.version import __version__
 
@@ -83,7 +80,8 @@ class OnnxModel(nn.Module):
     def forward(self, output_hidden_states: bool = False, **given: torch.Tensor) -> SimpleNamespace:
         """Logits of a padded batch, [B, C] or [B, L, C]."""
         try:
-            found = self.session.run(None, {name: given[name].numpy().astype(np.int64) for name in self.inputs})[0]
+            inputs = {name: given[name].cpu().numpy().astype(np.int64) for name in self.inputs}
+            (found,) = self.session.run(None, inputs)
         except Exception as error:  # onnxruntime's share no class of their own
             raise CannotRun(first_line(error)[:200]) from None
         return SimpleNamespace(logits=torch.from_numpy(found))
@@ -107,6 +105,17 @@ def open_session(folder: Path, threads: int = 0) -> Any:
         raise UserError(f"cannot open {folder / MODEL} ({str(error)[:200]}); export the model again") from None
 
 
+def answers(saved: SavedModel, model: Any, examples: Examples) -> Answers:
+    """What a model or an export of it answers to a split, in float32.
+
+    In 8 bits all examples of a batch share a scale, so batches are the harder test.
+
+    Args:
+        model: `saved.network()`, or an export of it.
+    """
+    return saved.answers(model, examples, batch_size=32, precision="fp32", accelerator=make_accelerator())
+
+
 def export_model(
     model: str,
     format: str = "onnx",
@@ -122,8 +131,8 @@ def export_model(
 ) -> Exported:
     """Write a model as ONNX, and answer the task's dev split by it and by the model itself; keep it if both agree.
 
-    A run of own data whose dev file is not at hand is exported too: both answer sentences that are built in, and the
-    export says that dev was not checked.
+    A run on a person's own data whose dev file is missing is exported too: both answer sentences that are built in,
+    and the export says that dev was not checked.
 
     `onnx` is float32: no logit may differ by more than 1e-3 (times the largest logit where that is above 1).
     `onnx-int8` multiplies in 8 bits, with a scale for each output channel of a matrix, and of the inputs for each
@@ -160,41 +169,37 @@ def export_model(
         "max_length": saved.max_length,
     }
     there = read_about(folder)
-    same = there is not None and {key: there.get(key) for key in identity} == identity and (folder / MODEL).exists()
-    if there is not None and same and not (overwrite and there.get("unchecked")):
+    same = there is not None and identity.items() <= there.items()
+    if there is not None and same and not (overwrite and there["unchecked"]):
         _refuse_beyond(there["checks"], format, bounds)
         log.info("already exported: %s", folder)
-        if there.get("unchecked"):
-            log.warning("it was not checked on dev, whose file was not at hand; --overwrite exports and checks it anew")
+        if there["unchecked"]:
+            log.warning("it was not checked on dev, whose file was not found; --overwrite exports and checks it again")
         return Exported(folder, there)
     if folder.exists() and any(folder.iterdir()) and not (overwrite and there is not None):
         what = "holds the export of something else" if there is not None else "is not empty and holds no export"
         cure = "choose another --output-dir" + (", or pass --overwrite to move it aside" if there is not None else "")
         raise UserError(f"{folder} {what}; {cure}")
-    found: dict[str, Any] = {}
+    parts, unchecked = _dev(saved)
+    about: dict[str, Any] = {**identity, "model": model, "kdbert": __version__, "bounds": bounds}
 
     def write(temporary: Path) -> None:
-        tokenizer = _write_model(saved, format, temporary)
-        checks, unchecked = _compare(saved, temporary, tokenizer)
+        _write_model(saved, format, temporary)
+        checks = _compare(saved, temporary, parts)
         _refuse_beyond(checks, format, bounds)
-        if unchecked:
-            found["unchecked"] = unchecked
-        found.update(identity, model=model, kdbert=__version__, kind=saved.spec.kind, checks=checks, bounds=bounds)
-        found.update(
-            labels=list(saved.spec.labels), opset=OPSET, size_mib=(temporary / MODEL).stat().st_size / 2**20,
+        about.update(
+            kind=saved.spec.kind, labels=list(saved.spec.labels), checks=checks, unchecked=unchecked, opset=OPSET,
+            size_mib=(temporary / MODEL).stat().st_size / 2**20,
             packages={name: version(name) for name in ("torch", "transformers", "onnx", "onnxruntime")},
+            files={file.name: sha256(file) for file in sorted(temporary.iterdir())},
         )  # fmt: skip
-        found["files"] = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
-        write_json(temporary / ABOUT, sealed(found))
-        (temporary / "README.md").write_text(_readme(saved, found), encoding="utf-8")
+        write_json(temporary / ABOUT, sealed(about))
+        (temporary / "README.md").write_text(_readme(saved, about), encoding="utf-8")
 
-    try:
-        if there is not None:
-            log.info("moved the old export to %s", move_aside(folder))
-        replace_folder(folder, write)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}; choose another --output-dir") from None
-    return Exported(folder, found)
+    if there is not None:
+        log.info("moved the old export to %s", move_aside(folder))
+    replace_folder(folder, write)
+    return Exported(folder, about)
 
 
 def read_about(folder: Path) -> dict[str, Any] | None:
@@ -209,10 +214,9 @@ def read_about(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / ABOUT} is damaged ({error}); move the folder away") from None
-    files = content.get("files", {})
-    if not isinstance(content.get("checks"), dict) or not isinstance(files, dict):
+    if [type(content.get(key)) for key in ("checks", "unchecked", "files")] != [dict, list, dict]:
         raise UserError(f"{folder / ABOUT} is damaged; move the folder away")
-    fault = damaged(folder, files)
+    fault = damaged(folder, content["files"])
     if fault:
         raise UserError(f"{fault}; move the folder away and export the model again")
     return content
@@ -235,7 +239,9 @@ def _folder(saved: SavedModel, format: str, output_dir: str | None) -> Path:
         return Path(output_dir)
     own = saved.trained is not None and saved.trained.task.name == saved.spec.name
     if saved.place.run is None or not own:
-        raise UserError(f"{saved.given!r} is no run on {saved.spec.name}; say with --output-dir where the export goes")
+        raise UserError(
+            f"{saved.given!r} is not a run on {saved.spec.name}; say with --output-dir where the export goes"
+        )
     RunFolder(saved.place.run).check_links()
     return saved.place.run / "export" / format
 
@@ -253,9 +259,9 @@ class _Logits(nn.Module):
         return logits
 
 
-def _write_model(saved: SavedModel, format: str, folder: Path) -> Any:
-    """The model's file, its configuration and its tokenizer; returns the tokenizer."""
-    # The plain attention function: all that it does stands in the graph, whatever the first batch looks like.
+def _write_model(saved: SavedModel, format: str, folder: Path) -> None:
+    """The model's file, its configuration and its tokenizer."""
+    # The plain attention function: the graph has all that it does, whatever the first batch looks like.
     network = saved.network(decide(load_config(saved.place), saved.spec.head, saved.given, PLAIN))
     tokenizer = saved.tokenizer
     inputs = [name for name in INPUTS if name in tokenizer.model_input_names]
@@ -263,7 +269,7 @@ def _write_model(saved: SavedModel, format: str, folder: Path) -> Any:
     texts = ["a text", "and a longer one"] if pads else ["a text", "a text"]
     example = tokenizer(texts, padding=pads, return_tensors="pt")
     words = {0: "batch", 1: "tokens"}
-    axes = {**dict.fromkeys(inputs, words), "logits": words if saved.spec.kind == "token" else {0: "batch"}}
+    axes = {**dict.fromkeys(inputs, words), "logits": words if saved.spec.head.of_words else {0: "batch"}}
     plain = folder / MODEL
     log.info("export: %s as %s", saved.given, format)
     try:
@@ -283,7 +289,6 @@ def _write_model(saved: SavedModel, format: str, folder: Path) -> Any:
         _quantize(plain)
     load_config(saved.place).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return tokenizer
 
 
 def _unable(saved: SavedModel, error: Exception) -> str:
@@ -310,75 +315,59 @@ def _quantize(path: Path) -> None:
     whole.unlink()
 
 
-def _built_in(pair: bool) -> Examples:
-    """Texts without labels that are always at hand: the quickstart's dev sentences, for pairs each with the next."""
-    found = get_task("quickstart").load("dev", None)
-    following = [*found.text_a[1:], *found.text_a[:1]] if pair else None
-    return replace(found, split=BUILT_IN, text_b=following, labels=None)
+def _dev(saved: SavedModel) -> tuple[list[Examples], list[str]]:
+    """The task's dev splits; and the names of those of a person's own data whose file was not found.
 
-
-def _compare(saved: SavedModel, folder: Path, tokenizer: Any) -> tuple[dict[str, Any], list[str]]:
-    """Both models' answers on the task's dev splits: differences of logits, agreement, scores.
-
-    Returns:
-        Split -> what was found; the splits that could not be read, because a person's own file is not at hand: in their
-        place are texts that are built in, without scores.
+    In the place of these are texts that are built in, without labels: the quickstart's dev sentences, for pairs each
+    with the next.
 
     Raises:
-        UserError: dev has no labels, or no files where it is not a person's own.
+        UserError: dev has no labels, or the files of a registered task are missing.
     """
-    unchecked: list[str] = []
-    accelerator = make_accelerator()
-    network = saved.network()
-    checks: dict[str, Any] = {}
+    parts, unchecked = [], []
     for split in saved.spec.split_names("dev"):
         try:
-            examples = saved.examples(split)
+            parts.append(saved.examples(split))
         except UserError as error:
             if saved.spec.own is None:
                 raise
             log.warning("not checked on %s: %s; logits are compared on sentences that are built in", split, error)
             unchecked.append(split)
-            examples = _built_in(saved.spec.pair)
-        if examples.labels is None and split not in unchecked:
+            found = get_task("quickstart").load("dev", None)
+            following = [*found.text_a[1:], *found.text_a[:1]] if saved.spec.pair else None
+            parts.append(replace(found, split=BUILT_IN, text_b=following, labels=None))
+            continue
+        if parts[-1].labels is None:
             raise UserError(f"{split} of task {saved.spec.name!r} has no labels to check an export by")
-        data = encode(examples, tokenizer, saved.max_length)
-        check_runs(network.to(accelerator.device), data, saved.given)
-        # In 8 bits all examples of a batch share a scale, so that batches are the harder test.
-        settings: dict[str, Any] = {"batch_size": 32, "precision": "fp32", "accelerator": accelerator}
-        theirs = predict(network, data, **settings)
+    return parts, unchecked
+
+
+def _compare(saved: SavedModel, folder: Path, parts: Sequence[Examples]) -> dict[str, Any]:
+    """Split -> how far the answers of the model and of its export differ, and the scores of both."""
+    checks: dict[str, Any] = {}
+    network = saved.network()
+    for part in parts:
+        theirs = answers(saved, network, part)
         try:
-            ours = predict(OnnxModel(folder, saved.way), data, **settings)
+            ours = answers(saved, OnnxModel(folder, saved.way), part)
         except CannotRun as error:
             raise ExportRefused(_unable(saved, error)) from None
-        theirs, ours = (saved.spec.head.label_logits(logits, data, saved.columns) for logits in (theirs, ours))
-        difference = np.abs(theirs - ours)
-        checks[examples.split] = {
-            "examples": len(examples),
+        difference = np.abs(theirs.logits - ours.logits)
+        checks[part.split] = {
+            "examples": len(part),
             "largest_difference": float(difference.max()),
             "mean_difference": float(difference.mean()),
-            "largest_logit": float(np.abs(theirs).max()),
-            "agreement": agreement(saved.spec.kind, saved.spec.head.predicted(theirs), saved.spec.head.predicted(ours)),
+            "largest_logit": float(np.abs(theirs.logits).max()),
+            "agreement": theirs.agreement(ours),
         }
-        if examples.labels is not None:
-            checks[examples.split] |= {
-                "metric": saved.spec.metrics[0],
-                "model": saved.spec.score(theirs, examples),
-                "export": saved.spec.score(ours, examples),
-            }
-    return checks, unchecked
-
-
-def agreement(kind: Kind, first: np.ndarray, second: np.ndarray) -> float:
-    """Share of examples (or words) that two models answer alike; of scores, their Pearson correlation."""
-    if kind == "regression":
-        return float(pearson(first, second))
-    same = first == second
-    return float((same.all(axis=1) if same.ndim == 2 else same).mean())
+        if part.labels is not None:
+            scores = {"metric": saved.spec.metrics[0], "model": theirs.scores, "export": ours.scores}
+            checks[part.split] |= scores
+    return checks
 
 
 def _refuse_beyond(checks: Mapping[str, Any], format: str, bounds: Mapping[str, float]) -> None:
-    """Refuse an export that answers otherwise than its model.
+    """Refuse an export whose answers differ from its model's.
 
     Raises:
         ExportRefused: what was measured, and the bound.
@@ -400,65 +389,62 @@ def _refuse_beyond(checks: Mapping[str, Any], format: str, bounds: Mapping[str, 
             raise ExportRefused(f"not exported: on {split} ({found['examples']} examples) {'; '.join(faults)}{cure}")
 
 
-def _scores(found: Mapping[str, Any]) -> str:
-    """Three cells: metric, score of the model, of the export."""
-    metric = found.get("metric")
-    return f"{metric} | {found['model'][metric]:.4f} | {found['export'][metric]:.4f}" if metric else "- | - | -"
-
-
 def _readme(saved: SavedModel, about: Mapping[str, Any]) -> str:
     """How the folder is used without kdbert, and how it was checked."""
-    rows = [
-        f"| {split} | {found['examples']} | {_scores(found)} | {found['agreement']:.4f} | "
-        f"{found['largest_difference']:.2g} |"
-        for split, found in about["checks"].items()
-    ]
-    unchecked = [f"Not checked on {split}, whose file was not at hand: scores." for split in about.get("unchecked", ())]
-    tagged = saved.spec.kind == "token"
-    pair = '("a first sentence", "a second one")' if saved.spec.pair else '"a sentence"'
-    if tagged:
-        pair = '["words", "of", "a", "sentence"]'
-    answer = {
-        "regression": "print(logits[0, 0])",
-        "multi_label": "print([labels[str(i)] for i, logit in enumerate(logits[0]) if logit > 0])",
-        "token": "print([(token, labels[str(i)]) for token, i in zip(encoded.tokens, logits[0].argmax(-1))])",
-    }.get(saved.spec.kind, "print(labels[str(logits[0].argmax())])")
-    call = (
-        f"tokenizer.encode({pair}, is_pretokenized=True)"
-        if tagged
-        else (f"tokenizer.encode{pair}" if saved.spec.pair else f"tokenizer.encode({pair})")
-    )
-    lines = [
-        f"# {saved.spec.title}: {about['format']}",
-        "",
-        f"`{MODEL}` is a model for the task `{saved.spec.name}`, exported with kdbert {about['kdbert']} "
-        f"({about['size_mib']:.1f} MiB, opset {OPSET}). It needs neither kdbert nor torch:",
-        "",
-        "```python",
-        "import json",
-        "",
-        "import numpy as np",
-        "import onnxruntime",
-        "from tokenizers import Tokenizer",
-        "",
-        'folder = "."  # where this file lies',
-        'tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")',
-        f"tokenizer.enable_truncation({saved.max_length})",
-        f'session = onnxruntime.InferenceSession(f"{{folder}}/{MODEL}")',
-        *([] if saved.spec.kind == "regression" else ['labels = json.load(open(f"{folder}/config.json"))["id2label"]']),
-        f"encoded = {call}",
-        'known = {"input_ids": encoded.ids, "attention_mask": encoded.attention_mask,',
-        '         "token_type_ids": encoded.type_ids}',
-        "inputs = {one.name: np.array([known[one.name]], dtype=np.int64) for one in session.get_inputs()}",
-        "(logits,) = session.run(None, inputs)",
-        answer,
-        "```",
-        "",
-        "Checked against the model in float32:",
-        "",
-        "| split | examples | metric | model | export | agreement | largest difference of a logit |",
-        "|---|---|---|---|---|---|---|",
-        *rows,
-        *(["", *unchecked] if unchecked else []),
-    ]
-    return "\n".join(lines) + "\n"
+    rows = []
+    for split, found in about["checks"].items():
+        metric = found.get("metric")
+        scores = f"{metric} | {found['model'][metric]:.4f} | {found['export'][metric]:.4f}" if metric else "- | - | -"
+        rows.append(
+            f"| {split} | {found['examples']} | {scores} | {found['agreement']:.4f} | "
+            f"{found['largest_difference']:.2g} |"
+        )
+    for split in about["unchecked"]:
+        rows += ["", f"Not checked on {split}, whose file was not found: scores."]
+    head = saved.spec.head
+    text = '"a first sentence", "a second one"' if saved.spec.pair else '"a sentence"'
+    text = '["words", "of", "a", "sentence"], is_pretokenized=True' if head.of_words else text
+    labels = ['labels = json.load(open(f"{folder}/config.json"))["id2label"]'] if head.classes else []
+    return README.format(
+        title=saved.spec.title, task=saved.spec.name, about=about, max_length=saved.max_length, model=MODEL, text=text,
+        answer="\n".join([*labels, ANSWERS[head.kind]]), rows="\n".join(rows),
+    )  # fmt: skip
+
+
+# What a person's own Python does with logits.
+ANSWERS = {
+    "single_label": "print(labels[str(logits[0].argmax())])",
+    "multi_label": "print([labels[str(i)] for i, logit in enumerate(logits[0]) if logit > 0])",
+    "regression": "print(logits[0, 0])",
+    "token": "print([(token, labels[str(i)]) for token, i in zip(encoded.tokens, logits[0].argmax(-1))])",
+}
+README = """\
+# {title}: {about[format]}
+
+`{model}` is a model for the task `{task}`, exported with kdbert {about[kdbert]} ({about[size_mib]:.1f} MiB, opset
+{about[opset]}). It needs neither kdbert nor torch:
+
+```python
+import json
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+folder = "."  # where this file is
+tokenizer = Tokenizer.from_file(f"{{folder}}/tokenizer.json")
+tokenizer.enable_truncation({max_length})
+session = onnxruntime.InferenceSession(f"{{folder}}/{model}")
+encoded = tokenizer.encode({text})
+known = {{"input_ids": encoded.ids, "attention_mask": encoded.attention_mask, "token_type_ids": encoded.type_ids}}
+inputs = {{one.name: np.array([known[one.name]], dtype=np.int64) for one in session.get_inputs()}}
+(logits,) = session.run(None, inputs)
+{answer}
+```
+
+Checked against the model in float32:
+
+| split | examples | metric | model | export | agreement | largest difference of a logit |
+|---|---|---|---|---|---|---|
+{rows}
+"""

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from in_processes import start, wait_until
-from kdbert.benchmark.measure import milliseconds
+from kdbert.benchmark.contenders import contenders
+from kdbert.benchmark.timing import milliseconds
 from kdbert.disk.files import sha256
 from kdbert.disk.lock import FileLock
 from kdbert.disk.sealed import sealed
@@ -115,15 +116,15 @@ def test_wrong_words_end_in_one_sentence_before_anything_is_timed(
 ) -> None:
     place = ["--runs-dir", tmp_path / "runs"]
     for words, told in {
-        (run, "--calls", 20): "--calls 20 are too few",
-        (run, "--rounds", 0): "--rounds 0: expected 1 to 100",
-        (run, "--backend", "onx"): "--backend 'onx' is unknown; did you mean 'onnx'?",
-        (run, "--batch-size", "0"): "--batch-size 0: expected 1 to 65536",
-        (setting.teacher,): "is no run folder, so its task is not known; name it with --task",
-        (run, setting.teacher, "--backend", "onnx"): "is no run folder; export it first (`kdbert export",
-        (run, "--split", "tset"): "has no tset split",
-        (run, "--output-dir", measured): "is not empty; choose another",
-        (run, "--teacher", tmp_path / "nobody"): "no model folder",
+        (run, "--calls", 20): "--calls 20",
+        (run, "--rounds", 0): "--rounds 0",
+        (run, "--backend", "onx"): "did you mean 'onnx'",
+        (run, "--batch-size", "0"): "--batch-size 0",
+        (setting.teacher,): "--task",
+        (run, setting.teacher, "--backend", "onnx"): "kdbert export",
+        (run, "--split", "tset"): "tset",
+        (run, "--output-dir", measured): "--output-dir",
+        (run, "--teacher", tmp_path / "nobody"): "nobody",
     }.items():
         done = kdbert("benchmark", *words, *place)
         assert (done.code, done.err.count("\n")) == (2, 1), done.err
@@ -138,13 +139,37 @@ def timed(folder: Path) -> Any:
     return json.loads((folder / "progress.json").read_text(encoding="utf-8"))
 
 
+def rounds(folder: Path) -> int:
+    """How many rounds were timed so far."""
+    return int(timed(folder)["rounds"]) if (folder / "progress.json").exists() else 0
+
+
+def test_a_benchmark_that_was_killed_before_its_first_round_leaves_a_folder_that_the_next_takes(
+    kdbert: KDBERT, run: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "runs"
+    words = ["benchmark", str(run), "--batch-size", "1", "--threads", "1", "--rounds", "1", "--runs-dir", str(root)]
+    process = start(words, tmp_path / "output")
+    wait_until(lambda: bool(list(root.glob("benchmark/*/progress.json"))), process.is_alive, "it has begun")
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    (folder,) = root.glob("benchmark/*")
+    assert rounds(folder) == 0
+    done = kdbert(*words, "-q")
+    assert done.code == 0, done.err
+    assert [Path(done.out.strip())] == [folder] == list(root.glob("benchmark/*"))
+    assert content(folder)["settings"]["continued_after"] == []
+    assert {file.name for file in folder.iterdir()} == {"benchmark.json", "benchmark.csv", "benchmark.png"}
+
+
 def test_a_benchmark_that_was_stopped_continues_where_it_was(kdbert: KDBERT, run: Path, tmp_path: Path) -> None:
     """Also where its folder is named by the time."""
     root = tmp_path / "runs"
     words = ["benchmark", str(run), "--batch-size", "1", "--threads", "1", "--rounds", "40", "--runs-dir", str(root)]
     process = start(words, tmp_path / "output")
     assert process.pid is not None
-    wait_until(lambda: bool(list(root.glob("benchmark/*/progress.json"))), process.is_alive, "a round was timed")
+    wait_until(lambda: any(map(rounds, root.glob("benchmark/*"))), process.is_alive, "a round was timed")
     os.kill(process.pid, signal.SIGINT)
     process.join()
     assert "run the same command again to continue" in (tmp_path / "output").read_text()
@@ -180,7 +205,7 @@ def test_what_was_timed_before_is_counted_and_other_settings_are_refused(
     refused = kdbert(*words[:-1], tmp_path / "broken")
     assert (refused.code, "is damaged" in refused.err) == (2, True)
     process = start([str(word) for word in [*words, "--rounds", 2]], tmp_path / "output")
-    wait_until((folder / "progress.json").exists, process.is_alive, "a round was timed")
+    wait_until(lambda: rounds(folder) > 0, process.is_alive, "a round was timed")
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
@@ -195,6 +220,15 @@ def test_what_was_timed_before_is_counted_and_other_settings_are_refused(
     assert done.code == 0, done.err
     (batch,) = content(folder)["engines"][0]["batches"]
     assert batch["total_ms"] == pytest.approx({"mean": 250, "sd": 0, "p50": 250, "p95": 250})
+
+
+def test_runs_that_differ_in_one_key_are_named_by_it(
+    kdbert: KDBERT, setting: Setting, run: Path, tmp_path: Path
+) -> None:
+    done = kdbert(*setting.words(tmp_path / "other", precision="fp32", learning_rate=5e-4), "--quiet")
+    assert done.code == 0, done.err
+    found = contenders([str(run), done.out.strip()], ["torch"], {"task": None, "data_dir": None, "max_length": None})
+    assert [one.name for one in found] == ["kd, 2 layers, seed 1, lr 0.001", "kd, 2 layers, seed 1, lr 5e-4"]
 
 
 def test_an_engine_that_fails_is_named(kdbert: KDBERT, run: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from kdbert.models.open import open_classifier, open_masked_lm
 from kdbert.models.student import check_cut, count_parameters, cut_layers, kept_layers
 from kdbert.models.way import Way, decide, fit_tokenizer
 from kdbert.tasks.spec import TaskSpec
-from kdbert.training.forward import check_runs, pass_over, predict, run_model
+from kdbert.training.forward import check_runs, pass_over, run_model
 from kdbert.training.precision import make_accelerator
 from small_architectures import (
     LAYERS,
@@ -44,6 +44,7 @@ from small_architectures import (
     variants,
     worst,
 )
+from small_run import predict
 
 CLOSE = 1e-5
 LONGEST = 64
@@ -86,8 +87,7 @@ class Opened:
         return library_logits(library, self.tokenizer, self.first, self.second, self.length)
 
     def difference(self, model: Any, expected: list[np.ndarray], size: int) -> float:
-        accelerator = make_accelerator()
-        found = predict(model, self.data, batch_size=size, precision="fp32", accelerator=accelerator)
+        found = predict(model, self.data, size)
         return worst(found, expected, self.data.offsets)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kdbert.disk.sealed import sealed
 from kdbert.tasks import get_task
 
 
@@ -57,7 +58,7 @@ def write_run(
             "finished": "2026-11-21T15:00:00+0000",
             "model_fingerprint": fingerprint,
         }
-    (folder / "run.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    (folder / "run.json").write_text(json.dumps(sealed(content), indent=2), encoding="utf-8")
     (folder / "recipe.yaml").write_text("", encoding="utf-8")
     return folder
 
@@ -65,7 +66,7 @@ def write_run(
 def edit(run: Path, **changes: Any) -> Path:
     """Set keys of a run's run.json."""
     content = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    (run / "run.json").write_text(json.dumps({**content, **changes}), encoding="utf-8")
+    (run / "run.json").write_text(json.dumps(sealed({**content, **changes})), encoding="utf-8")
     return run
 
 

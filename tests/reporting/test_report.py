@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from run_files import edit, write_cka, write_log, write_predictions, write_run
 from sklearn.metrics import f1_score, recall_score
 
+from kdbert.disk.sealed import sealed
 from kdbert.heads import head_of
 from kdbert.reporting import figures
 from kdbert.reporting.curves import MOST, mean_curve, seeds_told
@@ -624,7 +625,7 @@ def test_no_damage_to_a_run_json_is_fatal(kdbert: Kdbert, taught: Path, data: st
             break
         node = node[key]
     node[key] = data.draw(JUNK)
-    (run / "run.json").write_text(json.dumps(content))
+    (run / "run.json").write_text(json.dumps(sealed(content)))
     try:
         report(kdbert, taught / "runs", "-o", taught / "report.html", "--data-dir", taught / "data")
     finally:

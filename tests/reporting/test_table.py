@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from run_files import write_predictions, write_run
 
+from kdbert.disk.sealed import sealed
 from kdbert.reporting.published import SOURCES
 
 Kdbert = Callable[..., Any]
@@ -206,7 +207,7 @@ def test_one_name_with_other_content_is_not_pooled(kdbert: Kdbert, tmp_path: Pat
     other = write_run(tmp_path, seed=1, teacher="t", score=0.8, name="retrained")
     content = json.loads((other / "run.json").read_text())
     content["identity"]["teachers"][0]["model"] = "other content"
-    (other / "run.json").write_text(json.dumps(content))
+    (other / "run.json").write_text(json.dumps(sealed(content)))
     for words in ([], ["--rows", "method,teacher"]):
         lines = tabled(kdbert, tmp_path, *words)
         assert sorted((line["n"], line["mean"]) for line in lines) == [("1", "0.6"), ("1", "0.8")]
@@ -216,7 +217,7 @@ def test_one_name_with_other_content_is_not_pooled(kdbert: Kdbert, tmp_path: Pat
 def with_data(run: Path, digest: str) -> None:
     """Say that a run was made from these files."""
     content = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**content, "data": {"train": "same", "dev": digest}}))
+    (run / "run.json").write_text(json.dumps(sealed({**content, "data": {"train": "same", "dev": digest}})))
 
 
 def test_runs_from_other_files_of_a_task_are_neither_pooled_nor_compared(kdbert: Kdbert, tmp_path: Path) -> None:
@@ -291,7 +292,7 @@ def test_runs_of_one_cell_in_other_precision_are_told(kdbert: Kdbert, tmp_path: 
     for seed, precision in ((1, "bf16"), (2, "bf16"), (3, "fp32")):
         run = write_run(tmp_path, seed=seed)
         content = json.loads((run / "run.json").read_text())
-        (run / "run.json").write_text(json.dumps({**content, "precision": precision}))
+        (run / "run.json").write_text(json.dumps(sealed({**content, "precision": precision})))
         told = kdbert("table", tmp_path).out
         assert ("kd on rte: the runs' precision was bf16 and fp32" in told) == (seed == 3)
 
@@ -588,7 +589,7 @@ def test_a_broken_run_folder_is_named_and_skipped(kdbert: Kdbert, tmp_path: Path
         BROKEN[how](broken / "run.json")
     else:
         content = json.loads((broken / "run.json").read_text())
-        (broken / "run.json").write_text(json.dumps({**content, **EDITS[how]}))
+        (broken / "run.json").write_text(json.dumps(sealed({**content, **EDITS[how]})))
     done = kdbert("table", tmp_path, "--format", "csv")
     assert done.code == 0, done.err
     assert f"skipped {broken}: " in done.err
@@ -604,7 +605,8 @@ def test_a_broken_run_folder_is_named_and_skipped(kdbert: Kdbert, tmp_path: Path
 @pytest.mark.parametrize("constant", [[1], {"dev": None}, {"dev": {"accuracy": "x"}}, "x"], ids=str)
 def test_a_malformed_constant_answer_is_no_answer(kdbert: Kdbert, tmp_path: Path, constant: Any) -> None:
     path = write_run(tmp_path) / "run.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "constant_answer": constant, "one_answer": constant}))
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(sealed({**content, "constant_answer": constant, "one_answer": constant})))
     assert tabled(kdbert, tmp_path)[0]["n"] == "1"
 
 

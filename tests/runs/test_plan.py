@@ -94,11 +94,13 @@ def watch(event: str, arguments: tuple[Any, ...]) -> None:
         OPENED.append(arguments[0])
 
 
+sys.addaudithook(watch)
+
+
 @pytest.mark.parametrize("method", ["kd", "cka-g"])
 def test_teacher_baseline_and_student_read_a_file_once(method: str, setting: Setting, tmp_path: Path) -> None:
     keys = {"task.name": "quickstart", "method.name": method, "memory.centroids": 3, "memory.passes": 1}
     recipe = recipe_of(setting, tmp_path, **keys, **{"task.train_file": None, "task.dev_file": None})
-    sys.addaudithook(watch)
     OPENED.clear()
     WATCHING[0] = True
     distill(recipe, baseline=True)

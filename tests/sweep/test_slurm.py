@@ -21,7 +21,7 @@ import pytest
 from submitit import LocalExecutor
 
 from conftest import make_bert
-from in_processes import manifest, saved_steps, wait_until
+from in_processes import manifest, saved_steps, start, wait_until
 from kdbert.errors import UserError
 from kdbert.recipe import Recipe
 from kdbert.runs.folder import RunFolder
@@ -155,24 +155,21 @@ def test_runs_are_submitted_as_arrays_and_students_wait_for_their_teacher(
     assert private_folder().stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.slow
 def test_a_sweep_that_is_stopped_leaves_its_jobs_queued_and_the_next_one_does_not_submit_them_again(
-    place: Place, slurm: Programs, state: Path
+    place: Place, slurm: Programs, state: Path, kdbert: Any, tmp_path: Path
 ) -> None:
-    words = [sys.executable, "-m", "kdbert", *place.words("method=finetune", "--seeds=2"), *SLURM]
+    words = [*place.words("method=finetune", "--seeds=2"), *SLURM]
     slurm.list_as("41_0 PENDING\n41_1 RUNNING\n")
     for attempt in (1, 2):
-        process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-        assert process.stderr is not None
-        told = ""
-        while "started   method=finetune seed=2" not in told:
-            line = process.stderr.readline()
-            assert line, told
-            told += line
+        output = tmp_path / f"output{attempt}"
+        process = start(words, output)
+        started = lambda output=output: output.exists() and "started   method=finetune seed=2" in output.read_text()  # noqa: E731
+        wait_until(started, process.is_alive, "the jobs were queued")
+        os.kill(process.pid or 0, signal.SIGINT)
+        process.join()
+        told = output.read_text()
         assert ("2 jobs queued already" if attempt == 2 else "submitted 2 jobs: 41;") in told
-        process.send_signal(signal.SIGINT)
-        told += process.stderr.read()
-        assert process.wait() == 130
+        assert process.exitcode == 130
         assert "stay in the queue (see them: squeue --me; remove them: scancel 41)" in told.splitlines()[-1]
         assert queued_ids(place) == ["41_0", "41_1"]
     assert len(slurm.scripts) == 1
@@ -185,7 +182,9 @@ def test_a_sweep_that_is_stopped_leaves_its_jobs_queued_and_the_next_one_does_no
     assert len(list(folder.glob("*_submitted.pkl"))) == 2
 
     def dry_run() -> str:
-        return subprocess.run([*words, "--dry-run"], capture_output=True, text=True, check=True).stdout
+        ended = kdbert(*words, "--dry-run")
+        assert ended.code == 0, ended.err
+        return str(ended.out)
 
     assert "sbatch" not in dry_run().lower()  # both are queued
     slurm.list_as("41_0 PENDING\n")

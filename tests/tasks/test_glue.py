@@ -21,7 +21,7 @@ from kdbert.tasks import get_task
 from kdbert.tasks.readers import Columns, read_tsv
 
 # task, folder, split, rows, column of text_a, of text_b, of the label, whether there is a header
-# (METHODS.md section 7 and the row counts of the official files)
+# (docs/quirks.md, 7 and the row counts of the official files)
 REAL = [
     ("cola", "CoLA", "train", 8551, 3, None, 1, False),
     ("cola", "CoLA", "dev", 1043, 3, None, 1, False),

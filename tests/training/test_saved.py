@@ -19,9 +19,7 @@ from kdbert.data.encode import encode
 from kdbert.runs.answers import saved_model
 from kdbert.runs.folder import RunResult
 from kdbert.runs.saved import check_saved
-from kdbert.training.forward import predict
-from kdbert.training.precision import make_accelerator
-from small_run import Setting
+from small_run import Setting, predict
 
 KDBERT = Callable[..., Finished]
 
@@ -37,7 +35,7 @@ def checked(run: RunResult, folder: Path, change: Callable[[np.ndarray], np.ndar
     saved = saved_model(str(run.path))
     examples, model = saved.examples("dev"), saved.network()
     data = encode(examples, saved.tokenizer, saved.max_length)
-    logits = predict(model, data, batch_size=64, precision="fp32", accelerator=make_accelerator())
+    logits = predict(model, data)
     check_saved(folder, model, saved.spec, data, examples, change(logits), "fp32", saved.max_length)
 
 

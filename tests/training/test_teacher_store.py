@@ -19,12 +19,12 @@ import torch
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
 
-from in_processes import processes, start, wait_until
+from in_processes import processes, run_command, start, wait_until
 from kdbert.disk.lock import FileLock
 from kdbert.training import store
 from kdbert.training.precision import make_accelerator
 from kdbert.training.store import FOLDER, Allocate, stored, used_bytes
-from small_run import Setting, logged, predictions, run_command
+from small_run import Setting, logged, predictions
 
 STEPS = 4
 READ, KEPT = " logits: read from ", " logits: kept in "
@@ -465,7 +465,7 @@ def test_two_runs_at_once_compute_it_once_and_the_second_waits(setting: Setting,
 def fill_for_ever(given: list[str], output: Path) -> None:
     """Body of a process whose run fills a file of the store and never ends it."""
     store._File.seal = lambda self: time.sleep(300)  # type: ignore[assignment,method-assign,return-value]
-    run_command(given, output)
+    run_command(given, output, output)
 
 
 def test_when_the_run_that_fills_the_store_is_killed_the_one_that_waits_does_it_anew(

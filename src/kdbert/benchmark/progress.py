@@ -18,18 +18,17 @@ log = logging.getLogger("kdbert")
 FILE, LOCK = "progress.json", "benchmark.lock"
 
 
-class Progress:
+class TimedRounds:
     """The rounds that are done.
 
     Attributes:
         path: the benchmark's folder.
         rounds: how many.
         engines: what they gave, one entry for each engine.
-        continued: after which rounds the benchmark was taken up again.
+        continued: after which rounds the benchmark was continued.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], found: Mapping[str, Any] | None = None) -> None:
-        found = found or {}
+    def __init__(self, path: Path, identity: Mapping[str, Any], found: Mapping[str, Any]) -> None:
         self.path = path
         self.identity = identity
         self.rounds: int = found.get("rounds", 0)
@@ -44,37 +43,42 @@ class Progress:
 
 
 @contextlib.contextmanager
-def opened(output_dir: str | None, runs_dir: str, task: str, identity: Mapping[str, Any]) -> Iterator[Progress]:
-    """The folder of a benchmark, held while the block runs: that of the same one which was stopped half-way, else a new
-    one. When the block ends well the benchmark is whole, and its progress goes.
+def opened(output_dir: str | None, runs_dir: str, task: str, identity: Mapping[str, Any]) -> Iterator[TimedRounds]:
+    """The folder of a benchmark, locked while the block runs: that of the same one which was stopped, else a new one.
+
+    From the start the folder says what it is of, so that it is found again after a kill at any time. When the block
+    ends well the benchmark is complete, and its progress is removed.
 
     Args:
         output_dir: the folder; by default `benchmark/<task>-<time>` below `runs_dir`.
         identity: what is timed, how, and on which machine.
 
     Raises:
-        UserError: `output_dir` holds something else, or cannot be written; another process is at it.
+        UserError: `output_dir` holds something else; another process is writing it.
     """
-    try:
-        folder, lock = _given(Path(output_dir)) if output_dir is not None else _by_name(runs_dir, task, identity)
-    except OSError as error:
-        place = output_dir or Path(runs_dir) / "benchmark"
-        raise UserError(f"cannot write to {place}: {error.strerror}; choose another --output-dir") from None
+    identity = {key: value for key, value in sealed(identity).items() if key != "sha256"}  # as it is read back
+    folder, lock = _given(Path(output_dir)) if output_dir is not None else _by_name(runs_dir, task, identity)
     try:
         found = _read(folder)
-        if found is not None and found["identity"] != _plain(identity):
-            there, here = flatten(found["identity"]), flatten(_plain(identity))
+        if found and found["identity"] != identity:
+            there, here = flatten(found["identity"]), flatten(identity)
             differ = ", ".join(key for key in {**there, **here} if there.get(key) != here.get(key))
             raise UserError(
                 f"{str(folder)!r} holds another benchmark, which was stopped half-way ({differ} differ); choose "
                 "another --output-dir, or remove that folder"
             )
-        progress = Progress(folder, identity, found)
+        progress = TimedRounds(folder, identity, found)
         if progress.rounds:
             log.info("continuing %s: %d rounds were timed before", folder, progress.rounds)
             progress.continued.append(progress.rounds)
-        yield progress
-        (folder / FILE).unlink(missing_ok=True)
+        progress.save(progress.rounds, progress.engines)
+        done = False
+        try:
+            yield progress
+            done = True
+        finally:
+            if done or not progress.rounds:
+                (folder / FILE).unlink(missing_ok=True)
     finally:
         lock.release()
         with contextlib.suppress(OSError):
@@ -85,10 +89,10 @@ def _given(folder: Path) -> tuple[Path, FileLock]:
     """The folder that the person named.
 
     Raises:
-        UserError: it holds something that is no unfinished benchmark; another process is at it.
+        UserError: it holds something other than an unfinished benchmark; another process is writing it.
     """
-    there = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.exists() else set()
-    if there - {LOCK} and FILE not in there:
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.exists() else set()
+    if names - {LOCK} and FILE not in names:
         raise UserError(f"--output-dir {str(folder)!r} is not empty; choose another")
     lock = FileLock(folder / LOCK)
     if not lock.acquire():
@@ -97,13 +101,12 @@ def _given(folder: Path) -> tuple[Path, FileLock]:
 
 
 def _by_name(runs_dir: str, task: str, identity: Mapping[str, Any]) -> tuple[Path, FileLock]:
-    """The newest folder of the same benchmark that nobody is at, or a new one."""
+    """The newest folder of the same benchmark that no process is writing, or a new one."""
     root = Path(runs_dir) / "benchmark"
     for folder in sorted((path.parent for path in root.glob(f"{task}-*/{FILE}")), reverse=True):
         with contextlib.suppress(UserError):  # a damaged one is left as it is
-            found = _read(folder)
             lock = FileLock(folder / LOCK)
-            if found is not None and found["identity"] == _plain(identity) and lock.acquire():
+            if _read(folder).get("identity") == identity and lock.acquire():
                 return folder, lock
     stamp = time.strftime("%Y%m%d-%H%M%S")
     number = 1
@@ -115,8 +118,8 @@ def _by_name(runs_dir: str, task: str, identity: Mapping[str, Any]) -> tuple[Pat
         number += 1
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
-    """What is kept there; None where nothing is.
+def _read(folder: Path) -> dict[str, Any]:
+    """What is kept in a folder; empty where nothing is.
 
     Raises:
         UserError: it is damaged.
@@ -125,13 +128,6 @@ def _read(folder: Path) -> dict[str, Any] | None:
         found = unsealed((folder / FILE).read_text(encoding="utf-8"))
         return {key: found[key] for key in ("identity", "rounds", "engines", "continued")}
     except FileNotFoundError:
-        return None
+        return {}
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder / FILE} is damaged ({error}); remove that folder") from None
-
-
-def _plain(identity: Mapping[str, Any]) -> Mapping[str, Any]:
-    """As it is read back."""
-    plain: dict[str, Any] = sealed(identity)
-    del plain["sha256"]
-    return plain

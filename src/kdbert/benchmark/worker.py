@@ -1,4 +1,4 @@
-"""The process that one engine is timed in: `python -m kdbert.benchmark.worker`, told what to do by lines of JSON.
+"""The process that one engine is timed in: `python -m kdbert.benchmark.worker`, which reads orders as lines of JSON.
 
 It imports what its engine needs and nothing else, so that its memory is the engine's, and waits for its turn without
 computing.
@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +18,59 @@ from typing import Any
 Text = str | list[str]
 
 
-class TorchEngine:
-    """The library's model in float32, as `from_pretrained` gives it.
+@dataclass(frozen=True)
+class EngineSettings:
+    """What an engine opens, and how it is asked.
 
-    Args:
-        inputs: names of what the model takes. padding: whether texts of different lengths share a forward pass.
+    Attributes:
+        backend: a key of `ENGINES`.
+        auto_class: the library's class that loads the model.
+        pipeline: the library's name of a pipeline for it.
+        words: each example is a list of words.
+        pair: each example is two texts.
+        inputs: names of what the model takes.
+        padding: whether texts of different lengths share a forward pass.
     """
 
-    def __init__(
-        self, folder: Path, kind: str, max_length: int, threads: int, inputs: Sequence[str], padding: bool
-    ) -> None:
+    backend: str
+    folder: str
+    auto_class: str
+    pipeline: str
+    words: bool
+    max_length: int
+    threads: int
+    pair: bool
+    inputs: Sequence[str]
+    padding: bool
+
+
+class TorchEngine:
+    """The library's model in float32, as `from_pretrained` gives it."""
+
+    def __init__(self, settings: EngineSettings) -> None:
         import torch
         import transformers
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(settings.threads)
         self.torch = torch
-        self.words = kind == "token"
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        self.tokenizer.model_input_names = [one for one in self.tokenizer.model_input_names if one in inputs]
-        self.padding = padding and self.tokenizer.pad_token_id is not None
-        head = transformers.AutoModelForTokenClassification if self.words else None
-        self.model = (head or transformers.AutoModelForSequenceClassification).from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=False
+        self.settings = settings
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(settings.folder, trust_remote_code=False)
+        names = self.tokenizer.model_input_names
+        self.tokenizer.model_input_names = [name for name in names if name in settings.inputs]
+        self.padding = settings.padding and self.tokenizer.pad_token_id is not None
+        self.model = getattr(transformers, settings.auto_class).from_pretrained(
+            settings.folder, dtype=torch.float32, trust_remote_code=False
         )
         self.model.eval()
-        self.max_length = max_length
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
 
-    def encode(self, texts: Sequence[Text], pair: bool) -> Any:
+    def encode(self, texts: Sequence[Text]) -> Any:
         """Inputs of a batch, as padded tensors for each forward pass that it takes."""
+        pair, words = self.settings.pair, self.settings.words
         first = [text[0] for text in texts] if pair else list(texts)
         second = [text[1] for text in texts] if pair else None
         coded = self.tokenizer(
-            first, second, truncation="longest_first", max_length=self.max_length, is_split_into_words=self.words
+            first, second, truncation="longest_first", max_length=self.settings.max_length, is_split_into_words=words
         )
         parts = [list(range(len(first)))] if self.padding else alike([len(ids) for ids in coded["input_ids"]])
         return [
@@ -69,68 +90,58 @@ class TorchEngine:
 class PipelineEngine(TorchEngine):
     """A transformers pipeline, as people call it: texts in, labels out."""
 
-    def __init__(
-        self, folder: Path, kind: str, max_length: int, threads: int, inputs: Sequence[str], padding: bool
-    ) -> None:
-        super().__init__(folder, kind, max_length, threads, inputs, padding)
+    def __init__(self, settings: EngineSettings) -> None:
+        super().__init__(settings)
         import transformers
 
-        task = "token-classification" if self.words else "text-classification"
-        self.pipeline = transformers.pipeline(task, model=self.model, tokenizer=self.tokenizer, device="cpu")
+        self.pipeline = transformers.pipeline(
+            settings.pipeline, model=self.model, tokenizer=self.tokenizer, device="cpu"
+        )
 
-    def whole(self, texts: Sequence[Text], pair: bool) -> Any:
+    def whole(self, texts: Sequence[Text]) -> Any:
         """Texts to answers."""
-        asked: list[Any] = [
-            {"text": text[0], "text_pair": text[1]} if pair else " ".join(text) if self.words else text
-            for text in texts
-        ]
-        if self.words:
-            return self.pipeline(asked, batch_size=len(asked))
-        return self.pipeline(asked, batch_size=len(asked), truncation=True, max_length=self.max_length)
+        if self.settings.words:
+            return self.pipeline([" ".join(text) for text in texts], batch_size=len(texts))
+        asked = [{"text": text[0], "text_pair": text[1]} if self.settings.pair else text for text in texts]
+        return self.pipeline(asked, batch_size=len(asked), truncation=True, max_length=self.settings.max_length)
 
 
 class OnnxEngine:
-    """An export of kdbert's, by onnxruntime and tokenizers alone; `inputs` are those of its file."""
+    """An export of kdbert, by onnxruntime and tokenizers alone; what it takes is in its file."""
 
-    def __init__(
-        self, folder: Path, kind: str, max_length: int, threads: int, inputs: Sequence[str], padding: bool
-    ) -> None:
+    def __init__(self, settings: EngineSettings) -> None:
         import numpy
         import onnxruntime
         from tokenizers import Tokenizer
 
+        folder = Path(settings.folder)
         self.numpy = numpy
-        self.words = kind == "token"
+        self.settings = settings
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.enable_truncation(max_length)
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self.padding = padding
-        if padding:
+        self.tokenizer.enable_truncation(settings.max_length)
+        if settings.padding:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             self.tokenizer.enable_padding(pad_id=config.get("pad_token_id") or 0)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = settings.threads
         self.session = onnxruntime.InferenceSession(
             str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )
         self.inputs = [one.name for one in self.session.get_inputs()]
         self.parameters = None
 
-    def encode(self, texts: Sequence[Text], pair: bool) -> Any:
+    def encode(self, texts: Sequence[Text]) -> Any:
         """Inputs of a batch, as padded arrays for each forward pass that it takes."""
-        asked = [tuple(text) for text in texts] if pair else list(texts)
-        found = self.tokenizer.encode_batch(asked, is_pretokenized=self.words)
-        known = {
-            "input_ids": lambda one: one.ids,
-            "attention_mask": lambda one: one.attention_mask,
-            "token_type_ids": lambda one: one.type_ids,
-        }
-        parts = [list(range(len(found)))] if self.padding else alike([len(one.ids) for one in found])
+        asked = [tuple(text) for text in texts] if self.settings.pair else list(texts)
+        found = self.tokenizer.encode_batch(asked, is_pretokenized=self.settings.words)
+        names = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+        lengths = [len(one.ids) for one in found]
         return [
             {
-                name: self.numpy.array([known[name](found[row]) for row in rows], dtype=self.numpy.int64)
+                name: self.numpy.array([getattr(found[row], names[name]) for row in rows], dtype=self.numpy.int64)
                 for name in self.inputs
             }
-            for rows in parts
+            for rows in ([list(range(len(found)))] if self.settings.padding else alike(lengths))
         ]
 
     def answer(self, inputs: Any) -> Any:
@@ -143,7 +154,7 @@ def alike(lengths: Sequence[int]) -> list[list[int]]:
     return [[row for row, one in enumerate(lengths) if one == length] for length in sorted(set(lengths))]
 
 
-ENGINES: dict[str, Callable[[Path, str, int, int, Sequence[str], bool], Any]] = {
+ENGINES: dict[str, Callable[[EngineSettings], Any]] = {
     "torch": TorchEngine,
     "pipeline": PipelineEngine,
     "onnx": OnnxEngine,
@@ -151,11 +162,11 @@ ENGINES: dict[str, Callable[[Path, str, int, int, Sequence[str], bool], Any]] = 
 }
 
 
-def memory_mib(peak: bool = False) -> float:
-    """Resident memory of this process, MiB, now or at its highest."""
+def peak_mib() -> float:
+    """The highest resident memory of this process, MiB."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:" if peak else "VmRSS:"):
+            if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
     except OSError:
         pass
@@ -165,20 +176,20 @@ def memory_mib(peak: bool = False) -> float:
     return size / 2**20 if sys.platform == "darwin" else size / 1024
 
 
-def time_calls(engine: Any, calls: Sequence[Sequence[Text]], pair: bool) -> dict[str, list[float]]:
-    """Seconds of each call: in all, of them the tokenizer's, and the model's.
+def time_calls(engine: Any, calls: Sequence[Sequence[Text]]) -> dict[str, list[float]]:
+    """Seconds of each call: in total, the tokenizer's and the model's.
 
-    A pipeline does not show where its tokenizer ends: there is the whole only.
+    A pipeline does not show where its tokenizer ends, so it has only the total.
     """
     seconds: dict[str, list[float]] = {"total": [], "tokenisation": [], "model": []}
     clock = time.perf_counter
     for texts in calls:
         start = clock()
         if hasattr(engine, "whole"):
-            engine.whole(texts, pair)
+            engine.whole(texts)
             seconds["total"].append(clock() - start)
             continue
-        inputs = engine.encode(texts, pair)
+        inputs = engine.encode(texts)
         between = clock()
         engine.answer(inputs)
         end = clock()
@@ -193,22 +204,17 @@ def main() -> None:
     replies = sys.stdout
     sys.stdout = sys.stderr  # what libraries print is no reply
     engine: Any = None
-    pair = False
     for line in sys.stdin:
         order = json.loads(line)
         reply: dict[str, Any]
         try:
-            if order["do"] == "load":
+            if "load" in order:
                 started = time.perf_counter()
-                pair = order["pair"]
-                make = ENGINES[order["backend"]]
-                engine = make(
-                    Path(order["folder"]), order["kind"], order["max_length"], order["threads"], order["inputs"],
-                    order["padding"],
-                )  # fmt: skip
+                settings = EngineSettings(**order["load"])
+                engine = ENGINES[settings.backend](settings)
                 reply = {"parameters": engine.parameters, "load_seconds": time.perf_counter() - started}
             else:
-                reply = {**time_calls(engine, order["calls"], pair), "peak_mib": memory_mib(peak=True)}
+                reply = {**time_calls(engine, order["calls"]), "peak_mib": peak_mib()}
         except Exception as error:
             reply = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(reply), file=replies, flush=True)

@@ -12,7 +12,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -108,9 +108,7 @@ def _root(
 
 
 def _of_the_disk(error: Exception) -> str | None:
-    """What the system says of a path, wherever it was first looked at (it is none, may not be read, has a folder in its
-    place), or of a disk that is full; None: another error.
-    """
+    """A sentence about a path that cannot be used or a disk that is full; None for any other error."""
     if getattr(error, "errno", None) == errno.ELOOP or str(error).startswith("Symlink loop"):  # pathlib's, before 3.13
         return f"a link leads to itself ({error})"
     if not isinstance(error, OSError):
@@ -126,22 +124,24 @@ def _of_the_disk(error: Exception) -> str | None:
     return f"{error.strerror or error}{f': {place}' if place else ''}{cure}"
 
 
-def _to_go_on(sentence: str) -> str:
-    """The very same command would move aside what was to be continued, if it had --overwrite."""
-    return (
-        sentence.replace("same command again", "same command again, without --overwrite,")
-        if ("--overwrite" in sys.argv)
-        else sentence
-    )
-
-
 def _of_the_memory(error: BaseException) -> str:
-    """What to do where a machine or GPU has no more memory; the recipe may be right for a larger one."""
-    reason = " ".join(str(error).split()).split(". ")[0] or "Python was given none"
+    """What to do when a machine or GPU is out of memory; the recipe may be right for a larger one."""
+    reason = " ".join(str(error).split()).split(". ")[0] or "Python got none"
     return (
         f"out of memory ({reason}): take a smaller --batch-size, or the same one in more parts "
         "(--set train.accumulation=4), or a smaller --max-length"
     )
+
+
+def _end(sentence: str, code: int, debug: bool = False) -> NoReturn:
+    """Print what went wrong, and exit."""
+    if code > 128 and "--overwrite" in sys.argv:  # which would move aside the run that is to be continued
+        sentence = sentence.replace("same command again", "same command again, without --overwrite,")
+    elif debug:
+        traceback.print_exc()
+    logging.shutdown()
+    print(f"kdbert: {printable(sentence)}", file=sys.stderr)
+    sys.exit(code)
 
 
 def main() -> None:
@@ -155,25 +155,16 @@ def main() -> None:
         with ended_by_signals():
             app(standalone_mode=True)
     except KdbertError as error:
-        if debug and not isinstance(error, Interrupted):
-            traceback.print_exc()
-        logging.shutdown()
-        told = _to_go_on(str(error)) if isinstance(error, Interrupted) else str(error)
-        print(f"kdbert: {printable(told)}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code, debug and not isinstance(error, Interrupted))
     except KeyboardInterrupt:
-        print(_to_go_on("kdbert: stopped at once; run the same command again to continue"), file=sys.stderr)
-        sys.exit(130)
+        _end("stopped at once; run the same command again to continue", 130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
     except (OSError, RuntimeError, MemoryError) as error:
-        full = out_of_memory(error)
-        sentence = _of_the_memory(error) if full else _of_the_disk(error)
+        if out_of_memory(error):
+            _end(_of_the_memory(error), 1, debug)
+        sentence = _of_the_disk(error)
         if sentence is None:
             raise
-        if debug:
-            traceback.print_exc()
-        logging.shutdown()
-        print(f"kdbert: {printable(sentence)}", file=sys.stderr)
-        sys.exit(1 if full else 2)
+        _end(sentence, 2, debug)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -53,14 +53,15 @@ def describe(
 
     kdbert data describe rte --max-length 128
     """
+    from kdbert.models.locate import QUICKSTART_MODEL
     from kdbert.tasks import CORPUS, CUSTOM, get_task
     from kdbert.tasks.origins import missing_files
 
     own = {
-        CUSTOM: "your own files; to see what is made of them: "
-        "kdbert distill --task custom --train-file a.csv --dev-file b.csv --dry-run (docs/tasks.md says how)",
-        CORPUS: "your own plain text; to see what is made of it: "
-        "kdbert finetune-teacher --corpus FILE --model MODEL --dry-run",
+        CUSTOM: "your own files; to see how kdbert reads them (docs/tasks.md): "
+        "kdbert distill --task custom --train-file a.csv --dev-file b.csv --dry-run",
+        CORPUS: "your own plain text; to see how kdbert reads it (docs/domain.md): "
+        "kdbert finetune-teacher --corpus a.txt --model bert-base-uncased --dry-run",
     }
     if task.lower() in own:
         print(f"{task.lower()}: {own[task.lower()]}")
@@ -76,8 +77,9 @@ def describe(
         if wanted.by_hand:
             print(f"not fetched: {wanted}")
     if spec.warning:
-        print(f"mind: {spec.warning}")
-    counter = _Lengths(model, max_length or spec.max_length, spec.head.of_words)
+        print(f"warning: {spec.warning}")
+    tokenizer = _tokenizer(model, spec.head.of_words)
+    unit, limit = f"tokens of {model or QUICKSTART_MODEL}", max_length or spec.max_length
     for split in spec.splits:
         path = spec.path(split, data_dir)
         if path is None:
@@ -86,7 +88,7 @@ def describe(
         part = spec.load(split, data_dir)
         print(f"{split}: {len(part)} rows in {path}")
         print(f"  {_labels(spec, part)}")
-        print(f"  {counter.words(spec, part)}")
+        print(f"  {_lengths(part, tokenizer, unit, limit)}")
         for number in range(min(examples, len(part))):
             print(f"  {_example(spec, part, number)}")
 
@@ -114,39 +116,31 @@ def _labels(spec: TaskSpec, part: Examples) -> str:
     return shown + (f", … ({len(counts)} classes)" if len(counts) > SHOWN else "")
 
 
-class _Lengths:
-    """Counts tokens; words where no tokenizer is at hand and none was asked for."""
+def _tokenizer(model: str | None, words: bool) -> Any:
+    """The tokenizer of the model, or of the quickstart's; None if that is not installed."""
+    from kdbert.models.load import load_tokenizer
+    from kdbert.models.locate import QUICKSTART_MODEL, locate, quickstart_installed
 
-    def __init__(self, model: str | None, limit: int, words: bool) -> None:
-        from kdbert.errors import UserError
-        from kdbert.models.load import load_tokenizer
-        from kdbert.models.locate import QUICKSTART_MODEL, locate
+    if model is None and not quickstart_installed():
+        return None
+    return load_tokenizer(locate(model or QUICKSTART_MODEL), words=words)
 
-        self.limit, self.tokenizer, self.model = limit, None, model or QUICKSTART_MODEL
-        try:
-            place = locate(self.model)
-            self.tokenizer = load_tokenizer(place, words=words)
-        except UserError:
-            if model is not None:
-                raise
 
-    def words(self, spec: TaskSpec, part: Examples) -> str:
-        """Percentiles of the lengths, and the share that is cut."""
-        import numpy as np
+def _lengths(part: Examples, tokenizer: Any, unit: str, limit: int) -> str:
+    """Percentiles of the lengths, and the share that is cut; in words if there is no tokenizer."""
+    import numpy as np
 
-        from kdbert.data.encode import encode
+    from kdbert.data.encode import encode
 
-        if self.tokenizer is None:
-            texts = zip(part.text_a, part.text_b or [""] * len(part), strict=True)
-            lengths, unit = np.array([len(f"{a} {b}".split()) for a, b in texts]), "words"
-        else:
-            lengths, unit = encode(part, self.tokenizer, 1_000_000).lengths, f"tokens of {self.model}"
-        middle, most, nearly = np.percentile(lengths, [50, 90, 99])
-        told = f"{unit}: median {middle:.0f}, 90 % up to {most:.0f}, 99 % up to {nearly:.0f}, longest {lengths.max()}"
-        if self.tokenizer is not None:
-            cut = int((lengths > self.limit).sum())
-            told += f"; {cut} ({100 * cut / len(lengths):.1f} %) longer than {self.limit}"
-        return told
+    if tokenizer is None:
+        texts = zip(part.text_a, part.text_b or [""] * len(part), strict=True)
+        lengths, unit = np.array([len(f"{a} {b}".split()) for a, b in texts]), "words"
+    else:
+        lengths = encode(part, tokenizer, 1_000_000).lengths
+    middle, most, nearly = np.percentile(lengths, [50, 90, 99])
+    told = f"{unit}: median {middle:.0f}, 90 % up to {most:.0f}, 99 % up to {nearly:.0f}, longest {lengths.max()}"
+    cut = int((lengths > limit).sum())
+    return told if tokenizer is None else f"{told}; {cut} ({100 * cut / len(lengths):.1f} %) longer than {limit}"
 
 
 def _example(spec: TaskSpec, part: Examples, number: int) -> str:

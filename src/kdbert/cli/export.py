@@ -48,7 +48,7 @@ def export(
                 f"{split} ({found['examples']} examples): {scores}agreement {found['agreement']:.4f}, "
                 f"largest difference of a logit {found['largest_difference']:.2g}"
             )
-        for split in made.about.get("unchecked", ()):
+        for split in made.about["unchecked"]:
             print(f"{split}: not checked, its file was not at hand")
         print(f"{made.about['format']}, {made.about['size_mib']:.1f} MiB: ", end="")
     print(made.path)

@@ -42,17 +42,16 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(text: str) -> dict[str, Any]:
-    """What `sealed` was given; a document without a checksum, as older versions wrote it, is taken as it is.
+    """What `sealed` was given.
 
     Raises:
-        ValueError: it is no JSON, no mapping, nested too deeply, or not what was written.
+        ValueError: it is not JSON, not a mapping, nested too deeply, or its checksum is missing or wrong.
     """
     content = parse_json(text)
     if not isinstance(content, dict):
-        raise ValueError("it is no mapping")
-    told = content.pop(KEY, None)
-    if told is not None and told != _digest(content):
-        raise ValueError("its content is not what was written")
+        raise ValueError("it is not a mapping")
+    if content.pop(KEY, None) != _digest(content):
+        raise ValueError("its checksum is wrong")
     return content
 
 

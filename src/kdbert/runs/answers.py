@@ -34,7 +34,7 @@ from kdbert.runs.predictions import write_predictions
 from kdbert.runs.saved_task import saved_task
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec, get_task, task_name
 from kdbert.tasks.corpus import corpus_task
-from kdbert.training.forward import pass_over
+from kdbert.training.forward import check_runs, pass_over
 from kdbert.training.precision import Precision
 
 log = logging.getLogger("kdbert")
@@ -56,13 +56,17 @@ class Answers:
     @cached_property
     def scores(self) -> dict[str, float]:
         """The task's metrics; none of a split without labels."""
-        labelled = self.spec.head.plain_text or self.part.labels is not None
-        return self.spec.score(self.logits, self.part) if labelled else {}
+        return self.spec.score(self.logits, self.part)
 
     @property
     def one_answer(self) -> str | None:
         """The answer that is given to every example, in words; None where there are several."""
         return self.spec.head.same_answer(self.spec.head.predicted(self.logits))
+
+    def agreement(self, other: Answers) -> float:
+        """How alike two models answer; see `Head.agreement`."""
+        head = self.spec.head
+        return head.agreement(head.predicted(self.logits), head.predicted(other.logits))
 
     def write(self, path: Path) -> None:
         """Write a predictions file."""
@@ -232,9 +236,23 @@ class SavedModel:
         """What it reads by."""
         return fit_tokenizer(load_tokenizer(self.place, words=self.spec.head.of_words), self.way, self.given)
 
-    def answers(self, part: Examples | TextSplit, outputs: np.ndarray, data: Encoded) -> Answers:
-        """The answers in outputs that were computed elsewhere (an exported model), in the model's order of labels."""
-        return Answers(self.spec, part, self.spec.head.label_logits(outputs, data, self.columns))
+    def answers(
+        self, model: Any, part: Examples | TextSplit, *, batch_size: int, precision: Precision, accelerator: Accelerator
+    ) -> Answers:
+        """What its network, or an export of it, answers to a split.
+
+        Raises:
+            UserError: the network does not run.
+            Diverged: an output is not finite.
+        """
+        data = self.encode(part)
+        if next(model.parameters(), None) is not None:  # not an ONNX session
+            check_runs(model.to(accelerator.device), data, self.given)
+        split = part.split if isinstance(part, Examples) else "plain text"
+        return answers(
+            model, self.spec, part, data, columns=self.columns, batch_size=batch_size, precision=precision,
+            accelerator=accelerator, told=f"{self.given} on {split}", whose=f"the outputs of {self.given} on {split}",
+        )  # fmt: skip
 
 
 def saved_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -28,18 +29,25 @@ class CentroidsJob:
 
     Args:
         recipe: resolved; what counts is its task, its section `memory` and how things are computed.
-        layer: of the teacher.
+        layer: gives the teacher's layer, once it is asked for; a finished run asks for none.
     """
 
     role: Literal["centroids"] = "centroids"
 
-    def __init__(self, recipe: Recipe, inputs: Inputs, teacher: KnownTeacher, layer: int) -> None:
+    def __init__(self, recipe: Recipe, inputs: Inputs, teacher: KnownTeacher, layer: Callable[[], int | None]) -> None:
         assert recipe.memory is not None
         self.recipe = recipe
         self.section: MemorySection = recipe.memory
         self.inputs = inputs
         self.teacher = teacher
-        self.layer = layer
+        self._layer = layer
+
+    @cached_property
+    def layer(self) -> int:
+        """The teacher's layer whose hidden states are clustered."""
+        layer = self._layer()
+        assert layer is not None
+        return layer
 
     @property
     def reads(self) -> list[str]:

@@ -10,11 +10,10 @@ from pathlib import Path
 from kdbert.data.corpus import corpus_digest
 from kdbert.errors import UserError
 from kdbert.models.locate import ModelPlace, short_name
-from kdbert.runs.answers import Answers, SavedModel, answers, constant_answers, same_answers, saved_model
+from kdbert.runs.answers import SavedModel, constant_answers, same_answers, saved_model
 from kdbert.runs.folder import RunFolder
 from kdbert.runs.predictions import write_submission
 from kdbert.tasks import CUSTOM
-from kdbert.training.forward import check_runs
 from kdbert.training.precision import Precision, choose_precision, make_accelerator
 
 log = logging.getLogger("kdbert")
@@ -86,23 +85,19 @@ def evaluate(
         raise UserError(f"plain text has no {split} split; name a file with --corpus")
     if spec.own is not None and split == "test" and "test" not in spec.splits:
         raise UserError(f"{model} was made without a test file; name one with --test-file")
-    saved.check()
     parts = {name: saved.load(name) for name in spec.split_names(split)}
+    saved.check()
     before = spec.name if trained is None or trained.task.name == CUSTOM else trained.task.name
     if before != spec.name and (spec.name, before) != ("ax", "mnli"):
         log.warning("%s was trained on %s and is scored on %s", model, before, spec.name)
     accelerator = make_accelerator()
     chosen = choose_precision(precision if saved.way.half else "fp32", accelerator.device)
-    network = saved.network().to(accelerator.device)
+    network = saved.network()
     folder = _folder(saved, output_dir, chosen, test_file)
-    found: dict[str, Answers] = {}
-    for name, part in parts.items():
-        data = saved.encode(part)
-        check_runs(network, data, model)
-        found[name] = answers(
-            network, spec, part, data, columns=saved.columns, batch_size=batch_size, precision=chosen,
-            accelerator=accelerator, told=f"{model} on {name}", whose=f"the outputs of {model} on {name}",
-        )  # fmt: skip
+    found = {
+        name: saved.answers(network, part, batch_size=batch_size, precision=chosen, accelerator=accelerator)
+        for name, part in parts.items()
+    }
     files = []
     if accelerator.is_main_process:
         _make(folder)  # only now, so that earlier predictions stay where the outputs are not finite

@@ -280,10 +280,9 @@ class Job:
     @cached_property
     def centroids(self) -> CentroidsJob | None:
         """The job that makes the centroids that the method reads, or names their file."""
-        layer = self.needs.centroids_layer
-        if self.recipe.memory is None or layer is None:
+        if self.recipe.memory is None:
             return None
-        return CentroidsJob(self.recipe, self.inputs, self.teachers[0], layer)
+        return CentroidsJob(self.recipe, self.inputs, self.teachers[0], lambda: self.needs.centroids_layer)
 
     # ---- sizes
 

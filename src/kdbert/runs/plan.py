@@ -93,5 +93,5 @@ def _centroids(recipe: Recipe, to_come: list[KnownTeacher], layer: int | None, i
     """The job of `train-memory`."""
     named = [KnownTeacher(locate(teacher.model), teacher.labels) for teacher in recipe.teachers]
     (teacher,) = named or to_come
-    layer = max(teacher.shape.layers - 1, 0) if layer is None else layer
-    return CentroidsJob(resolve_centroids(recipe), inputs, teacher, layer)
+    last_but_one = max(teacher.shape.layers - 1, 0)
+    return CentroidsJob(resolve_centroids(recipe), inputs, teacher, lambda: last_but_one if layer is None else layer)

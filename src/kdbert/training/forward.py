@@ -224,36 +224,6 @@ class StudentWithMethod(nn.Module):
             return self.method(student, teachers, batch)
 
 
-def predict(
-    model: Any,
-    data: Encoded,
-    *,
-    batch_size: int,
-    precision: Precision,
-    accelerator: Accelerator,
-    told: str | None = None,
-    ids: Sequence[str] | None = None,
-) -> np.ndarray:
-    """Logits in the order of the split, the same on every process: float32 [N, C], or [tokens, C] (`Encoded`).
-
-    Raises:
-        Diverged: see `pass_over`, which takes `told` and `ids`.
-    """
-    found = pass_over(
-        model,
-        data,
-        lambda outputs, batch: {"logits": outputs.logits},
-        {"logits": data.logits_of},
-        batch_size=batch_size,
-        precision=precision,
-        accelerator=accelerator,
-        told=told,
-        ids=ids,
-    )
-    assert found["logits"] is not None
-    return found["logits"]
-
-
 @torch.no_grad()
 def pass_over(
     model: Any,
