@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 
 
-def _absent(reason: str) -> None:
+def absent(reason: str) -> None:
     """Skip, or fail where the run must not go without (KDBERT_REQUIRE_DATA=1, as in .ci/run)."""
     if os.environ.get("KDBERT_REQUIRE_DATA") == "1":
         pytest.fail(reason)
@@ -42,7 +42,7 @@ def data_dir() -> Path:
     """The folder of real public data sets: KDBERT_TEST_DATA, by default ../shared/data."""
     folder = Path(os.environ.get("KDBERT_TEST_DATA", SHARED / "data"))
     if not (folder / "glue").is_dir():
-        _absent(f"no real data in {folder} (set KDBERT_TEST_DATA)")
+        absent(f"no real data in {folder} (set KDBERT_TEST_DATA)")
     return folder
 
 

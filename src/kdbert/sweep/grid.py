@@ -145,7 +145,7 @@ def _seeds(value: Any) -> list[int] | None:
         found = list(range(1, found + 1))
     if not isinstance(found, list) or not found or not all(type(seed) is int and seed >= 0 for seed in found):
         given = str(value) if len(str(value)) < 60 else f"{str(value)[:60]}…"
-        raise UserError(f"seeds {given!r}: expected how many (3 stands for 1, 2, 3) or which (5,7), from 0")
+        raise UserError(f"seeds {given!r}: expected how many (3 means 1, 2, 3) or which (5,7), from 0")
     return list(dict.fromkeys(found))
 
 
