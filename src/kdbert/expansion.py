@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +35,20 @@ def expand_vocab(
     min_count: int | None = None,
     min_gain: float | None = None,
 ) -> dict[str, Any]:
-    """Append pieces that a corpus asks for to a WordPiece vocabulary, and write the tokenizer into a folder.
+    """Append pieces that a corpus needs to a WordPiece vocabulary, and write the tokenizer into a folder.
 
     Args:
         tokenizer: folder, model or Hub id of the one that is expanded; its pieces keep their ids.
         out: folder to write.
         corpus: text file or folder of such; one text in `DEV_SHARE` is kept for the report.
-        pieces: a file with pieces, one a line, in place of learning them.
+        pieces: a file with pieces, one a line, instead of learning them.
         add, min_count, min_gain: see `kdbert.models.vocabulary.choose`; by default 30000, 5, none.
 
     Returns:
-        The report, which stands in `expansion.json` of the folder, too.
+        The report, which is also `expansion.json` in the folder.
 
     Raises:
-        UserError: neither corpus nor pieces, no WordPiece tokenizer, nothing to add, `out` holds something else, a
+        UserError: neither corpus nor pieces, not a WordPiece tokenizer, nothing to add, `out` holds something else, a
             fault in a file.
     """
     if corpus is None and pieces is None:
@@ -59,7 +59,7 @@ def expand_vocab(
     folder = Path(out).expanduser()
     if corpus is not None and Path(corpus).expanduser().absolute() in folder.absolute().parents:
         raise UserError(
-            f"--out {out!r} lies in the corpus, whose text files it would add to; choose a folder elsewhere"
+            f"--out {out!r} is inside the corpus and would add its text files to it; choose a folder elsewhere"
         )
     base = load_tokenizer(locate_tokenizer(tokenizer))
     check_wordpiece(base, tokenizer)
@@ -69,14 +69,12 @@ def expand_vocab(
         "pieces_digest": None if pieces is None else text_digest(_file(pieces)),
         **({"add": add, "min_count": min_count, "min_gain": min_gain} if pieces is None else {}),
     }
-    before = _there(folder, about)
-    if before is not None:
+    report = _there(folder, about)
+    if report:
         log.info("%s was made so before", folder)
-        _warn_of_few(before)
-        return before
-    train, held = Counter[str](), Counter[str]()
-    if corpus is not None:
-        train, held = _words(corpus, base)
+        _warn_of_few(report)
+        return report
+    train, held = _words(corpus, base) if corpus is not None else (Counter[str](), Counter[str]())
     if pieces is None:
         if not train:
             raise UserError(f"all texts of {corpus!r} are kept for the report ({HELD}); give more text")
@@ -85,13 +83,12 @@ def expand_vocab(
     else:
         chosen = None
         new, dropped = given_pieces((line for _, line in read_lines(_file(pieces))), base)
+    reasons = Counter(dropped.values())
     if not new:
         why = f"no new piece is read {min_count} times in {corpus}"
         if pieces is not None:
-            counted = Counter(dropped.values())
-            why = f"{pieces}: " + ("; ".join(f"{n} left out ({what})" for what, n in counted.items()) or "it is blank")
+            why = f"{pieces}: " + ("; ".join(f"{n} left out ({what})" for what, n in reasons.items()) or "it is blank")
         raise UserError(f"there is nothing to add to {tokenizer!r}: {why}")
-    report: dict[str, Any] = {}
 
     def fill(target: Path) -> None:
         grown = save_expanded(base, new, target)
@@ -100,7 +97,7 @@ def expand_vocab(
             "base_pieces": vocabulary_size(base),
             "new_pieces": len(new),
             "continuing": sum(piece.startswith("##") for piece in new),
-            "dropped": dict(Counter(dropped.values())),
+            "dropped": dict(reasons),
             "candidates": None if chosen is None else chosen.candidates,
             "short": "" if chosen is None else chosen.short,
             "digest": tokenizer_digest(grown),
@@ -109,10 +106,7 @@ def expand_vocab(
         })  # fmt: skip
         write_json(target / ABOUT, sealed(report))
 
-    try:
-        replace_folder(folder, fill)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from None
+    replace_folder(folder, fill)
     _warn_of_few(report)
     return report
 
@@ -120,12 +114,8 @@ def expand_vocab(
 def _warn_of_few(report: Mapping[str, Any]) -> None:
     """Say that there are fewer pieces than were asked for, and why."""
     if report.get("short"):
-        log.warning(
-            "%d new pieces, fewer than the %d of --add: %s",
-            report["new_pieces"],
-            report["about"]["add"],
-            report["short"],
-        )
+        new, add = report["new_pieces"], report["about"]["add"]
+        log.warning("%d new pieces, fewer than the %d of --add: %s", new, add, report["short"])
 
 
 def _file(name: str) -> Path:
@@ -140,18 +130,18 @@ def _file(name: str) -> Path:
     return path
 
 
-def _there(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The report of an expansion that was made in this way before.
+def _there(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The report of an expansion that was made in this way before; empty where the folder is.
 
     Raises:
         UserError: the folder holds something else.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
+        return {}
     try:
         report = unsealed((folder / ABOUT).read_text(encoding="utf-8"))
         known = report["about"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError):
         raise UserError(f"--out {str(folder)!r} holds something else; choose another folder") from None
     if known != dict(about):
         differ = ", ".join(key for key in {**known, **about} if known.get(key) != about.get(key))
@@ -163,17 +153,17 @@ def _there(folder: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _words(corpus: str, tokenizer: Any) -> tuple[Counter[str], Counter[str]]:
     """How often each word occurs in the texts that pieces are learned from, and in those kept for the report."""
-    held_texts: list[str] = []
+    held: list[str] = []
 
-    def learned() -> Any:
+    def learned() -> Iterator[str]:
         for text in read_texts(corpus):
             if is_dev(text):
-                held_texts.append(text)
+                held.append(text)
             else:
                 yield text
 
     train = count_words(learned(), tokenizer)
-    return train, count_words(held_texts, tokenizer)
+    return train, count_words(held, tokenizer)
 
 
 def _words_report(train: Counter[str], held: Counter[str], base: Any, grown: Any) -> dict[str, Any]:

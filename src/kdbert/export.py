@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
@@ -80,9 +80,8 @@ class OnnxModel(nn.Module):
     def forward(self, output_hidden_states: bool = False, **given: torch.Tensor) -> SimpleNamespace:
         """Logits of a padded batch, [B, C] or [B, L, C]."""
         try:
-            found = self.session.run(None, {name: given[name].cpu().numpy().astype(np.int64) for name in self.inputs})[
-                0
-            ]
+            inputs = {name: given[name].cpu().numpy().astype(np.int64) for name in self.inputs}
+            (found,) = self.session.run(None, inputs)
         except Exception as error:  # onnxruntime's share no class of their own
             raise CannotRun(first_line(error)[:200]) from None
         return SimpleNamespace(logits=torch.from_numpy(found))
@@ -181,11 +180,12 @@ def export_model(
         what = "holds the export of something else" if there is not None else "is not empty and holds no export"
         cure = "choose another --output-dir" + (", or pass --overwrite to move it aside" if there is not None else "")
         raise UserError(f"{folder} {what}; {cure}")
+    parts, unchecked = _dev(saved)
     about: dict[str, Any] = {**identity, "model": model, "kdbert": __version__, "bounds": bounds}
 
     def write(temporary: Path) -> None:
         _write_model(saved, format, temporary)
-        checks, unchecked = _compare(saved, temporary)
+        checks = _compare(saved, temporary, parts)
         _refuse_beyond(checks, format, bounds)
         about.update(
             kind=saved.spec.kind, labels=list(saved.spec.labels), checks=checks, unchecked=unchecked, opset=OPSET,
@@ -196,12 +196,9 @@ def export_model(
         write_json(temporary / ABOUT, sealed(about))
         (temporary / "README.md").write_text(_readme(saved, about), encoding="utf-8")
 
-    try:
-        if there is not None:
-            log.info("moved the old export to %s", move_aside(folder))
-        replace_folder(folder, write)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}; choose another --output-dir") from None
+    if there is not None:
+        log.info("moved the old export to %s", move_aside(folder))
+    replace_folder(folder, write)
     return Exported(folder, about)
 
 
@@ -318,61 +315,59 @@ def _quantize(path: Path) -> None:
     whole.unlink()
 
 
-def _built_in(pair: bool) -> Examples:
-    """Texts without labels that are always at hand: the quickstart's dev sentences, for pairs each with the next."""
-    found = get_task("quickstart").load("dev", None)
-    following = [*found.text_a[1:], *found.text_a[:1]] if pair else None
-    return replace(found, split=BUILT_IN, text_b=following, labels=None)
+def _dev(saved: SavedModel) -> tuple[list[Examples], list[str]]:
+    """The task's dev splits; and the names of those of a person's own data whose file was not found.
 
-
-def _compare(saved: SavedModel, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Both models' answers on the task's dev splits: differences of logits, agreement, scores.
-
-    Returns:
-        Split -> what was found; and the splits that could not be read, because a person's own file was not found: in
-        their place are texts that are built in, without scores.
+    In the place of these are texts that are built in, without labels: the quickstart's dev sentences, for pairs each
+    with the next.
 
     Raises:
         UserError: dev has no labels, or the files of a registered task are missing.
     """
-    unchecked: list[str] = []
-    network = saved.network()
-    checks: dict[str, Any] = {}
+    parts, unchecked = [], []
     for split in saved.spec.split_names("dev"):
         try:
-            examples = saved.examples(split)
+            parts.append(saved.examples(split))
         except UserError as error:
             if saved.spec.own is None:
                 raise
             log.warning("not checked on %s: %s; logits are compared on sentences that are built in", split, error)
             unchecked.append(split)
-            examples = _built_in(saved.spec.pair)
-        if examples.labels is None and split not in unchecked:
+            found = get_task("quickstart").load("dev", None)
+            following = [*found.text_a[1:], *found.text_a[:1]] if saved.spec.pair else None
+            parts.append(replace(found, split=BUILT_IN, text_b=following, labels=None))
+            continue
+        if parts[-1].labels is None:
             raise UserError(f"{split} of task {saved.spec.name!r} has no labels to check an export by")
-        theirs = answers(saved, network, examples)
+    return parts, unchecked
+
+
+def _compare(saved: SavedModel, folder: Path, parts: Sequence[Examples]) -> dict[str, Any]:
+    """Split -> how far the answers of the model and of its export differ, and the scores of both."""
+    checks: dict[str, Any] = {}
+    network = saved.network()
+    for part in parts:
+        theirs = answers(saved, network, part)
         try:
-            ours = answers(saved, OnnxModel(folder, saved.way), examples)
+            ours = answers(saved, OnnxModel(folder, saved.way), part)
         except CannotRun as error:
             raise ExportRefused(_unable(saved, error)) from None
         difference = np.abs(theirs.logits - ours.logits)
-        checks[examples.split] = {
-            "examples": len(examples),
+        checks[part.split] = {
+            "examples": len(part),
             "largest_difference": float(difference.max()),
             "mean_difference": float(difference.mean()),
             "largest_logit": float(np.abs(theirs.logits).max()),
             "agreement": theirs.agreement(ours),
         }
-        if examples.labels is not None:
-            checks[examples.split] |= {
-                "metric": saved.spec.metrics[0],
-                "model": theirs.scores,
-                "export": ours.scores,
-            }
-    return checks, unchecked
+        if part.labels is not None:
+            scores = {"metric": saved.spec.metrics[0], "model": theirs.scores, "export": ours.scores}
+            checks[part.split] |= scores
+    return checks
 
 
 def _refuse_beyond(checks: Mapping[str, Any], format: str, bounds: Mapping[str, float]) -> None:
-    """Refuse an export that answers otherwise than its model.
+    """Refuse an export whose answers differ from its model's.
 
     Raises:
         ExportRefused: what was measured, and the bound.

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from run_files import edit, write_cka, write_log, write_predictions, write_run
 from sklearn.metrics import f1_score, recall_score
 
+from conftest import absent
 from kdbert.disk.sealed import sealed
 from kdbert.heads import head_of
 from kdbert.reporting import figures
@@ -234,9 +235,10 @@ CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chro
                 None)  # fmt: skip
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 @pytest.mark.parametrize("policy", [True, False], ids=["as it is", "without its security policy"])
 def test_nothing_of_the_data_runs_in_a_browser(real_page: Page, tmp_path: Path, policy: bool) -> None:
+    if CHROMIUM is None:
+        absent("no Chromium")
     page = real_page.source if policy else re.sub(r"<meta http-equiv=[^>]*>", "", real_page.source)
     (tmp_path / "page.html").write_text(page, encoding="utf-8")
     words = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
@@ -245,9 +247,9 @@ def test_nothing_of_the_data_runs_in_a_browser(real_page: Page, tmp_path: Path, 
             [str(CHROMIUM), *words, (tmp_path / "page.html").as_uri()], capture_output=True, timeout=120
         )
     except subprocess.TimeoutExpired:
-        pytest.skip("Chromium does not answer here")
+        absent("Chromium does not answer here")
     if done.returncode != 0:
-        pytest.skip(f"Chromium does not start here: {done.stderr[-200:]!r}")
+        absent(f"Chromium does not start here: {done.stderr[-200:]!r}")
     seen = check(done.stdout.decode("utf-8"))
     assert seen.texts[seen.texts.index(f"{SCRIPT}{PICTURE}")]  # the title is still the person's
     assert "taken" not in [text.strip() for text in seen.texts]

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from in_processes import start
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -67,7 +69,6 @@ def test_the_bash_sweep_is_interrupted_and_started_again(glue_dir: Path, tiny_be
     assert "rte<br>dev accuracy" in err  # the table
 
 
-@pytest.mark.slow
 def test_runs_started_side_by_side_share_the_teacher_that_one_of_them_makes(
     tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -76,16 +77,13 @@ def test_runs_started_side_by_side_share_the_teacher_that_one_of_them_makes(
         "distill", "--task", "custom", "--train-file", train, "--dev-file", dev, "--teacher-model", tiny_bert,
         "--max-length", "32", "--epochs", "1", "--no-baseline", "teacher_training.epochs=8",
     ]  # fmt: skip
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "kdbert", *map(str, words), "--seed", seed],
-            cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for seed in ("1", "2", "3")
-    ]  # fmt: skip
-    told = [process.communicate(timeout=120)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0, 0], told
+    words += ["--runs-dir", tmp_path / "runs"]
+    outputs = [tmp_path / f"output{seed}" for seed in (1, 2, 3)]
+    started = [start([*map(str, words), "--seed", str(seed)], outputs[seed - 1]) for seed in (1, 2, 3)]
+    for process in started:
+        process.join()
+    told = [output.read_text(encoding="utf-8") for output in outputs]
+    assert [process.exitcode for process in started] == [0, 0, 0], told
     assert len(list((tmp_path / "runs" / "custom" / "finetune").iterdir())) == 1
     assert len(finished(tmp_path / "runs")) == 4
     assert sum(text.count("finetune on custom") for text in told) == 1, told

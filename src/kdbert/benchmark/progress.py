@@ -54,14 +54,10 @@ def opened(output_dir: str | None, runs_dir: str, task: str, identity: Mapping[s
         identity: what is timed, how, and on which machine.
 
     Raises:
-        UserError: `output_dir` holds something else, or cannot be written; another process is writing it.
+        UserError: `output_dir` holds something else; another process is writing it.
     """
     identity = {key: value for key, value in sealed(identity).items() if key != "sha256"}  # as it is read back
-    try:
-        folder, lock = _given(Path(output_dir)) if output_dir is not None else _by_name(runs_dir, task, identity)
-    except OSError as error:
-        place = output_dir or Path(runs_dir) / "benchmark"
-        raise UserError(f"cannot write to {place}: {error.strerror}; choose another --output-dir") from None
+    folder, lock = _given(Path(output_dir)) if output_dir is not None else _by_name(runs_dir, task, identity)
     try:
         found = _read(folder)
         if found and found["identity"] != identity:

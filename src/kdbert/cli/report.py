@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,7 +26,11 @@ def report(
     The page is one file and needs no network. It has the table, curves, layers, classes, examples and recipes.
     """
     o.start()
-    from kdbert.reporting.report import write_report
+    from kdbert.reporting.report import make_report, write_report
 
     paths, wanted = o.run_paths(runs or ["runs"]), o.where_of(where)
-    print(write_report(paths, output, baseline=baseline, where=wanted, title=title, data_dir=data_dir))
+    write_report(
+        Path(output),
+        lambda: make_report(paths, baseline=baseline, where=wanted, title=title, data_dir=data_dir),
+    )
+    print(output)

@@ -24,13 +24,14 @@ from kdbert.reporting import figures
 from kdbert.reporting.benchmarks import find_benchmarks
 from kdbert.reporting.cells import ResultCell, ResultRow, ResultTable
 from kdbert.reporting.collect import Damaged, Run, mapping, number
+from kdbert.reporting.compare import compared
 from kdbert.reporting.curves import Log, keys_of, mean_curve, read_log, seeds_told
 from kdbert.reporting.example_texts import MOST_CHARACTERS, ExampleTexts
 from kdbert.reporting.figures import Point
 from kdbert.reporting.formats import html_text, page_style
 from kdbert.reporting.labels import short
 from kdbert.reporting.predicted import PredictionFiles
-from kdbert.reporting.table import compare_all, make_tables
+from kdbert.reporting.table import make_tables
 from kdbert.reporting.versus_teacher import class_scores, disagreements, given_teacher, pair, teacher_of
 from kdbert.version import __version__
 
@@ -42,47 +43,19 @@ SHADES = 20  # of a heat map
 Notes = dict[str, None]  # what could not be shown, and why: sentences, each once
 
 
-def write_report(
-    paths: Sequence[str | Path],
-    output: str | Path,
-    *,
-    baseline: str | None = None,
-    where: Mapping[str, str] | None = None,
-    title: str | None = None,
-    data_dir: str | None = None,
-) -> Path:
-    """Write the page of `make_report`, whole or not at all; an older report is replaced, any other file refused.
+def write_report(path: Path, page: Callable[[], str]) -> None:
+    """Write a page, whole or not at all; an older report is replaced.
 
     Raises:
-        UserError: `output` is something else already or cannot be written; what `make_report` raises.
-    """
-    path = Path(output)
-    _check_output(path)
-    page = make_report(paths, baseline=baseline, where=where, title=title, data_dir=data_dir)
-    try:
-        write_text(path, page)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another --output") from None
-    return path
-
-
-def _check_output(path: Path) -> None:
-    """Refuse to replace a file that is not a report.
-
-    Raises:
-        UserError: with what is there.
+        UserError: `path` is a folder, or a file that is not a report.
     """
     if path.is_dir():
         raise UserError(f"--output {str(path)!r} is a folder; name a file, such as {path / 'report.html'}")
-    try:
+    if path.exists():
         with open(path, encoding="utf-8", errors="replace") as file:
-            known = GENERATOR in file.read(2000)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; choose another --output") from None
-    if not known:
-        raise UserError(f"{path} exists and is not a report of kdbert; choose another --output, or move it away")
+            if GENERATOR not in file.read(2000):
+                raise UserError(f"{path} exists and is not a kdbert report; choose another --output, or move it away")
+    write_text(path, page())
 
 
 def make_report(
@@ -97,9 +70,8 @@ def make_report(
     """The page. The same runs give the same page, apart from the time in it.
 
     Args:
-        paths: run folders, or folders above them.
+        paths, where: which runs, see `kdbert.reporting.table.make_tables`.
         baseline: method that the others are compared with; by default `finetune`, where there is one.
-        where: key -> value; other runs are left out, see `kdbert.reporting.table.make_tables`.
         title: heading; by default the names of the tasks.
         data_dir: folder with the tasks' files, for the texts of examples; else what the runs' recipes say.
         now: the time in the page.
@@ -111,24 +83,14 @@ def make_report(
     tables = make_tables(paths, where=where, baseline=baseline)
     students = {row.labels[0] for table in tables for row in table.rows if not row.teacher}
     if baseline is None and BASELINE in students and len(students) > 1:
-        tables = compare_all(tables, BASELINE)
+        tables = [compared(table, BASELINE) for table in tables]
     page = _Page(tables, data_dir)
-    parts = {
-        "speed": page.speed(paths),
-        "curves": page.curves(),
-        "heat_maps": page.heat_maps(),
-        "classes": page.classes(),
-        "examples": page.examples(),
-    }
-    for part in parts.values():
-        for note in part.get("notes", ()):
-            log.info("%s", note)
+    parts = {name: getattr(page, name)() for name in ("curves", "heat_maps", "classes", "examples")}
+    for note in (note for part in parts.values() for note in part["notes"]):
+        log.info("%s", note)
+    loader = PackageLoader("kdbert.reporting", ".")
     environment = Environment(
-        loader=PackageLoader("kdbert.reporting", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["score"] = lambda value: "-" if value is None else page_style.number(value)
     environment.filters["told"] = lambda value, form="{:.1f}": "-" if value is None else form.format(value)
@@ -140,10 +102,11 @@ def make_report(
         light=[(variable, color) for color, variable in figures.VARIABLES.items()],
         dark=[(variable, figures.DARK[color]) for color, variable in figures.VARIABLES.items()],
         shades=_shades(),
-        counts=_counts(page.runs),
+        statuses=[run.status for run in page.runs],
         broken=tables[0].broken,
         tasks=page.tasks,
         summary=Markup(html_text(tables)),
+        speed=page.speed(paths),
         **parts,
         most={"classes": MOST_CLASSES, "characters": MOST_CHARACTERS},
         experiments=page.experiments(),
@@ -151,12 +114,6 @@ def make_report(
     )
     # Names of files and folders may hold characters that a page may not.
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]", "\N{REPLACEMENT CHARACTER}", text)
-
-
-def _counts(runs: Sequence[Run]) -> dict[str, int]:
-    """How many runs there are, by how they ended."""
-    ended = [run.status if run.status in ("finished", "diverged") else "unfinished" for run in runs]
-    return {"runs": len(runs), **{how: ended.count(how) for how in ("finished", "diverged", "unfinished")}}
 
 
 def _shades() -> list[tuple[str, str]]:
@@ -200,10 +157,9 @@ class _Page:
                     cell = row.cells.get(task)
                     if cell is not None and cell.runs:
                         members[task].append(_Member(_name(row, table), series, cell, [*cell.runs.values()], []))
-        self.environments: list[dict[str, Any]] = []
+        self.environments: dict[str, int] = {}  # text -> number of runs
         self._files = PredictionFiles()
         self._prefix = itertools.count(1)
-        self._taught: dict[str, list[tuple[Run, list[_Member]]]] = {}
 
     def draw(self, figure: Any, label: str) -> Markup:
         """A figure, with ids that no other figure on this page has."""
@@ -216,31 +172,27 @@ class _Page:
         found, broken = find_benchmarks(paths)
         for path, why in broken.items():
             log.warning("skipped %s: %s", path, why)
-        measured = [
-            {
-                "file": file,
-                "figure": self._quality_over([engine.point for engine in file.engines], figures.LATENCY, file),
-            }
-            for file in found
-        ]
-        sized = [] if measured else [figure for task in self.tasks if (figure := self._quality_over_size(task))]
+        measured = []
+        for file in found:
+            points = [engine.point for engine in file.engines]
+            measured.append((file, self._quality(points, figures.LATENCY, file.split, file.metric, file.task)))
+        sized = []
+        for task in self.tasks if not found else ():
+            members = [*self.teachers[task], *self.students[task]]
+            points = [
+                Point(member.name, parameters / 1e6, summary.mean, number(member.runs[0].facts.get("size_mib")))
+                for member in members
+                if (parameters := number(member.runs[0].facts.get("parameters"))) is not None
+                and (summary := member.cell.summary) is not None
+            ]
+            if points:
+                cell = members[0].cell
+                sized.append(self._quality(points, figures.PARAMETERS, cell.split, cell.metric, task))
         return {"measured": measured, "broken": broken, "sized": sized}
 
-    def _quality_over_size(self, task: str) -> Markup | None:
-        points = []
-        members = [*self.teachers[task], *self.students[task]]
-        for member in members:
-            facts, summary = member.runs[0].facts, member.cell.summary
-            parameters = number(facts.get("parameters"))
-            if parameters is not None and summary is not None:
-                points.append(Point(member.name, parameters / 1e6, summary.mean, number(facts.get("size_mib"))))
-        cell = members[0].cell if members else None
-        return self._quality_over(points, figures.PARAMETERS, cell, task) if points and cell else None
-
-    def _quality_over(self, points: Sequence[Point], cost: str, of: Any, task: str = "") -> Markup:
-        task = task or of.task
-        figure = figures.quality_over(points, cost, metric=of.metric, split=of.split, task=task)
-        return self.draw(figure, f"{of.metric} over {cost}, {len(points)} models on {task}")
+    def _quality(self, points: Sequence[Point], cost: str, split: str, metric: str, task: str) -> Markup:
+        figure = figures.quality_over(points, cost, metric=metric, split=split, task=task)
+        return self.draw(figure, f"{metric} over {cost}, {len(points)} models on {task}")
 
     # ---- curves
 
@@ -257,40 +209,28 @@ class _Page:
                         notes[f"no curve of {run.path}: {error}"] = None
             members = [member for member in self.students[task] if member.logs]
             if members:
-                legend = [
-                    {"name": member.name, "seeds": seeds_told(member.logs), **_key(member.series)} for member in members
-                ]
-                learning, teacher = self._learning(task, members)
-                drawn = [*learning, *self._terms(task, members)]
-                tasks.append({"task": task, "legend": legend, "figures": drawn, "teacher": teacher})
+                tasks.append(self._curves_of(task, members))
         return {"tasks": tasks, "notes": notes}
 
-    def _learning(self, task: str, members: Sequence[_Member]) -> tuple[list[Markup], bool]:
-        """The metric on dev and the whole training loss; and whether the teacher's level is drawn."""
+    def _curves_of(self, task: str, members: Sequence[_Member]) -> dict[str, Any]:
+        """The metric on dev, with the level of a single teacher, the whole training loss, and each term of it."""
         metric = members[0].cell.metric
         split = next((name for name in members[0].runs[0].metrics if name.startswith("dev")), "dev")
         scores = [run.metrics.get(split, {}).get(metric) for member in self.teachers[task] for run in member.runs]
         level = [score for score in scores if score is not None]
-        reference = level[0] if len(level) == 1 else None
-        learning = self._lines(task, members, f"{split}/{metric}", f"{split} {metric}", band=True, reference=reference)
-        return [*learning, *self._lines(task, members, "loss", "training loss", band=True)], len(level) == 1
-
-    def _terms(self, task: str, members: Sequence[_Member]) -> list[Markup]:
-        """One figure per term of the loss."""
-        keys = keys_of([log for member in members for log in member.logs], "loss/")
-        names = {key: f"{key.removeprefix('loss/')} (loss term)" for key in keys}
-        return [figure for key, name in names.items() for figure in self._lines(task, members, key, name)]
-
-    def _lines(
-        self, task: str, members: Sequence[_Member], key: str, name: str, band: bool = False,
-        reference: float | None = None,
-    ) -> list[Markup]:  # fmt: skip
-        found = (mean_curve(member.logs, key, member.series, band=band) for member in members)
-        curves = [curve for curve in found if curve is not None]
-        if not curves:
-            return []
-        figure = figures.lines(curves, x_label="epoch", y_label=name, reference=reference)
-        return [self.draw(figure, f"{name} over epochs on {task}")]
+        names = {f"{split}/{metric}": f"{split} {metric}", "loss": "training loss"}
+        for key in keys_of([log for member in members for log in member.logs], "loss/"):
+            names[key] = f"{key.removeprefix('loss/')} (loss term)"
+        drawn = []
+        for place, (key, name) in enumerate(names.items()):
+            found = (mean_curve(member.logs, key, member.series, band=place < 2) for member in members)
+            curves = [curve for curve in found if curve is not None]
+            reference = level[0] if place == 0 and len(level) == 1 else None
+            if curves:
+                figure = figures.lines(curves, x_label="epoch", y_label=name, reference=reference)
+                drawn.append(self.draw(figure, f"{name} over epochs on {task}"))
+        legend = [{"name": one.name, "seeds": seeds_told(one.logs), **_key(one.series)} for one in members]
+        return {"task": task, "legend": legend, "figures": drawn, "teacher": len(level) == 1}
 
     # ---- layers
 
@@ -299,7 +239,7 @@ class _Page:
         notes: Notes = {}
         maps = []
         file = "diagnostics/cka.csv"
-        for task, member in self._all_students():
+        for task, member in ((one, member) for one in self.tasks for member in self.students[one]):
             found = []
             for run in member.runs:
                 if (run.path / file).exists() or file in mapping(run.facts.get("files")):
@@ -317,19 +257,18 @@ class _Page:
                 maps.append({"task": task, "name": member.name, "n": len(found), "rows": rows})
         return {"maps": maps, "notes": notes}
 
-    def _all_students(self) -> list[tuple[str, _Member]]:
-        return [(task, member) for task in self.tasks for member in self.students[task]]
-
     # ---- teacher and student
 
     def classes(self) -> dict[str, Any]:
         """F1 and recall of classes, students minus teacher: one table per task and teacher."""
         notes: Notes = {}
-        tables = []
-        for task in self.tasks:
-            self._taught[task] = self._by_teacher(task, notes)
-            tables += [self._class_table(task, teacher, members, notes) for teacher, members in self._taught[task]]
-        return {"tables": [table for table in tables if table is not None], "notes": notes}
+        self._taught = {task: self._by_teacher(task, notes) for task in self.tasks}
+        found = [
+            self._class_table(task, teacher, members, notes)
+            for task, taught in self._taught.items()
+            for teacher, members in taught
+        ]
+        return {"tables": [table for table in found if table is not None], "notes": notes}
 
     def _by_teacher(self, task: str, notes: Notes) -> list[tuple[Run, list[_Member]]]:
         """Teachers of a task with their students; a student without one goes with the only teacher of the task."""
@@ -368,32 +307,19 @@ class _Page:
         if taught is None or not columns:
             return None
         occurs = taught.count > 0
-        f1 = np.stack([difference[0] for _, _, difference in columns])
-        largest = np.where(occurs, np.abs(f1).max(axis=0), -1)
+        apart_f1 = np.stack([difference[0] for _, _, difference in columns])
+        largest = np.where(occurs, np.abs(apart_f1).max(axis=0), -1)
         chosen = [i for i in np.argsort(-largest, kind="stable")[:MOST_CLASSES].tolist() if occurs[i]]
-        chosen.sort(key=lambda i: float(f1[:, i].mean()))
+        chosen.sort(key=lambda i: float(apart_f1[:, i].mean()))
         scale = max((float(largest[i]) for i in chosen), default=0.0) or 1.0
-        rows = [
-            {
-                "name": taught.names[i],
-                "count": int(taught.count[i]),
-                "f1": taught.f1[i],
-                "recall": taught.recall[i],
-                "students": [
-                    {"f1": d[0][i], "recall": d[1][i], "width": round(50 * abs(float(d[0][i])) / scale)}
-                    for _, _, d in columns
-                ],
-            }
-            for i in chosen
-        ]
+        rows = []
+        for i in chosen:
+            students = [(f1[i], recall[i], round(50 * abs(float(f1[i])) / scale)) for _, _, (f1, recall) in columns]
+            rows.append((taught.names[i], students, taught.f1[i], taught.recall[i], int(taught.count[i])))
         return {
-            "task": task,
-            "split": members[0].cell.split,
-            "teacher": str(teacher.path),
-            "columns": [{"name": member.name, "n": n} for member, n, _ in columns],
-            "total": int(occurs.sum()),
-            "rows": rows,
-        }
+            "task": task, "split": members[0].cell.split, "teacher": str(teacher.path), "total": int(occurs.sum()),
+            "columns": [(member.name, n) for member, n, _ in columns], "rows": rows,
+        }  # fmt: skip
 
     def examples(self) -> dict[str, Any]:
         """Examples on which the first seed of each row and its teacher disagree; after `classes`."""
@@ -463,12 +389,8 @@ class _Page:
         if not found:
             return None
         text = _yaml(found)
-        for place, known in enumerate(self.environments, start=1):
-            if known["text"] == text:
-                known["runs"] += 1
-                return place
-        self.environments.append({"text": text, "runs": 1})
-        return len(self.environments)
+        self.environments[text] = self.environments.get(text, 0) + 1
+        return [*self.environments].index(text) + 1
 
 
 def _name(row: ResultRow, table: ResultTable) -> str:

@@ -98,11 +98,6 @@ def make_tables(
     if not any(is_one_of(label, baseline) for label in known):
         there = f"{near_miss(baseline, known)} (they have: {', '.join(known)})"
         raise UserError(f"--baseline {baseline!r}: these runs have no such {rows[0]}{there}")
-    return compare_all(tables, baseline)
-
-
-def compare_all(tables: Sequence[ResultTable], baseline: str) -> list[ResultTable]:
-    """The tables with the differences of their rows to those whose first key has the value `baseline`."""
     from kdbert.reporting.compare import compared  # reading predictions takes torch, which a table does not
 
     return [compared(table, baseline) for table in tables]
@@ -173,33 +168,26 @@ def _without_task(run: Run) -> str:
 
 
 def _without_copies(runs: list[Run]) -> tuple[list[Run], list[str]]:
-    """Of runs with the same recipe, data and seed, the one that finished last; else a seed would count twice."""
+    """Of runs with the same recipe, data and seed, the one that finished last, so that no seed counts twice; a note."""
     same: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         same[f"{sorted(run.identity.items())!r} {run.seed}"].append(run)
-    left_out: list[str] = []
-    differing_scores = 0
-    kept = []
+    kept, left_out, differ = [], [], 0
     for copies in same.values():
-        copies.sort(key=lambda run: (run.status == "finished", str(run.facts.get("finished", "")), str(run.path)))
-        chosen = copies.pop()
+        *others, chosen = sorted(
+            copies, key=lambda run: (run.status == "finished", str(run.facts.get("finished", "")), str(run.path))
+        )
         kept.append(chosen)
-        for other in copies:
+        for other in others:
             disagree = other.status == "finished" and other.metrics != chosen.metrics
-            differing_scores += disagree
+            differ += disagree
             scores = ", but OTHER SCORES" if disagree else ""
             left_out.append(f"left out {other.path}: the same recipe and seed as {chosen.path}{scores}")
-    for line in left_out[:SHOWN]:
+    for line in left_out[:SHOWN] + [f"… and {len(left_out) - SHOWN} more"] * (len(left_out) > SHOWN):
         log.warning("%s", line)
-    if len(left_out) > SHOWN:
-        log.warning("… and %d more", len(left_out) - SHOWN)
-    if not left_out:
-        return kept, []
-    number = len(left_out)
-    note = f"{number} run folder{'s' * (number > 1)} left out: the same recipe and seed as another that finished later"
-    if differing_scores:
-        note += f"; {differing_scores} of them had other scores"
-    return kept, [note]
+    folders = f"{len(left_out)} run folder{'s' * (len(left_out) > 1)}"
+    note = f"{folders} left out: the same recipe and seed as another that finished later"
+    return kept, [note + (f"; {differ} of them had other scores" if differ else "")] if left_out else []
 
 
 # ---- rows and columns
@@ -252,13 +240,13 @@ def _arranged(runs: Sequence[Run], teaching: set[Path], asked: _Question, notes:
         for (teacher, words), found in in_order
     ]
     headings = {column: _heading(rows, column) for column in columns}
-    published = [row for paper in asked.papers for row in published_rows(paper, _wanted(headings))]
+    wanted = {column: (column, *heading.partition(" ")[::2]) for column, heading in headings.items()}
+    published = [row for paper in asked.papers for row in published_rows(paper, wanted)]
     notes = [*notes, *_notes_on_rows(rows, _taught_by(runs)), *_notes_on_columns(rows, columns, asked)]
     averages = _averages(columns, asked, notes) if asked.by_task and len(columns) > 1 else {}
     for name, parts in averages.items():
         rows = [replace(row, cells={**row.cells, name: _average(row, parts)}) for row in rows]
-        what = "figures" if name == AVERAGE else "groups"
-        headings[name] = f"mean of {len(parts)} {what}"
+        headings[name] = f"mean of {len(parts)} {'figures' if name == AVERAGE else 'groups'}"
     return ResultTable(
         keys=(*asked.rows, *extra),
         columns=(*columns, *averages),
@@ -292,12 +280,6 @@ def _heading(rows: Sequence[ResultRow], column: str) -> str:
     return " ".join(found.pop()) if len(found) == 1 else ""
 
 
-def _wanted(headings: Mapping[str, str]) -> dict[str, tuple[str, str, str]]:
-    """Column -> task, split and metric of our numbers; empty where it has several."""
-    parts = {column: heading.partition(" ") for column, heading in headings.items()}
-    return {column: (column, split, metric) for column, (split, _, metric) in parts.items()}
-
-
 # ---- cells
 
 
@@ -306,16 +288,18 @@ def _cell(runs: Sequence[Run], metric: str | None, split: str | None) -> ResultC
     if split is None and all("test" in run.metrics for run in finished):
         split = "test"
     kept: dict[int, Run] = {}
+    scores: dict[int, float] = {}
     place, name = "", ""
     for run in finished:
         found, wanted = _split_of(run, split), metric or run.selection
         if found is not None and wanted in run.metrics[found]:
             kept[run.seed], place, name = run, found, wanted
+            scores[run.seed] = float(run.metrics[found][wanted])
     constants = [value for run in kept.values() if (value := run.constant(place, name)) is not None]
     return ResultCell(
         split=place,
         metric=name,
-        scores={seed: float(run.metrics[place][name]) for seed, run in kept.items()},
+        scores=scores,
         runs=kept,
         diverged=sum(run.status == "diverged" for run in runs),
         unfinished=sum(run.status not in ("finished", "diverged") for run in runs),
