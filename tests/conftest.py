@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,6 +157,10 @@ class Finished:
 @pytest.fixture(scope="session")
 def kdbert() -> Callable[..., Finished]:
     """Run the command inside this process (fast; the real entry point with the real argument parsing)."""
+    import typer.main
+
+    # The flags of all commands are made anew for every call, which takes longer than most refusals.
+    typer.main.get_command = cache(typer.main.get_command)  # type: ignore[assignment]
 
     def run(*words: object) -> Finished:
         from kdbert.cli import main

@@ -293,7 +293,7 @@ def test_names_of_anything_are_no_markup(kdbert: Kdbert, tmp_path: Path) -> None
     assert page.source.lower().count("<script") == 0
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(max_size=40), where=st.sampled_from(["title", "method", "engine"]))
 def test_any_text_leaves_the_page_whole(tmp_path: Path, text: str, where: str) -> None:
     shutil.rmtree(tmp_path / "runs", ignore_errors=True)
@@ -610,7 +610,7 @@ def test_runs_of_which_none_is_finished_make_a_page(kdbert: Kdbert, tmp_path: Pa
 JUNK = st.sampled_from([None, [], {}, "x", 3, -1.5, [1, {"a": None}], {"a": [1]}, True, "\ud800"])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damage_to_a_run_json_is_fatal(kdbert: Kdbert, taught: Path, data: st.DataObject) -> None:
     (run,) = taught.glob("runs/rte/kd/*")
@@ -709,7 +709,7 @@ def many_runs(root: Path) -> Iterator[Path]:
             yield run
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_page_of_48_runs_is_small(kdbert: Kdbert, tmp_path: Path) -> None:
     assert len(list(many_runs(tmp_path))) == 4 * (1 + 12)
     page = report(kdbert, tmp_path / "runs", "-o", tmp_path / "report.html", "--data-dir", tmp_path / "data")

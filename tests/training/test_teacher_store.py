@@ -368,7 +368,7 @@ def test_what_is_too_large_for_memory_lies_on_the_disk_and_is_found_there_again(
     assert "runs at every step, since there is no room to keep its hidden.3 (train.cache_gib)" in live.err
 
 
-@pytest.mark.parametrize("method", ["cka-l", "ics"])
+@pytest.mark.parametrize("method", ["cka-l", pytest.param("ics", marks=pytest.mark.long)])
 def test_a_store_in_half_precision_stays_near_the_live_loss_over_50_steps(
     method: str, run: Any, tmp_path: Path
 ) -> None:
