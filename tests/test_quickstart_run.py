@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-SHORT = ("train.max_steps=4", "teacher_training.max_steps=4")
+SHORT = ("train.max_steps=4", "teacher_training.epochs=1")
 
 
 @pytest.mark.parametrize(

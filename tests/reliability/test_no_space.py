@@ -192,4 +192,6 @@ def test_a_disk_that_is_full(of: str, given: Path, expected: dict[str, Ended], d
 
     told = climb(disk, ("distill", "expand-vocab", "ve-kd"), give, kdbert, expected)
     show(told)
-    assert named(told) >= (WRITTEN.keys() if of == "files" else {"a checkpoint", "teacher outputs", "a tokenizer"})
+    # A model has more files than the answers that are written after it.
+    in_files = WRITTEN.keys() - {"its answers"}
+    assert named(told) >= (in_files if of == "files" else {"a checkpoint", "teacher outputs", "a tokenizer"})

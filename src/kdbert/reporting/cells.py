@@ -74,17 +74,19 @@ class ResultRow:
 
     Attributes:
         labels: one text per leading column.
+        name: the first label, and what tells the row from others that have it: "kd, lr 1e-4".
         cells: column label -> cell; a column without a run is missing.
         teacher: its models teach other rows' students, so it takes no part in the comparison.
         differences: column label -> difference to the baseline's row.
-        baseline: labels of that row; None for a baseline's own row.
+        baseline: name of that row; None for a baseline's own row.
     """
 
     labels: tuple[str, ...]
+    name: str
     cells: Mapping[str, ResultCell]
     teacher: bool = False
     differences: Mapping[str, Difference] = field(default_factory=dict)
-    baseline: tuple[str, ...] | None = None
+    baseline: str | None = None
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def compared(table: ResultTable, baseline: str) -> ResultTable:
     """
     candidates = [row for row in table.rows if not row.teacher and is_one_of(row.labels[0], baseline)]
     files, faults = PredictionFiles(), dict[Path, str]()
-    notes: list[str] = []
+    unfit: dict[str, list[str]] = {}
     rows = []
     for row in tqdm(table.rows, desc="comparing", unit="row", leave=False, disable=not sys.stderr.isatty()):
         if row.teacher or row in candidates:
@@ -39,7 +39,7 @@ def compared(table: ResultTable, baseline: str) -> ResultTable:
             continue
         fitting = _fitting(row, candidates)
         if len(fitting) != 1:
-            notes.append(f"no difference for {', '.join(row.labels)}: {len(fitting) or 'no'} rows of {baseline} fit it")
+            unfit.setdefault(f"{len(fitting) or 'no'} rows of {baseline} fit", []).append(row.name)
             rows.append(row)
             continue
         other = fitting[0]
@@ -48,7 +48,8 @@ def compared(table: ResultTable, baseline: str) -> ResultTable:
             for column, cell in row.cells.items()
             if (found := _difference(cell, other.cells.get(column, ResultCell()), files, faults)) is not None
         }
-        rows.append(replace(row, differences=differences, baseline=other.labels))
+        rows.append(replace(row, differences=differences, baseline=other.name))
+    notes = [f"no difference where {why}: {'; '.join(names)}" for why, names in unfit.items()]
     if faults:
         notes.append(f"no interval where predictions are missing or do not fit ({_faults(len(faults))})")
     return replace(table, rows=tuple(rows), notes=(*table.notes, *notes), baseline=baseline)

@@ -222,7 +222,7 @@ def csv_text(tables: Sequence[ResultTable], percent: bool = False) -> str:
                 number(found.mean if found else None), number(found.deviation if found else None),
                 found.n if found else 0, " ".join(map(str, cell.scores)), cell.diverged, cell.unfinished,
                 number(cell.constant), len(cell.same), int((index, column) in table.best),
-                ", ".join(row.baseline) if row.baseline is not None and delta is not None else "",
+                row.baseline if row.baseline is not None and delta is not None else "",
                 number(delta.summary.mean if delta else None), number(delta.summary.deviation if delta else None),
                 delta.summary.n if delta else "", "" if delta is None or delta.p is None else repr(delta.p),
                 number(low), number(high), "measured",
@@ -294,7 +294,7 @@ def _same_answers(table: ResultTable) -> list[str]:
     for column in table.columns:
         marked = [(row, cell) for row in table.rows if (cell := row.cells.get(column)) and cell.runs and cell.same]
         told = [
-            f"{', '.join(row.labels)} ({len(cell.same)} of {len(cell.scores)}: {', '.join(sorted(answers))})"
+            f"{row.name} ({len(cell.same)} of {len(cell.scores)}: {', '.join(sorted(answers))})"
             for row, cell in marked
             for answers in [{*cell.same.values()}]
         ]
@@ -309,7 +309,7 @@ def _constants(table: ResultTable, style: Style) -> list[str]:
     for row in table.rows:
         for column, cell in row.cells.items():
             if not cell.beats_constant and cell.constant is not None and column not in table.averages:
-                found.setdefault((column, cell.constant), []).append(", ".join(row.labels))
+                found.setdefault((column, cell.constant), []).append(row.name)
     return [
         f"no better than the constant answer on {column} ({style.number(value)}): {'; '.join(rows)}"
         for (column, value), rows in found.items()

@@ -22,14 +22,13 @@ from kdbert.disk.files import write_text
 from kdbert.errors import UserError
 from kdbert.reporting import figures
 from kdbert.reporting.benchmarks import find_benchmarks
-from kdbert.reporting.cells import ResultCell, ResultRow, ResultTable
+from kdbert.reporting.cells import ResultCell, ResultTable
 from kdbert.reporting.collect import Damaged, Run, mapping, number
 from kdbert.reporting.compare import compared
 from kdbert.reporting.curves import Log, keys_of, mean_curve, read_log, seeds_told
 from kdbert.reporting.example_texts import MOST_CHARACTERS, ExampleTexts
 from kdbert.reporting.figures import Point
 from kdbert.reporting.formats import html_text, page_style
-from kdbert.reporting.labels import short
 from kdbert.reporting.predicted import PredictionFiles
 from kdbert.reporting.table import make_tables
 from kdbert.reporting.versus_teacher import class_scores, disagreements, given_teacher, pair, teacher_of
@@ -156,7 +155,7 @@ class _Page:
                 for task in self.tasks:
                     cell = row.cells.get(task)
                     if cell is not None and cell.runs:
-                        members[task].append(_Member(_name(row, table), series, cell, [*cell.runs.values()], []))
+                        members[task].append(_Member(row.name, series, cell, [*cell.runs.values()], []))
         self.environments: dict[str, int] = {}  # text -> number of runs
         self._files = PredictionFiles()
         self._prefix = itertools.count(1)
@@ -391,17 +390,6 @@ class _Page:
         text = _yaml(found)
         self.environments[text] = self.environments.get(text, 0) + 1
         return [*self.environments].index(text) + 1
-
-
-def _name(row: ResultRow, table: ResultTable) -> str:
-    """What a row is called in figures: its first label, and what tells it from rows that have the same."""
-    alike = [other for other in table.rows if other.teacher == row.teacher and other.labels[0] == row.labels[0]]
-    parts = [
-        short(table.keys[i], row.labels[i])
-        for i in range(1, len(row.labels))
-        if row.labels[i] != "-" and len({other.labels[i] for other in alike}) > 1
-    ]
-    return ", ".join([row.labels[0], *parts])
 
 
 def _read_cka(text: str) -> np.ndarray:

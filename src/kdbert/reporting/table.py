@@ -14,7 +14,7 @@ from kdbert.errors import UserError, near_miss
 from kdbert.metrics import LOWER_IS_BETTER
 from kdbert.reporting.cells import ResultCell, ResultRow, ResultTable
 from kdbert.reporting.collect import Run, collect
-from kdbert.reporting.labels import ALIASES, FACTS, Labels, differing, is_one_of, sort_key, text_of
+from kdbert.reporting.labels import ALIASES, FACTS, Labels, differing, is_one_of, short, sort_key, text_of
 from kdbert.reporting.published import SOURCES, published_rows
 from kdbert.tasks.blurb import GROUPS
 
@@ -214,8 +214,8 @@ def _differing_keys(
     shared: dict[tuple[bool, tuple[str, ...]], list[Run]] = defaultdict(list)
     for run in runs:
         shared[run.path in teaching, tuple(text_of(run, key) for key in (*rows, *columns))].append(run)
-    short = {"method.name": "method", "task.name": "task"}
-    return tuple(dict.fromkeys(short.get(key, key) for group in shared.values() for key in differing(group)))
+    aliases = {"method.name": "method", "task.name": "task"}
+    return tuple(dict.fromkeys(aliases.get(key, key) for group in shared.values() for key in differing(group)))
 
 
 def _row_labels(run: Run, rows: Sequence[str], extra: Sequence[str], labels: Labels) -> tuple[str, ...]:
@@ -231,14 +231,13 @@ def _arranged(runs: Sequence[Run], teaching: set[Path], asked: _Question, notes:
         groups[run.path in teaching, _row_labels(run, asked.rows, extra, labels)][column].append(run)
     columns = sorted({column for row in groups.values() for column in row}, key=_column_order)
     in_order = sorted(groups.items(), key=lambda item: (not item[0][0], *map(sort_key, item[0][1])))
-    rows = [
-        ResultRow(
-            _as_teacher(words, found) if teacher else words,
-            {column: _cell(some, asked.metric, asked.split) for column, some in found.items()},
-            teacher,
-        )
-        for (teacher, words), found in in_order
-    ]
+    rows = []
+    for (teacher, words), found in in_order:
+        alike = [other for (same, other) in groups if same == teacher and other[0] == words[0]]
+        cells = {column: _cell(some, asked.metric, asked.split) for column, some in found.items()}
+        first = _as_teacher(words[0], found) if teacher else words[0]
+        name = ", ".join([first, *_telling((*asked.rows, *extra), words, alike)])
+        rows.append(ResultRow((first, *words[1:]), name, cells, teacher))
     headings = {column: _heading(rows, column) for column in columns}
     wanted = {column: (column, *heading.partition(" ")[::2]) for column, heading in headings.items()}
     published = [row for paper in asked.papers for row in published_rows(paper, wanted)]
@@ -260,10 +259,18 @@ def _arranged(runs: Sequence[Run], teaching: set[Path], asked: _Question, notes:
     )
 
 
-def _as_teacher(labels: tuple[str, ...], row: Mapping[str, Sequence[Run]]) -> tuple[str, ...]:
+def _telling(keys: Sequence[str], words: Sequence[str], alike: Sequence[Sequence[str]]) -> list[str]:
+    """The labels behind the first one in which rows differ that share it: `lr 1e-4`."""
+    return [
+        short(keys[i], words[i])
+        for i in range(1, len(words))
+        if words[i] != "-" and len({other[i] for other in alike}) > 1
+    ]
+
+
+def _as_teacher(label: str, row: Mapping[str, Sequence[Run]]) -> str:
     layers = {run.facts["layers"] for runs in row.values() for run in runs if "layers" in run.facts}
-    depth = f", {layers.pop()} layers" if len(layers) == 1 else ""
-    return (f"{labels[0]} (teacher{depth})", *labels[1:])
+    return f"{label} (teacher{f', {layers.pop()} layers' if len(layers) == 1 else ''})"
 
 
 def _column_order(column: str) -> tuple[tuple[int, tuple[bool, float, str]], ...]:
@@ -387,7 +394,7 @@ def _data_of(cell: ResultCell) -> set[str]:
 def _notes_on_rows(rows: Sequence[ResultRow], taught: set[str | None]) -> list[str]:
     """Which rows also teach, and whose runs were made differently."""
     both = [
-        ", ".join(row.labels)
+        row.name
         for row in rows
         if not row.teacher and any(run.content in taught for cell in row.cells.values() for run in cell.runs.values())
     ]
@@ -397,7 +404,7 @@ def _notes_on_rows(rows: Sequence[ResultRow], taught: set[str | None]) -> list[s
             for fact in ("precision", "device"):
                 values = sorted({str(run.facts[fact]) for run in cell.runs.values() if fact in run.facts})
                 if len(values) > 1:
-                    notes.append(f"{', '.join(row.labels)} on {column}: the runs' {fact} was {' and '.join(values)}")
+                    notes.append(f"{row.name} on {column}: the runs' {fact} was {' and '.join(values)}")
     return notes
 
 
