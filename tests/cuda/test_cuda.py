@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -179,3 +182,15 @@ def test_no_step_waits_for_the_device(setting: Setting, tmp_path: Path, kind: st
         one_step(step)
     torch.cuda.set_sync_debug_mode("default")
     watch.check(tmp_path)
+
+
+def test_the_processes_of_a_sweep_are_forked_before_cuda_is_touched(setting: Setting, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    keys = {**setting.keys(max_steps=4), "output.runs_dir": str(runs)}
+    teacher = keys.pop("teachers")[0]["model"]
+    words = [sys.executable, "-m", "kdbert", "sweep", "--teacher", teacher, "--seeds", "2", "--jobs", "2"]
+    words += [f"{key}={value}" for key, value in keys.items()]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    made = [json.loads(file.read_text(encoding="utf-8")) for file in runs.glob("*/*/*/run.json")]
+    assert [one["device"].partition(":")[0] for one in made] == [DEVICE, DEVICE]
