@@ -8,11 +8,12 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -30,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 
 
-def _absent(reason: str) -> None:
+def absent(reason: str) -> None:
     """Skip, or fail where the run must not go without (KDBERT_REQUIRE_DATA=1, as in .ci/run)."""
     if os.environ.get("KDBERT_REQUIRE_DATA") == "1":
         pytest.fail(reason)
@@ -42,7 +43,7 @@ def data_dir() -> Path:
     """The folder of real public data sets: KDBERT_TEST_DATA, by default ../shared/data."""
     folder = Path(os.environ.get("KDBERT_TEST_DATA", SHARED / "data"))
     if not (folder / "glue").is_dir():
-        _absent(f"no real data in {folder} (set KDBERT_TEST_DATA)")
+        absent(f"no real data in {folder} (set KDBERT_TEST_DATA)")
     return folder
 
 
@@ -156,6 +157,10 @@ class Finished:
 @pytest.fixture(scope="session")
 def kdbert() -> Callable[..., Finished]:
     """Run the command inside this process (fast; the real entry point with the real argument parsing)."""
+    import typer.main
+
+    # The flags of all commands are made anew for every call, which takes longer than most refusals.
+    typer.main.get_command = cache(typer.main.get_command)  # type: ignore[assignment]
 
     def run(*words: object) -> Finished:
         from kdbert.cli import main
@@ -192,6 +197,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if bool(item.get_closest_marker("long")) == config.getoption("long")]
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.path not in slow, item.path.name != "test_quickstart_run.py"))
+
+
+def often(cases: Iterable[Any], chosen: Callable[[Any], bool]) -> list[Any]:
+    """Cases to parametrize a test with: those that are not chosen are long, so that `scripts/test-long` runs them."""
+    return [case if chosen(case) else pytest.param(case, marks=pytest.mark.long) for case in cases]
 
 
 @pytest.fixture(autouse=True)

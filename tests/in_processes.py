@@ -23,7 +23,7 @@ processes.set_forkserver_preload([*preloaded.MODULES])
 
 
 def start(words: list[str], output: Path, file_limit: int | None = None, group: bool = False) -> BaseProcess:
-    """The command in a process of its own.
+    """The command in a process of its own, in the folder and with the environment that the test has now.
 
     Args:
         words: what follows `kdbert`.
@@ -31,18 +31,29 @@ def start(words: list[str], output: Path, file_limit: int | None = None, group: 
         file_limit: no file may grow beyond so many bytes, as on a full disk.
         group: give it a process group of its own, as a shell does.
     """
-    process = processes.Process(target=run_command, args=(words, output, output, file_limit, group))
+    process = processes.Process(target=in_place, args=(place(), run_command, words, output, file_limit, group))
     process.start()
     return process
 
 
-def run_command(
-    words: list[str], output: Path, errors: Path, file_limit: int | None = None, group: bool = False
-) -> None:
+def place() -> tuple[str, dict[str, str]]:
+    """Folder and environment of this process."""
+    return os.getcwd(), dict(os.environ)
+
+
+def in_place(place: tuple[str, dict[str, str]], target: Callable[..., None], *given: object) -> None:
+    """Body of a process that does something in a folder and an environment."""
+    os.chdir(place[0])
+    os.environ.clear()
+    os.environ.update(place[1])
+    target(*given)
+
+
+def run_command(words: list[str], output: Path, file_limit: int | None = None, group: bool = False) -> None:
     """Body of a process that runs the command."""
     if group:
         os.setsid()
-    into_files(output, errors)
+    into_files(output, output)
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     if words[0] == "sweep":
@@ -105,7 +116,8 @@ class Two:
         folder.mkdir(parents=True, exist_ok=True)
         self.files = [(folder / f"out-{rank}", folder / f"err-{rank}") for rank in (0, 1)]
         self.processes = [
-            processes.Process(target=run_rank, args=(rank, port, *self.files[rank], target, given)) for rank in (0, 1)
+            processes.Process(target=in_place, args=(place(), run_rank, rank, port, *self.files[rank], target, given))
+            for rank in (0, 1)
         ]
         for process in self.processes:
             process.start()

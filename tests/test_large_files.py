@@ -29,7 +29,6 @@ def test_packed_texts_are_a_list_of_strings() -> None:
             packed[place]
 
 
-@pytest.mark.slow
 def test_a_row_of_a_large_file_takes_bytes_and_no_objects(tiny_bert: Path, tmp_path: Path) -> None:
     """Peak memory up to a finished run, for each row beyond the first 200; the file has 40 bytes a row."""
     peaks = {}
@@ -50,7 +49,7 @@ def test_a_row_of_a_large_file_takes_bytes_and_no_objects(tiny_bert: Path, tmp_p
     assert (peaks[MANY] - peaks[FEW]) / (MANY - FEW) < 450
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_long_run_takes_no_more_after_800_steps_than_after_200(
     tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path: Path
 ) -> None:

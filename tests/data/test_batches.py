@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kdbert.data.batches import Batch, _Gather, collate, epoch_batches, evaluation_batches, micro_batches
 from kdbert.data.encode import Encoded, encode
 from kdbert.data.examples import Examples
+from kdbert.heads import Regression
 from kdbert.recipe.sections import TrainSection
 from kdbert.tasks import get_task
 from kdbert.training.loop import epoch_order
@@ -173,7 +174,7 @@ def test_scores_are_put_together_by_their_bin() -> None:
     split = encoded([3] * 400, scores=True)
     split = Encoded(split.input_ids, split.token_types, split.offsets, scores, 0, PAD)
     options = TrainSection(batch_size=16, batch_sampler="class-balanced", examples_per_class=4)
-    batches = epoch_order(options, split, 1, 0)
+    batches = epoch_order(options, split, Regression(), 1, 0)
     assert sorted(np.concatenate(batches).tolist()) == list(range(400))
     bins = np.floor(2 * scores + 0.5).astype(int)
     groups = [bins[rows[start : start + 4]] for rows in batches for start in range(0, len(rows), 4)]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import Finished
+from conftest import Finished, often
 from kdbert.data.batches import collate
 from kdbert.data.encode import Encoded, encode
 from kdbert.data.examples import Examples
@@ -46,6 +46,11 @@ from small_architectures import (
 )
 from small_run import predict
 
+# The types that people use most, and one of each way that differs from theirs; `scripts/test-long` tries all others.
+COMMON = {
+    "bert", "roberta, own tokenizer", "distilbert", "electra", "deberta-v2", "deberta-v2, relative", "modernbert",
+    "albert", "xlnet", "mpnet", "longformer", "funnel", "convbert", "esm, rotary",
+}  # fmt: skip
 CLOSE = 1e-5
 LONGEST = 64
 WEIGHTS = "model.safetensors"
@@ -97,7 +102,7 @@ def test_every_type_is_listed_once() -> None:
     assert set(ARCHITECTURES) >= {"bert", "roberta", "distilbert", "electra", "deberta", "deberta-v2", "modernbert"}
 
 
-@pytest.mark.parametrize("name", variants("sequence"))
+@pytest.mark.parametrize("name", often(variants("sequence"), COMMON.__contains__))
 def test_answers_cuts_and_hidden_states_are_the_librarys(tmp_path: Path, name: str) -> None:
     opened = Opened(tmp_path / "model", name, "sequence", pairs=variant_of(name).types)
     known, depth = ARCHITECTURES[opened.config.model_type], opened.config.num_hidden_layers
@@ -147,7 +152,7 @@ def _inputs(opened: Opened, row: int) -> dict[str, Any]:
     return {key: value for key, value in coded.items() if key in opened.way.inputs}
 
 
-@pytest.mark.parametrize("name", variants("token"))
+@pytest.mark.parametrize("name", often(variants("token"), COMMON.__contains__))
 def test_tags_are_the_librarys(tmp_path: Path, name: str) -> None:
     opened = Opened(tmp_path / "model", name, "token", count=6)
     model, _ = open_classifier(opened.place, opened.spec, opened.way, keep_head=True)
@@ -156,7 +161,7 @@ def test_tags_are_the_librarys(tmp_path: Path, name: str) -> None:
         assert opened.difference(model, opened.expected, size) <= CLOSE * max(1.0, largest)
 
 
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("name", often(sorted(ARCHITECTURES), COMMON.__contains__))
 def test_padding_matters_where_the_table_says_so(tmp_path: Path, name: str) -> None:
     """Measured on the library's own model, so that a type is not batched wrongly because nobody looked."""
     head = "sequence" if name in mapped("sequence") else "token"

@@ -26,7 +26,7 @@ from kdbert.heads import SingleLabel, Tokens
 from kdbert.models.load import auto_class
 from kdbert.models.way import Way, decide
 from kdbert.recipe.defaults import resolve_finetune
-from kdbert.runs.answers import evaluate
+from kdbert.runs.evaluate import evaluate
 from kdbert.runs.folder import RunResult
 from small_architectures import LAYERS, PAIR, library_logits, make_model, texts, variant_of, variants
 

@@ -8,17 +8,17 @@ import http.server
 import json
 import os
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from kdbert.sweep.preloaded import Preloaded
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_thisIsASecretOfSomebody"
-SEEN: dict[str, list[tuple[str, str, bytes, str]]] = {}  # address of a hub -> what it was asked
 
 
 class HubHandler(http.server.BaseHTTPRequestHandler):
@@ -96,84 +96,125 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content)
 
 
-@pytest.fixture
-def hub(tiny_bert: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def server(tiny_bert: Path) -> Iterator[tuple[str, list[tuple[str, str, bytes, str]]]]:
+    """The hub's address, and what it was asked."""
     handler = type("Handler", (HubHandler,), {"folder": tiny_bert, "seen": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    SEEN[f"http://127.0.0.1:{server.server_port}"] = handler.seen  # type: ignore[attr-defined]
-    yield f"http://127.0.0.1:{server.server_port}"
+    yield f"http://127.0.0.1:{server.server_port}", handler.seen  # type: ignore[attr-defined]
     server.shutdown()
 
 
-def run(
-    model: str, endpoint: str, files: tuple[Path, Path], folder: Path, *more: str, token: str | None = None
-) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **{k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"},
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(folder / "cache"),
-        **({"HF_TOKEN": token} if token else {}),
-    }
-    command = [
-        "finetune-teacher",
-        "--task",
-        "custom",
-        "--train-file",
-        files[0],
-        "--dev-file",
-        files[1],
-        "--model",
-        model,
-    ]
-    command += ["--max-length", "32", "--runs-dir", folder / "runs", "--set", "train.max_steps=2", "--quiet", *more]
-    return subprocess.run(
-        [sys.executable, "-m", "kdbert", *map(str, command)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-    )
+@dataclass
+class Hub:
+    """Commands with a hub at an address: the libraries read that when they are imported, so such commands have a server
+    of their own.
+    """
+
+    address: str
+    seen: list[tuple[str, str, bytes, str]]
+    cache: Path
+    commands: Preloaded
+    files: tuple[Path, Path]
+
+    def run(self, model: str, folder: Path, *more: str, token: str | None = None) -> Done:
+        """Fine-tune a model for two steps."""
+        environment = {
+            **{name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},
+            "HF_ENDPOINT": self.address,
+            "HF_HOME": str(self.cache),
+            **({"HF_TOKEN": token} if token else {}),
+        }
+        words = [
+            "finetune-teacher", "--task", "custom", "--train-file", self.files[0], "--dev-file", self.files[1],
+            "--model", model, "--max-length", "32", "--runs-dir", folder / "runs", "--set", "train.max_steps=2",
+            "--quiet", *more,
+        ]  # fmt: skip
+        with open(folder / "output", "w+b") as output:
+            code = self.commands.start([str(word) for word in words], environment, output.fileno()).wait()
+        return Done(code, (folder / "output").read_text(encoding="utf-8").splitlines())
+
+
+@dataclass(frozen=True)
+class Done:
+    """The exit code of a command, and the lines that it has printed: the run folder on stdout, the rest on stderr."""
+
+    code: int
+    lines: list[str]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    @property
+    def run(self) -> Path:
+        """The run folder."""
+        (folder,) = [Path(line) for line in self.lines if Path(line).is_dir() and (Path(line) / "run.json").is_file()]
+        return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where what is fetched stays."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def hub(
+    server: tuple[str, list[tuple[str, str, bytes, str]]], cache: Path, custom_files: tuple[Path, Path]
+) -> Iterator[Hub]:
+    """The hub that answers."""
+    with Preloaded() as commands:
+        yield Hub(*server, cache, commands, custom_files)
+
+
+@pytest.fixture(scope="module")
+def nobody(cache: Path, custom_files: tuple[Path, Path]) -> Iterator[Hub]:
+    """An address at which nobody answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+    with Preloaded() as commands:
+        yield Hub(address, [], cache, commands, custom_files)
 
 
 def test_a_model_is_fetched_by_its_hub_id_and_without_the_hub_used_as_fetched(
-    hub: str, custom_files: tuple[Path, Path], tmp_path: Path
+    hub: Hub, nobody: Hub, tmp_path: Path
 ) -> None:
-    done = run("someone/tiny", hub, custom_files, tmp_path, "--seed", "1")
-    assert done.returncode == 0, done.stderr
-    assert Path(done.stdout.strip()).joinpath("model/model.safetensors").is_file()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        nobody = f"http://127.0.0.1:{server.getsockname()[1]}"
-    told = f"{nobody} cannot be reached ([Errno 111] Connection refused): only what was fetched before is used"
-    done = run("someone/tiny", nobody, custom_files, tmp_path, "--seed", "2")
-    assert done.returncode == 0, done.stderr
-    assert told in done.stderr
-    done = run("someone/absent", nobody, custom_files, tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.count(told) == 1
-    assert "model 'someone/absent' is not a local folder and could not be fetched" in done.stderr.splitlines()[-1]
+    done = hub.run("someone/tiny", tmp_path, "--seed", "1")
+    assert done.code == 0, done.text
+    assert (done.run / "model" / "model.safetensors").is_file()
+    told = f"{nobody.address} cannot be reached ([Errno 111] Connection refused): only what was fetched before is used"
+    done = nobody.run("someone/tiny", tmp_path, "--seed", "2")
+    assert done.code == 0, done.text
+    assert told in done.text
+    done = nobody.run("someone/absent", tmp_path)
+    assert done.code == 2
+    assert done.text.count(told) == 1
+    assert "model 'someone/absent'" in done.lines[-1]
 
 
-def test_an_unknown_hub_id_is_one_sentence(hub: str, custom_files: tuple[Path, Path], tmp_path: Path) -> None:
-    done = run("someone/absent", hub, custom_files, tmp_path)
-    assert done.returncode == 2
-    assert "someone/absent" in done.stderr
-    assert "Hub" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_an_unknown_hub_id_is_one_sentence(hub: Hub, tmp_path: Path) -> None:
+    done = hub.run("someone/absent", tmp_path)
+    assert done.code == 2
+    assert "someone/absent" in done.text
+    assert "Hub" in done.text
+    assert "Traceback" not in done.text
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_model_is_pushed_with_its_card_and_the_token_is_written_nowhere(
-    hub: str, tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path: Path
+    hub: Hub, tiny_bert: Path, tmp_path: Path
 ) -> None:
+    hub.seen.clear()
     push = ["--push-to-hub", "someone/student"]
-    done = run(str(tiny_bert), hub, custom_files, tmp_path, *push, token=TOKEN)
-    assert done.returncode == 0, done.stderr
-    folder = Path(done.stdout.strip())
-    made = next(json.loads(body) for _, path, body, _ in SEEN[hub] if path == "/api/repos/create")
+    done = hub.run(str(tiny_bert), tmp_path, *push, token=TOKEN)
+    assert done.code == 0, done.text
+    folder = done.run
+    made = next(json.loads(body) for _, path, body, _ in hub.seen if path == "/api/repos/create")
     assert (made["organization"], made["name"], made["visibility"]) == ("someone", "student", "private")
-    commit = next(body for _, path, body, _ in SEEN[hub] if path.endswith("/commit/main"))
+    commit = next(body for _, path, body, _ in hub.seen if path.endswith("/commit/main"))
     sent = {}
     for line in commit.decode().splitlines():
         entry = json.loads(line)
@@ -184,33 +225,28 @@ def test_a_model_is_pushed_with_its_card_and_the_token_is_written_nowhere(
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert len(files) > 10
     assert not [file for file in files if TOKEN.encode() in file.read_bytes()]
-    assert TOKEN not in done.stdout + done.stderr
 
-    SEEN[hub].clear()
-    again = run(str(tiny_bert), hub, custom_files, tmp_path, *push, token=TOKEN)
-    assert (again.returncode, again.stdout) == (0, done.stdout)
-    assert any(path.endswith("/commit/main") for _, path, _, _ in SEEN[hub])  # of the finished run
+    hub.seen.clear()
+    again = hub.run(str(tiny_bert), tmp_path, *push, token=TOKEN)
+    assert (again.code, again.run) == (0, done.run)
+    assert any(path.endswith("/commit/main") for _, path, _, _ in hub.seen)  # of the finished run
 
 
-def test_a_push_that_cannot_succeed_is_refused_before_training(
-    hub: str, tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_push_that_cannot_succeed_is_refused_before_training(hub: Hub, tiny_bert: Path, tmp_path: Path) -> None:
     for name, token, told in (
         ("student", TOKEN, "--push-to-hub 'student': expected OWNER/NAME"),
         ("someone/student", None, "needs a token of the Hub: run `hf auth login` once, or set HF_TOKEN"),
     ):
-        done = run(str(tiny_bert), hub, custom_files, tmp_path, "--push-to-hub", name, token=token)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert told in done.stderr
+        done = hub.run(str(tiny_bert), tmp_path, "--push-to-hub", name, token=token)
+        assert (done.code, len(done.lines)) == (2, 1)
+        assert told in done.text
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_refused_push_leaves_the_model_and_says_so(
-    hub: str, tiny_bert: Path, custom_files: tuple[Path, Path], tmp_path: Path
-) -> None:
-    done = run(str(tiny_bert), hub, custom_files, tmp_path, "--push-to-hub", "someone/student", token="hf_wrong")
-    assert done.returncode == 1
-    assert "cannot push to someone/student" in done.stderr
-    assert "the same command tries again" in done.stderr
-    assert "hf_wrong" not in done.stderr
-    assert (Path(done.stdout.strip()) / "model" / "model.safetensors").is_file()
+def test_a_refused_push_leaves_the_model_and_says_so(hub: Hub, tiny_bert: Path, tmp_path: Path) -> None:
+    done = hub.run(str(tiny_bert), tmp_path, "--push-to-hub", "someone/student", token="hf_wrong")
+    assert done.code == 1
+    assert "cannot push to someone/student" in done.text
+    assert "the same command tries again" in done.text
+    assert "hf_wrong" not in done.text
+    assert (done.run / "model" / "model.safetensors").is_file()

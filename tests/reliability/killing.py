@@ -18,8 +18,7 @@ from typing import Any
 
 from equal_runs import differences, different_files, half_written
 
-from in_processes import manifest, processes, saved_steps, start
-from small_run import run_command
+from in_processes import manifest, processes, run_command, saved_steps, start
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ def run_to_change(number: int | None, root: Path, words: list[str], output: Path
 
     os.fsync = fsync
     sys.addaudithook(audited)
-    run_command(words, output)
+    run_command(words, output, output)
 
 
 def die_at_changes(

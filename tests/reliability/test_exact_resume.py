@@ -79,8 +79,12 @@ FAMILIES = ["finetune", "kd", "ics", "cka-ilg", "ve-kd"]
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        *((method, {"accumulation": parts, **LEVERS}) for parts in (1, 2) for method in FAMILIES),
+        *((method, {"accumulation": 1 + number % 2, **LEVERS}) for number, method in enumerate(FAMILIES)),
         ("kd", PLAIN),  # a teacher that runs in every step
+        *(
+            pytest.param(method, {"accumulation": 2 - number % 2, **LEVERS}, marks=pytest.mark.long)
+            for number, method in enumerate(FAMILIES)
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else f"accumulation {value.get('accumulation', 1)}",
 )

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from run_files import edit, write_cka, write_log, write_predictions, write_run
 from sklearn.metrics import f1_score, recall_score
 
+from conftest import absent
 from kdbert.disk.sealed import sealed
 from kdbert.heads import head_of
 from kdbert.reporting import figures
@@ -234,9 +235,10 @@ CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chro
                 None)  # fmt: skip
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 @pytest.mark.parametrize("policy", [True, False], ids=["as it is", "without its security policy"])
 def test_nothing_of_the_data_runs_in_a_browser(real_page: Page, tmp_path: Path, policy: bool) -> None:
+    if CHROMIUM is None:
+        absent("no Chromium")
     page = real_page.source if policy else re.sub(r"<meta http-equiv=[^>]*>", "", real_page.source)
     (tmp_path / "page.html").write_text(page, encoding="utf-8")
     words = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
@@ -245,9 +247,9 @@ def test_nothing_of_the_data_runs_in_a_browser(real_page: Page, tmp_path: Path, 
             [str(CHROMIUM), *words, (tmp_path / "page.html").as_uri()], capture_output=True, timeout=120
         )
     except subprocess.TimeoutExpired:
-        pytest.skip("Chromium does not answer here")
+        absent("Chromium does not answer here")
     if done.returncode != 0:
-        pytest.skip(f"Chromium does not start here: {done.stderr[-200:]!r}")
+        absent(f"Chromium does not start here: {done.stderr[-200:]!r}")
     seen = check(done.stdout.decode("utf-8"))
     assert seen.texts[seen.texts.index(f"{SCRIPT}{PICTURE}")]  # the title is still the person's
     assert "taken" not in [text.strip() for text in seen.texts]
@@ -291,7 +293,7 @@ def test_names_of_anything_are_no_markup(kdbert: Kdbert, tmp_path: Path) -> None
     assert page.source.lower().count("<script") == 0
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(max_size=40), where=st.sampled_from(["title", "method", "engine"]))
 def test_any_text_leaves_the_page_whole(tmp_path: Path, text: str, where: str) -> None:
     shutil.rmtree(tmp_path / "runs", ignore_errors=True)
@@ -608,7 +610,7 @@ def test_runs_of_which_none_is_finished_make_a_page(kdbert: Kdbert, tmp_path: Pa
 JUNK = st.sampled_from([None, [], {}, "x", 3, -1.5, [1, {"a": None}], {"a": [1]}, True, "\ud800"])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damage_to_a_run_json_is_fatal(kdbert: Kdbert, taught: Path, data: st.DataObject) -> None:
     (run,) = taught.glob("runs/rte/kd/*")
@@ -707,7 +709,7 @@ def many_runs(root: Path) -> Iterator[Path]:
             yield run
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_page_of_48_runs_is_small(kdbert: Kdbert, tmp_path: Path) -> None:
     assert len(list(many_runs(tmp_path))) == 4 * (1 + 12)
     page = report(kdbert, tmp_path / "runs", "-o", tmp_path / "report.html", "--data-dir", tmp_path / "data")

@@ -79,7 +79,7 @@ def test_the_interval_agrees_with_a_plain_loop_over_resamples(name: str) -> None
     }[name]
     low, high = bootstrap_interval(METRICS[name], labels, ours, theirs)
     drawn = []
-    for _ in range(300):
+    for _ in range(200):
         rows = rng.integers(0, 300, 300)
         mean = [np.mean([reference(labels[rows], one[rows]) for one in side]) for side in (ours, theirs)]
         drawn.append(mean[0] - mean[1])

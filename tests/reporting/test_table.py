@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from run_files import write_predictions, write_run
 
+from conftest import absent
 from kdbert.disk.sealed import sealed
 from kdbert.reporting.published import SOURCES
 
@@ -710,7 +711,7 @@ def test_published_numbers_are_those_of_the_papers(kdbert: Kdbert, tmp_path: Pat
 def test_latex_compiles(kdbert: Kdbert, compared: Path) -> None:
     engine = next((shutil.which(name) for name in ("pdflatex", "lualatex", "tectonic") if shutil.which(name)), None)
     if engine is None:
-        pytest.skip("no TeX engine")
+        absent("no TeX engine")
     strange = "50%_a&b#c$d{e}~f^g\\h|i<j>"
     write_run(compared, method=strange, task="sst2", seed=1, name="strange")
     write_run(compared, task="mrpc", status="diverged")

@@ -100,7 +100,7 @@ def test_every_job_has_its_share_of_the_threads(swept: Swept) -> None:
 def test_the_cells_share_teacher_and_teacher_outputs(swept: Swept) -> None:
     taught = [manifest(run) for run in swept.place.run_folders() if run.parent.name == "kd"]
     assert len({facts["teachers"][0]["model"] for facts in taught}) == 1
-    # Of train; how it scores on dev stands in its run.
+    # Of train; how it scores on dev is in its run.
     assert len(list(swept.place.runs.glob(".teacher-outputs/*/logits.safetensors"))) == 1
 
 
@@ -150,7 +150,7 @@ def test_a_cell_is_what_its_printed_command_makes_by_hand(
 
 @dataclass(frozen=True)
 class Failing:
-    """A sweep in which much fails, and the same command after the cause is mended."""
+    """A sweep in which much fails, and the same command after the cause is fixed."""
 
     place: Place
     broken: Path
@@ -204,11 +204,11 @@ def test_failed_and_diverged_cells_are_listed_with_reason_and_log_and_others_fin
     logs = [Path(line.split(": ", 1)[1]) for line in closing if line.startswith("  its output: ")]
     assert len(logs) == 3
     assert all(log.read_text().strip() for log in logs)
-    assert "once the cause is mended, the same sweep runs what failed" in output
+    assert "fix the cause and rerun: failed runs are retried" in output
     assert len(STARTED.findall(output)) == 4
 
 
-def test_after_mending_the_same_command_runs_what_failed_and_nothing_else(failing: Failing) -> None:
+def test_after_a_fix_the_same_command_runs_what_failed_and_nothing_else(failing: Failing) -> None:
     code, output = failing.second
     assert code == 3, output  # one has diverged and stays so
     assert "4 runs: 3 finished, 1 diverged" in output

@@ -267,7 +267,7 @@ def order_of(parts: Parts) -> list[np.ndarray]:
     """The batches of the first epoch."""
     from kdbert.training.loop import epoch_order
 
-    return epoch_order(parts.recipe.train, parts.data, parts.recipe.seed, 0)
+    return epoch_order(parts.recipe.train, parts.data, parts.module.method.head, parts.recipe.seed, 0)
 
 
 def test_a_student_that_reads_longer_sequences_than_its_teacher_has_a_memory(

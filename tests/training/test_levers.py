@@ -48,8 +48,13 @@ def plain(setting: Setting, kdbert: Callable[..., Any], tmp_path_factory: pytest
 @pytest.mark.parametrize(
     "on",
     [
-        {"attention": "kdbert"}, {"attention": "sdpa"}, {"used_rows": True},
-        {"first_token": True}, {"teacher_cache": True}, {"attention": "kdbert", "packing": True},
+        *(
+            pytest.param(on, marks=pytest.mark.long)
+            for on in (
+                {"attention": "kdbert"}, {"attention": "sdpa"}, {"used_rows": True}, {"first_token": True},
+                {"teacher_cache": True}, {"attention": "kdbert", "packing": True},
+            )
+        ),
         dict.fromkeys(PLAIN, True) | {"attention": "auto"},
     ],
     ids=lambda on: "all" if len(on) == len(PLAIN) else list(on)[-1],

@@ -19,12 +19,12 @@ import torch
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
 
-from in_processes import processes, start, wait_until
+from in_processes import processes, run_command, start, wait_until
 from kdbert.disk.lock import FileLock
 from kdbert.training import store
 from kdbert.training.precision import make_accelerator
 from kdbert.training.store import FOLDER, Allocate, stored, used_bytes
-from small_run import Setting, logged, predictions, run_command
+from small_run import Setting, logged, predictions
 
 STEPS = 4
 READ, KEPT = " logits: read from ", " logits: kept in "
@@ -368,7 +368,7 @@ def test_what_is_too_large_for_memory_lies_on_the_disk_and_is_found_there_again(
     assert "runs at every step, since there is no room to keep its hidden.3 (train.cache_gib)" in live.err
 
 
-@pytest.mark.parametrize("method", ["cka-l", "ics"])
+@pytest.mark.parametrize("method", ["cka-l", pytest.param("ics", marks=pytest.mark.long)])
 def test_a_store_in_half_precision_stays_near_the_live_loss_over_50_steps(
     method: str, run: Any, tmp_path: Path
 ) -> None:
@@ -465,7 +465,7 @@ def test_two_runs_at_once_compute_it_once_and_the_second_waits(setting: Setting,
 def fill_for_ever(given: list[str], output: Path) -> None:
     """Body of a process whose run fills a file of the store and never ends it."""
     store._File.seal = lambda self: time.sleep(300)  # type: ignore[assignment,method-assign,return-value]
-    run_command(given, output)
+    run_command(given, output, output)
 
 
 def test_when_the_run_that_fills_the_store_is_killed_the_one_that_waits_does_it_anew(

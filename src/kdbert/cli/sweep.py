@@ -88,11 +88,9 @@ def sweep(
         return
     cluster = None
     if parameters is not None:
-        from functools import partial
+        from kdbert.sweep.slurm import slurm_cluster
 
-        from kdbert.sweep.slurm import run_on_cluster, slurm_cluster
-
-        cluster = partial(run_on_cluster, cluster=slurm_cluster(parameters))
+        cluster = slurm_cluster(parameters)
     result = run.sweep(cells, jobs=jobs, cluster=cluster)
     for path in result.finished if quiet else ():
         print(path)

@@ -80,14 +80,6 @@ def _class_groups(classes: np.ndarray, per_class: int, random: np.random.Generat
     return np.concatenate([*ordered, *(rest[i] for i in random.permutation(len(rest)))]).astype(np.int64)
 
 
-def classes_of(labels: torch.Tensor) -> torch.Tensor:
-    """What counts as one class: the label, the set of labels, or the score rounded to 0.5."""
-    if labels.dtype == torch.bool:  # a number for each set: a sum of powers of 3
-        powers = torch.tensor([pow(3, i, 2**63) for i in range(labels.shape[1])], device=labels.device)
-        return (labels * powers).sum(1)
-    return (labels * 2 + 0.5).floor() if labels.is_floating_point() else labels
-
-
 def evaluation_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Every example once, longest first: hardly any padding, and the peak of RAM comes at the start."""
     order = np.argsort(-lengths, kind="stable")

@@ -15,8 +15,6 @@ import numpy as np
 
 from kdbert.errors import UserError
 
-Kind = str  # the kind of a task: for code that does not use `kdbert.heads` yet
-
 
 class RawExample(NamedTuple):
     """One example as it is in a file. `place` is where, for messages ("line 12").

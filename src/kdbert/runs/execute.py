@@ -253,6 +253,7 @@ class Run:
         context = Context(models=job.models, head=job.spec.head, batch_size=job.micro_batch, centroids=centroids)
         # Not the draw that made the student's head, so that a method's own draws change no other.
         torch.manual_seed(int(np.random.SeedSequence([recipe.seed, 1]).generate_state(1, np.uint64)[0] >> 1))
+        method.head = job.spec.head  # also for a method whose `prepare` does not call the one of `Method`
         method.prepare(context)
         module = StudentWithMethod(self.student, method, self.session.precision, job.needs.student_hidden)
         return module.to(self.session.accelerator.device)
@@ -364,6 +365,7 @@ class Run:
             self.job.encoded[split],
             teacher.encoded[split] if teacher.own else None,
             self.job.models,
+            self.job.spec.head,
             precision=self.session.precision,
             batch_size=self.job.recipe.train.eval_batch_size,
             accelerator=self.session.accelerator,
@@ -407,7 +409,7 @@ class Run:
         for sentence in recipe.method.nonsense():
             log.warning("variant original, as published: %s", sentence)
         if data.labels is not None and not job.spec.head.of_words:
-            first = epoch_order(recipe.train, data, recipe.seed, 0)
+            first = epoch_order(recipe.train, data, job.spec.head, recipe.seed, 0)
             parts = [part for rows in first for part in np.array_split(rows, recipe.train.accumulation) if len(part)]
             remark = self.module.method.remark([data.labels[part] for part in parts])
             if remark:

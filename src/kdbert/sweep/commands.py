@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from kdbert.disk.sealed import flatten
+from kdbert.methods import plugins
 from kdbert.recipe import Recipe
 from kdbert.recipe.sections import TeacherTraining
 from kdbert.tasks import CUSTOM
@@ -16,7 +17,7 @@ FLAGS = {"method.name": "--method", "task.name": "--task", "seed": "--seed"}
 
 
 def command_of(recipe: Recipe, command: str) -> list[str]:
-    """The words after `kdbert` that give this recipe, with every key in which it differs from the defaults.
+    """The words after `kdbert` that give this recipe: every key that differs from the defaults.
 
     Args:
         command: `distill` or `finetune-teacher`.
@@ -27,7 +28,7 @@ def command_of(recipe: Recipe, command: str) -> list[str]:
     else:
         bare = Recipe.build(flags={"task.name": recipe.task.name, "method.name": recipe.method.name})
     defaults = _flat(bare)
-    if recipe.teacher_training is None:  # no teacher is to be made, whatever the task has for that case
+    if recipe.teacher_training is None:  # no teacher is made, so the task's defaults for one do not count
         wanted = {key: value for key, value in wanted.items() if not key.startswith("teacher_training.")}
     words = [command]
     for key, flag in FLAGS.items():
@@ -37,6 +38,9 @@ def command_of(recipe: Recipe, command: str) -> list[str]:
     for key, value in wanted.items():
         if key not in FLAGS and (key not in defaults or defaults[key] != value):
             words.append(f"{key}={_text(value)}")
+    for file, methods in plugins().items():
+        if recipe.method.name in {method.name for method in methods}:
+            words += ["--plugin", str(file)]
     return words
 
 
@@ -48,13 +52,12 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    """The value as a YAML text on one line."""
-
-    def dump(style: str | None) -> str:
+    """The value as YAML on one line."""
+    for style in (None, '"'):  # quoted, what cannot be printed is escaped
         text = yaml.safe_dump(
             value, default_style=style, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf
         )
-        return text.removesuffix("\n").removesuffix("\n...")
-
-    plain = dump(None)
-    return plain if plain.isprintable() else dump('"')
+        text = text.removesuffix("\n").removesuffix("\n...")
+        if text.isprintable():
+            break
+    return text

@@ -1,8 +1,9 @@
-"""A grid of recipes: every combination of the values that are given for some keys, for every seed."""
+"""A grid of recipes: every combination of the values given for some keys, with every seed."""
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,11 @@ from kdbert.errors import UserError, near_miss
 from kdbert.recipe import Recipe
 from kdbert.recipe.yaml_files import load_yaml, read_yaml
 
-# What people write for short.
-SECTION_NAMES = {"method": "method.name", "task": "task.name", "student": "student.model"}
+SECTION_NAMES = {
+    "method": "method.name",
+    "task": "task.name",
+    "student": "student.model",
+}  # what people write for short
 SHORT_NAMES = {name: section for section, name in SECTION_NAMES.items()}
 MOST_SEEDS = 10_000
 
@@ -24,8 +28,8 @@ class Cell:
     """One run of a sweep.
 
     Attributes:
-        name: the keys in which it differs from other cells, with its values.
-        recipe: as a person would have written it: nothing is resolved yet.
+        name: its values of the grid's keys.
+        recipe: as a person would have written it; nothing is resolved yet.
     """
 
     name: str
@@ -42,35 +46,36 @@ def expand(
     """All cells of a sweep, in the order of the grid with the seeds innermost.
 
     Args:
-        config: YAML file: a recipe with two more keys, `grid` (key -> list of values; or a list of such
-            grids, which are run one after the other) and `seeds` (a number of seeds, or a list of them).
-        grid: texts such as `train.learning_rate=5e-5,1e-4`; they replace the file's lists for the same keys.
+        config: YAML file: a recipe with two more keys, `grid` (key -> list of values; or a list of such grids, which
+            run one after the other) and `seeds` (how many, or a list).
+        grid: texts such as `train.learning_rate=5e-5,1e-4`; they replace the file's values of that key.
         seeds: `3` for the seeds 1, 2, 3; `5,7` for these two; replaces the file's.
         flags, sets: what all cells share, as in `Recipe.build`.
 
     Raises:
         UserError: a malformed grid, or the problems of all cells at once.
     """
+    flags, sets = dict(flags or {}), list(sets)
     tree = read_yaml(Path(config)) if config is not None else {}
-    grids = _grids(tree.pop("grid", None), str(config))
     known = [*Recipe.model_fields, "grid", "seeds"]
     for key in tree:
         if key not in known:
             raise UserError(f"{config}: unknown key {key!r}{near_miss(key, known)}")
-    axes = [parse_axis(text) for text in grid]
-    for key, values in axes:
-        if sum(key == other for other, _ in axes) > 1:
+    grids = _grids(tree.pop("grid", None), str(config))
+    listed = tree.pop("seeds", None)
+    axes: dict[str, list[Any]] = {}
+    for key, values in map(parse_axis, grid):
+        if key in axes:
             raise UserError(f"--grid {key}= is given twice; give all its values in one list, {key}=A,B")
-        grids = [{**one, key: values} for one in grids]
-    numbers = _seeds(seeds if seeds is not None else tree.pop("seeds", None))
-    tree.pop("seeds", None)
+        axes[key] = values
+    numbers = _seeds(listed if seeds is None else seeds)
     if numbers is not None:
-        if "seed" in tree or any("seed" in one for one in grids):
+        if "seed" in tree or any("seed" in one for one in (axes, *grids)):
             raise UserError("seeds are given twice: by `seeds` and by `seed`; keep one of them")
-        grids = [{**one, "seed": numbers} for one in grids]
-    sets = list(sets)
+        axes["seed"] = numbers
+    grids = [{**one, **axes} for one in grids]
     fixed = {SECTION_NAMES.get(key, key) for text in sets for key in [text.partition("=")[0].strip()]}
-    fixed |= {key for key, value in (flags or {}).items() if value is not None}
+    fixed |= {key for key, value in flags.items() if value is not None}
     for one in grids:
         _check_given_once(one, fixed)
 
@@ -81,19 +86,18 @@ def expand(
             chosen = dict(zip(one, combination, strict=True))
             name = " ".join(f"{key}={_short(value)}" for key, value in chosen.items()) or "the only cell"
             try:
-                recipe = Recipe.build(config=tree, flags={**(flags or {}), **_assignments(chosen)}, sets=sets)
+                recipe = Recipe.build(config=tree, flags={**flags, **_recipe_keys(chosen)}, sets=sets)
+                cells.setdefault(recipe.yaml(), Cell(name, recipe))
             except UserError as error:
                 problems.setdefault(str(error), name)
-                continue
-            cells.setdefault(recipe.yaml(), Cell(name, recipe))
     if problems:
-        cure = ""
-        if any("has no option" in problem for problem in problems):
-            cure = "; options of one method go with its name, --grid 'method=finetune,{name: kd, temperature: 3}', or "
-            cure += "into a grid of its own (docs/sweeps-and-tables.md)"
-        raise UserError("; ".join(f"cell {name}: {problem}" for problem, name in problems.items()) + cure)
+        message = "; ".join(f"cell {name}: {problem}" for problem, name in problems.items())
+        if "has no option" in message:
+            message += "; options of one method go with its name, --grid 'method=finetune,{name: kd, temperature: 3}', "
+            message += "or into a grid of its own (docs/sweeps-and-tables.md)"
+        raise UserError(message)
     if any(cell.recipe.output.dir is not None for cell in cells.values()):
-        raise UserError("output.dir names the folder of one run, a sweep has many; name their root with --runs-dir")
+        raise UserError("output.dir is the folder of one run, and a sweep has many; set their root with --runs-dir")
     return list(cells.values())
 
 
@@ -103,69 +107,53 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
     Raises:
         UserError: no key, no value, or not YAML.
     """
-    key, sign, listed = text.partition("=")
+    key, _, listed = text.partition("=")
     key = key.strip()
-    example = "expected KEY=VALUE,VALUE such as train.learning_rate=5e-5,1e-4"
-    if not sign or not key:
-        raise UserError(f"--grid {text!r}: {example}")
     try:
         values = load_yaml(f"[{listed}\n]")
     except ValueError:
-        raise UserError(f"--grid {text!r}: the values are not valid YAML; {example}") from None
-    if not isinstance(values, list) or not values:
-        raise UserError(f"--grid {text!r}: a value is missing; {example}")
+        values = None
+    if not key or not isinstance(values, list) or not values:
+        raise UserError(f"--grid {text!r}: expected KEY=VALUE,VALUE in YAML, such as train.learning_rate=5e-5,1e-4")
     return SHORT_NAMES.get(key, key), values
 
 
 def _grids(value: Any, file: str) -> list[dict[str, list[Any]]]:
     """The file's `grid` as a list of grids."""
-    if value is None:
-        return [{}]
-    wrong = UserError(
-        f"{file}: grid must give a list of values for each key, such as `train.learning_rate: [5e-5, 1e-4]`, "
-        "or be a list of such grids"
-    )
-    grids = value if isinstance(value, list) else [value]
-    if not grids:
-        raise wrong
-    for one in grids:
-        if not isinstance(one, dict) or not all(isinstance(key, str) for key in one):
-            raise wrong
-        if not all(isinstance(values, list) and values for values in one.values()):
-            raise wrong
+    grids = [{}] if value is None else value if isinstance(value, list) else [value]
+    if not grids or not all(
+        isinstance(one, dict)
+        and all(isinstance(key, str) and isinstance(values, list) and values for key, values in one.items())
+        for one in grids
+    ):
+        raise UserError(
+            f"{file}: grid must give a list of values for each key, such as `train.learning_rate: [5e-5, 1e-4]`, "
+            "or be a list of such grids"
+        )
     return [{SHORT_NAMES.get(key, key): values for key, values in one.items()} for one in grids]
 
 
 def _seeds(value: Any) -> list[int] | None:
+    """The seeds that a text or a value of YAML gives: how many, or which."""
     if value is None:
         return None
-    told = str(value) if len(str(value)) < 60 else f"{str(value)[:60]}…"
-    wrong = UserError(f"seeds {told!r}: expected how many (3 stands for 1, 2, 3) or which (5,7), from 0")
-    if isinstance(value, str):
-        parts = [part.strip() for part in value.split(",")]
-        if not all(part.isascii() and part.isdigit() for part in parts if part) or not parts[0]:
-            raise wrong
-        if any(len(part) > 19 for part in parts):  # beyond 64 bits
-            raise wrong
-        numbers = [int(part) for part in parts if part]
-        value = numbers if len(parts) > 1 else numbers[0]
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = list(range(1, value + 1)) if value <= MOST_SEEDS else None
-    if not isinstance(value, list) or not value or not all(type(seed) is int and seed >= 0 for seed in value):
-        raise wrong
-    return list(dict.fromkeys(value))
+    found = value
+    if isinstance(value, str) and re.fullmatch(r"( *\d{1,19} *,)* *(\d{1,19} *)?", value, re.ASCII) and value.strip():
+        numbers = [int(part) for part in value.split(",") if part.strip()]
+        found = numbers if "," in value else numbers[0]
+    if type(found) is int and found <= MOST_SEEDS:
+        found = list(range(1, found + 1))
+    if not isinstance(found, list) or not found or not all(type(seed) is int and seed >= 0 for seed in found):
+        given = str(value) if len(str(value)) < 60 else f"{str(value)[:60]}…"
+        raise UserError(f"seeds {given!r}: expected how many (3 means 1, 2, 3) or which (5,7), from 0")
+    return list(dict.fromkeys(found))
 
 
 def _check_given_once(grid: Mapping[str, list[Any]], fixed: set[str]) -> None:
-    """Refuse a recipe key that a list of the grid sets and something else too.
-
-    Raises:
-        UserError: with the key.
-    """
+    """Refuse a recipe key that a list of the grid sets, and something else too."""
     given: dict[str, str] = {}
     for axis, values in grid.items():
-        keys = {key for value in values for key in _assignments({axis: value})}
-        for key in sorted(keys):
+        for key in sorted({key for value in values for key in _recipe_keys({axis: value})}):
             if key in fixed:
                 raise UserError(f"{axis} is set for all cells and has a list of values in the grid; keep one of them")
             if key in given:
@@ -173,8 +161,8 @@ def _check_given_once(grid: Mapping[str, list[Any]], fixed: set[str]) -> None:
             given[key] = axis
 
 
-def _assignments(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Grid keys and values as recipe keys; a mapping sets several keys of its section together."""
+def _recipe_keys(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Grid keys as recipe keys. A mapping sets several keys of its section."""
     keys: dict[str, Any] = {}
     for key, value in chosen.items():
         if isinstance(value, Mapping):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,14 +13,14 @@ from typing import Any, Literal
 
 from kdbert.disk.lock import FileLock
 from kdbert.errors import UserError
-from kdbert.methods import plugins
 from kdbert.models.locate import short_name
 from kdbert.recipe import Recipe
+from kdbert.recipe.defaults import resolve_distill
 from kdbert.runs.checks import check, check_data_files
 from kdbert.runs.folder import RunFolder, identity_of
 from kdbert.runs.inputs import Inputs
 from kdbert.runs.job import Job
-from kdbert.runs.plan import AnyJob, plan
+from kdbert.runs.plan import plan
 from kdbert.sweep.commands import command_of
 from kdbert.sweep.grid import Cell
 
@@ -30,17 +31,18 @@ DONE: tuple[State, ...] = ("finished", "diverged", "failed", "interrupted")
 
 @dataclass(eq=False)
 class SweepJob:
-    """One run of a sweep, made by one process.
+    """One run of a sweep. A process of its own makes it.
 
     Attributes:
         name: for people.
         recipe: as written.
-        job: what it makes, as planned before the sweep; see `planned`.
-        teachers: the runs that make its teachers, if they have to be made.
-        state: as this sweep knows it.
-        message: why it failed, in one line.
+        job: its plan. Where teachers were missing, `folder` plans again once they are made.
+        teachers: the runs of this sweep that make its teachers.
+        state: as far as this sweep knows.
+        message: why it failed or diverged, in one line.
+        status: what its run.json said at the last look.
         seconds: how long its process ran in this sweep.
-        made_here: whether this sweep has started it.
+        made_here: whether this sweep started it.
     """
 
     name: str
@@ -49,6 +51,7 @@ class SweepJob:
     teachers: list[SweepJob] = field(default_factory=list)
     state: State = "waiting"
     message: str = ""
+    status: str = ""
     seconds: float = 0.0
     made_here: bool = False
 
@@ -60,154 +63,129 @@ class SweepJob:
     @property
     def words(self) -> list[str]:
         """The words after `kdbert` that make this run."""
-        return [*command_of(self.recipe, self.command), *_plugin_words(self.recipe)]
+        return command_of(self.recipe, self.command)
 
     @cached_property
     def key(self) -> str:
-        """Equal for runs that are one, though written differently (an unused key, a default spelled out)."""
-        if self.command == "finetune-teacher":
-            return str(self.folder.path.absolute())
-        identity = identity_of(self.job.recipe, self.job.fingerprints)
+        """Equal for cells that are one run (one spells out a default), before and after its teachers are made."""
+        job = self.job
+        if job.role == "teacher":
+            return str(job.folder.path.absolute())
+        if self.teachers:
+            job = Job("student", resolve_distill(self.recipe), job.inputs)  # as if they were missing
+        identity = identity_of(job.recipe, job.fingerprints)
         return json.dumps([identity, [teacher.key for teacher in self.teachers]], sort_keys=True)
 
     @property
-    def planned(self) -> Job:
-        """The job, whose folder is known once its teachers are there."""
+    def folder(self) -> RunFolder:
+        """Its run folder, whose name is final once its teachers are made.
+
+        Raises:
+            UserError: the models of the recipe cannot be read.
+        """
         if self.job.waits:
             job = plan(self.recipe)[-1]
             assert isinstance(job, Job)
             self.job = job
-        return self.job
+        return self.job.folder
 
-    @property
-    def folder(self) -> RunFolder:
-        """Its run folder; known once its teacher is there."""
-        return self.planned.folder
-
-    @property
-    def status(self) -> str:
-        """What the run folder says now; "" where there is no run, or its teacher is still to come."""
-        if any(teacher.state != "finished" for teacher in self.teachers):
-            return ""
-        try:
-            return str(self.folder.manifest().get("status", ""))
-        except UserError:
-            return "damaged"
-
-    def look(self, since: float | None = None) -> None:
-        """Take over what the run folder says.
+    def look(self, since: float = math.inf) -> None:
+        """Set `state` and `message` by its teachers and its run folder; if it is still to be made they stay.
 
         Args:
-            since: a failure that was written down after this time is another sweep's at the same cell, and
-                counts; an older one is tried again.
-
-        Raises:
-            UserError: the folder is not known, since the recipe's models cannot be read.
+            since: a failure written after this time is another sweep's and counts; an older one is retried.
         """
-        folder = self.folder
+        untaught = [teacher.state for teacher in self.teachers if teacher.state != "finished"]
+        for ended in untaught:
+            if ended in DONE:
+                self.state, self.message = "failed", f"its teacher has {ended}"
+        if untaught:
+            return
         try:
+            folder, self.status = self.folder, "damaged"
             manifest = folder.manifest()
-            status = manifest.get("status")
-            if status == "finished":
-                check_data_files(self.planned)
+            self.status = str(manifest.get("status", ""))
+            if self.status == "finished":
+                check_data_files(self.job)
         except UserError as error:
             self.state, self.message = "failed", str(error)
             return
-        if status in ("finished", "diverged"):
-            self.state = status
-            self.message = str(manifest.get("message", ""))
-        elif status == "failed" and since is not None and folder.manifest_path.stat().st_mtime > since:
-            self.state, self.message = "failed", str(manifest.get("message", ""))
+        for state in ("finished", "diverged", "failed"):
+            if self.status == state and (state != "failed" or folder.manifest_path.stat().st_mtime > since):
+                self.state, self.message = state, str(manifest.get("message", ""))
 
     @property
     def claim(self) -> FileLock:
-        """The lock by which one sweep process has this job, and no other; its name is the run folder's."""
-        return FileLock(self._beside("claims", "lock"))
+        """The lock of the one sweep process that may start this job."""
+        return FileLock(self._file("claims", "lock"))
 
     @property
     def log(self) -> Path:
-        """Where the process's output goes."""
-        return self._beside("logs", "log")
+        """The output of its process."""
+        return self._file("logs", "log")
 
-    def _beside(self, folder: str, suffix: str) -> Path:
-        name = "--".join(self.folder.path.parts[-3:])
+    def _file(self, folder: str, suffix: str) -> Path:
+        name = "--".join(self.job.folder.path.parts[-3:])
         return Path(self.recipe.output.runs_dir) / ".sweep" / folder / f"{name}.{suffix}"
 
     @property
     def group(self) -> tuple[Any, ...]:
-        """Jobs that take about as long."""
+        """Jobs of one group take about as long."""
         return self.recipe.task.name, self.recipe.method.name, self.recipe.student.layers, self.recipe.train.epochs
 
 
 def plan_jobs(cells: list[Cell]) -> list[SweepJob]:
-    """Teachers first, then the cells; what is already done says so. Everything that can be refused early is.
+    """Teachers, then cells. Their state says which are done already. What can be refused early is refused here.
 
     Raises:
         UserError: the problems of all cells at once.
     """
+    for root in {Path(cell.recipe.output.runs_dir) for cell in cells}:
+        if root.exists() and not root.is_dir():
+            raise UserError(f"cannot write runs to {root}: it is a file; choose another --runs-dir")
+    inputs = Inputs()
     teachers: dict[Path, SweepJob] = {}
     runs: dict[str, SweepJob] = {}
     checked: set[str] = set()
-    roots: set[Path] = set()
     problems: dict[str, str] = {}
-    inputs: dict[str, Inputs] = {}
     for cell in cells:
         try:
-            read = inputs.setdefault(cell.recipe.task.model_dump_json(), Inputs())
-            *first, job = plan(cell.recipe, inputs=read)
+            planned = plan(cell.recipe, inputs=inputs)
+            job = planned[-1]
             assert isinstance(job, Job)
-            taught_by = [_teacher(one, teachers) for one in first if isinstance(one, Job)]
+            taught_by = [_teacher(one, teachers) for one in planned[:-1] if isinstance(one, Job)]
             run = SweepJob(cell.name, cell.recipe, job, taught_by)
             if run.key in runs:
                 log.info("cell %s is the same run as %s", cell.name, runs[run.key].name)
                 continue
-            if all(teacher.state == "finished" for teacher in taught_by):
-                run.look()
-            roots.add(Path(cell.recipe.output.runs_dir))
-            if run.state == "waiting":
-                _check_once([*first, job], checked)
+            run.look()
+            for one in planned if run.state == "waiting" else ():
+                # Seeds and settings of the training change nothing that is checked.
+                parts = {"task", "teachers", "student", "method", "memory", "output"}
+                same = one.role + one.recipe.model_dump_json(include=parts)
+                if same not in checked and not (isinstance(one, Job) and one.finished):
+                    check(one)
+                    checked.add(same)
             runs[run.key] = run
         except UserError as error:
             problems.setdefault(str(error), cell.name)
-    for root in roots:
-        if root.exists() and not root.is_dir():
-            raise UserError(f"cannot write runs to {root}: it is a file; choose another --runs-dir")
     if problems:
         raise UserError("; ".join(f"cell {name}: {problem}" for problem, name in problems.items()))
     return [*teachers.values(), *runs.values()]
 
 
 def _teacher(job: Job, known: dict[Path, SweepJob]) -> SweepJob:
-    """The run that makes a teacher; several cells share it."""
-    recipe = job.recipe
-    name = f"teacher of {recipe.task.name}: {short_name(str(recipe.student.model))}, seed {recipe.seed}"
-    run = known.setdefault(job.folder.path, SweepJob(name, recipe, job))
-    if run.job is job:
-        run.look()
-    return run
-
-
-def _check_once(jobs: list[AnyJob], checked: set[str]) -> None:
-    """Refuse what a run would refuse, once for all cells that differ in seed and training only."""
-    for job in jobs:
-        same = job.role + job.recipe.model_dump_json(
-            include={"task", "teachers", "student", "method", "memory", "output"}
-        )
-        if same not in checked and not (isinstance(job, Job) and job.finished):
-            check(job)
-            checked.add(same)
-
-
-def _plugin_words(recipe: Recipe) -> list[str]:
-    """`--plugin FILE`, if the recipe's method comes from one."""
-    for file, methods in plugins().items():
-        if recipe.method.name in {method.name for method in methods}:
-            return ["--plugin", str(file)]
-    return []
+    """The run that makes a teacher; cells share it."""
+    path, recipe = job.folder.path, job.recipe
+    if path not in known:
+        name = f"teacher of {recipe.task.name}: {short_name(str(recipe.student.model))}, seed {recipe.seed}"
+        known[path] = SweepJob(name, recipe, job)
+        known[path].look()
+    return known[path]
 
 
 def now_on(folder: Path) -> float:
-    """The time as the file system of `folder` tells it (another machine's clock may differ).
+    """The time by the file system of `folder` (another machine's clock may differ).
 
     Raises:
         UserError: the folder cannot be written, or its file system has no locks.

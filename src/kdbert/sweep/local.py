@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdbert.disk.lock import FileLock
-from kdbert.errors import Interrupted, UserError
+from kdbert.errors import Interrupted
 from kdbert.runs.environment import cores
 from kdbert.signals import StopRequest, stop_request
 from kdbert.sweep.jobs import DONE, SweepJob, now_on
@@ -83,7 +83,7 @@ def run_jobs(jobs: list[SweepJob], slots: int, progress: Progress) -> None:
                         progress.started(job)
             if not running and not stop.number:
                 progress.waiting(sum(job.state not in DONE for job in jobs))
-            progress.show(jobs, [one.job for one in running])
+            progress.show([one.job for one in running])
             time.sleep(POLL_SECONDS)
     for job in jobs:
         _remove_claim(job)
@@ -99,18 +99,10 @@ def _start(
     progress: Progress,
 ) -> Running | None:
     """Start a job's process, unless it is not ready, done, or somebody else's."""
-    for teacher in job.teachers:
-        if teacher.state not in DONE:
-            return None
-        if teacher.state != "finished":
-            job.state, job.message = "failed", f"its teacher has {teacher.state}"
-            progress.ended(job)
-            return None
+    if any(teacher.state not in DONE for teacher in job.teachers):
+        return None
     started = since[Path(job.recipe.output.runs_dir)]
-    try:
-        job.look(started)
-    except UserError as error:
-        job.state, job.message = "failed", str(error)
+    job.look(started)
     if job.state != "waiting":
         progress.ended(job)
         return None

@@ -1,4 +1,4 @@
-"""What a sweep tells while it runs: a line when a job starts or ends, and on a terminal a bar per running job."""
+"""What a sweep reports: a line when a job starts or ends, a bar per running job on a terminal, a summary at the end."""
 
 from __future__ import annotations
 
@@ -20,40 +20,38 @@ REFRESH_SECONDS = 2.0
 
 
 class Progress:
-    """Lines on stderr; on a terminal also a live view of what runs, with the time that is left."""
+    """Lines on stderr; on a terminal also a live view of the running jobs and the time left."""
 
     def __init__(self, jobs: list[SweepJob], slots: int) -> None:
         self.jobs = jobs
         self.slots = slots
-        self.told = {id(job) for job in jobs if job.state in DONE}
-        self.seconds: dict[tuple[Any, ...], list[float]] = defaultdict(list)
-        self.since: dict[int, float] = {}
+        self._reported = {job for job in jobs if job.state in DONE}
+        self._started: dict[SweepJob, float] = {}
+        self._seconds: dict[tuple[Any, ...], list[float]] = defaultdict(list)  # of finished jobs, by group
         self._live: Any = None
         self._next = 0.0
         self._waiting = 0
-        for job in jobs:
+        for job in self._reported:
             if job.state == "finished":
                 self._learn(job)
 
     def started(self, job: SweepJob) -> None:
         """A job's process has started."""
-        self.since[id(job)] = time.monotonic()
+        self._started[job] = time.monotonic()
         self._line("started  ", job, "")
 
     def ended(self, job: SweepJob) -> None:
-        """A job is done: by its process, or found so."""
-        if id(job) in self.told or job.state not in DONE:
+        """A job may have ended, here or elsewhere; each is reported once."""
+        if job in self._reported or job.state not in DONE:
             return
-        self.told.add(id(job))
-        self.since.pop(id(job), None)
+        self._reported.add(job)
+        text = "" if job.state == "interrupted" else job.message
         if job.state == "finished":
-            self._learn(job)
-            text = result_text(job) + (f", {duration(job.seconds)}" if job.made_here else " (made elsewhere)")
-        else:
-            text = "" if job.state == "interrupted" else job.message
-        self._line(job.state.upper() if job.state == "failed" else job.state.ljust(9), job, text)
+            seconds = self._learn(job)
+            text = result_text(job) + (f", {duration(seconds)}" if job.made_here else " (made elsewhere)")
+        self._line("FAILED" if job.state == "failed" else job.state.ljust(9), job, text)
 
-    def show(self, jobs: list[SweepJob], running: list[SweepJob]) -> None:
+    def show(self, running: list[SweepJob]) -> None:
         """Refresh the live view, on a terminal."""
         if not sys.stderr.isatty() or not log.isEnabledFor(logging.INFO) or time.monotonic() < self._next:
             return
@@ -64,58 +62,60 @@ class Progress:
 
             self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
             self._live.start()
-        self._live.update(self._view(jobs, running), refresh=True)
+        self._live.update(self._view(running), refresh=True)
 
     def waiting(self, number: int) -> None:
-        """Nothing runs here, and this many jobs are held by other processes; said when the number changes."""
+        """Nothing runs here, and other processes have this many jobs; logged when the number changes."""
         if number != self._waiting:
             self._waiting = number
-            log.info("waiting for %s that other processes have", counted(number, "run"))
+            log.info("waiting for %s in other processes", counted(number, "run"))
 
     def close(self) -> None:
-        """Take the live view away."""
+        """Remove the live view."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
-    def estimate(self) -> float | None:
-        """Seconds until all jobs are done, from the jobs of the same kind that are; None before the first."""
-        known = [value for values in self.seconds.values() for value in values]
+    def _done(self) -> list[SweepJob]:
+        return [job for job in self.jobs if job.state in DONE and job.state != "interrupted"]
+
+    def _left(self) -> str:
+        """`; about 3 min 5 s left`, judged by finished jobs of the same group; "" before there is one."""
+        known = [value for values in self._seconds.values() for value in values]
         left = 0.0
         for job in self.jobs:
             if job.state in DONE:
                 continue
-            ran = time.monotonic() - self.since[id(job)] if id(job) in self.since else 0.0
+            ran = time.monotonic() - self._started[job] if job in self._started else 0.0
             share = fraction(job) if ran else 0.0
-            if job.group in self.seconds:
-                whole = mean(self.seconds[job.group])
+            if job.group in self._seconds:
+                whole = mean(self._seconds[job.group])
             elif share > 0.1:
                 whole = ran / share
             elif known:
                 whole = mean(known)
             else:
-                return None
+                return ""
             left += max(whole - ran, 0.0)
-        return left / self.slots
+        return f"; about {duration(left / self.slots)} left"
 
-    def _learn(self, job: SweepJob) -> None:
-        seconds = job.seconds or job.folder.manifest().get("timings", {}).get("total_seconds", 0.0)
+    def _learn(self, job: SweepJob) -> float:
+        """Seconds that a finished job took, remembered for its group."""
+        seconds = job.seconds or float(job.folder.manifest().get("timings", {}).get("total_seconds", 0.0))
         if seconds:
-            self.seconds[job.group].append(seconds)
+            self._seconds[job.group].append(seconds)
+        return seconds
 
     def _line(self, what: str, job: SweepJob, text: str) -> None:
-        done = sum(job.state in DONE and job.state != "interrupted" for job in self.jobs)
-        left = self.estimate() if job.state in DONE and job.state != "interrupted" else None
-        tail = f"; about {duration(left)} left" if left is not None and done < len(self.jobs) else ""
-        line = f"[{done}/{len(self.jobs)}] {what} {job.name}" + (f": {text}" if text else "") + tail
+        done = self._done()
+        line = f"[{len(done)}/{len(self.jobs)}] {what} {job.name}" + (f": {text}" if text else "")
+        line += self._left() if job in done and len(done) < len(self.jobs) else ""
         if self._live is not None:
             self._live.console.print(line, highlight=False, markup=False)
-        elif job.state == "failed":
-            log.warning("%s", line)
         else:
-            log.info("%s", line)
+            log.log(logging.WARNING if job.state == "failed" else logging.INFO, "%s", line)
 
-    def _view(self, jobs: list[SweepJob], running: list[SweepJob]) -> Any:
+    def _view(self, running: list[SweepJob]) -> Any:
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -123,30 +123,29 @@ class Progress:
 
         grid = Table.grid(padding=(0, 1))
         for job in running:
-            share = fraction(job)
-            ran = time.monotonic() - self.since[id(job)]
-            grid.add_row(Text(job.name), ProgressBar(total=1.0, completed=share, width=20), f"{duration(ran)}")
-        done = sum(job.state in DONE for job in jobs)
-        left = self.estimate()
-        summary = f"{done} of {len(jobs)} done" + (f", about {duration(left)} left" if left is not None else "")
-        grid.add_row(Text(summary), ProgressBar(total=float(len(jobs)), completed=float(done), width=20), "")
+            bar = ProgressBar(total=1.0, completed=fraction(job), width=20)
+            grid.add_row(Text(job.name), bar, duration(time.monotonic() - self._started[job]))
+        done, jobs = len(self._done()), len(self.jobs)
+        grid.add_row(
+            Text(f"{done} of {jobs} done{self._left()}"), ProgressBar(total=jobs, completed=done, width=20), ""
+        )
         return Group(grid)
 
 
 def fraction(job: SweepJob) -> float:
-    """How much of its steps a running job has taken, by what it has written down."""
+    """The part of its steps that a running job has logged."""
     try:
         manifest = job.folder.manifest()
         with open(job.folder.path / "metrics.jsonl", "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
             lines = file.read().decode("utf-8", errors="replace").splitlines()
         return min(1.0, float(json.loads(lines[-1])["step"]) / float(manifest["steps"]))
-    except Exception:  # the files are being written, or not there yet
+    except Exception:  # the files do not exist yet, or are being written
         return 0.0
 
 
 def result_text(job: SweepJob) -> str:
-    """The selected metric on dev of a finished job."""
+    """The selection metric of a finished job, on dev."""
     manifest = job.folder.manifest()
     metric = manifest["selection"]
     split, values = next(iter(manifest["metrics"].items()))
@@ -170,22 +169,21 @@ def counted(number: int, noun: str) -> str:
 
 
 def summary(jobs: list[SweepJob], runs: Path) -> str:
-    """The closing lines: how many cells are in which state, what failed and why, what diverged."""
+    """The last lines: how many runs ended how; each that failed or diverged, and why."""
     cells = [job for job in jobs if job.command == "distill"]
     counts = {state: sum(job.state == state for job in cells) for state in DONE}
     lines = [
         f"{counted(len(cells), 'run')}: " + ", ".join(f"{number} {state}" for state, number in counts.items() if number)
     ]
-    for state in ("diverged", "failed"):
-        for job in jobs:
-            if job.state == state:
-                lines.append(f"{state}: {job.name}: {job.message}")
-                if job.made_here:
-                    lines.append(f"  its output: {job.log}")
-                if state == "failed":
-                    lines.append(f"  its command: {shlex.join(['kdbert', *job.words])}")
+    for job in sorted(jobs, key=lambda job: job.state):  # diverged, failed, finished
+        if job.state in ("diverged", "failed"):
+            lines.append(f"{job.state}: {job.name}: {job.message}")
+            if job.made_here:
+                lines.append(f"  its output: {job.log}")
+            if job.state == "failed":
+                lines.append(f"  its command: {shlex.join(['kdbert', *job.words])}")
     if counts["failed"]:
-        lines.append("once the cause is mended, the same sweep runs what failed (kdbert distill has --overwrite)")
+        lines.append("fix the cause and rerun: failed runs are retried")
     if counts["finished"]:
         lines.append(f"see them: kdbert table {shlex.quote(str(runs))}")
     return "\n".join(lines)

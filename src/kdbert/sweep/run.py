@@ -27,31 +27,31 @@ class SweepResult:
 def sweep(
     cells: list[Cell], *, jobs: int = 1, cluster: Callable[[list[SweepJob], Progress], None] | None = None
 ) -> SweepResult:
-    """Run every cell that is not finished, each as a `kdbert` process of its own; teachers that are missing first.
+    """Run every cell that is not finished, each as a `kdbert` process of its own; missing teachers first.
 
     Args:
         cells: from `kdbert.sweep.grid.expand`.
-        jobs: processes at a time on this machine; the cores are shared out among them.
-        cluster: runs the jobs elsewhere, instead of here: `kdbert.sweep.slurm.slurm_cluster`.
+        jobs: processes at a time on this machine; they share the cores.
+        cluster: runs the jobs instead of this machine: `kdbert.sweep.slurm.slurm_cluster`.
 
     Raises:
         UserError: what can be refused before anything starts, of all cells at once.
         Interrupted: a signal; the running jobs have saved their state (those of a cluster stay queued).
     """
     planned = plan_jobs(cells)
-    missing = [job for job in planned if job.state == "waiting"]
-    threads = f", each with {counted(threads_per_job(jobs), 'thread')}" if jobs > 1 else ""
-    here = f", {jobs} at a time{threads}" if cluster is None else ""
-    log.info("%s: %s", sweep_size(planned), f"{len(missing)} to run{here}" if missing else "nothing to run")
+    missing = sum(job.state == "waiting" for job in planned)
+    work = f"{missing} to run" if missing else "nothing to run"
+    if missing and cluster is None:
+        work += f", {jobs} at a time"
+        work += f", each with {counted(threads_per_job(jobs), 'thread')}" if jobs > 1 else ""
+    log.info("%s: %s", sweep_size(planned), work)
     progress = Progress(planned, jobs)
     if cluster is None:
         run_jobs(planned, jobs, progress)
     else:
         cluster(planned, progress)
-    log.log(
-        logging.WARNING if any(job.state == "failed" for job in planned) else logging.INFO,
-        "%s", summary(planned, Path(cells[0].recipe.output.runs_dir)),
-    )  # fmt: skip
+    level = logging.WARNING if any(job.state == "failed" for job in planned) else logging.INFO
+    log.log(level, "%s", summary(planned, Path(cells[0].recipe.output.runs_dir)))
     students = [job for job in planned if job.command == "distill"]
     return SweepResult(
         finished=[job.folder.path for job in students if job.state == "finished"],

@@ -1,4 +1,4 @@
-"""What a job of a cluster runs: the `kdbert` command, told to save when the cluster wants its node back.
+"""What a job of a cluster runs: the `kdbert` command, asked to save when the cluster wants its node back.
 
 Compute nodes import this module before they start the command, so it imports nothing heavy.
 """
@@ -17,12 +17,12 @@ from submitit.helpers import DelayedSubmission
 
 
 class Submitted:
-    """Calls `kdbert` with `words`. It is pickled by submitit, and these words are all that it holds.
+    """Calls `kdbert` with `words`. submitit pickles it, and these words are all that it holds.
 
     Slurm signals every process of a job, this one and the command:
 
-    - SIGUSR2 some time before the time limit (and at preemption, where a cluster is set up so). It is submitit's,
-      which calls `checkpoint` and asks Slurm to queue the job again. The command ignores it.
+    - SIGUSR2 before the time limit (and at preemption, if a cluster is set up so). It is submitit's, which calls
+      `checkpoint` and asks Slurm to queue the job again. The command ignores it.
     - SIGTERM at preemption and at `scancel`. The command saves and ends. Only a preempted job is queued again.
     """
 
@@ -30,11 +30,11 @@ class Submitted:
         self.words = words
 
     def __call__(self) -> None:
-        """Run the command to its end; a failure of it ends this process with the same exit code."""
+        """Run the command; if it fails, this process ends with the same exit code."""
         self._asked_to_end = False
         self._process = subprocess.Popen(
             [sys.executable, "-m", "kdbert", *self.words],
-            # What is ignored stays ignored in the new program; anything else would end it at this signal.
+            # An ignored signal stays ignored in the new program; otherwise it would end it.
             preexec_fn=lambda: signal.signal(_save_signal(), signal.SIG_IGN),
         )
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -47,7 +47,7 @@ class Submitted:
             sys.exit(code if code > 0 else 128 - code)
 
     def checkpoint(self) -> DelayedSubmission:
-        """Let the command save and end; the same words continue it. Called by submitit, in a signal handler."""
+        """Let the command save and end; the same words continue it. submitit calls this in a signal handler."""
         process = getattr(self, "_process", None)
         if process is not None:
             process.send_signal(signal.SIGTERM)
@@ -59,23 +59,23 @@ class Submitted:
         self._process.send_signal(signal.SIGTERM)
 
     def _wait(self) -> None:
-        """Wait until the command has ended, and leave its exit code to be collected.
+        """Wait until the command has ended, but leave its exit code to `Popen.wait`.
 
-        `Popen.wait` holds a lock while it waits, for which a signal handler would wait forever.
+        `Popen.wait` holds a lock while it waits; a signal handler would wait for that lock forever.
         """
-        with contextlib.suppress(ChildProcessError):  # it is collected already
+        with contextlib.suppress(ChildProcessError):  # `Popen.wait` has it already
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
 
 
 def _save_signal() -> signal.Signals:
-    """The signal by which Slurm warns a job; submitit has SIGUSR2 for it, or what its environment variable says."""
+    """The signal by which Slurm warns a job: SIGUSR2, or what submitit's environment variable says."""
     return signal.Signals["SIG" + JobEnvironment.USR_SIG]
 
 
 def _holds_its_node() -> bool:
-    """Whether Slurm still lists this job as running, as it does while a job is being preempted.
+    """Whether Slurm lists this job as running, as it does during preemption.
 
-    One that is being cancelled is listed as completing, and to requeue it would bring it back to life.
+    A job that is being cancelled is listed as completing; a requeue would bring it back.
     """
     environment = JobEnvironment()
     if environment.cluster != "slurm":

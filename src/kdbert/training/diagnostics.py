@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from kdbert.data.batches import Batch, classes_of, collate, epoch_batches
+from kdbert.data.batches import Batch, collate, epoch_batches
 from kdbert.data.encode import Encoded
 from kdbert.disk.files import atomic_write, write_text
+from kdbert.heads import Head
 from kdbert.losses.cka import centered_gram, defined_cka
 from kdbert.losses.neighbors import intra_class_cosine
 from kdbert.losses.structure import COMPARED, compare_cosines, compare_distances, patience
@@ -47,6 +48,7 @@ class Diagnostics:
         data: Encoded,
         own: Encoded | None,
         models: Models,
+        head: Head,
         *,
         precision: Precision,
         batch_size: int,
@@ -61,8 +63,9 @@ class Diagnostics:
         self.precision = precision
         self.same_tokens = own is None
         assert data.labels is not None
-        self.tags = data.logits_of == "token"  # an example then has no class
-        classes = torch.zeros(len(data)) if self.tags else classes_of(torch.from_numpy(data.labels))
+        self.head = head
+        labels = torch.from_numpy(data.labels)
+        classes = head.example_classes(labels) if head.has_example_classes else torch.zeros(len(data))
         batches = epoch_batches(
             data.lengths, PROBE, seed=0, epoch=0, bucketing=False, classes=classes.numpy(), per_class=PER_CLASS
         )
@@ -100,7 +103,7 @@ class Diagnostics:
                 found.update({f"{kind}_{name}/{part}": values[i] for i, part in enumerate(COMPARED)})
         if self.same_tokens and self.layerwise and self.models.teachers[0].width == self.models.student.width:
             found["patience"] = patience([(_flat(self.teacher, a), _flat(seen, b)) for a, b in self.layerwise])
-        if not self.tags:
+        if self.head.has_example_classes:
             found["intra_class_cosine/student"] = intra_class_cosine(_flat(seen, depth), self.same_class)
             found["intra_class_cosine/teacher"] = intra_class_cosine(_flat(self.teacher, last), self.same_class)
         return {f"diagnostics/{name}": float(f"{float(value):.6g}") for name, value in found.items()}

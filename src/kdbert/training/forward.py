@@ -36,7 +36,7 @@ def encoder_autocast(device: torch.device, precision: Precision) -> contextlib.A
 
 
 # What a quantity has one row of: an example, each of its tokens, or each pair of its tokens.
-Kind = Literal["example", "token", "token_pair"]
+RowOf = Literal["example", "token", "token_pair"]
 
 
 def run_model(
@@ -229,7 +229,7 @@ def pass_over(
     model: Any,
     data: Encoded,
     compute: Callable[[Any, Batch], Mapping[str, torch.Tensor]],
-    kinds: Mapping[str, Kind],
+    kinds: Mapping[str, RowOf],
     *,
     layers: Sequence[int] = (),
     batch_size: int,

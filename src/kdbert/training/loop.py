@@ -30,9 +30,10 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from kdbert.data.batches import classes_of, epoch_batches
+from kdbert.data.batches import epoch_batches
 from kdbert.data.encode import Encoded
 from kdbert.errors import Interrupted, UserError
+from kdbert.heads import Head
 from kdbert.methods import LossTerms
 from kdbert.models.fast.used_rows import training_used_rows
 from kdbert.recipe.sections import TrainSection
@@ -152,7 +153,7 @@ def train(
         # Two numbers of the state decide, so that a run continued after its last epoch stops there, too.
         while at.step < total_steps and not out_of_patience(options, at.epoch, at.best):
             module.train()
-            order = epoch_order(options, data, seed, at.epoch)
+            order = epoch_order(options, data, module.method.head, seed, at.epoch)
             for rows in order[at.done_in_epoch :]:
                 started = time.perf_counter()
                 result = training_step(run, rows, at.epoch, at.step)
@@ -296,12 +297,12 @@ def out_of_patience(options: TrainSection, epochs: int, best: Mapping[str, Any])
     return options.patience is not None and bool(best) and epochs - best["epoch"] >= options.patience
 
 
-def epoch_order(options: TrainSection, data: Encoded, seed: int, epoch: int) -> list[np.ndarray]:
+def epoch_order(options: TrainSection, data: Encoded, head: Head, seed: int, epoch: int) -> list[np.ndarray]:
     """The global batches of an epoch, as the options ask for them."""
     classes = None
     if options.batch_sampler == "class-balanced":
         assert data.labels is not None
-        classes = classes_of(torch.from_numpy(data.labels)).numpy()
+        classes = head.example_classes(torch.from_numpy(data.labels)).numpy()
     return epoch_batches(
         data.lengths,
         options.batch_size,

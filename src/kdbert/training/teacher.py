@@ -13,7 +13,7 @@ import torch
 from kdbert.data.batches import Batch, collate
 from kdbert.data.encode import Encoded
 from kdbert.methods import HiddenStates, MaskedLMOutputs, Method, Needs, Outputs
-from kdbert.training.forward import Kind, run_model
+from kdbert.training.forward import RowOf, run_model
 from kdbert.training.precision import Precision
 
 
@@ -22,9 +22,9 @@ def layers_read(needs: Needs) -> tuple[int, ...]:
     return tuple(sorted({*needs.teacher_hidden, *(quantity.layer for quantity in needs.reduced)}))
 
 
-def kinds_of(needs: Needs, logits_of: Kind) -> dict[str, Kind]:
+def kinds_of(needs: Needs, logits_of: RowOf) -> dict[str, RowOf]:
     """What is kept of a teacher, by name, and what each quantity has one row of (`logits_of`: the logits)."""
-    kinds: dict[str, Kind] = {"logits": logits_of} if needs.teacher_logits else {}
+    kinds: dict[str, RowOf] = {"logits": logits_of} if needs.teacher_logits else {}
     kinds.update({f"hidden.{layer}": "token" for layer in needs.teacher_hidden})
     kinds.update({quantity.name: quantity.of for quantity in needs.reduced})
     return kinds
