@@ -201,7 +201,7 @@ def _one_start(runs: list[Run]) -> list[Run]:
 
 def _of_depth(run: Run, depth: int | None) -> Run:
     layers, kept = run.told.get("student.layers"), run.told.get("student.init")
-    if isinstance(kept, list) and kept != sorted(kept):
+    if isinstance(kept, list) and kept != list(range(1, len(kept) + 1)):
         return run
     if layers is not None and layers != depth:
         return run
