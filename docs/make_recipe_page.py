@@ -7,6 +7,7 @@ from pathlib import Path
 from kdbert.methods import all_methods
 from kdbert.recipe import Recipe
 from kdbert.recipe.sections import (
+    MemorySection,
     OutputSection,
     Section,
     StudentSection,
@@ -21,6 +22,7 @@ SECTIONS: dict[str, type[Section]] = {
     "teachers[]": TeacherSection,
     "teacher_training": TeacherTraining,
     "student": StudentSection,
+    "memory": MemorySection,
     "train": TrainSection,
     "output": OutputSection,
 }

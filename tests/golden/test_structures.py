@@ -9,7 +9,7 @@ from golden_cases import Case, Values, formed, golden, method_for, run_method
 
 from kdbert.losses.cka import centered_gram, cka, cka_loss, hsic
 from kdbert.losses.neighbors import intra_class_cosine
-from kdbert.losses.structure import compare_cosines, compare_distances, patience
+from kdbert.losses.similarity import compare_cosines, compare_distances, patience
 
 
 @golden("ics_knn")

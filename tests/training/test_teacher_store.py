@@ -357,7 +357,7 @@ def test_what_is_too_large_for_memory_lies_on_the_disk_and_is_found_there_again(
 ) -> None:
     first = run(tmp_path / "first", tmp_path / "runs", **{"method.name": "cka-l"})
     (file,) = tmp_path.glob(f"runs/{FOLDER}/*/hidden.*.safetensors")
-    monkeypatch.setattr("kdbert.training.teachers.KEPT_SHARE", 0.0)
+    monkeypatch.setattr("kdbert.training.frozen_teacher.KEPT_SHARE", 0.0)
     budget = 1.5 * file.stat().st_size / 2**30  # no second one fits
     keys = {"method.name": "cka-l", "cache_gib": budget}
     again = run(tmp_path / "again", tmp_path / "runs", **keys)

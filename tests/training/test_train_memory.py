@@ -146,7 +146,7 @@ def test_where_the_features_do_not_fit_into_memory_the_same_comes_out(
     made: Path, setting: Setting, told: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The teacher then runs in every pass."""
-    monkeypatch.setattr("kdbert.training.teachers.KEPT_SHARE", 0.0)
+    monkeypatch.setattr("kdbert.training.frozen_teacher.KEPT_SHARE", 0.0)
     done = told(memory_words(setting, tmp_path, "train.cache_gib=0"))
     assert "the teacher runs in every pass" in done.err
     streamed, kept = tensors(the_file(tmp_path)), tensors(the_file(made))

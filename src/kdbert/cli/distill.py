@@ -41,13 +41,13 @@ def distill(
     o.check_push(push_to_hub)
     o.load_plugins(plugin)
     recipe = o.build_recipe(config, keys, set_, more)
+    from kdbert.runs import commands
+
     if dry_run:
         from kdbert.cli.dry_run import print_plan
 
-        print_plan(recipe)
+        print_plan(recipe, baseline=commands.wants_baseline(recipe, baseline))
         return
-    from kdbert.runs import commands
-
     result = commands.distill(recipe, overwrite=overwrite, baseline=baseline)
     taught_by = result.manifest["teachers"]
     rows = [o.row_of(f"teacher {i}" if len(taught_by) > 1 else "teacher", one) for i, one in enumerate(taught_by, 1)]

@@ -1,4 +1,4 @@
-"""What `--dry-run` prints: the jobs of the plan, each checked as a run would be. Opens no weights."""
+"""What `--dry-run` prints: missing teachers, baseline and goal, checked as a run would. Opens no weights."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from kdbert.runs.centroids import CentroidsJob
 from kdbert.runs.checks import check
 from kdbert.runs.job import Job
 from kdbert.runs.plan import Goal, plan
-from kdbert.training.teachers import KnownTeacher
+from kdbert.training.frozen_teacher import KnownTeacher
 
 
-def print_plan(recipe: Recipe, goal: Goal = "student", layer: int | None = None) -> None:
-    """Print what a command would do: the teachers that are missing, and the goal itself.
+def print_plan(recipe: Recipe, goal: Goal = "student", *, layer: int | None = None, baseline: bool = False) -> None:
+    """Print what a command would do: the teachers that are missing, whether a baseline is trained, and the goal itself.
 
     Raises:
         UserError: whatever a run would refuse before training.
     """
-    jobs = plan(recipe, goal, layer=layer)
+    jobs = plan(recipe, goal, layer=layer, baseline=baseline)
     missing = [job for job in jobs[:-1] if isinstance(job, Job) and job.role == "teacher" and not job.finished]
     wanted = jobs[-1]
     check(wanted)  # a mistake about it is told before its teacher is shown
@@ -26,6 +26,9 @@ def print_plan(recipe: Recipe, goal: Goal = "student", layer: int | None = None)
         print("# A teacher is missing: this run makes it")
         _print_job(job)
         print()
+    for one in jobs:
+        if one.role == "baseline":
+            print(f"# Also the same student without a teacher: {one.writes or 'once the teacher is made'}")
     if isinstance(wanted, CentroidsJob):
         _print_centroids(wanted)
         return

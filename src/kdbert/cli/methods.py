@@ -20,9 +20,8 @@ def list_methods(plugin: o.Plugin = None) -> None:
     from kdbert.methods import all_methods
 
     for method in all_methods().values():
-        print(
-            f"{method.name:<12} {method.summary}  " + (f"(also: {', '.join(method.aliases)})" if method.aliases else "")
-        )
+        also = f"  (also: {', '.join(method.aliases)})" if method.aliases else ""
+        print(f"{method.name:<12} {method.summary}{also}")
     print("\n`kdbert methods show NAME` gives formula, paper, options and defaults")
 
 

@@ -65,6 +65,7 @@ __all__ = [
 ]
 log = logging.getLogger("kdbert")
 ENTRY_POINTS = "kdbert.methods"
+NAMED = ("name", "variant")  # options that every method has
 _plugins: dict[Path, list[type[Method]]] = {}
 
 
@@ -74,6 +75,7 @@ def _built_in() -> dict[str, type[Method]]:
     found: dict[str, type[Method]] = {}
     for module in pkgutil.iter_modules(__path__):
         for method in _methods_of(import_module(f"{__name__}.{module.name}")):
+            _check(method, found)
             found[method.name] = method
     return dict(sorted(found.items()))
 
@@ -115,6 +117,12 @@ def _check(method: type[Method], taken: dict[str, type[Method]]) -> None:
     missing = [key for key in ("name", "summary", "formula", "papers", "Options") if not hasattr(method, key)]
     if missing:
         raise UserError(f"class {method.__name__} lacks {', '.join(missing)}")
+    told = method.Options.model_fields["name"].default if "name" in method.Options.model_fields else None
+    if told != method.name:
+        raise UserError(f"class {method.__name__} is called {method.name!r}, but the name in its Options is {told!r}")
+    bare = [key for key, field in method.Options.model_fields.items() if key not in NAMED and not field.description]
+    if bare:
+        raise UserError(f"class {method.__name__} has options without a description: {', '.join(bare)}")
     names = {name.lower() for one in taken.values() for name in (one.name, *one.aliases)}
     both = sorted(names & {name.lower() for name in (method.name, *method.aliases)})
     if both:

@@ -49,7 +49,8 @@ class Paper:
     link: str
 
     def __str__(self) -> str:
-        return f"{self.authors} ({self.year}). {self.title}. {self.link}"
+        end = "" if self.title.endswith(("?", "!", ".")) else "."
+        return f"{self.authors} ({self.year}). {self.title}{end} {self.link}"
 
 
 class MethodOptions(BaseModel):
@@ -238,7 +239,13 @@ class LossTerms:
     monitors: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def add(self, name: str, term: torch.Tensor, weight: float) -> None:
-        """One more term."""
+        """One more term.
+
+        Raises:
+            ValueError: it is one number for each example; their mean over the batch is `Batch.mean`.
+        """
+        if term.dim():
+            raise ValueError(f"term {name!r} has shape {tuple(term.shape)}, not one number: take batch.mean of it")
         self.terms[name], self.weights[name] = term, weight
 
     @property

@@ -1,4 +1,7 @@
-"""The only door to a model: loads its weights, checks them, and prepares it to be run by its `Way` (`model.way`)."""
+"""The only door to a model that is trained or asked.
+
+It loads the weights, checks them, and prepares the model to be run by its `Way` (`model.way`).
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a run leaves for people: predictions, tables, the model card."""
+"""Run folders as tables, statistics and a page."""

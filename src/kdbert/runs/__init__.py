@@ -1,1 +1,1 @@
-"""A recipe becomes a run folder; a run folder answers."""
+"""A recipe becomes a run folder; a saved model is asked and scored."""

@@ -20,8 +20,8 @@ from kdbert.recipe import Recipe
 from kdbert.recipe.sections import MemorySection
 from kdbert.runs.inputs import Inputs
 from kdbert.tasks import TaskSpec
+from kdbert.training.frozen_teacher import KnownTeacher
 from kdbert.training.precision import choose_precision
-from kdbert.training.teachers import KnownTeacher
 
 
 class CentroidsJob:

@@ -1,7 +1,8 @@
 """What is refused before a run starts. Functions without side effects: each looks at a job and raises, or returns.
 
-`check` is the whole list. A mistake about a student must not be found only after hours of training its teacher, so a
-job whose teachers are still to be made is checked as far as that goes; `check_teachers` is repeated when they are made.
+`check` is the whole list for a job that is to be run; `check_data_files` is for one that is finished. A mistake about a
+student must not be found only after hours of training its teacher, so a job whose teachers are still to be made is
+checked as far as that goes; `check_teachers` is repeated when they are made.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from kdbert.recipe.sections import warmup_steps
 from kdbert.runs.centroids import CentroidsJob
 from kdbert.runs.job import Job
 from kdbert.tasks import TaskSpec
-from kdbert.training.teachers import KnownTeacher
+from kdbert.training.frozen_teacher import KnownTeacher
 
 log = logging.getLogger("kdbert")
 
@@ -139,8 +140,9 @@ def check_taught(spec: TaskSpec, teacher: KnownTeacher) -> None:
     trained = teacher.place.task()
     if not spec.head.plain_text and trained not in (None, spec.name) and teacher.labels is None:
         raise UserError(
-            f"teacher {teacher.place.given!r} was fine-tuned on task {trained!r}, not on {spec.name!r}; to use it all "
-            "the same, name its labels with --teacher-labels"
+            f"teacher {teacher.place.given!r} was fine-tuned on task {trained!r}, not on {spec.name!r}: omit --teacher "
+            f"to have one made, or run `kdbert finetune-teacher --task {spec.name} --model MODEL`; if its labels mean "
+            "the same, name them with --teacher-labels"
         )
     check_trained_head(teacher.config, teacher.place.given, spec)
 

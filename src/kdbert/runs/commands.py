@@ -48,8 +48,12 @@ def distill(recipe: Recipe, *, overwrite: bool = False, baseline: bool | None = 
     Raises:
         UserError, Diverged, Interrupted: see `kdbert.errors`.
     """
-    wanted = baseline or (baseline is None and recipe.task.name == "quickstart")
-    return _train(recipe, "student", wanted, overwrite)
+    return _train(recipe, "student", wants_baseline(recipe, baseline), overwrite)
+
+
+def wants_baseline(recipe: Recipe, asked: bool | None) -> bool:
+    """Whether `distill` also trains the baseline: as asked, else on the quickstart task only."""
+    return recipe.task.name == "quickstart" if asked is None else asked
 
 
 def _train(recipe: Recipe, goal: Goal, baseline: bool, overwrite: bool) -> RunResult:

@@ -47,11 +47,11 @@ from kdbert.runs.teacher_scores import teacher_facts, warn_if_untrained
 from kdbert.training.diagnostics import Diagnostics
 from kdbert.training.features import live_features, stored_features
 from kdbert.training.forward import StudentWithMethod, check_runs
+from kdbert.training.frozen_teacher import FrozenTeacher, Session
 from kdbert.training.loop import TrainResult, epoch_order, train, trained_rows
 from kdbert.training.precision import choose_precision, make_accelerator
 from kdbert.training.store import NoRoom
 from kdbert.training.teacher import StoredTeacher, Teacher
-from kdbert.training.teachers import FrozenTeacher, Session
 
 log = logging.getLogger("kdbert")
 
@@ -218,7 +218,7 @@ class Run:
             use_fast_dropout(student)
         self.student = student.to(self.session.accelerator.device)
         for teacher in job.teachers:
-            check_weights(teacher.place)  # opened when something is read of it, which is after the folder is opened
+            check_weights(teacher.place)  # opened when something is read of it, which is after the folder is locked
 
     @cached_property
     def teachers(self) -> list[FrozenTeacher]:

@@ -24,8 +24,8 @@ from kdbert.runs.centroids import CentroidsJob
 from kdbert.runs.folder import RunFolder, run_path
 from kdbert.runs.inputs import Inputs
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec
+from kdbert.training.frozen_teacher import KnownTeacher, shape_of
 from kdbert.training.loop import steps_of
-from kdbert.training.teachers import KnownTeacher, shape_of
 
 Role = Literal["teacher", "baseline", "student"]
 

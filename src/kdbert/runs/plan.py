@@ -23,7 +23,7 @@ from kdbert.recipe.sections import MemorySection
 from kdbert.runs.centroids import CentroidsJob
 from kdbert.runs.inputs import Inputs
 from kdbert.runs.job import Job
-from kdbert.training.teachers import KnownTeacher
+from kdbert.training.frozen_teacher import KnownTeacher
 
 AnyJob = Job | CentroidsJob
 Goal = Literal["model", "student", "centroids"]

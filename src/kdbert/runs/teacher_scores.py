@@ -11,8 +11,8 @@ from kdbert.models.student import count_parameters
 from kdbert.runs.answers import Answers, answers, same_answers
 from kdbert.runs.job import Job
 from kdbert.tasks import TaskSpec
+from kdbert.training.frozen_teacher import FrozenTeacher
 from kdbert.training.teacher import LOGITS
-from kdbert.training.teachers import FrozenTeacher
 
 log = logging.getLogger("kdbert")
 

@@ -1,4 +1,4 @@
-"""The registry of tasks. A family is a file with `TASKS` and `ALIASES`; a task is a `TaskSpec`."""
+"""The registry of tasks. A family is a file with `TASKS` and, if it has some, `ALIASES`; a task is a `TaskSpec`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ CUSTOM = "custom"
 _FAMILIES = (quickstart, glue, intent, sentiment, hate_speech, blurb)
 _LISTED: dict[str, TaskSpec] = {spec.name: spec for family in _FAMILIES for spec in family.TASKS}
 _TASKS = _LISTED | {spec.name: spec for spec in intent.MORE}
-_ALIASES: dict[str, str] = {alias: name for family in _FAMILIES for alias, name in family.ALIASES.items()}
+_ALIASES: dict[str, str] = {
+    alias: name for family in _FAMILIES for alias, name in getattr(family, "ALIASES", {}).items()
+}
 
 
 def task_names() -> list[str]:

@@ -98,7 +98,7 @@ class Wanted:
     by_hand: bool = False
 
     def __str__(self) -> str:
-        return f"{self.target}: {'by hand: ' if self.by_hand else ''}{self.file.url or self.how}"
+        return f"{self.target} ({'get it by hand: ' if self.by_hand else ''}{self.file.url or self.how})"
 
 
 def base_folder(spec: TaskSpec, data_dir: str | None) -> Path:

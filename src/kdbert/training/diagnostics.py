@@ -22,7 +22,7 @@ from kdbert.disk.files import atomic_write, write_text
 from kdbert.heads import Head
 from kdbert.losses.cka import centered_gram, defined_cka
 from kdbert.losses.neighbors import intra_class_cosine
-from kdbert.losses.structure import COMPARED, compare_cosines, compare_distances, patience
+from kdbert.losses.similarity import COMPARED, compare_cosines, compare_distances, patience
 from kdbert.methods import HiddenStates, Models
 from kdbert.models.layers import layerwise_pairs, told
 from kdbert.training.forward import pass_over, run_model
