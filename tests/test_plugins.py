@@ -184,11 +184,13 @@ HEAD = EXAMPLE.read_text(encoding="utf-8")
         (HEAD.replace('    name = "logit-mse"\n    s', "    s"), "lacks name"),
         (HEAD + "\n\nclass Other(LogitMSE):\n    pass\n", "'logit-mse'"),
         (HEAD.partition("    def forward")[0], "forward"),
+        (HEAD.replace('name = "logit-mse"', 'name = "mine"', 1), "'mine', but the name in its Options is 'logit-mse'"),
+        (re.sub(r', description="[^"]*"', "", HEAD), "options without a description: alpha"),
         (b"\xff\xfe\x00", ""),
     ],
     ids=[
         "syntax", "import", "error", "no method", "empty", "someone else's method", "exit", "taken name",
-        "taken alias", "no summary", "no name", "one name twice", "no forward", "no text",
+        "taken alias", "no summary", "no name", "one name twice", "no forward", "two names", "bare option", "no text",
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_plugin_is_refused_in_one_sentence(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from kdbert.methods import Models, Needs, Outputs, Shape, all_methods, get_method
+from kdbert.methods import LossTerms, Models, Needs, Outputs, Shape, all_methods, get_method
 
 every_method = pytest.mark.parametrize("options", METHODS.values(), ids=METHODS.keys())
 KD_WEIGHTS = {"hard": 0.5, "soft": 0.5}
@@ -264,3 +264,8 @@ def test_original_reads_padding_and_corrected_does_not(options: dict[str, Any]) 
     for variant in ("corrected", "original"):
         made = chosen.Options.model_validate({**options, "variant": variant})
         assert chosen.needs(made, equal).reads_padding == (variant == "original")
+
+
+def test_a_term_that_is_no_mean_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"batch\.mean"):
+        LossTerms().add("mine", torch.ones(3), 1.0)

@@ -117,18 +117,18 @@ def _check(method: type[Method], taken: dict[str, type[Method]]) -> None:
     missing = [key for key in ("name", "summary", "formula", "papers", "Options") if not hasattr(method, key)]
     if missing:
         raise UserError(f"class {method.__name__} lacks {', '.join(missing)}")
-    told = method.Options.model_fields["name"].default if "name" in method.Options.model_fields else None
-    if told != method.name:
-        raise UserError(f"class {method.__name__} is called {method.name!r}, but the name in its Options is {told!r}")
-    bare = [key for key, field in method.Options.model_fields.items() if key not in NAMED and not field.description]
-    if bare:
-        raise UserError(f"class {method.__name__} has options without a description: {', '.join(bare)}")
     names = {name.lower() for one in taken.values() for name in (one.name, *one.aliases)}
     both = sorted(names & {name.lower() for name in (method.name, *method.aliases)})
     if both:
         raise UserError(f"class {method.__name__} is called {both[0]!r}, as another method is; rename it")
     if method.forward is Method.forward:
         raise UserError(f"class {method.__name__} lacks forward, which returns its loss terms")
+    told = method.Options.model_fields["name"].default if "name" in method.Options.model_fields else None
+    if told != method.name:
+        raise UserError(f"class {method.__name__} is called {method.name!r}, but the name in its Options is {told!r}")
+    bare = [key for key, field in method.Options.model_fields.items() if key not in NAMED and not field.description]
+    if bare:
+        raise UserError(f"class {method.__name__} has options without a description: {', '.join(bare)}")
 
 
 def load_plugin(path: str | Path) -> list[type[Method]]:

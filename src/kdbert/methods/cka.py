@@ -469,8 +469,8 @@ class CKAIntraLocalGlobal(_CKA[IntraLocalGlobalOptions]):
     summary = "keeps the teacher's structures among tokens, batch samples and centroids, by CKA"
     formula = (
         KD_FORMULA + " + epsilon * [sigma * (beta * distance + (1 - beta) * cosine + memory_cka) + (1 - sigma) * 1/2 * "
-        "(gamma * intra + (1 - gamma) * local)]; distance, cosine, memory_cka as in cka-g, intra: -log of the mean CKA of "
-        "the tokens of a sample (cka-i), local: -log CKA of the samples of a batch (cka-l)"
+        "(gamma * intra + (1 - gamma) * local)]; distance, cosine, memory_cka as in cka-g; intra: -log of the mean CKA "
+        "of a sample's tokens (cka-i); local: -log CKA of a batch's samples (cka-l)"
     )
     differences = (
         "All terms compare the last but one layers (11:5), the local one too, unlike cka-l. The script's defaults "
