@@ -42,14 +42,14 @@ def test_a_missing_file_is_named_before_a_teacher_is_trained(kdbert: Any, place:
 
 
 def test_a_key_of_the_grid_that_every_cell_has_is_refused(kdbert: Any, place: Place) -> None:
-    assert "task.max_length is set for all cells" in refused(kdbert, place, "task.max_length=16,32")
+    assert "task.max_length" in refused(kdbert, place, "task.max_length=16,32")
 
 
 def test_a_sweeps_file_that_is_not_there_or_stands_beside_another_is_refused(kdbert: Any, place: Place) -> None:
     assert "nope.yaml" in refused(kdbert, place, "nope.yaml")
     ended = kdbert("sweep", "a.yaml", "b.yaml")
     assert ended.code == 2
-    assert "one file at most" in ended.err
+    assert "b.yaml" in ended.err
     assert kdbert("sweep", "--jobs", 0).code == 2
 
 
@@ -59,7 +59,9 @@ def test_a_runs_folder_that_cannot_be_written_is_refused(kdbert: Any, place: Pla
         ended = kdbert(*place.words("method=finetune"), *extra)
         assert ended.code == 2, ended.err
         last = ended.err.strip().splitlines()[-1]
-        assert last == f"kdbert: cannot write runs to {place.runs}: it is a file; choose another --runs-dir"
+        assert last.startswith("kdbert: ")
+        assert str(place.runs) in last
+        assert "--runs-dir" in last
 
 
 def test_a_damaged_run_is_told_with_its_command_and_the_others_are_not_held_up(kdbert: Any, place: Place) -> None:
@@ -70,8 +72,8 @@ def test_a_damaged_run_is_told_with_its_command_and_the_others_are_not_held_up(k
     assert marked.endswith("# damaged\n")
     ended = kdbert(*place.words("method=finetune"))
     assert ended.code == 3
-    assert f"{run / 'run.json'} is damaged" in ended.err
-    assert "its command: kdbert distill" in ended.err
+    assert str(run / "run.json") in ended.err
+    assert "kdbert distill" in ended.err  # its command
     run.rename(run.with_name("aside"))
     assert kdbert(*place.words("method=finetune")).code == 0
 

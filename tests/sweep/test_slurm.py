@@ -170,7 +170,7 @@ def test_a_sweep_that_is_stopped_leaves_its_jobs_queued_and_the_next_one_does_no
         told = output.read_text()
         assert ("2 jobs queued already" if attempt == 2 else "submitted 2 jobs: 41;") in told
         assert process.exitcode == 130
-        assert "stay in the queue (see them: squeue --me; remove them: scancel 41)" in told.splitlines()[-1]
+        assert "scancel 41" in told.splitlines()[-1]
         assert queued_ids(place) == ["41_0", "41_1"]
     assert len(slurm.scripts) == 1
     (folder,) = private_folder().iterdir()
@@ -305,7 +305,7 @@ def test_times_are_read_as_slurm_reads_them(text: str, minutes: int) -> None:
 
 def test_flags_that_do_not_go_together_are_refused(kdbert: Any) -> None:
     ended = kdbert("sweep", "--slurm", "time=60")
-    assert (ended.code, "goes with --engine slurm" in ended.err) == (2, True)
+    assert (ended.code, "--engine slurm" in ended.err) == (2, True)
     ended = kdbert("sweep", *SLURM, "--jobs", 4)
     assert (ended.code, "array_parallelism=4" in ended.err) == (2, True)
 

@@ -204,7 +204,6 @@ def test_failed_and_diverged_cells_are_listed_with_reason_and_log_and_others_fin
     logs = [Path(line.split(": ", 1)[1]) for line in closing if line.startswith("  its output: ")]
     assert len(logs) == 3
     assert all(log.read_text().strip() for log in logs)
-    assert "fix the cause and rerun: failed runs are retried" in output
     assert len(STARTED.findall(output)) == 4
 
 
@@ -379,7 +378,6 @@ def test_a_signal_saves_the_state_and_says_how_far_it_is(story: Story, how: str)
     stage = story.stages[how]
     last = stage.output.strip().splitlines()[-1]
     assert last.startswith("kdbert: stopped; 1 of 2 runs are finished")
-    assert "run the same command again" in last
     step = int(re.findall(rf"at step (\d+) of {EPOCHS * 13}", stage.long["message"])[0])
     assert stage.saved == step  # not a step is lost
 
