@@ -197,7 +197,7 @@ def run_to_change(number: int | None, root: Path, words: list[str], output: Path
 
     os.fsync = fsync
     sys.addaudithook(audited)
-    run_command(words, output, output)
+    run_command(words, output)
 
 
 def die_at_changes(

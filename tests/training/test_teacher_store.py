@@ -465,7 +465,7 @@ def test_two_runs_at_once_compute_it_once_and_the_second_waits(setting: Setting,
 def fill_for_ever(given: list[str], output: Path) -> None:
     """Body of a process whose run fills a file of the store and never ends it."""
     store._File.seal = lambda self: time.sleep(300)  # type: ignore[assignment,method-assign,return-value]
-    run_command(given, output, output)
+    run_command(given, output)
 
 
 def test_when_the_run_that_fills_the_store_is_killed_the_one_that_waits_does_it_anew(
