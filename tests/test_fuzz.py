@@ -45,4 +45,4 @@ def test_a_reader_takes_its_file_or_says_why_not(
         assert taken == count
     else:  # both happen, so that neither is the answer to everything
         assert taken < count
-        assert taken > 0 or name in NEVER
+        assert taken > 0 or name in NEVER or share > 1  # of a few, all may be wrong
