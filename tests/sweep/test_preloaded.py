@@ -53,10 +53,14 @@ class Summary(str):
             time.sleep(0.005)
         return "waited"
 
+class ProbeOptions(Finetune.Options):
+    name: str = "probe"
+
 class Probe(Finetune):
     name = "probe"
     aliases = ()
     summary = Summary()
+    Options = ProbeOptions
 """
 
 
