@@ -87,7 +87,7 @@ class Target:
 @st.composite
 def contents(draw: st.DrawFn, samples: list[bytes]) -> bytes:
     """Bytes: any at all, or a good file in which up to five places are changed."""
-    if draw(st.integers(0, 9)) == 0:
+    if draw(st.integers(0, 9)) == 9:  # hypothesis begins with the smallest
         return draw(st.binary(max_size=200))
     content = bytearray(draw(st.sampled_from(samples)))
     for _ in range(draw(st.integers(1, 5))):

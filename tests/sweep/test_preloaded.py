@@ -141,7 +141,7 @@ def test_a_forked_process_is_as_a_fresh_one(
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path / "folder")
     given = {"KDBERT_TEST_ENVIRONMENT": "a b\n\udcff", "OMP_NUM_THREADS": "2"}
-    changes = {"method.name": "cka-ilg", "student.layers": 3, "memory.centroids": 6, "method.epsilon": 10.0}
+    changes = {"method.name": "cka-ilg", "student.layers": 3, "memory.centroids": 6, "max_steps": 5}
     for one in (forked, fresh):
         one.words = [*setting.words(one.folder / "runs" / "run", **changes), *one.words[2:]]
     process = forked.start(server, **given)

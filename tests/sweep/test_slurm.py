@@ -212,7 +212,10 @@ def globals_of(pickled: bytes) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("state_of_job", "requeued"), [("RUNNING", "requeue 41\n"), ("COMPLETING", "")])
+@pytest.mark.parametrize(
+    ("state_of_job", "requeued"),
+    [("RUNNING", "requeue 41\n"), pytest.param("COMPLETING", "", marks=pytest.mark.long)],
+)
 def test_a_preempted_job_asks_to_be_queued_again_and_a_cancelled_one_does_not(
     place: Place, slurm: Programs, state_of_job: str, requeued: str
 ) -> None:
@@ -406,7 +409,7 @@ def test_a_teacher_and_its_student_run_to_the_end(place: Place) -> None:
     assert place.manifests() == manifests
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_failed_job_is_told_with_its_last_line_and_a_diverged_one_as_diverged(place: Place) -> None:
     broken = make_bert(place.folder / "broken", seed=5)
     os.truncate(broken / "model.safetensors", 30_000)
@@ -424,7 +427,7 @@ def test_a_failed_job_is_told_with_its_last_line_and_a_diverged_one_as_diverged(
 def test_a_job_that_is_cancelled_and_one_that_is_requeued_go_on_and_give_the_same_weights(
     place: Place, tmp_path: Path, threads: Callable[[int], None]
 ) -> None:
-    grid = cells(place, "method=finetune", **{"train.epochs": 25, "train.logging_steps": 1})
+    grid = cells(place, "method=finetune", **{"train.epochs": 15, "train.logging_steps": 1})
     thread, results = in_thread(grid)
     wait_until(lambda: steps_logged(place) > 20, thread.is_alive, "the run began")
     signal_job(place, signal.SIGTERM)  # and nothing that says it is to be queued again
