@@ -23,6 +23,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 from kdbert.errors import UserError, near_miss
 from kdbert.methods.contract import (
@@ -123,8 +124,9 @@ def _check(method: type[Method], taken: dict[str, type[Method]]) -> None:
         raise UserError(f"class {method.__name__} is called {both[0]!r}, as another method is; rename it")
     if method.forward is Method.forward:
         raise UserError(f"class {method.__name__} lacks forward, which returns its loss terms")
-    told = method.Options.model_fields["name"].default if "name" in method.Options.model_fields else None
-    if told != method.name:
+    expected = get_args(method.Options.model_fields["name"].annotation)  # of a Literal
+    if expected and method.name not in expected:
+        told = expected[0]
         raise UserError(f"class {method.__name__} is called {method.name!r}, but the name in its Options is {told!r}")
     bare = [key for key, field in method.Options.model_fields.items() if key not in NAMED and not field.description]
     if bare:
