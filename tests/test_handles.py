@@ -57,7 +57,6 @@ def test_a_handle_names_a_run(handle: str, run: str, here: Path) -> None:
     [
         "bert-base-uncased",  # a Hub id that a run's folder begins with
         "bert-base-uncased-first6",
-        "bert-base-uncased-1a2",
         "google/bert_uncased_L-4_H-512_A-8",
         "runs/rte/kd/other",
         TEACHER,
@@ -79,6 +78,8 @@ def test_other_names_are_left_as_they_are(name: str, here: Path) -> None:
         ("bert-base-uncased-first6-5e6f", "several runs"),
         ("deadbeef", "no run"),
         ("dead", "no run"),
+        ("bert-base-uncased-1a2", "4 digits"),
+        ("@lst", "@last"),
         ("bert-base-uncased-deadbeef-seed1", "no run"),
         *(
             (name, "placeholder")
@@ -161,3 +162,13 @@ def test_commands_take_a_handle_and_recipes_keep_the_path(
     monkeypatch.chdir(elsewhere)
     assert kdbert("evaluate", handle, "--runs-dir", tmp_path / "runs").code == 0
     assert kdbert("evaluate", handle).code == 2
+
+
+def test_the_last_run_is_no_baseline_and_the_last_teacher_no_student(here: Path) -> None:
+    for role, digest, hour in (("teacher", "aaaa0000", 1), ("student", "bbbb0000", 2), ("baseline", "cccc0000", 3)):
+        run = here / "runs" / "rte" / "made" / f"bert-{digest}-seed1"
+        run.mkdir(parents=True)
+        facts = {"status": "finished", "finished": f"2999-01-01T0{hour}:00:00+0000", "role": role}
+        write_json(run / "run.json", sealed(facts))
+    assert find_run("@last") == "runs/rte/made/bert-bbbb0000-seed1"
+    assert find_run("@last", teacher=True) == "runs/rte/made/bert-aaaa0000-seed1"

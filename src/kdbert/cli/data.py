@@ -178,7 +178,10 @@ def verify(task: Tasks, data_dir: DataDir = None, debug: o.Debug = False) -> Non
         if wrong:
             faulty.append(f"{wrong} of {len(spec.splits)} splits of {spec.name!r}")
     if faulty:
-        raise UserError(f"{', '.join(faulty)} are missing, faulty or not those that were published")
+        raise UserError(
+            f"{', '.join(faulty)} are missing, faulty or not those that were published; get them with `kdbert data "
+            "fetch TASK`, or name their folder with --data-dir"
+        )
 
 
 def _specs(task: str) -> list[TaskSpec]:

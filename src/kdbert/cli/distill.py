@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from kdbert.cli import flags as f
 from kdbert.cli import options as o
-
-if TYPE_CHECKING:
-    from kdbert.runs.folder import RunResult
 
 
 @f.takes(f.STUDENTS_RUN, f.SEED, f.OUTPUT_DIR)
@@ -51,7 +47,7 @@ def distill(
     result = commands.distill(recipe, overwrite=overwrite, baseline=baseline)
     taught_by = result.manifest["teachers"]
     rows = [o.row_of(f"teacher {i}" if len(taught_by) > 1 else "teacher", one) for i, one in enumerate(taught_by, 1)]
-    without = _baseline(result)
+    without = result.baseline
     if without is not None:
         rows.append(o.row_of("baseline (no teacher)", without.manifest))
     variant = "" if recipe.method.variant == "corrected" else f", {recipe.method.variant}"
@@ -60,14 +56,3 @@ def distill(
     cure = "no baseline yet: the same command with --baseline also trains this student without a teacher"
     o.print_results(title, rows, result, quiet, note=cure if taught_by and without is None else "")
     o.push(result.path / "model", push_to_hub)
-
-
-def _baseline(result: RunResult) -> RunResult | None:
-    """The same student without a teacher, if this command trained it or the run knows of one."""
-    from kdbert.runs.folder import RunFolder
-
-    known = result.manifest.get("baseline")
-    if result.baseline is not None or not known:
-        return result.baseline
-    folder = RunFolder(Path(known["run"]))
-    return folder.result() if folder.manifest().get("status") == "finished" else None

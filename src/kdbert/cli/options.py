@@ -91,11 +91,11 @@ def load_plugins(paths: Strings) -> None:
         load_plugin(path)
 
 
-def run_paths(names: Iterable[str], runs_dir: str = "runs") -> list[str]:
+def run_paths(names: Iterable[str], runs_dir: str = "runs", *, teacher: bool = False) -> list[str]:
     """Models or runs as typed, with the folder in place of each run's handle; see `find_run`."""
     from kdbert.models.locate import find_run
 
-    return [find_run(name, runs_dir) for name in names]
+    return [find_run(name, runs_dir, teacher=teacher) for name in names]
 
 
 def build_recipe(config: Path | None, keys: Mapping[str, Any], sets: Strings, more: Strings) -> Recipe:
@@ -112,14 +112,14 @@ def build_recipe(config: Path | None, keys: Mapping[str, Any], sets: Strings, mo
 def with_run_paths(recipe: Recipe) -> Recipe:
     """The recipe with the folder in place of each run's handle; see `find_run`."""
 
-    def renamed(section: Any, *names: str) -> Any:
+    def renamed(section: Any, *names: str, teacher: bool = False) -> Any:
         given = {name: path for name in names if section is not None and (path := getattr(section, name))}
-        found = dict(zip(given, run_paths(given.values(), recipe.output.runs_dir), strict=True))
+        found = dict(zip(given, run_paths(given.values(), recipe.output.runs_dir, teacher=teacher), strict=True))
         return section if found == given else section.model_copy(update=found)
 
     return recipe.model_copy(
         update={
-            "teachers": [renamed(teacher, "model") for teacher in recipe.teachers],
+            "teachers": [renamed(teacher, "model", teacher=True) for teacher in recipe.teachers],
             "teacher_training": renamed(recipe.teacher_training, "model"),
             "student": renamed(recipe.student, "model", "tokenizer"),
         }

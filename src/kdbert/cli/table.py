@@ -26,7 +26,8 @@ def table(
 
     kdbert table runs --baseline finetune --format latex
 
-    A cell is a mean over seeds with its spread and number of seeds. Nothing else is averaged.
+    A cell is a mean over seeds with its spread and number of seeds. Only the
+    last column, "average", is a mean over tasks.
     """
     from kdbert.errors import UserError, near_miss
     from kdbert.reporting.formats import FORMATS

@@ -78,7 +78,8 @@ def _fetch(url: str, part: Path, target: Path, sha256: str | None) -> None:
                 size = part.stat().st_size if part.exists() else 0
                 reason = getattr(error, "reason", None) or error
                 raise UserError(
-                    f"cannot fetch {shown}: {reason} ({size:,} bytes are here; the same command continues from there)"
+                    f"cannot fetch {shown}: {reason} ({size:,} bytes are here; the same command continues "
+                    "from there). Without network, download it elsewhere: `kdbert data describe TASK` says where to"
                 ) from None
             time.sleep(attempt)
     found = read_sha256(part)

@@ -89,11 +89,15 @@ def handle_of(run: Path) -> str:
     return named["tail"] if named else ""
 
 
-def find_run(given: str, runs_dir: str | Path = "runs") -> str:
+def find_run(given: str, runs_dir: str | Path = "runs", *, teacher: bool = False) -> str:
     """The folder of the run that a handle names. Paths, Hub ids and other names are returned unchanged.
 
     A handle is `@last`, or the beginning of a run folder's path, of its name, or of `<digest>-seed<k>` at the end of
-    its name. It has at least 4 digits of the digest, so that it is never mistaken for a Hub id.
+    its name. It has at least 4 digits of the digest, so that it is never mistaken for a Hub id. `@last` is the run that
+    finished last, without the baselines that `distill` has trained beside a student.
+
+    Args:
+        teacher: `@last` is the teacher that finished last, as a student must not become one by the way.
 
     Raises:
         UserError: no run or several runs have this handle, or it is a placeholder such as RUN.
@@ -104,16 +108,28 @@ def find_run(given: str, runs_dir: str | Path = "runs") -> str:
         raise UserError(
             f"{given!r} is a placeholder, not a run: type the run's folder, the handle that kdbert printed, or {LAST}"
         )
+    if given.startswith("@") and given != LAST:
+        raise UserError(f"no run {given!r}; did you mean {LAST}?")
     below = Path(given).is_relative_to(runs_dir) and given.count("/") > 1
+    few_digits = re.fullmatch(r".+-[0-9a-f]{1,3}", given)
+    if few_digits and (likely := sorted(run.parent.name for run in Path(runs_dir).glob(f"*/*/{given}*/run.json"))):
+        raise UserError(
+            f"{given!r} begins the names of runs ({few(likely)}), but a handle needs at least {LEAST_DIGITS} digits of "
+            "the digest: type more"
+        )
     if not below and given != LAST and not _HANDLE.fullmatch(given):
         return given
     runs = {
         path.parent: tail for path in sorted(Path(runs_dir).glob("*/*/*/run.json")) if (tail := handle_of(path.parent))
     }
     if given == LAST:
-        finished = [(str(facts["finished"]), run) for run in runs if (facts := run_facts(run)).get("finished")]
+        roles = ("teacher",) if teacher else ("teacher", "student")
+        known = [(run_facts(run), run) for run in runs]
+        counting = [(facts, run) for facts, run in known if facts.get("role", "student") in roles]
+        finished = [(str(facts["finished"]), run) for facts, run in counting if facts.get("finished")]
         if not finished:
-            raise UserError(f"{LAST}: no run below {str(runs_dir)!r} has finished yet")
+            what = "teacher" if teacher else "run"
+            raise UserError(f"{LAST}: no {what} below {str(runs_dir)!r} has finished yet")
         return str(max(finished)[1])
     found = [run for run, tail in runs.items() if given in (tail, run.name)] or [
         run

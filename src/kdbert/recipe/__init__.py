@@ -217,8 +217,9 @@ def _explain(error: ValidationError, prefix: str = "", method: str = "") -> list
         option = key.removeprefix(prefix)
         others = [one.name for one in all_methods().values() if prefix and option in one.Options.model_fields]
         if problem["type"] == "extra_forbidden" and others:
+            have = "have" if len(others) > 1 else "has"
             sentences.append(
-                f"unknown key {key!r}: method {method!r} has no option {option!r} ({', '.join(others)} has)"
+                f"unknown key {key!r}: method {method!r} has no option {option!r} ({', '.join(others)} {have} it)"
             )
             continue
         if problem["type"] == "extra_forbidden":
@@ -229,7 +230,9 @@ def _explain(error: ValidationError, prefix: str = "", method: str = "") -> list
             message = "expected keys below it, not one value"
         value = problem["input"]
         got = f" (got {value!r})" if isinstance(value, (str, int, float)) and repr(value) not in message else ""
-        sentences.append(f"{key.rstrip('.') or 'recipe'}: {message[0].lower() + message[1:]}{got}")
+        names_itself = "." not in key and message.startswith(("task ", "--"))
+        about = "" if names_itself else f"{key.rstrip('.') or 'recipe'}: "
+        sentences.append(f"{about}{message if names_itself else message[0].lower() + message[1:]}{got}")
     return sentences
 
 

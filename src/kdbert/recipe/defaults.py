@@ -176,7 +176,7 @@ def resolve_distill(recipe: Recipe) -> Recipe:
     student = _cut(student)
     teachers = recipe.teachers
     if get_method(recipe.method.name).needs(recipe.method, None).teachers == (0, 0) and teachers:
-        log.info("method %s reads no teacher; --teacher only says what the student is cut from", recipe.method.name)
+        log.warning("method %s reads no teacher; --teacher only says what the student is cut from", recipe.method.name)
         teachers = []
     return recipe.model_copy(
         update={
@@ -193,7 +193,7 @@ def _memory_section(recipe: Recipe) -> MemorySection | None:
     """How the memory is made, every key with its value; None for a method that reads none."""
     if not get_method(recipe.method.name).needs(recipe.method, None).reads_centroids:
         if recipe.memory is not None and recipe.memory.file is not None:
-            log.info("method %s reads no memory; memory.file is not used", recipe.method.name)
+            log.warning("method %s reads no memory; memory.file is not used", recipe.method.name)
         return None
     section = recipe.memory or MemorySection()
     return section if section.file is not None else _filled(section, recipe)

@@ -108,7 +108,7 @@ def _check_words(asked: _Question, where: Mapping[str, str], runs: Sequence[Run]
     for key in (*asked.rows, *asked.columns, *where):
         if key not in keys:
             raise UserError(
-                f"no run has the key {key!r}{near_miss(key, keys)}; expected one of a recipe, such as method"
+                f"no run has the key {key!r}{near_miss(key, keys)} (expected a key of the recipe, such as method)"
             )
     splits = {name for run in runs for name in run.metrics}
     metrics = {name for run in runs for values in run.metrics.values() for name in values}

@@ -11,7 +11,7 @@ from kdbert.errors import UserError
 from kdbert.recipe import Recipe
 from kdbert.runs.centroids import CentroidsJob
 from kdbert.runs.checks import check, check_teachers
-from kdbert.runs.execute import execute, execute_centroids, execute_teacher, finished
+from kdbert.runs.execute import baseline_of, execute, execute_centroids, execute_teacher, finished
 from kdbert.runs.folder import RunResult
 from kdbert.runs.inputs import Inputs
 from kdbert.runs.job import Job
@@ -43,7 +43,7 @@ def distill(recipe: Recipe, *, overwrite: bool = False, baseline: bool | None = 
         baseline: also train the same student without a teacher (None: on the quickstart task only).
 
     Returns:
-        The student's result, with `.baseline` if there is one; at once, if the run was finished before.
+        The student's result, with `.baseline` if that run exists; at once, if the run was finished before.
 
     Raises:
         UserError, Diverged, Interrupted: see `kdbert.errors`.
@@ -72,7 +72,7 @@ def _train(recipe: Recipe, goal: Goal, baseline: bool, overwrite: bool) -> RunRe
     # Missing centroids are made in the student's run, which has the teacher open.
     without = [execute(job) for job in jobs if isinstance(job, Job) and job.role == "baseline"]
     result = result or execute(wanted, overwrite=overwrite)
-    return replace(result, baseline=without[0] if without else None)
+    return replace(result, baseline=without[0] if without else baseline_of(wanted))
 
 
 def _goal(jobs: list[AnyJob]) -> Job:

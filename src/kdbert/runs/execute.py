@@ -434,6 +434,7 @@ class Run:
             facts,
             self.session.environment,
             needed=5 * 4 * sum(p.numel() for p in self.module.parameters()),
+            role=job.role,
             recipe=recipe.model_dump(mode="json"),
             identity=identity_of(recipe, job.fingerprints),
             data=job.data_files,
@@ -451,7 +452,7 @@ class Run:
         trained: TrainResult,
     ) -> dict[str, Any]:
         """What run.json says of a finished run."""
-        job = self.job
+        job, baseline = self.job, baseline_of(self.job)
         return {
             "metrics": {name: one.scores for name, one in found.items()},
             "selection": job.spec.metrics[0],
@@ -461,7 +462,7 @@ class Run:
             "layers": self.student.config.num_hidden_layers,
             "parameters": sum(p.numel() for p in self.student.parameters()),
             "teachers": taught_by,
-            "baseline": baseline_scores(job),
+            "baseline": {"run": str(baseline.path), "metrics": baseline.metrics} if baseline is not None else None,
             "best": trained.best,
             "steps_done": trained.steps,
             **trained.scaling,
@@ -504,15 +505,13 @@ class Run:
             shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
 
 
-def baseline_scores(job: Job) -> dict[str, Any] | None:
-    """Run folder and metrics of the same student without a teacher, if that run is finished."""
+def baseline_of(job: Job) -> RunResult | None:
+    """The same student without a teacher, if that run is finished."""
     if not job.recipe.teachers:
         return None
     try:
-        folder = Job("baseline", baseline_recipe(job.recipe), job.inputs).folder
-        manifest = folder.manifest()
-        if manifest.get("status") == "finished":
-            return {"run": str(folder.path), "metrics": manifest["metrics"]}
+        baseline = Job("baseline", baseline_recipe(job.recipe), job.inputs)
+        return baseline.folder.result() if baseline.finished else None
     except UserError as error:
         log.warning("the run without a teacher is left out: %s", error)
     return None
