@@ -101,7 +101,7 @@ class Command:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Preloaded]:
-    """One for all tests that leave it alive. A closed terminal is heard, whatever the tests were started from (`nohup`)."""
+    """One for all tests that leave it alive. It hears a closed terminal, also where the tests do not (`nohup`)."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with Preloaded() as server:
         yield server
