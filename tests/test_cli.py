@@ -19,6 +19,8 @@ import pytest
 import torch
 import yaml
 
+from in_processes import start
+
 COMMANDS = [
     ("finetune-teacher",), ("distill",), ("evaluate",), ("data",), ("data", "list"), ("data", "describe"),
     ("data", "verify"), ("train-memory",), ("sweep",), ("table",), ("methods",),
@@ -552,22 +554,13 @@ def test_a_teacher_in_another_folder_form_is_accepted(
     assert len(folders) == 1
 
 
-@pytest.mark.slow
-def test_a_process_of_its_own_does_the_same(
-    kdbert_process: Callable[..., Any], common: list[Any], teacher: Path, run: Path, tmp_path: Path
-) -> None:
-    done = kdbert_process(
-        "distill",
-        *common,
-        "--teacher",
-        teacher,
-        "--student-layers",
-        2,
-        "--set",
-        "method.alpha=0.4",
-        "--runs-dir",
-        tmp_path,
-        "-q",
-    )
-    assert done.returncode == 0, done.stderr
-    assert weights(Path(done.stdout.strip())) == weights(run)
+def test_a_process_of_its_own_does_the_same(common: list[Any], teacher: Path, run: Path, tmp_path: Path) -> None:
+    words = [
+        "distill", *common, "--teacher", teacher, "--student-layers", 2, "--set", "method.alpha=0.4",
+        "--runs-dir", tmp_path / "runs", "-q",
+    ]  # fmt: skip
+    process = start([str(word) for word in words], tmp_path / "output")
+    process.join()
+    assert process.exitcode == 0, (tmp_path / "output").read_text()
+    (made,) = (tmp_path / "runs" / "custom" / "kd").iterdir()
+    assert weights(made) == weights(run)

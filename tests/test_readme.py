@@ -50,8 +50,8 @@ def quickstart_model(folder: Path) -> None:
 
 
 def random_model(folder: Path) -> None:
-    """A BERT of random weights, 6 layers and 32 wide."""
-    make_bert(folder, layers=6, positions=512, masked_lm=True)
+    """A BERT of random weights, 4 layers and 32 wide."""
+    make_bert(folder, layers=4, positions=512, masked_lm=True)
 
 
 def fill(place: Path, data_dir: Path) -> None:

@@ -21,7 +21,10 @@ from kdbert.disk.lock import FileLock
 from kdbert.sweep.preloaded import UNKNOWN, Preloaded
 from small_run import Setting
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems start fresh processes")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="other systems start fresh processes"),
+]
 # A plug-in is code that a command runs. This one tells what the process is like, and its method keeps whoever lists it
 # waiting.
 PLUGIN = """

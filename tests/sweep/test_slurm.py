@@ -423,7 +423,7 @@ def test_a_failed_job_is_told_with_its_last_line_and_a_diverged_one_as_diverged(
     assert "is not finite" in result.diverged["1"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_that_is_cancelled_and_one_that_is_requeued_go_on_and_give_the_same_weights(
     place: Place, tmp_path: Path, threads: Callable[[int], None]
 ) -> None:

@@ -103,7 +103,7 @@ def test_killed_at_any_moment_and_continued_equals_uninterrupted(
 def test_what_a_method_has_learnt_is_continued_too(setting: Setting, kdbert: Any, tmp_path: Path) -> None:
     """`ics` with a projection, since its teacher is wider."""
     wide = Setting(setting.train, setting.dev, make_teacher(tmp_path / "teacher", hidden=48), setting.student)
-    changes = {**COMMON, **FEATURES["ics"], "selection": "best"}
+    changes = {**COMMON, **FEATURES["ics"], "selection": "best", "epochs": 2}
     expected, run = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
     run_recipe(wide.recipe(expected, **changes))
     run.parent.mkdir()
@@ -111,7 +111,7 @@ def test_what_a_method_has_learnt_is_continued_too(setting: Setting, kdbert: Any
     kill_at(words, run, 14, tmp_path / "output")
     ended = kdbert(*words)
     assert ended.code == 0, ended.err
-    assert re.search(r"continuing from step \d+ of 65", ended.err)
+    assert re.search(r"continuing from step \d+ of 26", ended.err)
     assert_same_run(run, expected)
     assert load_file(run / "method.safetensors").keys() == {"projections.0.weight", "projections.0.bias"}
 
@@ -119,7 +119,8 @@ def test_what_a_method_has_learnt_is_continued_too(setting: Setting, kdbert: Any
 def test_a_k_that_has_shrunk_stays_so_when_the_run_is_continued(setting: Setting, kdbert: Any, tmp_path: Path) -> None:
     """The hate-speech script's k is that of the smallest class met in the whole run (I2)."""
     changes = {
-        **COMMON, "method.name": "ics", "method.variant": "original", "method.k_state": "run", "method.neighbors": 16,
+        **COMMON, "epochs": 2, "method.name": "ics", "method.variant": "original", "method.k_state": "run",
+        "method.neighbors": 16,
     }  # fmt: skip
     expected, run = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
     run_recipe(setting.recipe(expected, **changes))
