@@ -49,7 +49,8 @@ class Summary(str):
         print("to stdout")
         print("to stderr", file=sys.stderr)
         (here / "waiting").touch()
-        while (here / "wait").exists():
+        end = time.monotonic() + 120
+        while (here / "wait").exists() and time.monotonic() < end:
             time.sleep(0.005)
         return "waited"
 
@@ -100,9 +101,11 @@ class Command:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Preloaded]:
-    """One for all tests that leave it alive."""
+    """One for all tests that leave it alive. It hears a closed terminal, also where the tests do not (`nohup`)."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with Preloaded() as server:
         yield server
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture
