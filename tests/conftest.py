@@ -21,7 +21,7 @@ import pytest
 if TYPE_CHECKING:
     from small_run import Setting
 
-# In the background of a shell this process ignores Ctrl-C, under nohup the end of the terminal; so would commands of tests.
+# In the background of a shell this process ignores Ctrl-C, under nohup a closed terminal, and so would its commands.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
