@@ -21,8 +21,9 @@ import pytest
 if TYPE_CHECKING:
     from small_run import Setting
 
-# In the background of a shell this process ignores Ctrl-C, and so would every command that a test starts.
+# In the background of a shell this process ignores Ctrl-C, under nohup a closed terminal, and so would its commands.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # No test reaches the network, and no process that it starts: see there.
