@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from kdbert.data.encode import Encoded
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import resolve_distill
+from kdbert.recipe.keys import put
 from kdbert.runs.checks import check
 from kdbert.runs.execute import Run, execute
 from kdbert.runs.folder import RunResult
@@ -163,6 +164,14 @@ def predict(model: Any, data: Encoded, batch_size: int = 64) -> np.ndarray:
     )["logits"]
     assert found is not None
     return found
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """A copy of a recipe with some dotted keys set."""
+    tree = recipe.model_dump(mode="json")
+    for key, value in changes.items():
+        put(tree, key, value, [])
+    return Recipe.of(tree)
 
 
 def run_recipe(recipe: Recipe) -> RunResult:

@@ -160,14 +160,14 @@ def test_pairs_written_as_a_yaml_list(text: str, tmp_path: Path) -> None:
     """As a person would write them in a recipe file; YAML reads 121 and 242."""
     file = tmp_path / "recipe.yaml"
     file.write_text(f"method:\n  name: cka-i\n  layer_map: {text}\n", encoding="utf-8")
-    assert Recipe.load(file).method.layer_map == [(2, 1), (4, 2)]  # type: ignore[attr-defined]
+    assert Recipe.build(file).method.layer_map == [(2, 1), (4, 2)]  # type: ignore[attr-defined]
 
 
 def test_a_resolved_recipe_is_read_back_with_its_layers(tmp_path: Path) -> None:
     recipe = Recipe.build(flags={"method.name": "cka-ilg", "method.layer_map": "2:1,4:2"}, sets=["method.sigma=0"])
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe.yaml(), encoding="utf-8")
-    assert Recipe.load(file) == recipe
+    assert Recipe.build(file) == recipe
 
 
 def test_the_global_term_has_a_pair_of_its_own() -> None:

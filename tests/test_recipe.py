@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kdbert import Recipe, UserError
 from kdbert.recipe.defaults import resolve_distill, teacher_recipes
 from kdbert.runs.folder import identity_of
+from small_run import changed
 
 
 def write(folder: Path, text: str) -> Path:
@@ -57,7 +58,7 @@ def test_a_recipe_in_python_takes_plain_mappings() -> None:
     tree = {"task": {"name": "rte"}, "method": {"name": "kd", "alpha": 0.3}, "seed": 4}
     recipe = Recipe.of(tree)
     assert recipe.method.alpha == 0.3  # type: ignore[attr-defined]
-    assert recipe.with_({"method.alpha": 0.4, "train.epochs": 9}).train.epochs == 9
+    assert changed(recipe, {"method.alpha": 0.4, "train.epochs": 9}).train.epochs == 9
     assert recipe.method.alpha == 0.3  # type: ignore[attr-defined]
     assert tree["method"] == {"name": "kd", "alpha": 0.3}
 
@@ -149,7 +150,7 @@ def test_a_value_that_is_not_yaml_is_told_in_one_sentence(tmp_path: Path, value:
         Recipe.build(sets=[f"task.data_dir={value}"])
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"recipe\.yaml is not valid YAML"):
-        Recipe.load(write(tmp_path, f"task: {value}\n"))
+        Recipe.build(write(tmp_path, f"task: {value}\n"))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_a_recipe_survives_its_yaml(
         "output": {"runs_dir": folder},
     })  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
-        assert Recipe.load(write(Path(place), recipe.yaml())) == recipe
+        assert Recipe.build(write(Path(place), recipe.yaml())) == recipe
     assert Recipe.of(yaml.safe_load(recipe.yaml())).digest({}) == recipe.digest({})
 
 
@@ -235,7 +236,7 @@ CONTENT = {
 )
 def test_places_seed_and_output_do_not_make_another_experiment(changes: dict[str, Any]) -> None:
     recipe = Recipe.of(FULL)
-    assert recipe.with_(changes).digest(CONTENT) == recipe.digest(CONTENT)
+    assert changed(recipe, changes).digest(CONTENT) == recipe.digest(CONTENT)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +261,7 @@ def test_places_seed_and_output_do_not_make_another_experiment(changes: dict[str
 )
 def test_what_decides_a_number_makes_another_experiment(changes: dict[str, Any]) -> None:
     recipe = Recipe.of(FULL)
-    assert recipe.with_(changes).digest(CONTENT) != recipe.digest(CONTENT)
+    assert changed(recipe, changes).digest(CONTENT) != recipe.digest(CONTENT)
 
 
 def test_other_content_at_the_same_place_makes_another_experiment() -> None:
@@ -297,8 +298,8 @@ WITHOUT_TEACHER = {**FULL, "teachers": [], "teacher_training": {"model": "base"}
 def test_a_teacher_made_on_the_way_does_not_depend_on_the_students_settings(changes: dict[str, Any]) -> None:
     recipe = Recipe.of(WITHOUT_TEACHER)
     teacher = teacher_recipes(recipe)[0]
-    assert identity_of(teacher_recipes(recipe.with_(changes))[0], CONTENT) == identity_of(teacher, CONTENT)
-    assert teacher_recipes(recipe.with_(changes))[0].output.dir is None
+    assert identity_of(teacher_recipes(changed(recipe, changes))[0], CONTENT) == identity_of(teacher, CONTENT)
+    assert teacher_recipes(changed(recipe, changes))[0].output.dir is None
 
 
 @pytest.mark.parametrize(
@@ -319,7 +320,7 @@ def test_a_teacher_made_on_the_way_does_not_depend_on_the_students_settings(chan
 )
 def test_a_teacher_made_on_the_way_depends_on_data_arithmetic_and_its_own_settings(changes: dict[str, Any]) -> None:
     recipe = Recipe.of(WITHOUT_TEACHER)
-    assert identity_of(teacher_recipes(recipe.with_(changes))[0], CONTENT) != identity_of(
+    assert identity_of(teacher_recipes(changed(recipe, changes))[0], CONTENT) != identity_of(
         teacher_recipes(recipe)[0], CONTENT
     )
 

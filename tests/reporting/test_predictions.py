@@ -12,7 +12,7 @@ import pytest
 
 from conftest import make_bert
 from kdbert.data.examples import Examples
-from kdbert.runs.predictions import write_predictions, write_submission
+from kdbert.runs.answers import Answers
 from kdbert.tasks import get_task
 
 # split -> file name, and the words of the classes in upload files (gluebenchmark.com/submit)
@@ -32,6 +32,8 @@ SUBMISSION: dict[str, tuple[dict[str, str], set[str]]] = {
     "ax": ({"test": "AX.tsv"}, {"contradiction", "entailment", "neutral"}),
 }
 
+UNREAD = Examples("test", [], [], [], None)  # an upload file says nothing of the examples
+
 
 @pytest.mark.parametrize("task", SUBMISSION)
 def test_upload_files_have_the_official_form(tmp_path: Path, task: str) -> None:
@@ -40,7 +42,7 @@ def test_upload_files_have_the_official_form(tmp_path: Path, task: str) -> None:
     assert dict(spec.submission) == names
     logits = np.random.default_rng(0).normal(size=(40, spec.head.outputs)).astype(np.float32)
     for name in names.values():
-        write_submission(tmp_path / name, spec.head, logits)
+        Answers(spec, UNREAD, logits).write_submission(tmp_path / name)
         content = (tmp_path / name).read_bytes().decode()
         assert content.endswith("\n")
         header, *rows = content.removesuffix("\n").split("\n")
@@ -54,7 +56,7 @@ def test_upload_files_have_the_official_form(tmp_path: Path, task: str) -> None:
 
 def test_scores_are_limited_to_the_range_of_stsb(tmp_path: Path) -> None:
     logits = np.array([[-0.3], [5.7], [2.34567], [0.0004], [4.9996], [3.0]], dtype=np.float32)
-    write_submission(tmp_path / "STS-B.tsv", get_task("stsb").head, logits)
+    Answers(get_task("stsb"), UNREAD, logits).write_submission(tmp_path / "STS-B.tsv")
     rows = (tmp_path / "STS-B.tsv").read_text(encoding="utf-8").splitlines()[1:]
     assert [row.split("\t")[1] for row in rows] == ["0.000", "5.000", "2.346", "0.000", "5.000", "3.000"]
 
@@ -64,14 +66,14 @@ def test_prediction_rows_tell_id_label_prediction_and_scores(tmp_path: Path) -> 
     examples = Examples("dev", ["7", "x\u2028é"], ["a", "b"], ["c", "d"], np.array([1, 0]))
     logits = np.array([[0.25, 1.5], [-1.0, 2.0]], dtype=np.float32)
     assert spec.head.predicted(logits).tolist() == [1, 1]
-    write_predictions(tmp_path / "deep" / "dev.jsonl", spec.head, examples, logits)
+    Answers(spec, examples, logits).write(tmp_path / "deep" / "dev.jsonl")
     lines = (tmp_path / "deep" / "dev.jsonl").read_text(encoding="utf-8").removesuffix("\n").split("\n")
     assert [json.loads(line) for line in lines] == [
         {"id": "7", "label": "not_entailment", "prediction": "not_entailment", "scores": [0.25, 1.5]},
         {"id": "x\u2028é", "label": "entailment", "prediction": "not_entailment", "scores": [-1.0, 2.0]},
     ]
     score = Examples("test", ["0"], ["a"], ["b"], None)
-    write_predictions(tmp_path / "test.jsonl", get_task("stsb").head, score, np.array([[5.5]], dtype=np.float32))
+    Answers(get_task("stsb"), score, np.array([[5.5]], dtype=np.float32)).write(tmp_path / "test.jsonl")
     line = json.loads((tmp_path / "test.jsonl").read_text(encoding="utf-8"))
     assert line == {"id": "0", "label": None, "prediction": 5.5, "scores": [5.5]}
 

@@ -31,7 +31,7 @@ from kdbert.sweep.jobs import plan_jobs
 from kdbert.sweep.run import SweepResult, sweep
 from kdbert.sweep.slurm import parse_parameters, slurm_cluster
 from kdbert.sweep.submitted import Submitted
-from small_run import run_recipe
+from small_run import changed, run_recipe
 from small_sweep import Place, weights
 
 
@@ -456,6 +456,6 @@ def test_a_job_that_is_cancelled_and_one_that_is_requeued_go_on_and_give_the_sam
     assert list(private_folder().iterdir()) == []
     assert place.litter() == []
     threads(facts["threads"])
-    run_recipe(Recipe.load(run / "recipe.yaml").with_({"output.dir": str(tmp_path / "whole")}))
+    run_recipe(changed(Recipe.build(run / "recipe.yaml"), {"output.dir": str(tmp_path / "whole")}))
     assert manifest(tmp_path / "whole")["timings"]["resumed_from_step"] == 0
     assert weights(tmp_path / "whole") == weights(run)

@@ -22,7 +22,7 @@ from in_processes import manifest, saved_steps, start, wait_until
 from kdbert.disk.lock import FileLock
 from kdbert.recipe import Recipe
 from kdbert.training.store import FOLDER
-from small_run import run_recipe
+from small_run import changed, run_recipe
 from small_sweep import STARTED, THREADS, Place, weights
 
 pytestmark = pytest.mark.slow
@@ -407,5 +407,5 @@ def test_after_all_that_the_result_is_as_if_nothing_had_happened(
     assert facts["timings"]["resumed_from_step"] > 0
     assert story.place.litter() == []
     threads(facts["threads"])
-    run_recipe(Recipe.load(story.long / "recipe.yaml").with_({"output.dir": str(tmp_path / "run")}))
+    run_recipe(changed(Recipe.build(story.long / "recipe.yaml"), {"output.dir": str(tmp_path / "run")}))
     assert weights(tmp_path / "run") == weights(story.long)

@@ -61,9 +61,9 @@ def compare(found: Path, recipes: list[Path], runs: list[Path]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     result: dict[str, torch.Tensor] = {}
     for path in recipes:
-        result.update({f"{path.stem}|{name}": value for name, value in all_gradients(Recipe.load(path)).items()})
+        result.update({f"{path.stem}|{name}": value for name, value in all_gradients(Recipe.build(path)).items()})
     for path in runs:
-        run_recipe(Recipe.load(path))
+        run_recipe(Recipe.build(path))
     if torch.distributed.get_rank() == 0:
         save_file(result, found)
     torch.distributed.barrier()  # a process that leaves early may abort the other's connection

@@ -108,7 +108,7 @@ def test_a_masked_lm_head_is_trained_and_kept(teacher: Path, text: Path, kdbert:
 
 def test_the_dev_loss_is_that_of_the_library_s_own_model(teacher: Path) -> None:
     """Hidden as kdbert hides them, the dev texts have the loss that the model's own forward gives."""
-    recipe = Recipe.load(teacher / "recipe.yaml")
+    recipe = Recipe.build(teacher / "recipe.yaml")
     dev = Job("student", recipe, Inputs()).eval_examples["dev"].encoded
     model = AutoModelForMaskedLM.from_pretrained(teacher / "model", dtype=torch.float32).eval()
     batch = collate(dev, np.arange(len(dev)))

@@ -21,7 +21,7 @@ from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import missing_teachers
 from kdbert.runs.teacher_scores import teacher_facts
 from small_models import make_distilbert, make_roberta
-from small_run import Setting, build, logged
+from small_run import Setting, build, changed, logged
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_every_teacher_says_what_it_says_of_its_own_tokens(
     names = ["roberta", "bert", "letters", "distilbert", "turned"]
     places = [{"model": str(teachers[name])} for name in names]
     keys = {"method.name": "multi-kd", "teacher_cache": cached, "precision": "fp32"}
-    parts = build(setting.recipe(tmp_path / "run", **keys).with_({"teachers": places}))
+    parts = build(changed(setting.recipe(tmp_path / "run", **keys), {"teachers": places}))
     facts = [teacher_facts(parts.run.job, teacher) for teacher in parts.run.teachers]
     ready = parts.run.ready_teachers()  # those that the training loop gets
     rows = np.array([5, 17, 3, 100, 202, 44])
@@ -172,7 +172,7 @@ def test_hidden_states_of_such_a_teacher_lie_on_its_own_tokens(
 ) -> None:
     place = [{"model": str(teachers[kind])}]
     keys = {"method.name": "cka-l", "teacher_cache": cached, "precision": "fp32"}
-    parts = build(setting.recipe(tmp_path / "run", **keys).with_({"teachers": place}))
+    parts = build(changed(setting.recipe(tmp_path / "run", **keys), {"teachers": place}))
     (teacher,) = parts.run.ready_teachers()
     rows = np.array([5, 17, 3, 100])
     found = teacher.outputs(collate(parts.data, rows))

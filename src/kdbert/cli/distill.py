@@ -37,8 +37,9 @@ def distill(
     o.check_push(push_to_hub)
     o.load_plugins(plugin)
     recipe = o.build_recipe(config, keys, set_, more)
-    from kdbert.runs import commands
+    from kdbert.runs import checks, commands
 
+    checks.check_read(recipe, keys)
     if dry_run:
         from kdbert.cli.dry_run import print_plan
 

@@ -16,12 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import (
-    Field,
-    SerializeAsAny,
-    ValidationError,
-    field_validator,
-)
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
 from kdbert.errors import UserError, near_miss
 from kdbert.methods import MethodOptions, all_methods, get_method, source_of
@@ -39,6 +34,24 @@ from kdbert.recipe.sections import (
 )
 from kdbert.recipe.yaml_files import load_yaml, read_yaml
 from kdbert.tasks import CUSTOM, get_task, task_name
+
+# Of pydantic's problems, by their types: what a number must be, and what else was expected.
+LIMITS = {
+    "greater_than": "more than",
+    "greater_than_equal": "at least",
+    "less_than": "less than",
+    "less_than_equal": "at most",
+}
+TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "bool": "true or false",
+    "string": "text",
+    "list": "a list",
+    "dict": "keys below it, not one value",
+    "model": "keys below it, not one value",
+}
 
 
 def _method_options(value: Any) -> MethodOptions:
@@ -81,15 +94,12 @@ class Recipe(Section):
         flags: Mapping[str, Any] | None = None,
         sets: Iterable[str] = (),
     ) -> Recipe:
-        """Defaults < task's defaults < YAML file < flags < `--set` texts.
+        """Defaults < task's defaults < YAML file < flags < `--set` texts. All problems are told at once.
 
         Args:
             config: YAML file, or what it would hold.
             flags: dotted key -> value; None values are left out.
             sets: texts such as `train.learning_rate=3e-5`, read as YAML values.
-
-        Raises:
-            UserError: a file that is no recipe, unknown keys, wrong values; all of them at once.
         """
         tree = read_yaml(Path(config)) if isinstance(config, (str, Path)) else copy.deepcopy(dict(config or {}))
         name = (flags or {}).get("method.name")
@@ -137,8 +147,8 @@ class Recipe(Section):
             problems.append(str(error))
             merged.pop("method")
         except ValidationError as error:
-            problems += _explain(error, "method.", _named_method(merged.get("method")))
-            merged.pop("method")
+            given = merged.pop("method")
+            problems += _explain(error, "method.", str(given.get("name", "kd")) if isinstance(given, dict) else given)
         try:
             recipe = cls.model_validate(merged)
         except ValidationError as error:
@@ -147,27 +157,13 @@ class Recipe(Section):
             raise UserError("; ".join(dict.fromkeys(problems)))
         return recipe
 
-    @classmethod
-    def load(cls, path: str | Path) -> Recipe:
-        """Read a recipe from a YAML file."""
-        return cls.build(config=path)
-
     def yaml(self) -> str:
         """The recipe as YAML, every key with its value."""
         tree = self.model_dump(mode="json")
         text: str = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-        if text.replace("\n", "").isprintable():
-            return text
-        return str(
-            yaml.safe_dump(tree, sort_keys=False)
-        )  # a line break of Unicode's in a name would be read as a space
-
-    def with_(self, changes: Mapping[str, Any]) -> Recipe:
-        """A copy with some dotted keys set."""
-        tree = self.model_dump(mode="json")
-        for key, value in changes.items():
-            put(tree, key, value, [])
-        return type(self).of(tree)
+        if not text.replace("\n", "").isprintable():  # a line break of Unicode's in a name would be read as a space
+            text = yaml.safe_dump(tree, sort_keys=False)
+        return text
 
     def identity(self, fingerprints: Mapping[str, str]) -> dict[str, Any]:
         """What makes two runs the same experiment: the recipe without seed, output and places.
@@ -203,46 +199,47 @@ class Recipe(Section):
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _named_method(value: Any) -> str:
-    return str(value.get("name", "kd")) if isinstance(value, Mapping) else str(value)
-
-
 def _explain(error: ValidationError, prefix: str = "", method: str = "") -> list[str]:
     """Every problem that pydantic found, as a sentence with its key; `method` is whose options these are."""
     sentences = []
     for problem in error.errors():
         # pydantic adds the names of union members to the place; a person wrote none of them.
-        places = [str(part) for part in problem["loc"] if not str(part).startswith(("literal", "list["))]
-        key = prefix + ".".join(places)
-        option = key.removeprefix(prefix)
-        others = [one.name for one in all_methods().values() if prefix and option in one.Options.model_fields]
-        if problem["type"] == "extra_forbidden" and others:
-            have = "have" if len(others) > 1 else "has"
-            sentences.append(
-                f"unknown key {key!r}: method {method!r} has no option {option!r} ({', '.join(others)} {have} it)"
-            )
-            continue
+        option = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("literal", "list[")))
+        key, value = prefix + option, problem["input"]
         if problem["type"] == "extra_forbidden":
-            sentences.append(f"unknown key {key!r}{near_miss(key, [known for known in _known_keys() if known != key])}")
+            others = [one.name for one in all_methods().values() if prefix and option in one.Options.model_fields]
+            why = near_miss(key, [known for known in _known_keys() if known != key])
+            if others:
+                have = "have" if len(others) > 1 else "has"
+                why = f": method {method!r} has no option {option!r} ({', '.join(others)} {have} it)"
+            sentences.append(f"unknown key {key!r}{why}")
             continue
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] in ("model_type", "model_attributes_type", "dict_type"):
-            message = "expected keys below it, not one value"
-        value = problem["input"]
-        got = f" (got {value!r})" if isinstance(value, (str, int, float)) and repr(value) not in message else ""
-        names_itself = "." not in key and message.startswith(("task ", "--"))
-        about = "" if names_itself else f"{key.rstrip('.') or 'recipe'}: "
-        sentences.append(f"{about}{message if names_itself else message[0].lower() + message[1:]}{got}")
+        message = _plain(problem)
+        if "." not in key and message.startswith(("task ", "--")):  # it says itself what it is about
+            sentences.append(message)
+            continue
+        shown = f"={value!r}" if isinstance(value, (str, int, float)) and repr(value) not in message else ""
+        sentences.append(f"{key.rstrip('.') or 'recipe'}{shown}: {message}")
     return sentences
 
 
+def _plain(problem: Any) -> str:
+    """What one of pydantic's problems is, in plain words."""
+    kind, expected = problem["type"], problem["type"].partition("_")[0]
+    if kind in LIMITS:
+        (limit,) = problem["ctx"].values()
+        return f"must be {LIMITS[kind]} {str(limit).removesuffix('.0')}"
+    if kind == "literal_error":
+        return f"must be {problem['ctx']['expected']}"
+    if expected in TYPES:
+        return f"expected {TYPES[expected]}"
+    message: str = problem["msg"].removeprefix("Value error, ")
+    return message[0].lower() + message[1:]
+
+
 def _known_keys() -> list[str]:
-    keys = []
-    for name, field in Recipe.model_fields.items():
-        keys.append(name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            keys += [f"{name}.{key}" for key in field.annotation.model_fields]
-    keys += [f"teacher_training.{key}" for key in TeacherTraining.model_fields]
-    keys += [f"memory.{key}" for key in MemorySection.model_fields]
-    keys += [f"method.{key}" for method in all_methods().values() for key in method.Options.model_fields]
-    return keys
+    sections = {name: field.annotation for name, field in Recipe.model_fields.items()}
+    sections |= {"teacher_training": TeacherTraining, "memory": MemorySection}
+    found = [f"{name}.{key}" for name, one in sections.items() for key in getattr(one, "model_fields", ())]
+    found += [f"method.{key}" for method in all_methods().values() for key in method.Options.model_fields]
+    return [*sections, *found]

@@ -48,11 +48,7 @@ def task_of(task: TaskSection) -> TaskSpec:
 
 
 def missing_teachers(recipe: Recipe) -> int:
-    """How many teachers have to be made: none, or as many as the method reads at least, if the recipe names none.
-
-    Raises:
-        UserError: it names more teachers than the method reads, or some but too few.
-    """
+    """How many teachers have to be made: none, or as many as the method reads at least, if the recipe names none."""
     method = get_method(recipe.method.name)
     least, most = method.needs(recipe.method, None).teachers
     named = len(recipe.teachers)
@@ -128,11 +124,7 @@ def with_teachers(recipe: Recipe, paths: Iterable[str | Path]) -> Recipe:
 
 
 def resolve_finetune(recipe: Recipe) -> Recipe:
-    """Fill what a fine-tuning recipe leaves open.
-
-    Raises:
-        UserError: its method is another one, or no model is named.
-    """
+    """Fill what a fine-tuning recipe leaves open."""
     if recipe.method.name != "finetune":
         raise UserError(
             f"fine-tuning has method 'finetune', the recipe says {recipe.method.name!r}; use distill for that"
@@ -217,11 +209,7 @@ def _filled(section: MemorySection, recipe: Recipe) -> MemorySection:
 
 
 def _cut(student: StudentSection) -> StudentSection:
-    """The number of layers, where `init` lists them.
-
-    Raises:
-        UserError: `init` chooses layers, but not how many.
-    """
+    """The number of layers, where `init` lists them."""
     if isinstance(student.init, list):
         return student.model_copy(update={"layers": len(student.init)})
     if student.init != "first" and student.layers is None:

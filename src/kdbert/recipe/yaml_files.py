@@ -61,11 +61,7 @@ def load_yaml(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file of keys and values.
-
-    Raises:
-        UserError: no such file, not readable, not YAML, not a mapping.
-    """
+    """A YAML file of keys and values."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -6,6 +6,7 @@ model on disk together with the task that it is asked about.
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from kdbert.data.corpus import DEV_SEQUENCES, TextSplit, tokenised
 from kdbert.data.encode import Encoded, encode
 from kdbert.data.examples import Examples
 from kdbert.data.masking import masking_of
+from kdbert.disk.files import write_text
 from kdbert.errors import Diverged, UserError, few
 from kdbert.models.fast.late_head import use_late_head
 from kdbert.models.labels import teacher_permutation
@@ -30,7 +32,6 @@ from kdbert.models.open import open_classifier, open_masked_lm
 from kdbert.models.way import Asked, Way, check_length, decide, device_type, fit_tokenizer
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import task_of
-from kdbert.runs.predictions import write_predictions
 from kdbert.runs.saved_task import saved_task
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec, get_task, task_name
 from kdbert.tasks.corpus import corpus_task
@@ -69,8 +70,20 @@ class Answers:
         return head.agreement(head.predicted(self.logits), head.predicted(other.logits))
 
     def write(self, path: Path) -> None:
-        """Write a predictions file."""
-        write_predictions(path, self.spec.head, self.part, self.logits)
+        """Write a predictions file: JSON lines with id, label, prediction and scores (`Head.prediction_rows`)."""
+        rows = self.spec.head.prediction_rows(self.part, self.logits)
+        write_text(path, "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n")
+
+    def write_submission(self, path: Path) -> None:
+        """Write the file that gluebenchmark.com takes: header `index<TAB>prediction`, label words, scores from 0 to 5.
+
+        Scores (STS-B) are limited to their range and written with three decimals.
+        """
+        rows, head = ["index\tprediction"], self.spec.head
+        for index, answer in enumerate(head.predicted(self.logits)):
+            word = head.written(answer)
+            rows.append(f"{index}\t{word if isinstance(word, str) else f'{min(max(word, 0.0), 5.0):.3f}'}")
+        write_text(path, "\n".join(rows) + "\n")
 
 
 def answers(
@@ -155,11 +168,7 @@ class SavedModel:
         return self._text() if self.spec.head.plain_text else self.examples(split)
 
     def examples(self, split: str) -> Examples:
-        """A split of a task with labels.
-
-        Raises:
-            UserError: the model is a masked-LM, which answers no task yet.
-        """
+        """A split of a task with labels."""
         if self.spec.head.plain_text:
             raise UserError(
                 f"{self.given!r} is a masked-LM, which answers no task yet; fine-tune it first: "
@@ -196,11 +205,7 @@ class SavedModel:
         return part.encoded if isinstance(part, TextSplit) else encode(part, self.tokenizer, self.max_length)
 
     def check(self) -> None:
-        """Refuse a model without a head for the task, with other labels, damaged, or too short for the length.
-
-        Raises:
-            UserError: with the cure.
-        """
+        """Refuse a model without a head for the task, with other labels, damaged, or too short for the length."""
         check_trained_head(load_config(self.place), self.given, self.spec)
         check_weights(self.place)
         _ = self.columns  # refuses other labels
@@ -272,9 +277,6 @@ def saved_model(
         corpus: plain text, which is task `corpus`.
         test_file: in place of the test file of a run of own data.
         like: another model, whose task and length are taken instead.
-
-    Raises:
-        UserError: no such model or task, or none is known.
     """
     place = locate(model)
     trained = None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -24,28 +25,32 @@ from kdbert.training.frozen_teacher import KnownTeacher
 from kdbert.training.precision import choose_precision
 
 
+@dataclass(eq=False)
 class CentroidsJob:
     """Centroids of a teacher's layer over a training split. It needs a teacher and data, and knows no student.
 
-    Args:
+    Attributes:
         recipe: resolved; what counts is its task, its section `memory` and how things are computed.
-        layer: gives the teacher's layer, once it is asked for; a finished run asks for none.
+        find_layer: gives the teacher's layer, once it is asked for; a finished run asks for none.
     """
 
-    role: Literal["centroids"] = "centroids"
+    role: ClassVar[Literal["centroids"]] = "centroids"
 
-    def __init__(self, recipe: Recipe, inputs: Inputs, teacher: KnownTeacher, layer: Callable[[], int | None]) -> None:
-        assert recipe.memory is not None
-        self.recipe = recipe
-        self.section: MemorySection = recipe.memory
-        self.inputs = inputs
-        self.teacher = teacher
-        self._layer = layer
+    recipe: Recipe
+    inputs: Inputs
+    teacher: KnownTeacher
+    find_layer: Callable[[], int | None]
+
+    @property
+    def section(self) -> MemorySection:
+        """How they are made, or their file."""
+        assert self.recipe.memory is not None
+        return self.recipe.memory
 
     @cached_property
     def layer(self) -> int:
         """The teacher's layer whose hidden states are clustered."""
-        layer = self._layer()
+        layer = self.find_layer()
         assert layer is not None
         return layer
 

@@ -1,6 +1,6 @@
-"""What is refused before a run starts. Functions without side effects: each looks at a job and raises, or returns.
+"""What is refused before a run starts. Functions without side effects: each raises a `UserError`, or returns.
 
-`check` is the whole list for a job that is to be run; `check_data_files` is for one that is finished. A mistake about a
+`check` is the whole list for a job that is to be run; `check_finished` is for one that is finished. A mistake about a
 student must not be found only after hours of training its teacher, so a job whose teachers are still to be made is
 checked as far as that goes; `check_teachers` is repeated when they are made.
 """
@@ -8,49 +8,45 @@ checked as far as that goes; `check_teachers` is repeated when they are made.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
+from pathlib import Path
 
 from kdbert.centroids.file import Centroids
 from kdbert.errors import UserError, near_miss
 from kdbert.methods import all_methods, get_method
 from kdbert.models.architectures import architecture
-from kdbert.models.load import check_trained_head, load_tokenizer, same_tokenizer
+from kdbert.models.load import check_trained_head, has_head, load_tokenizer, same_tokenizer
 from kdbert.models.student import check_cut
 from kdbert.models.vocabulary import check_expansion
 from kdbert.models.way import Way, check_length, fit_tokenizer
+from kdbert.recipe import Recipe
 from kdbert.recipe.sections import warmup_steps
 from kdbert.runs.centroids import CentroidsJob
 from kdbert.runs.job import Job
 from kdbert.tasks import TaskSpec
+from kdbert.tasks.spec import DATA_DIR
 from kdbert.training.frozen_teacher import KnownTeacher
 
 log = logging.getLogger("kdbert")
 
 
 def check(job: Job | CentroidsJob) -> None:
-    """Everything that can be refused before weights are opened, cheap things first.
-
-    Raises:
-        UserError: the first thing found.
-    """
+    """Everything that can be refused before weights are opened, cheap things first."""
+    check_places(job.recipe)
     if isinstance(job, CentroidsJob):
-        check_centroids(job, job.recipe.method.variant)
+        check_centroids(job)
         return
-    check_trackers(job.recipe.output.tracker)
     check_head(job)
     check_student(job)
     check_layers(job)
     check_teachers(job)
     check_data(job)
     if job.centroids is not None:
-        check_centroids(job.centroids, job.recipe.method.variant)
+        check_centroids(job.centroids)
 
 
 def check_head(job: Job) -> None:
-    """Refuse a method, variant or option that has no meaning for the task's kind of head.
-
-    Raises:
-        UserError: with the methods that fit.
-    """
+    """Refuse a method, variant or option that has no meaning for the task's kind of head."""
     spec, method, recipe = job.spec, get_method(job.recipe.method.name), job.recipe
     if spec.kind not in method.heads:
         fitting = ", ".join(name for name, other in all_methods().items() if spec.kind in other.heads)
@@ -74,11 +70,7 @@ def check_head(job: Job) -> None:
 
 
 def check_student(job: Job) -> None:
-    """Refuse a student that cannot be cut, run at this length or in this precision.
-
-    Raises:
-        UserError: with the cure.
-    """
+    """Refuse a student that cannot be cut, run at this length or in this precision."""
     recipe, given = job.recipe, job.place.given
     assert recipe.task.max_length is not None
     check_length(recipe.task.max_length, job.way.limit, given)
@@ -91,11 +83,7 @@ def check_student(job: Job) -> None:
 
 
 def check_layers(job: Job) -> None:
-    """Refuse a method that reads layers which a model does not have.
-
-    Raises:
-        UserError: with the layers that there are.
-    """
+    """Refuse a method that reads layers which a model does not have."""
     needs, name = job.needs, job.recipe.method.name
     of_teacher = {*needs.teacher_hidden, *(quantity.layer for quantity in needs.reduced)}
     models = [("teacher", teacher.config, teacher.shape.layers, of_teacher) for teacher in job.teachers]
@@ -114,11 +102,7 @@ def check_layers(job: Job) -> None:
 
 
 def check_teachers(job: Job) -> None:
-    """Refuse a teacher of another task, with other labels, another tokenizer, or too short for the length.
-
-    Raises:
-        UserError: with the cure.
-    """
+    """Refuse a teacher of another task, with other labels, another tokenizer, or too short for the length."""
     for teacher, way in zip(job.teachers, job.teacher_ways, strict=True):
         if teacher.made:
             check_taught(job.spec, teacher)
@@ -132,27 +116,20 @@ def check_teachers(job: Job) -> None:
 
 
 def check_taught(spec: TaskSpec, teacher: KnownTeacher) -> None:
-    """Refuse a teacher that was not fine-tuned on the task.
-
-    Raises:
-        UserError: with the command that makes one.
-    """
+    """Refuse a teacher that was not fine-tuned on the task."""
     trained = teacher.place.task()
     if not spec.head.plain_text and trained not in (None, spec.name) and teacher.labels is None:
+        alike = has_head(teacher.config, spec.head) and teacher.config.num_labels == len(spec.labels)
         raise UserError(
             f"teacher {teacher.place.given!r} was fine-tuned on task {trained!r}, not on {spec.name!r}: omit --teacher "
-            f"to have one made, or run `kdbert finetune-teacher --task {spec.name} --model MODEL`; if its labels mean "
-            "the same, name them with --teacher-labels"
+            f"to have one made, or run `kdbert finetune-teacher --task {spec.name} --model MODEL`"
+            + ("; if its labels mean the same, name them with --teacher-labels" if alike else "")
         )
     check_trained_head(teacher.config, teacher.place.given, spec)
 
 
 def check_tokenizer(job: Job, teacher: KnownTeacher, way: Way) -> None:
-    """Refuse a teacher that reads other tokens than the student, where the method compares tokens.
-
-    Raises:
-        UserError: the tokenizers differ.
-    """
+    """Refuse a teacher that reads other tokens than the student, where the method compares tokens."""
     own, name = load_tokenizer(teacher.place, words=job.spec.head.of_words), teacher.place.given
     if job.spec.head.plain_text:
         check_expansion(own, job.tokenizer, name, job.tokenizer_name)
@@ -170,24 +147,16 @@ def check_tokenizer(job: Job, teacher: KnownTeacher, way: Way) -> None:
 
 
 def check_data(job: Job) -> None:
-    """Read the splits, which refuses what is wrong in them, and warn of a schedule that never gets to its peak.
-
-    Raises:
-        UserError: a fault in a file, with its line.
-    """
+    """Read the splits, which refuses what is wrong in them, and warn of a schedule that never gets to its peak."""
     _ = job.train_examples, job.eval_examples
     warm = warmup_steps(job.recipe.train.warmup, job.steps)
     if warm and warm >= job.steps:
         log.warning("train.warmup is %d steps of %d: the rate never gets to its peak", warm, job.steps)
 
 
-def check_centroids(job: CentroidsJob, variant: str) -> None:
-    """Refuse centroids that cannot be made, or a file that holds others.
-
-    Raises:
-        UserError: with the cure.
-    """
-    section, teacher = job.section, job.teacher
+def check_centroids(job: CentroidsJob) -> None:
+    """Refuse centroids that cannot be made, or a file that holds others."""
+    section, teacher, variant = job.section, job.teacher, job.recipe.method.variant
     assert job.recipe.task.max_length is not None
     if not 0 <= job.layer <= teacher.shape.layers:
         raise UserError(
@@ -222,12 +191,11 @@ def check_centroids(job: CentroidsJob, variant: str) -> None:
         )
 
 
-def check_data_files(job: Job) -> None:
-    """Refuse to take a finished run for this job if it was made from other files of the same task.
-
-    Raises:
-        UserError: with the splits that differ.
+def check_finished(job: Job) -> None:
+    """Refuse to take a finished run for this job: a flag that its folder's name does not tell is wrong, or it was made
+    from other files of the same task.
     """
+    check_places(job.recipe)
     before = job.folder.manifest().get("data", {})
     differ = [name for name, digest in job.data_files.items() if before.get(name, digest) != digest]
     if differ:
@@ -237,20 +205,32 @@ def check_data_files(job: Job) -> None:
         )
 
 
-def check_trackers(names: list[str]) -> None:
-    """Refuse trackers that accelerate does not know or that are not installed.
-
-    Raises:
-        UserError: with the known names, or with what to install.
-    """
-    if not names:
+def check_places(recipe: Recipe) -> None:
+    """Refuse a data folder that is not there, and trackers that accelerate does not know or that are not installed."""
+    folder, trackers = recipe.task.data_dir, recipe.output.tracker
+    if folder is not None and not Path(folder).is_dir():
+        raise UserError(f"no data folder {folder!r}: check --data-dir (or {DATA_DIR})")
+    if not trackers:
         return
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     available = {str(getattr(name, "value", name)) for name in get_available_trackers()}
-    for name in names:
+    for name in trackers:
         if name not in LOGGER_TYPE_TO_CLASS:
             known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
             raise UserError(f"unknown tracker {name!r}{near_miss(name, LOGGER_TYPE_TO_CLASS)} (known: {known})")
         if name not in available:
             raise UserError(f"tracker {name!r} is not installed: pip install {name}")
+
+
+def check_read(recipe: Recipe, typed: Collection[str]) -> None:
+    """Refuse flags that the method does not read. (In a sweep several methods share them, and each takes its own.)
+
+    Args:
+        typed: the recipe keys that flags have set.
+    """
+    needs, name = get_method(recipe.method.name).needs(recipe.method, None), recipe.method.name
+    if "teachers" in typed and needs.teachers == (0, 0):
+        raise UserError(f"--teacher: method {name!r} reads no teacher; omit it, or choose what is trained by --student")
+    if "memory.file" in typed and not needs.reads_centroids:
+        raise UserError(f"--memory: method {name!r} reads no memory; omit it, or choose a method that does, cka-g say")

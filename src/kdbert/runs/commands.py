@@ -63,8 +63,7 @@ def _train(recipe: Recipe, goal: Goal, baseline: bool, overwrite: bool) -> RunRe
     wanted = _goal(jobs)
     result = None if overwrite or wanted.waits else finished(wanted)
     if result is None:
-        _check(jobs)
-        _make_teachers(jobs)
+        _prepare(jobs)
         if wanted.waits:
             jobs = plan(recipe, goal, baseline=baseline, inputs=inputs)  # which now knows the teachers
             wanted = _goal(jobs)
@@ -80,18 +79,13 @@ def _goal(jobs: list[AnyJob]) -> Job:
     return jobs[-1]
 
 
-def _check(jobs: list[AnyJob]) -> None:
-    """Refuse what cannot work before anything is trained. (A baseline is the student without its teacher.)"""
-    for job in jobs:
-        if isinstance(job, CentroidsJob) or (job.role != "baseline" and not job.finished) or job is jobs[-1]:
-            check(job)
-
-
-def _make_teachers(jobs: list[AnyJob]) -> None:
-    """Train the teachers that come before the goal."""
-    for job in jobs[:-1]:
-        if isinstance(job, Job) and job.role == "teacher":
-            execute_teacher(job)
+def _prepare(jobs: list[AnyJob]) -> None:
+    """Refuse what cannot work before anything is trained, then train the teachers that come before the goal."""
+    teachers = [job for job in jobs[:-1] if isinstance(job, Job) and job.role == "teacher"]
+    for job in [*(one for one in teachers if not one.finished), jobs[-1]]:
+        check(job)
+    for job in teachers:
+        execute_teacher(job)
 
 
 def train_memory(recipe: Recipe, *, layer: int | None = None, output: str | None = None) -> Path:
@@ -119,8 +113,7 @@ def train_memory(recipe: Recipe, *, layer: int | None = None, output: str | None
             raise UserError(f"cannot write to {target.parent}: {error.strerror}; choose another --output") from None
     inputs = Inputs()
     jobs = plan(recipe, "centroids", layer=layer, inputs=inputs)
-    _check(jobs)
-    _make_teachers(jobs)
+    _prepare(jobs)
     wanted = plan(recipe, "centroids", layer=layer, inputs=inputs)[-1] if len(jobs) > 1 else jobs[-1]
     assert isinstance(wanted, CentroidsJob)
     path = execute_centroids(wanted)

@@ -12,7 +12,6 @@ from kdbert.errors import UserError
 from kdbert.models.locate import ModelPlace, short_name
 from kdbert.runs.answers import SavedModel, constant_answers, same_answers, saved_model
 from kdbert.runs.folder import RunFolder
-from kdbert.runs.predictions import write_submission
 from kdbert.tasks import CUSTOM
 from kdbert.training.precision import Precision, choose_precision, make_accelerator
 
@@ -105,7 +104,7 @@ def evaluate(
             given.write(folder / f"{name}.jsonl")
             files.append(folder / f"{name}.jsonl")
             if name in spec.submission:
-                write_submission(folder / spec.submission[name], spec.head, given.logits)
+                given.write_submission(folder / spec.submission[name])
                 files.append(folder / spec.submission[name])
         if saved.place.run is not None and folder == saved.place.run / "predictions":
             RunFolder(saved.place.run).rewritten(files)
@@ -138,11 +137,7 @@ def _digest(place: ModelPlace, about: list[object]) -> str:
 
 
 def _make(folder: Path) -> None:
-    """Make a folder for predictions.
-
-    Raises:
-        UserError: it cannot be made.
-    """
+    """Make a folder for predictions."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

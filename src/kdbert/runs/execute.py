@@ -28,7 +28,7 @@ from kdbert.models.fast.dropout import use_fast_dropout
 from kdbert.models.fast.late_head import use_late_head
 from kdbert.models.layers import told
 from kdbert.models.load import check_weights, load_tokenizer
-from kdbert.models.locate import ModelPlace
+from kdbert.models.locate import ModelPlace, check_run_files
 from kdbert.models.open import open_classifier, open_masked_lm
 from kdbert.models.student import set_dropout
 from kdbert.models.vocabulary import check_expansion, grow_embeddings
@@ -36,7 +36,7 @@ from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import baseline_recipe
 from kdbert.runs.answers import Answers, answers, constant_answers, same_answers
 from kdbert.runs.centroids import CentroidsJob
-from kdbert.runs.checks import check_data_files
+from kdbert.runs.checks import check_finished
 from kdbert.runs.environment import environment
 from kdbert.runs.folder import RunFolder, RunResult, identity_of
 from kdbert.runs.job import Job
@@ -91,17 +91,13 @@ def execute(job: Job, *, overwrite: bool = False) -> RunResult:
 
 
 def finished(job: Job) -> RunResult | None:
-    """The result of a run that is finished, after a look at its recipe and files; None if it has to be run.
-
-    Raises:
-        UserError: the folder holds a run of another recipe or of other data, or its files are damaged.
-    """
+    """The result of a run that is finished, after a look at its recipe and files; None if it has to be run."""
     folder = job.folder
     folder.check_recipe(job.recipe, job.fingerprints)
     if folder.manifest().get("status") != "finished":
         return None
-    check_data_files(job)
-    folder.check_files()
+    check_finished(job)
+    check_run_files(folder.path)
     log.info("already finished: %s", folder.path)
     if _is_main():
         folder.tidy()
@@ -259,11 +255,7 @@ class Run:
         return module.to(self.session.accelerator.device)
 
     def result(self) -> RunResult:
-        """Train, evaluate, save, and write down what was found.
-
-        Raises:
-            KdbertError: of several processes another one has ended.
-        """
+        """Train, evaluate, save, and write down what was found."""
         try:
             return self._run()
         except RuntimeError as error:
@@ -519,11 +511,7 @@ def baseline_of(job: Job) -> RunResult | None:
 
 @contextlib.contextmanager
 def _ending(folder: RunFolder) -> Iterator[None]:
-    """Note in run.json how a run ended that did not finish.
-
-    Raises:
-        UserError: nothing can be written there any more.
-    """
+    """Note in run.json how a run ended that did not finish."""
     try:
         yield
     except BaseException as error:

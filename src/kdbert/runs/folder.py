@@ -15,7 +15,7 @@ from kdbert.disk.files import move_aside, remove, sha256, write_json
 from kdbert.disk.lock import FileLock
 from kdbert.disk.sealed import flatten, sealed
 from kdbert.errors import RunBusy, UserError
-from kdbert.models.locate import check_run_files, run_facts
+from kdbert.models.locate import run_facts
 from kdbert.recipe import Recipe
 
 log = logging.getLogger("kdbert")
@@ -62,11 +62,7 @@ class RunFolder:
         return self.path / "run.json"
 
     def manifest(self) -> dict[str, Any]:
-        """run.json, or {} where there is none.
-
-        Raises:
-            UserError: it is there but cannot be read.
-        """
+        """run.json, or {} where there is none."""
         return run_facts(self.path)
 
     def update(self, **values: Any) -> None:
@@ -90,24 +86,8 @@ class RunFolder:
         finally:
             lock.release()
 
-    def check_files(self, inside: str = "") -> None:
-        """Refuse a finished run whose files are not those that it wrote.
-
-        Args:
-            inside: only those of a folder of the run. A model that was deleted as a whole is missed there only: the
-                run is still known by its run.json.
-
-        Raises:
-            UserError: with the file.
-        """
-        check_run_files(self.path, inside)
-
     def result(self) -> RunResult:
-        """The result of a finished run.
-
-        Raises:
-            UserError: the run is not finished.
-        """
+        """The result of a finished run."""
         manifest = self.manifest()
         if manifest.get("status") != "finished":
             raise UserError(f"{self.path} is not a finished run (status: {manifest.get('status', 'no run.json')})")
@@ -125,9 +105,6 @@ class RunFolder:
 
         Args:
             fingerprints: what the recipe's model and data paths are known by (see `Recipe.identity`).
-
-        Raises:
-            UserError: with the keys that differ; or something in the folder is a link that leads out of it.
         """
         self.check_links()
         manifest = self.manifest()
@@ -169,9 +146,6 @@ class RunFolder:
             machine: precision, device, processes and threads. environment: see `kdbert.runs.environment`.
             needed: bytes that its checkpoints and model will take.
             facts: what else run.json says from the start.
-
-        Raises:
-            UserError: it was begun with other inputs, or the disk has no room.
         """
         before = self.manifest()
         known = before.get("fingerprints", fingerprints)
@@ -208,11 +182,7 @@ class RunFolder:
         )
 
     def check_links(self) -> None:
-        """Refuse to write through a link: who made the folder may have laid it to a file that is not the run's.
-
-        Raises:
-            UserError: something in the folder is a link that leads out of it.
-        """
+        """Refuse to write through a link: who made the folder may have laid it to a file that is not the run's."""
         own = self.path.resolve()
         for place in (self.path, *(self.path / name for name in FOLDERS)):
             for path in [place, *place.glob("*")] if place.exists() else []:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from kdbert.data.encode import Encoded, encode
@@ -22,28 +23,24 @@ class Inputs:
 
     def spec(self, task: TaskSection) -> TaskSpec:
         """The task of a recipe."""
-        key = ("spec", *self._files(task))
-        return self._known[key] if key in self._known else self._keep(key, task_of(task))
+        return self._once(task, (), lambda: task_of(task))
 
     def examples(self, task: TaskSection, split: str) -> Examples:
         """A split of the task."""
-        key = ("examples", *self._files(task), split)
-        return self._known[key] if key in self._known else self._keep(key, self.spec(task).load(split, task.data_dir))
+        return self._once(task, (split,), lambda: self.spec(task).load(split, task.data_dir))
 
     def encoded(self, task: TaskSection, split: str, tokenizer: Any) -> Encoded:
         """A split as a tokenizer reads it; of the training split the first `max_train_examples`."""
-        assert task.max_length is not None
-        most = task.max_train_examples if split == "train" else None
-        reads = (tokenizer_digest(tokenizer), *tokenizer.model_input_names)
-        key = ("encoded", *self._files(task), split, most, task.max_length, *reads)
-        if key in self._known:
-            return self._known[key]
-        return self._keep(key, encode(self.examples(task, split).first(most), tokenizer, task.max_length))
+        length, most = task.max_length, task.max_train_examples if split == "train" else None
+        assert length is not None
+        return self._once(
+            task, (split, most, length, tokenizer_digest(tokenizer), *tokenizer.model_input_names),
+            lambda: encode(self.examples(task, split).first(most), tokenizer, length),
+        )  # fmt: skip
 
-    def _keep(self, key: Any, value: T) -> T:
-        self._known[key] = value
-        return value
-
-    @staticmethod
-    def _files(task: TaskSection) -> tuple[str, ...]:
-        return (task.model_dump_json(exclude={"max_length", "max_train_examples"}),)
+    def _once(self, task: TaskSection, what: tuple[Any, ...], read: Callable[[], T]) -> T:
+        key = task.model_dump_json(exclude={"max_length", "max_train_examples"}), *what
+        if key not in self._known:
+            self._known[key] = read()
+        found: T = self._known[key]
+        return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -30,26 +31,27 @@ from kdbert.training.loop import steps_of
 Role = Literal["teacher", "baseline", "student"]
 
 
+@dataclass(eq=False)
 class Job:
-    """A model to be trained. Attributes are computed when first read: a finished run opens no data and no weights.
+    """A model to be trained. Properties are computed when first read: a finished run opens no data and no weights.
 
-    Args:
+    Attributes:
         role: a teacher (or any model without one), the baseline of a student, or the student.
         recipe: resolved.
         to_come: its teachers that are still to be made.
         waits: for teachers that are still to be made. Until then much is known of it, but not the name of its folder.
     """
 
-    def __init__(
-        self, role: Role, recipe: Recipe, inputs: Inputs, *, to_come: Sequence[KnownTeacher] = (), waits: bool = False
-    ) -> None:
-        assert recipe.student.model is not None
-        self.role: Role = role
-        self.recipe = recipe
-        self.inputs = inputs
-        self.to_come = to_come
-        self.waits = waits or bool(to_come)
-        self.place = locate(recipe.student.model)
+    role: Role
+    recipe: Recipe
+    inputs: Inputs
+    to_come: Sequence[KnownTeacher] = ()
+    waits: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.recipe.student.model is not None
+        self.waits = self.waits or bool(self.to_come)
+        self.place = locate(self.recipe.student.model)
 
     # ---- what it reads and writes
 
@@ -246,11 +248,7 @@ class Job:
         return [self._way(teacher.config, teacher.place.given) for teacher in self.teachers]
 
     def columns(self, teacher: KnownTeacher) -> list[int] | None:
-        """For each label of the task, the column of a teacher's logits that means it; None for plain text.
-
-        Raises:
-            UserError: labels that cannot be matched by name.
-        """
+        """For each label of the task, the column of a teacher's logits that means it; None for plain text."""
         if self.spec.head.plain_text:
             return None
         spec = self.spec

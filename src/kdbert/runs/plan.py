@@ -47,9 +47,6 @@ def plan(
         baseline: with the student, the same student without a teacher.
         layer: of the centroids; None: the teacher's last but one.
         inputs: what was read already.
-
-    Raises:
-        UserError: the recipe cannot be resolved: no such model, teachers that the method does not read, ...
     """
     inputs = inputs or Inputs()
     if goal == "model":
@@ -74,11 +71,7 @@ def plan(
 
 
 def _of_centroids(recipe: Recipe) -> Recipe:
-    """The recipe as that of a run which reads the centroids.
-
-    Raises:
-        UserError: it names a file of centroids, or forbids to make one.
-    """
+    """The recipe as that of a run which reads the centroids."""
     section = recipe.memory or MemorySection()
     if section.file is not None:
         raise UserError("memory.file already names a memory; unset it to build one")

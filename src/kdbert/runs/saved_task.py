@@ -44,9 +44,6 @@ def saved_task(run: Path | str, facts: Mapping[str, Any], data_dir: str | None, 
         facts: its run.json.
         data_dir: where its files are looked for first; else in their old place.
         test_file: a file of the same columns, with labels or without, in place of the run's test file.
-
-    Raises:
-        UserError: run.json says nothing of its task; `test_file` cannot be read so.
     """
     record: Any = facts.get("task")
     try:

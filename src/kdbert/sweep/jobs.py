@@ -16,7 +16,7 @@ from kdbert.errors import UserError
 from kdbert.models.locate import short_name
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import resolve_distill
-from kdbert.runs.checks import check, check_data_files
+from kdbert.runs.checks import check, check_finished
 from kdbert.runs.folder import RunFolder, identity_of
 from kdbert.runs.inputs import Inputs
 from kdbert.runs.job import Job
@@ -106,7 +106,7 @@ class SweepJob:
             manifest = folder.manifest()
             self.status = str(manifest.get("status", ""))
             if self.status == "finished":
-                check_data_files(self.job)
+                check_finished(self.job)
         except UserError as error:
             self.state, self.message = "failed", str(error)
             return

@@ -113,11 +113,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def _steps(folder: Path) -> list[Path]:
-    """All checkpoints, newest first, damaged or not.
-
-    Raises:
-        UserError: the folder cannot be read (which must not look like an empty one).
-    """
+    """All checkpoints, newest first, damaged or not."""
     try:
         found = [folder / name for name in os.listdir(folder) if re.fullmatch(r"step-\d+", name)]
     except FileNotFoundError:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from kdbert.data.batches import Batch, collate, evaluation_batches, micro_batches
 from kdbert.data.encode import Encoded
 from kdbert.errors import Diverged, KdbertError, UserError, few, out_of_memory
-from kdbert.methods import LossTerms, MaskedLMOutputs, Method, Outputs
+from kdbert.methods import HiddenStates, LossTerms, MaskedLMOutputs, Method, Outputs
 from kdbert.models.architectures import INSTEAD
 from kdbert.models.fast.first_token import first_token_only
 from kdbert.models.fast.packing import packed
@@ -37,6 +37,11 @@ def encoder_autocast(device: torch.device, precision: Precision) -> contextlib.A
 
 # What a quantity has one row of: an example, each of its tokens, or each pair of its tokens.
 RowOf = Literal["example", "token", "token_pair"]
+
+
+def rows_of(data: Encoded) -> dict[RowOf, int]:
+    """How many of them a split has."""
+    return {"example": len(data), "token": len(data.input_ids), "token_pair": int(data.pair_offsets[-1])}
 
 
 def run_model(
@@ -208,16 +213,12 @@ class StudentWithMethod(nn.Module):
         return found
 
     def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take over what `weights` gave.
-
-        Raises:
-            RuntimeError: some are missing, or there are others.
-        """
+        """Take over what `weights` gave."""
         if weights.keys() != self.weights().keys():
             raise RuntimeError(f"other weights: {', '.join(sorted(weights.keys() ^ self.weights().keys()))}")
         self.load_state_dict(weights, strict=False)
 
-    def forward(self, batch: Batch, teachers: Sequence[Outputs | MaskedLMOutputs]) -> LossTerms:
+    def forward(self, batch: Batch, teachers: Sequence[HiddenStates]) -> LossTerms:
         """The loss terms of this process's micro-batch; losses run with autocast off."""
         student = run_model(self.student, batch, self.precision, self.layers)
         with torch.autocast(batch.input_ids.device.type, enabled=False):
@@ -263,7 +264,6 @@ def pass_over(
     training = model.training
     model.eval()
     precision = precision if model.way.half else "fp32"
-    rows_of = {"example": len(data), "token": len(data.input_ids), "token_pair": int(data.pair_offsets[-1])}
     found: dict[str, np.ndarray | None] = {}
     batches = evaluation_batches(data.lengths, batch_size)
     shown = told is not None and log.isEnabledFor(logging.INFO) and accelerator.is_main_process
@@ -295,7 +295,7 @@ def pass_over(
                 kind = kinds[name]
                 if name not in found:
                     inner = value.shape[{"example": 1, "token": 2, "token_pair": 3}[kind] :]
-                    found[name] = allocate(name, (rows_of[kind], *inner))
+                    found[name] = allocate(name, (rows_of(data)[kind], *inner))
                 kept = found[name]
                 if kept is None:
                     continue

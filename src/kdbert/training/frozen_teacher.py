@@ -26,7 +26,7 @@ from kdbert.models.open import open_classifier, open_masked_lm
 from kdbert.models.way import Way
 from kdbert.recipe import Recipe
 from kdbert.tasks import TaskSpec
-from kdbert.training.forward import check_runs, pass_over
+from kdbert.training.forward import check_runs, pass_over, rows_of
 from kdbert.training.precision import Precision
 from kdbert.training.store import Allocate, NoRoom, in_memory, stored
 from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher, kinds_of, layers_read, only, quantities
@@ -80,10 +80,11 @@ class Session:
     environment: Mapping[str, Any]
 
 
+@dataclass(eq=False)
 class FrozenTeacher:
     """One teacher of a run. Its weights are opened when something is read of it that is not stored.
 
-    Args:
+    Attributes:
         known: where it is.
         way: how it is run.
         columns: for each label of the task, the column of its logits that means it; None for plain text.
@@ -93,29 +94,16 @@ class FrozenTeacher:
         whose: what messages call it.
     """
 
-    def __init__(
-        self,
-        known: KnownTeacher,
-        way: Way,
-        columns: list[int] | None,
-        spec: TaskSpec,
-        recipe: Recipe,
-        encoded: dict[str, Encoded],
-        own: bool,
-        ids: Mapping[str, Sequence[str]],
-        session: Session,
-        whose: str = "teacher",
-    ) -> None:
-        self.known = known
-        self.way = way
-        self.columns = columns
-        self.spec = spec
-        self.recipe = recipe
-        self.encoded = encoded
-        self.own = own
-        self.ids = ids
-        self.session = session
-        self.whose = whose
+    known: KnownTeacher
+    way: Way
+    columns: list[int] | None
+    spec: TaskSpec
+    recipe: Recipe
+    encoded: dict[str, Encoded]
+    own: bool
+    ids: Mapping[str, Sequence[str]]
+    session: Session
+    whose: str = "teacher"
 
     @cached_property
     def network(self) -> Any:
@@ -137,11 +125,7 @@ class FrozenTeacher:
         self.__dict__.pop("network", None)
 
     def for_training(self, needs: Needs, method: Method, made_with: str = "") -> Teacher:
-        """The teacher in training: replayed if what is read of it can be kept, else run at every step.
-
-        Args:
-            made_with: see `values`.
-        """
+        """The teacher in training: replayed if what is read of it can be kept, else run at every step; see `values`."""
         train, data = self.recipe.train, self.encoded["train"]
         if data.masking is not None:
             log.info("%s: runs at every step, since other tokens are hidden each time", self.whose)
@@ -194,7 +178,7 @@ class FrozenTeacher:
                 told=f"{self.whose} on {split}", ids=self.ids[split], allocate=allocate,
             )  # fmt: skip
 
-        size = {"example": len(data), "token": len(data.input_ids), "token_pair": int(data.pair_offsets[-1])}
+        size = rows_of(data)
         if not recipe.train.teacher_cache:
             computed = compute(list(files.values()), in_memory(self._memory_share))
             found = {file: values for file, values in computed.items() if values is not None}

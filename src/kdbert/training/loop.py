@@ -214,11 +214,7 @@ def steps_of(options: TrainSection, examples: int) -> int:
 
 
 def _restore(run: Training, folder: Path, total_steps: int) -> Position:
-    """Continue from the newest valid checkpoint, if there is one.
-
-    Raises:
-        UserError: it was saved by a version that orders the data differently; see `newest_checkpoint`.
-    """
+    """Continue from the newest valid checkpoint, if there is one."""
     resumed = newest_checkpoint(folder / "checkpoints")
     if resumed is None:
         if (folder / "metrics.jsonl").exists():

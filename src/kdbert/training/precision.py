@@ -26,9 +26,6 @@ def make_accelerator(**options: Any) -> Accelerator:
     """This process's device, and its rank among the processes that torchrun started.
 
     `cpu=True` makes accelerate join CPU processes by gloo; without it each of them would run alone.
-
-    Raises:
-        UserError: torchrun started several processes, but they did not find each other.
     """
     keep_buffers()
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), **options)
@@ -75,11 +72,7 @@ def has_bf16_units(device: torch.device) -> bool:
 
 
 def choose_precision(asked: str, device: torch.device) -> Precision:
-    """`auto` is bf16 if the hardware has it, else fp32; never fp16.
-
-    Raises:
-        UserError: an unknown name.
-    """
+    """`auto` is bf16 if the hardware has it, else fp32; never fp16."""
     if asked == "auto":
         return "bf16" if has_bf16_units(device) else "fp32"
     for known in get_args(Precision):

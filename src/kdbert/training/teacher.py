@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import InitVar, dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 
 from kdbert.data.batches import Batch, collate
 from kdbert.data.encode import Encoded
+from kdbert.errors import KdbertError
 from kdbert.methods import HiddenStates, MaskedLMOutputs, Method, Needs, Outputs
 from kdbert.training.forward import RowOf, run_model
 from kdbert.training.precision import Precision
@@ -68,33 +69,28 @@ def outputs_for(method: Method | None, needs: Needs, seen: Seen) -> Seen:
 LOGITS = Needs(teacher_logits=True)
 
 
+@dataclass(eq=False)
 class LiveTeacher:
     """A frozen model in eval mode, run on every batch without gradients.
 
-    Args:
+    Attributes:
         permutation: for each task label, the column of the model's logits.
         needs: what is read of it. method: makes what `needs` asks to be reduced.
         own: the training split as the teacher's own tokenizer encodes it, if that is not the student's.
         length: pad that to so many tokens (None: to the batch's longest).
     """
 
-    def __init__(
-        self,
-        model: Any,
-        permutation: list[int],
-        precision: Precision,
-        needs: Needs = LOGITS,
-        method: Method | None = None,
-        own: Encoded | None = None,
-        length: int | None = None,
-    ) -> None:
-        self.model = model.eval().requires_grad_(False)
-        self.precision = precision
-        self.method = method
-        self.needs = needs
-        self.own = own
-        self.length = length
-        self.permutation = torch.tensor(permutation, device=next(model.parameters()).device)
+    model: Any
+    permutation: list[int]
+    precision: Precision
+    needs: Needs = LOGITS
+    method: Method | None = None
+    own: Encoded | None = None
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        self.model.eval().requires_grad_(False)
+        self.columns = torch.tensor(self.permutation, device=next(self.model.parameters()).device)
 
     def outputs(self, batch: Batch) -> Outputs | MaskedLMOutputs:
         """What the teacher says about a batch, labels in the task's order."""
@@ -106,47 +102,53 @@ class LiveTeacher:
         with torch.no_grad():
             seen = run_model(self.model, batch, self.precision, layers_read(self.needs))
             if isinstance(seen, Outputs):
-                seen.logits = seen.logits[..., self.permutation]
+                seen.logits = seen.logits[..., self.columns]
             with torch.autocast(device.type, enabled=False):
                 return outputs_for(self.method, self.needs, seen)
 
 
+@dataclass
+class WithoutLogits(HiddenStates):
+    """What is kept of a teacher whose logits the method does not read, by its `Needs`."""
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """There are none."""
+        raise KdbertError("the method reads its teacher's logits, but its Needs do not say so: set teacher_logits=True")
+
+
+@dataclass(eq=False)
 class StoredTeacher:
     """Quantities computed before training, looked up by example number (never by batch).
 
-    Args:
+    Attributes:
         values: as `forward.pass_over` returns them.
         data: the training split as the teacher read it.
         permutation: for each task label, the column of the logits.
         own: whether `data` is another encoding than the student's.
     """
 
-    def __init__(
-        self,
-        values: Mapping[str, np.ndarray],
-        data: Encoded,
-        permutation: list[int],
-        device: torch.device,
-        needs: Needs,
-        own: bool = False,
-    ) -> None:
-        self.data = data
-        self.device = device
-        self.needs = needs
-        self.own = own
-        self.kinds = kinds_of(needs, data.logits_of)
+    values: InitVar[Mapping[str, np.ndarray]]
+    data: Encoded
+    permutation: InitVar[list[int]]
+    device: torch.device
+    needs: Needs
+    own: bool = False
+
+    def __post_init__(self, values: Mapping[str, np.ndarray], permutation: list[int]) -> None:
+        self.kinds = kinds_of(self.needs, self.data.logits_of)
         # Rows of examples are few numbers and are kept on the device; tokens stay on the host.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a map cannot be written to, and nobody does
-            self.values = {
+            self.kept = {
                 name: torch.from_numpy(np.ascontiguousarray(value[:, permutation] if name == "logits" else value))
                 for name, value in values.items()
             }
         for name, kind in self.kinds.items():
             if kind == "example":
-                self.values[name] = self.values[name].to(device)
+                self.kept[name] = self.kept[name].to(self.device)
 
-    def outputs(self, batch: Batch) -> Outputs:
+    def outputs(self, batch: Batch) -> Outputs | WithoutLogits:
         """What the teacher said about the batch's examples."""
         length, mask = batch.input_ids.shape[1], batch.attention_mask
         if self.own and any(kind != "example" for kind in self.kinds.values()):
@@ -154,15 +156,14 @@ class StoredTeacher:
             length = int(self.data.lengths[everyone].max())
             mask = torch.from_numpy(self.data.tokens(rows, length)[1].astype(np.int64)).to(self.device)
         found = {name: self._look_up(name, batch, length) for name in self.kinds}
-        return Outputs(
-            logits=found.get("logits", torch.empty(0)),
-            hidden={layer: found[f"hidden.{layer}"] for layer in self.needs.teacher_hidden},
-            mask=mask,
-            reduced={quantity.name: found[quantity.name] for quantity in self.needs.reduced},
-        )
+        hidden = {layer: found[f"hidden.{layer}"] for layer in self.needs.teacher_hidden}
+        reduced = {quantity.name: found[quantity.name] for quantity in self.needs.reduced}
+        if "logits" not in found:
+            return WithoutLogits(mask=mask, hidden=hidden, reduced=reduced)
+        return Outputs(found["logits"], mask=mask, hidden=hidden, reduced=reduced)
 
     def _look_up(self, name: str, batch: Batch, length: int) -> torch.Tensor:
-        kept, kind = self.values[name], self.kinds[name]
+        kept, kind = self.kept[name], self.kinds[name]
         if kind == "example":
             return kept[batch.example]
         rows, _ = _host_rows(batch)
