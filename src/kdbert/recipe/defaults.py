@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from kdbert.errors import UserError
@@ -13,14 +11,7 @@ from kdbert.methods import get_method
 from kdbert.models.load import load_config
 from kdbert.models.locate import QUICKSTART_MODEL, locate
 from kdbert.recipe import Recipe
-from kdbert.recipe.sections import (
-    MemorySection,
-    StudentSection,
-    TaskSection,
-    TeacherSection,
-    TeacherTraining,
-    TrainSection,
-)
+from kdbert.recipe.sections import MemorySection, StudentSection, TaskSection, TeacherTraining, TrainSection
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec, get_task
 from kdbert.tasks.corpus import corpus_task
 from kdbert.tasks.custom import custom_task
@@ -67,6 +58,18 @@ def base_model(recipe: Recipe) -> str:
     if recipe.teacher_training is not None and recipe.teacher_training.model is not None:
         return recipe.teacher_training.model
     return QUICKSTART_MODEL if recipe.task.name == "quickstart" else PAPER_MODEL
+
+
+def base_config(recipe: Recipe) -> Any:
+    """Configuration of `base_model`; where that is bert-base-uncased by default, an error says how to choose another."""
+    model = base_model(recipe)
+    try:
+        return load_config(locate(model))
+    except UserError as error:
+        named = recipe.teacher_training is not None and recipe.teacher_training.model is not None
+        if named or model != PAPER_MODEL:
+            raise
+        raise UserError(f"{error}; it is the default: name another with --teacher-model, such as a folder") from None
 
 
 def teacher_recipes(recipe: Recipe) -> list[Recipe]:
@@ -117,25 +120,15 @@ def baseline_recipe(recipe: Recipe) -> Recipe:
     )
 
 
-def with_teachers(recipe: Recipe, paths: Iterable[str | Path]) -> Recipe:
-    """The recipe with teachers in place of the wish for them."""
-    teachers = [TeacherSection(model=str(path), labels=None) for path in paths]
-    return recipe.model_copy(update={"teachers": teachers, "teacher_training": None})
-
-
 def resolve_finetune(recipe: Recipe) -> Recipe:
     """Fill what a fine-tuning recipe leaves open."""
     if recipe.method.name != "finetune":
         raise UserError(
             f"fine-tuning has method 'finetune', the recipe says {recipe.method.name!r}; use distill for that"
         )
-    model = recipe.student.model
+    model = recipe.student.model or (QUICKSTART_MODEL if recipe.task.name == "quickstart" else None)
     if model is None:
-        if recipe.task.name != "quickstart":
-            raise UserError(
-                "which model is fine-tuned? name a folder or Hub id with --model, such as bert-base-uncased"
-            )
-        model = QUICKSTART_MODEL
+        raise UserError("which model is fine-tuned? name a folder or Hub id with --model, such as bert-base-uncased")
     return recipe.model_copy(
         update={
             "task": _with_length(recipe),
@@ -154,16 +147,14 @@ def resolve_distill(recipe: Recipe) -> Recipe:
     """
     student = recipe.student
     if student.model is None:
-        model = base_model(recipe)
+        model, layers = base_model(recipe), student.layers
         if recipe.teachers:
-            place = locate(recipe.teachers[0].model)
             model = recipe.teachers[0].model
             if recipe.task.name != CORPUS:  # a masked-LM hands on its head, too
-                model = place.base() or model
-        layers = student.layers
+                model = locate(model).base() or model
         if layers is None and isinstance(student.init, str):
-            depth = load_config(locate(model)).num_hidden_layers
-            layers = max(1, depth // 2)
+            config = load_config(locate(model)) if recipe.teachers else base_config(recipe)
+            layers = max(1, config.num_hidden_layers // 2)
         student = student.model_copy(update={"model": model, "layers": layers})
     student = _cut(student)
     teachers = recipe.teachers

@@ -12,14 +12,14 @@ from kdbert.methods import get_method
 from kdbert.models.locate import locate
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import (
+    base_config,
     baseline_recipe,
     resolve_centroids,
     resolve_distill,
     resolve_finetune,
     teacher_recipes,
-    with_teachers,
 )
-from kdbert.recipe.sections import MemorySection
+from kdbert.recipe.sections import MemorySection, TeacherSection
 from kdbert.runs.centroids import CentroidsJob
 from kdbert.runs.inputs import Inputs
 from kdbert.runs.job import Job
@@ -56,8 +56,10 @@ def plan(
     teachers = [Job("teacher", resolve_finetune(wanted), inputs) for wanted in teacher_recipes(recipe)]
     to_come: list[KnownTeacher] = []
     if all(job.finished for job in teachers):
-        recipe = with_teachers(recipe, [job.folder.path for job in teachers]) if teachers else recipe
+        named = recipe.teachers or [TeacherSection(model=str(job.folder.path), labels=None) for job in teachers]
+        recipe = recipe.model_copy(update={"teachers": named})
     else:
+        base_config(recipe)  # refuses a default that cannot be fetched
         to_come = [KnownTeacher(job.place, made=False) for job in teachers]
     if goal == "centroids":
         return [*teachers, _centroids(recipe, to_come, layer, inputs)]
