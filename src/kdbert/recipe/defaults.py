@@ -102,7 +102,7 @@ def _teacher_train(recipe: Recipe, training: TeacherTraining) -> TrainSection:
         **{key.removeprefix("train."): value for key, value in defaults.items() if key.startswith("train.")}
         | training.model_dump(include={"epochs", "learning_rate", "batch_size"})
         | student.model_dump(include=set(HOW_COMPUTED))
-        | {"accumulation": min(student.accumulation, training.batch_size)},
+        | {"accumulation": min(student.accumulation, training.batch_size)}
     )
 
 

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from kdbert.errors import UserError
 from kdbert.tasks import CORPUS, CUSTOM, task_name
@@ -160,8 +154,7 @@ class StudentSection(Section):
     """The model that is trained."""
 
     model: str | None = Field(
-        None,
-        description="model folder, run folder or Hub id to start from; or a config.json, for random weights",
+        None, description="model folder, run folder or Hub id to start from; or a config.json, for random weights"
     )
     tokenizer: str | None = Field(
         None, description="tokenizer folder or Hub id, for example from `kdbert expand-vocab` (default: the model's)"

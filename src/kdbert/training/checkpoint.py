@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import nn
 
-from kdbert.disk.files import fsync, full_disk, sha256
+from kdbert.disk.files import damaged, fsync, full_disk, sha256
 from kdbert.disk.sealed import parse_json
 from kdbert.errors import UserError
 
@@ -92,22 +92,16 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is not a folder; move it away to start from the first step")
-    damaged = []
+    skipped = []
     for path in _steps(folder):
-        fault = _fault(path)
-        if fault is None:
-            try:
-                listed = parse_json((path / "manifest.json").read_text(encoding="utf-8"))
-                files = [path / name for name in sorted(listed) if name.endswith(".safetensors")]
-                tensors = {file.stem: load(file.read_bytes()) for file in files}
-                return Checkpoint(path, tensors, parse_json((path / "state.json").read_text(encoding="utf-8")))
-            except (SafetensorError, ValueError) as error:  # as its manifest says, but not a checkpoint
-                fault = str(error)
-        damaged.append(f"{path.name} ({fault})")
-        log.warning("skipping checkpoint %s: %s", path, fault)
-    if damaged:
+        try:
+            return _read(path)
+        except ValueError as error:
+            skipped.append(f"{path.name} ({error})")
+            log.warning("skipping checkpoint %s: %s", path, error)
+    if skipped:
         raise UserError(
-            f"every checkpoint in {folder} is damaged: {', '.join(damaged)}; pass --overwrite to start afresh"
+            f"every checkpoint in {folder} is damaged: {', '.join(skipped)}; pass --overwrite to start afresh"
         )
     return None
 
@@ -127,24 +121,30 @@ def _number(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def _fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+def _read(path: Path) -> Checkpoint:
+    """A checkpoint whose files are all as its manifest says.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
     try:
-        manifest = parse_json((path / "manifest.json").read_text(encoding="utf-8"))
-        for name, facts in manifest.items():
-            file = path / name
-            if not file.is_file():
-                return f"{name} is missing"
-            if file.stat().st_size != facts["bytes"] or sha256(file) != facts["sha256"]:
-                return f"{name} is damaged"
-        needed = {"weights.safetensors", "optimizer.safetensors", "state.json"} - set(manifest)
-    except FileNotFoundError:
-        return "manifest.json is missing"
+        listed = parse_json((path / "manifest.json").read_text(encoding="utf-8"))
+        fault = damaged(path, {name: facts["sha256"] for name, facts in listed.items()})
     except OSError as error:
-        return f"{Path(error.filename or path).name} cannot be read ({error.strerror})"
+        raise ValueError(f"manifest.json cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"manifest.json is damaged ({error})"
-    return f"{', '.join(sorted(needed))} not listed" if needed else None
+        raise ValueError(f"manifest.json is damaged ({error})") from None
+    if fault:
+        raise ValueError(fault)
+    needed = {"weights.safetensors", "optimizer.safetensors", "state.json"} - set(listed)
+    if needed:
+        raise ValueError(f"{', '.join(sorted(needed))} not listed")
+    try:
+        tensors = {name: load((path / name).read_bytes()) for name in sorted(listed) if name.endswith(".safetensors")}
+    except SafetensorError as error:  # as its manifest says, but not a checkpoint
+        raise ValueError(str(error)) from None
+    state = parse_json((path / "state.json").read_text(encoding="utf-8"))
+    return Checkpoint(path, {name.removesuffix(".safetensors"): group for name, group in tensors.items()}, state)
 
 
 def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from kdbert.centroids.algorithm import FeatureBatch, Features
 from kdbert.data.batches import evaluation_batches, micro_batches
 from kdbert.data.encode import Encoded
 from kdbert.training.forward import run_model
+from kdbert.training.loggers import progress_bar
 from kdbert.training.precision import Precision
 
 log = logging.getLogger("kdbert")
@@ -28,7 +27,7 @@ def stored_features(hidden: np.ndarray, data: Encoded, batch_size: int) -> Featu
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a map is read-only, and nobody writes to it
             tokens = torch.from_numpy(hidden)
-        for rows in _shown(evaluation_batches(data.lengths, batch_size)):
+        for rows in progress_bar(evaluation_batches(data.lengths, batch_size), "memory", "batch", True, leave=False):
             index, real = data.tokens(rows, int(data.lengths[rows].max()))
             found = tokens[torch.from_numpy(index.reshape(-1))].view(*index.shape, hidden.shape[1])
             yield FeatureBatch(torch.from_numpy(rows), (found * torch.from_numpy(real).unsqueeze(-1)).flatten(1))
@@ -58,8 +57,10 @@ def live_features(
 
     def read() -> Iterator[FeatureBatch]:
         network = model().eval()
-        in_order = np.array_split(np.arange(len(data)), -(-len(data) // batch_size))
-        for rows in _shown(in_order if length is not None else evaluation_batches(data.lengths, batch_size)):
+        batches = evaluation_batches(data.lengths, batch_size)
+        if length is not None:
+            batches = np.array_split(np.arange(len(data)), -(-len(data) // batch_size))
+        for rows in progress_bar(batches, "memory", "batch", True, leave=False):
             (batch,) = micro_batches(data, rows, length=length)
             with torch.no_grad():
                 found = run_model(network, batch.to(device), precision, (layer,)).hidden[layer]
@@ -68,11 +69,3 @@ def live_features(
             yield FeatureBatch(torch.from_numpy(rows), found.flatten(1).cpu())
 
     return read
-
-
-def _shown(batches: Sequence[np.ndarray]) -> Iterable[np.ndarray]:
-    """The batches of a pass, with a progress bar."""
-    return tqdm(
-        batches, desc="memory", unit="batch", leave=False, disable=not log.isEnabledFor(logging.INFO),
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,
-    )  # fmt: skip

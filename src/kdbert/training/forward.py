@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
-from tqdm import tqdm
 
 from kdbert.data.batches import Batch, collate, evaluation_batches, micro_batches
 from kdbert.data.encode import Encoded
@@ -23,9 +20,8 @@ from kdbert.methods import HiddenStates, LossTerms, MaskedLMOutputs, Method, Out
 from kdbert.models.architectures import INSTEAD
 from kdbert.models.fast.first_token import first_token_only
 from kdbert.models.fast.packing import packed
+from kdbert.training.loggers import progress_bar
 from kdbert.training.precision import DTYPES, Precision
-
-log = logging.getLogger("kdbert")
 
 
 def encoder_autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
@@ -265,20 +261,12 @@ def pass_over(
     model.eval()
     precision = precision if model.way.half else "fp32"
     found: dict[str, np.ndarray | None] = {}
-    batches = evaluation_batches(data.lengths, batch_size)
-    shown = told is not None and log.isEnabledFor(logging.INFO) and accelerator.is_main_process
     # Weights that may be trained are cast once for the whole of an autocast region, not once a batch.
     with contextlib.ExitStack() as stack:
         stack.callback(model.train, training)
         stack.enter_context(encoder_autocast(accelerator.device, precision))
-        for rows in tqdm(
-            batches,
-            desc=told,
-            unit="batch",
-            disable=not shown,
-            leave=False,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
-        ):
+        batches, main = evaluation_batches(data.lengths, batch_size), accelerator.is_main_process
+        for rows in progress_bar(batches, told, "batch", main and told is not None, leave=False):
             (batch,) = micro_batches(data, rows, rank=accelerator.process_index, world=accelerator.num_processes)
             batch = batch.to(accelerator.device)
             with torch.autocast(batch.input_ids.device.type, enabled=False):

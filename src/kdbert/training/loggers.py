@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from tqdm import tqdm
 
 from kdbert.disk.files import full_disk, sha256
 
 log = logging.getLogger("kdbert")
+
+
+def progress_bar(batches: Iterable[Any] | None, about: str | None, unit: str, main: bool, **options: Any) -> Any:
+    """A progress bar on stderr; there is none with --quiet, and in a log file it moves every half minute."""
+    shown = main and log.isEnabledFor(logging.INFO)
+    interval = 0.5 if sys.stderr.isatty() else 30.0
+    return tqdm(batches, about, unit=unit, disable=not shown, mininterval=interval, **options)
 
 
 def _unless_tensorboard(failed: threading.ExceptHookArgs) -> None:
@@ -27,17 +36,15 @@ class MetricsLog:
     """Append-only record of a run. On resuming it is cut back to the checkpoint, so that no step is in it twice.
 
     Only the main process writes.
+
+    Args:
+        trackers: further ones of accelerate.
+        resume_at: of the checkpoint: its step, and length in bytes and digest of metrics.jsonl then.
     """
 
     def __init__(
         self, folder: Path, accelerator: Accelerator, *, trackers: list[str], resume_at: tuple[int, int, str | None]
     ) -> None:
-        """Open the record.
-
-        Args:
-            trackers: further ones of accelerate.
-            resume_at: of the checkpoint: its step, and length in bytes and digest of metrics.jsonl then.
-        """
         self.accelerator = accelerator
         self.trackers = trackers
         self.active = accelerator.is_main_process

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -28,7 +27,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
-from tqdm import tqdm
 
 from kdbert.data.batches import epoch_batches
 from kdbert.data.encode import Encoded
@@ -41,7 +39,7 @@ from kdbert.signals import StopRequest, stop_request
 from kdbert.training.checkpoint import load_optimizer, newest_checkpoint, optimizer_tensors, save_checkpoint
 from kdbert.training.finite import FiniteWatch
 from kdbert.training.forward import StudentWithMethod
-from kdbert.training.loggers import MetricsLog
+from kdbert.training.loggers import MetricsLog, progress_bar
 from kdbert.training.optimizer import build_optimizer, build_schedule
 from kdbert.training.precision import LossScale
 from kdbert.training.step import StepResult, Training, training_step
@@ -59,7 +57,7 @@ class Position:
     Attributes:
         epoch: finished epochs. done_in_epoch: steps of the one that is under way.
         best: the best evaluation so far, where `selection` is `best`; best_weights: the weights then.
-        metrics: length and digest of metrics.jsonl at this point.
+        metrics_length, metrics_digest: of metrics.jsonl at this point.
     """
 
     step: int = 0
@@ -67,7 +65,12 @@ class Position:
     done_in_epoch: int = 0
     best: dict[str, Any] = field(default_factory=dict)
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    metrics: tuple[int, str | None] = (0, None)
+    metrics_length: int = 0
+    metrics_digest: str | None = None
+
+    def counters(self) -> dict[str, Any]:
+        """All but the weights, for a checkpoint."""
+        return {name: value for name, value in vars(self).items() if name != "best_weights"}
 
 
 @dataclass
@@ -125,24 +128,20 @@ def train(
     )  # fmt: skip
     at = _restore(run, folder, total_steps)
     resumed_from = at.step
-    record = MetricsLog(folder, accelerator, trackers=trackers, resume_at=(at.step, *at.metrics))
+    record = MetricsLog(
+        folder, accelerator, trackers=trackers, resume_at=(at.step, at.metrics_length, at.metrics_digest)
+    )
     watch = FiniteWatch(accelerator.device, ids)
     checkpoints = folder / "checkpoints"
     every_step = accelerator.device.type == "cpu"  # elsewhere reading a number waits for the device
     examples, train_seconds, eval_seconds = 0, 0.0, 0.0
-    bar = tqdm(
-        total=total_steps,
-        initial=at.step,
-        desc="training",
-        unit="step",
-        disable=not (log.isEnabledFor(logging.INFO) and accelerator.is_main_process),
-        mininterval=0.5 if sys.stderr.isatty() else 30.0,  # a log file needs no animation
-    )
+    main = accelerator.is_main_process
+    bar = progress_bar(None, "training", "step", main, total=total_steps, initial=at.step)
 
     def save() -> None:
         watch.check(checkpoints)
-        if accelerator.is_main_process:
-            at.metrics = record.length(), record.digest()
+        if main:
+            at.metrics_length, at.metrics_digest = record.length(), record.digest()
             _save(run, at, checkpoints)
         accelerator.wait_for_everyone()
 
@@ -188,9 +187,9 @@ def train(
             if at.done_in_epoch == len(order):
                 at.epoch, at.done_in_epoch = at.epoch + 1, 0
             record.write(at.step, {"epoch": at.epoch + at.done_in_epoch / len(order), **metrics})
-            if log.isEnabledFor(logging.INFO) and accelerator.is_main_process:
-                shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-                bar.write(f"epoch {finished_epoch + 1}: {shown}", file=bar.fp)
+            if not bar.disable:
+                scores = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+                bar.write(f"epoch {finished_epoch + 1}: {scores}", file=bar.fp)
             value = metrics[selection]
             if options.selection == "best" and (not at.best or value > at.best["value"]):
                 at.best = {"value": value, "metric": selection, "step": at.step, "epoch": finished_epoch + 1}
@@ -233,10 +232,8 @@ def _restore(run: Training, folder: Path, total_steps: int) -> Position:
     for group, rate in zip(run.optimizer.param_groups, run.scheduler.get_last_lr(), strict=True):
         group["lr"] = rate
     log.info("continuing from step %d of %d (%s)", state["step"], total_steps, resumed.path.name)
-    return Position(
-        step=state["step"], epoch=state["epoch"], done_in_epoch=state["done_in_epoch"], best=state["best"],
-        best_weights=resumed.tensors.get("best", {}), metrics=(state["metrics_length"], state["metrics_digest"]),
-    )  # fmt: skip
+    counters = {name: state[name] for name in Position().counters()}
+    return Position(**counters, best_weights=resumed.tensors.get("best", {}))
 
 
 def _save(run: Training, at: Position, checkpoints: Path) -> None:
@@ -244,18 +241,8 @@ def _save(run: Training, at: Position, checkpoints: Path) -> None:
     tensors = {"weights": run.module.weights(), "optimizer": optimizer_tensors(run.module, run.optimizer)}
     if at.best_weights:
         tensors["best"] = at.best_weights
-    state = {
-        "version": STATE_VERSION,
-        "step": at.step,
-        "epoch": at.epoch,
-        "done_in_epoch": at.done_in_epoch,
-        "metrics_length": at.metrics[0],
-        "metrics_digest": at.metrics[1],
-        "scheduler": run.scheduler.state_dict(),
-        "scale": run.scale.state(),
-        "best": at.best,
-    }
-    save_checkpoint(checkpoints, at.step, tensors, state)
+    state = {"scheduler": run.scheduler.state_dict(), "scale": run.scale.state(), "version": STATE_VERSION}
+    save_checkpoint(checkpoints, at.step, tensors, {**at.counters(), **state})
 
 
 def _logged(run: Training, result: StepResult) -> dict[str, float]:
@@ -268,9 +255,8 @@ def _logged(run: Training, result: StepResult) -> dict[str, float]:
 def trained_rows(options: TrainSection, data: Encoded, module: StudentWithMethod) -> AbstractContextManager[None]:
     """Within it, only the word vectors that the data uses are trained, where that gives the same result."""
     student: Any = module.student
-    if (
-        not options.used_rows or not student.way.levers or options.weight_decay
-    ):  # with weight decay, unused rows shrink too
+    # With weight decay, unused rows shrink too.
+    if not options.used_rows or not student.way.levers or options.weight_decay:
         return contextlib.nullcontext()
     return training_used_rows(module.student, data.pieces())
 
@@ -282,10 +268,7 @@ def logged_terms(terms: LossTerms, accelerator: Accelerator) -> dict[str, float]
     if accelerator.num_processes > 1:
         values = accelerator.reduce(values, reduction="mean")
     numbers = values.tolist()
-    return {
-        "loss": numbers[-1],
-        **dict(zip(names, numbers, strict=False)),
-    }
+    return {"loss": numbers[-1], **dict(zip(names, numbers, strict=False))}
 
 
 def out_of_patience(options: TrainSection, epochs: int, best: Mapping[str, Any]) -> bool:
@@ -300,14 +283,9 @@ def epoch_order(options: TrainSection, data: Encoded, head: Head, seed: int, epo
         assert data.labels is not None
         classes = head.example_classes(torch.from_numpy(data.labels)).numpy()
     return epoch_batches(
-        data.lengths,
-        options.batch_size,
-        seed=seed,
-        epoch=epoch,
-        bucketing=options.bucketing,
-        classes=classes,
+        data.lengths, options.batch_size, seed=seed, epoch=epoch, bucketing=options.bucketing, classes=classes,
         per_class=options.examples_per_class,
-    )
+    )  # fmt: skip
 
 
 def stop_agreed(request: StopRequest, accelerator: Accelerator, ask: bool) -> bool:
