@@ -223,7 +223,7 @@ def test_a_dry_run_prints_layers_and_memory(setting: Setting, kdbert: Callable[.
     done = kdbert(*setting.words(tmp_path / "run", **keys), "--dry-run", "--layer-map", "1:1,3:2")
     assert done.code == 0, done.err
     for term, pairs in {"intra": "1:1, 3:2", "local": "1:1, 3:2", "global": "3:2"}.items():
-        assert f"layers of {term} (teacher:student): {pairs}\n" in done.out
+        assert f"{term} compares layers (teacher:student) {pairs}\n" in done.out
     assert "11 centroids of the teacher's layer 3 by kmeans" in done.out
     assert list(tmp_path.iterdir()) == []
 

@@ -237,7 +237,7 @@ def _extra(package: str) -> Any:
 def _folder(saved: SavedModel, format: str, output_dir: str | None) -> Path:
     if output_dir is not None:
         return Path(output_dir)
-    own = saved.trained is not None and saved.trained.task.name == saved.spec.name
+    own = saved.trained_on is not None and saved.trained_on.name == saved.spec.name
     if saved.place.run is None or not own:
         raise UserError(
             f"{saved.given!r} is not a run on {saved.spec.name}; say with --output-dir where the export goes"

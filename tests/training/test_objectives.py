@@ -109,7 +109,7 @@ def test_multi_kd_with_no_teacher_makes_two_that_differ_in_seed(
     ]  # fmt: skip
     planned = kdbert(*words, "--dry-run")
     assert planned.code == 0, planned.err
-    assert planned.out.count("A teacher is missing") == 2
+    assert planned.out.count("; to be made: ") == 2
     assert list(tmp_path.iterdir()) == []
     done = kdbert(*words)
     assert done.code == 0, done.err
@@ -128,7 +128,7 @@ def test_multi_kd_with_no_teacher_makes_two_that_differ_in_seed(
     assert line["loss/soft.1"] != line["loss/soft.2"]
     assert line["loss"] == pytest.approx(total(line, {"hard": 0.5, "soft.1": 0.25, "soft.2": 0.25}), rel=1e-4)
     assert kdbert(*words).err.count("already finished") == 1
-    assert "A teacher is missing" not in kdbert(*words, "--dry-run").out
+    assert "; to be made: " not in kdbert(*words, "--dry-run").out
 
 
 def test_a_second_seed_takes_both_teachers_as_they_are(

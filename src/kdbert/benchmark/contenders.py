@@ -171,8 +171,8 @@ def teacher_of(named: str | None, models: Sequence[Contender]) -> SavedModel | N
     """
     if named is not None:
         found = saved_model(named, like=models[0].saved)
-        if found.trained is not None and found.trained.task.name != found.spec.name:
-            raise UserError(f"--teacher {named!r} is a model of {found.trained.task.name}, not of {found.spec.name}")
+        if found.trained_on is not None and found.trained_on.name != found.spec.name:
+            raise UserError(f"--teacher {named!r} is a model of {found.trained_on.name}, not of {found.spec.name}")
         found.check()
         return found
     for one in (model.saved for model in models):

@@ -1,40 +1,45 @@
-"""What `--dry-run` prints: missing teachers, baseline and goal, checked as a run would. Opens no weights."""
+"""What `--dry-run` prints: the jobs of the plan and the goal itself, checked as a run would. Opens no weights."""
 
 from __future__ import annotations
 
-from kdbert.models.layers import told
 from kdbert.recipe import Recipe
 from kdbert.runs.centroids import CentroidsJob
 from kdbert.runs.checks import check
 from kdbert.runs.job import Job
-from kdbert.runs.plan import Goal, plan
+from kdbert.runs.plan import AnyJob, Goal, plan
 from kdbert.training.frozen_teacher import KnownTeacher
+
+LATER = "known once the teacher is made"
 
 
 def print_plan(recipe: Recipe, goal: Goal = "student", *, layer: int | None = None, baseline: bool = False) -> None:
-    """Print what a command would do: the teachers that are missing, whether a baseline is trained, and the goal itself.
+    """Print what a command would do: a line for each job that leads to its goal, and all that is known of the goal.
 
     Raises:
         UserError: whatever a run would refuse before training.
     """
-    jobs = plan(recipe, goal, layer=layer, baseline=baseline)
-    missing = [job for job in jobs[:-1] if isinstance(job, Job) and job.role == "teacher" and not job.finished]
-    wanted = jobs[-1]
-    check(wanted)  # a mistake about it is told before its teacher is shown
-    for job in missing:
-        check(job)
-        print("# A teacher is missing: this run makes it")
-        _print_job(job)
-        print()
-    for one in jobs:
-        if one.role == "baseline":
-            print(f"# Also the same student without a teacher: {one.writes or 'once the teacher is made'}")
+    *before, wanted = plan(recipe, goal, layer=layer, baseline=baseline)
+    check(wanted)
+    for job in before:
+        if isinstance(job, Job) and job.role == "teacher" and not job.finished:
+            check(job)
+    for job in before:
+        print(f"# {job.role}: {_line(job)}")
+    print(f"# {wanted.role}:")
     if isinstance(wanted, CentroidsJob):
         _print_centroids(wanted)
-        return
-    if wanted.waits:
-        print("# Then the student's run, taught by it; its folder's name depends on the teacher")
-    _print_job(wanted)
+    else:
+        _print_job(wanted)
+
+
+def _line(job: AnyJob) -> str:
+    """What matters of a job on the way."""
+    if isinstance(job, CentroidsJob):
+        return f"{job.words()}; {job.writes or LATER}"
+    recipe, train = job.recipe, job.recipe.train
+    seen = f"{train.epochs} epochs, learning rate {train.learning_rate:g}, seed {recipe.seed}"
+    state = "finished" if job.finished else "to be made"
+    return f"{job.place.given} fine-tuned on {recipe.task.name}, {seen}; {state}: {job.writes or LATER}"
 
 
 def _print_centroids(job: CentroidsJob) -> None:
@@ -47,13 +52,13 @@ def _print_centroids(job: CentroidsJob) -> None:
 
 
 def _print_job(job: Job) -> None:
-    """The resolved recipe, how labels are matched, layers, steps, sizes."""
+    """The resolved recipe, what it reads and writes, how labels are matched, layers, steps, sizes."""
     recipe, spec = job.recipe, job.spec
     print(recipe.yaml(), end="")
-    print(f"\nrun folder: {job.writes or 'known once the teacher is made'}")
+    print(f"\nrun folder: {job.writes or LATER}")
+    print(f"starts from and learns from: {', '.join(job.reads)}")
     print(f"task: {spec.title}")
-    sizes = {"train": len(job.train_examples), **{name: len(part) for name, part in job.eval_examples.items()}}
-    print("examples: " + ", ".join(f"{name} {count}" for name, count in sizes.items()))
+    print("examples: " + ", ".join(f"{name} {len(part)}" for name, part in job.examples.items()))
     for teacher in job.teachers:
         if teacher.made:
             _print_teacher(job, teacher)
@@ -64,14 +69,10 @@ def _print_job(job: Job) -> None:
     print(f"labels: {labels}; selected by {spec.metrics[0]}")
     role = "student" if job.teachers else "model"
     print(f"{role} layers: {', '.join(map(str, job.kept_layers))} of {job.config.num_hidden_layers}")
-    for way in dict.fromkeys([job.way, *job.teacher_ways]):
-        print(way.words())
-    for term, pairs in job.needs.pairs.items():
-        print(f"layers of {term} (teacher:student): {told(pairs)}")
-    for sentence in recipe.method.nonsense():
-        print(f"weights, as published: {sentence}")
-    if job.centroids is not None:
-        print(f"memory: {job.centroids.section.file or job.centroids.words()}")
+    for sentence in [*job.words(), *(f"weights, as published: {one}" for one in recipe.method.nonsense())]:
+        print(sentence)
+    if job.centroids is not None and job.centroids.section.file is not None:
+        print(f"memory: {job.centroids.section.file}")
     student, teachers = job.parameters()
     print(f"steps: {job.steps}")
     print(f"parameters: {role} {student / 1e6:.2f} M" + "".join(f", teacher {n / 1e6:.2f} M" for n in teachers))

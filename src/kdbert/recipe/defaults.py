@@ -61,7 +61,7 @@ def base_model(recipe: Recipe) -> str:
 
 
 def base_config(recipe: Recipe) -> Any:
-    """Configuration of `base_model`; where that is bert-base-uncased by default, an error says how to choose another."""
+    """Configuration of `base_model`; where a default cannot be read, the error says how to choose another."""
     model = base_model(recipe)
     try:
         return load_config(locate(model))

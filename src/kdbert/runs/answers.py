@@ -32,6 +32,7 @@ from kdbert.models.open import open_classifier, open_masked_lm
 from kdbert.models.way import Asked, Way, check_length, decide, device_type, fit_tokenizer
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import task_of
+from kdbert.recipe.sections import TaskSection
 from kdbert.runs.saved_task import saved_task
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec, get_task, task_name
 from kdbert.tasks.corpus import corpus_task
@@ -143,7 +144,7 @@ class SavedModel:
 
     Attributes:
         given: what the person wrote.
-        trained: of a run's model, a recipe with its task.
+        trained_on: of a run's model, the task of its recipe.
         labels: its labels in order, where its configuration does not name them.
         max_length: tokens per example.
         corpus: plain text that a person named, all of which a masked-LM is asked about.
@@ -151,7 +152,7 @@ class SavedModel:
 
     given: str
     place: ModelPlace
-    trained: Recipe | None
+    trained_on: TaskSection | None
     spec: TaskSpec
     data_dir: str | None
     labels: list[str] | None
@@ -178,26 +179,19 @@ class SavedModel:
 
     def _text(self) -> TextSplit:
         """Plain text as the model's run has read it; hidden are the tokens that its dev split hides."""
-        own = self.trained.task if self.trained is not None and self.trained.task.name == CORPUS else None
+        own = self.trained_on if self.trained_on is not None and self.trained_on.name == CORPUS else None
         facts = self.run if own is not None else {}
-        source = self.corpus or (own.dev_file or own.train_file if own is not None else None)
-        assert source is not None
         with tempfile.TemporaryDirectory() as folder:  # what is mapped stays readable when its name is gone
             texts = tokenised(
-                source,
-                self.tokenizer,
-                self.max_length,
-                folder=Path(folder),
+                self.spec.source, self.tokenizer, self.max_length, folder=Path(folder),
                 packed=not facts or facts["recipe"]["method"]["variant"] == "corrected",
                 part="dev" if self.corpus is None and own is not None and own.dev_file is None else None,
                 unit=own.text_unit if own else "line",
-            )
+            )  # fmt: skip
         masking = masking_of(
-            self.tokenizer,
-            known=facts.get("known_pieces"),
-            probability=own.mask_probability if own else 0.15,
+            self.tokenizer, known=facts.get("known_pieces"), probability=own.mask_probability if own else 0.15,
             words=bool(own and own.mask_words),
-        )
+        )  # fmt: skip
         return (texts if self.corpus is not None else texts.first(DEV_SEQUENCES)).masked(masking)
 
     def encode(self, part: Examples | TextSplit) -> Encoded:
@@ -279,18 +273,17 @@ def saved_model(
         like: another model, whose task and length are taken instead.
     """
     place = locate(model)
-    trained = None
+    own = None
     if place.run is not None:
         # Its method may come from a plug-in that is not at hand, and makes no difference here.
-        trained = Recipe.of({"task": run_facts(place.run)["recipe"]["task"], "method": "finetune"})
-    own = trained.task if trained is not None else None
+        own = Recipe.of({"task": run_facts(place.run)["recipe"]["task"], "method": "finetune"}).task
     if like is not None:
         length = own.max_length if own is not None and own.name == like.spec.name else None
         return replace(
-            like, given=model, place=place, trained=trained, labels=labels, max_length=length or like.max_length
+            like, given=model, place=place, trained_on=own, labels=labels, max_length=length or like.max_length
         )
     if corpus is not None or CORPUS in (task, own.name if own is not None and task is None else None):
-        return _of_plain_text(model, place, trained, corpus, task, max_length, test_file)
+        return _of_plain_text(model, place, own, corpus, task, max_length, test_file)
     if task is None and own is None:
         raise UserError(f"{model!r} is not a run folder, so its task is not known; name it with --task")
     if own is not None and (task is None or task_name(task) == own.name):
@@ -310,13 +303,13 @@ def saved_model(
     if test_file is not None and spec.own is None:
         raise UserError(f"--test-file goes with a run of own data (--task custom), not with task {spec.name!r}")
     length = max_length or (own.max_length if own is not None else None) or spec.max_length
-    return SavedModel(model, place, trained, spec, data_dir, labels, length)
+    return SavedModel(model, place, own, spec, data_dir, labels, length)
 
 
 def _of_plain_text(
     model: str,
     place: ModelPlace,
-    trained: Recipe | None,
+    trained_on: TaskSection | None,
     corpus: str | None,
     task: str | None,
     max_length: int | None,
@@ -327,11 +320,11 @@ def _of_plain_text(
         raise UserError(f"--corpus is plain text, which is task corpus, not {task}")
     if test_file is not None:
         raise UserError("--test-file goes with a run of own data (--task custom); name plain text with --corpus")
-    own = trained.task if trained is not None and trained.task.name == CORPUS else None
+    own = trained_on if trained_on is not None and trained_on.name == CORPUS else None
     source = corpus or (own.dev_file or own.train_file if own is not None else None)
     if source is None:
         raise UserError(f"{place.given!r} was not trained on plain text; name some with --corpus")
-    found = SavedModel(model, place, trained, corpus_task(source), None, None, 0, corpus)
+    found = SavedModel(model, place, trained_on, corpus_task(source), None, None, 0, corpus)
     check_trained_head(load_config(place), model, found.spec)
     limit = found.way.limit or found.spec.max_length
     length = max_length or (own.max_length if own else None) or min(found.spec.max_length, limit)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kdbert.data.corpus import corpus_digest
 from kdbert.errors import UserError
-from kdbert.models.locate import ModelPlace, short_name
+from kdbert.models.locate import short_name
 from kdbert.runs.answers import SavedModel, constant_answers, same_answers, saved_model
 from kdbert.runs.folder import RunFolder
 from kdbert.tasks import CUSTOM
@@ -78,7 +78,7 @@ def evaluate(
     saved = saved_model(
         model, task, corpus=corpus, data_dir=data_dir, labels=labels, max_length=max_length, test_file=test_file
     )
-    spec, trained = saved.spec, saved.trained
+    spec, own = saved.spec, saved.trained_on
     split = split or ("dev" if test_file is None else "test")
     if spec.head.plain_text and split != "dev":
         raise UserError(f"plain text has no {split} split; name a file with --corpus")
@@ -86,7 +86,7 @@ def evaluate(
         raise UserError(f"{model} was made without a test file; name one with --test-file")
     parts = {name: saved.load(name) for name in spec.split_names(split)}
     saved.check()
-    before = spec.name if trained is None or trained.task.name == CUSTOM else trained.task.name
+    before = spec.name if own is None or own.name == CUSTOM else own.name
     if before != spec.name and (spec.name, before) != ("ax", "mnli"):
         log.warning("%s was trained on %s and is scored on %s", model, before, spec.name)
     accelerator = make_accelerator()
@@ -99,7 +99,11 @@ def evaluate(
     }
     files = []
     if accelerator.is_main_process:
-        _make(folder)  # only now, so that earlier predictions stay where the outputs are not finite
+        try:  # only now, so that earlier predictions stay where the outputs are not finite
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            cure = "choose another --output-dir"
+            raise UserError(f"cannot write predictions to {folder}: {error.strerror}; {cure}") from None
         for name, given in found.items():
             given.write(folder / f"{name}.jsonl")
             files.append(folder / f"{name}.jsonl")
@@ -118,29 +122,15 @@ def _folder(saved: SavedModel, output_dir: str | None, precision: Precision, tes
     """
     if output_dir is not None:
         return Path(output_dir)
-    place, trained, spec = saved.place, saved.trained, saved.spec
+    place, own, spec = saved.place, saved.trained_on, saved.spec
     foreign = corpus_digest(saved.corpus) if saved.corpus is not None else ""
     if test_file is not None and spec.own is not None:
         foreign = spec.own.digests["test"]
-    if not foreign and place.run is not None and trained is not None:
-        # With another length or precision the scores are not those of the run's own results.
-        own = (trained.task.name, trained.task.max_length, saved.run.get("precision"))
-        if own == (spec.name, saved.max_length, precision):
-            RunFolder(place.run).check_links()
-            return place.run / "predictions"
-    about: list[object] = [saved.max_length, precision, *filter(None, [foreign, saved.labels])]
-    return Path("predictions") / spec.name / f"{short_name(str(place.run or place.given))}-{_digest(place, about)}"
-
-
-def _digest(place: ModelPlace, about: list[object]) -> str:
-    return hashlib.sha256(repr((place.fingerprint(), *about)).encode()).hexdigest()[:8]
-
-
-def _make(folder: Path) -> None:
-    """Make a folder for predictions."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write predictions to {folder}: {error.strerror}; choose another --output-dir"
-        ) from None
+    # With another length or precision the scores are not those of the run's own results.
+    own_way = own is not None and (own.name, own.max_length) == (spec.name, saved.max_length)
+    if place.run is not None and own_way and saved.run.get("precision") == precision and not foreign:
+        RunFolder(place.run).check_links()
+        return place.run / "predictions"
+    about = [place.fingerprint(), saved.max_length, precision, *filter(None, [foreign, saved.labels])]
+    digest = hashlib.sha256(repr(tuple(about)).encode()).hexdigest()[:8]
+    return Path("predictions") / spec.name / f"{short_name(str(place.run or place.given))}-{digest}"

@@ -26,7 +26,6 @@ from kdbert.errors import Diverged, Interrupted, KdbertError, RunBusy, UserError
 from kdbert.methods import Context, Needs, get_method
 from kdbert.models.fast.dropout import use_fast_dropout
 from kdbert.models.fast.late_head import use_late_head
-from kdbert.models.layers import told
 from kdbert.models.load import check_weights, load_tokenizer
 from kdbert.models.locate import ModelPlace, check_run_files
 from kdbert.models.open import open_classifier, open_masked_lm
@@ -121,11 +120,9 @@ def execute_teacher(job: Job) -> RunResult:
 
 def execute_centroids(job: CentroidsJob) -> Path:
     """Make the file of a centroids job, or find it made; returns its path."""
-    session = open_session(job.recipe, job.way.half)
+    session, data = open_session(job.recipe, job.way.half), {"train": job.train}
     ids = {"train": job.inputs.examples(job.recipe.task, "train").ids}
-    teacher = FrozenTeacher(
-        job.teacher, job.way, None, job.spec, job.recipe, {"train": job.train}, False, ids, session
-    )  # fmt: skip
+    teacher = FrozenTeacher(job.teacher, job.way, None, job.spec, job.recipe, data, False, ids, session)
     find_centroids(job, teacher, session)
     return job.path
 
@@ -220,18 +217,14 @@ class Run:
     def teachers(self) -> list[FrozenTeacher]:
         """The run's teachers."""
         job, found = self.job, []
-        parts = {"train": job.train_examples, **job.eval_examples}
-        ids = {name: part.ids for name, part in parts.items()}
+        ids = {name: part.ids for name, part in job.examples.items()}
         for number, (known, way) in enumerate(zip(job.teachers, job.teacher_ways, strict=True), 1):
-            tokenizer = job.tokenizer_of(known)
+            tokenizer, columns = job.tokenizer_of(known), job.columns(known)
             own = tokenizer is not job.tokenizer
             encoded = job.encoded_by(tokenizer) if own else job.encoded
             whose = f"teacher {number}" if len(job.teachers) > 1 else "teacher"
-            found.append(
-                FrozenTeacher(
-                    known, way, job.columns(known), job.spec, job.recipe, encoded, own, ids, self.session, whose
-                )
-            )
+            teacher = FrozenTeacher(known, way, columns, job.spec, job.recipe, encoded, own, ids, self.session, whose)
+            found.append(teacher)
         return found
 
     @cached_property
@@ -297,20 +290,13 @@ class Run:
 
         with trained_rows(recipe.train, job.encoded["train"], module):
             trained = train(
-                recipe.train,
-                seed=recipe.seed,
-                data=job.encoded["train"],
-                module=module,
-                teachers=teachers,
-                evaluate=evaluate,
-                selection=f"{job.spec.split_names('dev')[0]}/{job.spec.metrics[0]}",
-                folder=folder.path,
-                accelerator=accelerator,
-                trackers=recipe.output.tracker,
+                recipe.train, seed=recipe.seed, data=job.encoded["train"], module=module, teachers=teachers,
+                evaluate=evaluate, selection=f"{job.spec.split_names('dev')[0]}/{job.spec.metrics[0]}",
+                folder=folder.path, accelerator=accelerator, trackers=recipe.output.tracker,
                 length=recipe.task.max_length if job.needs.reads_padding else None,
                 at_log=lambda step: diagnostics.numbers() if diagnostics is not None and main else {},
                 ids=job.train_examples.ids,
-            )
+            )  # fmt: skip
         if trained.best and trained.best["step"] != job.steps:
             newest.clear()  # they are not of the weights that were chosen
         found = {name: newest.get(name) or self._answers(self.student, name) for name in job.eval_examples}
@@ -352,16 +338,10 @@ class Run:
     def _diagnostics(self) -> Diagnostics:
         split, teacher = self.job.spec.split_names("dev")[0], self.teachers[0]
         found = Diagnostics(
-            self.student,
-            teacher.network,
-            self.job.encoded[split],
-            teacher.encoded[split] if teacher.own else None,
-            self.job.models,
-            self.job.spec.head,
-            precision=self.session.precision,
-            batch_size=self.job.recipe.train.eval_batch_size,
-            accelerator=self.session.accelerator,
-        )
+            self.student, teacher.network, self.job.encoded[split], teacher.encoded[split] if teacher.own else None,
+            self.job.models, self.job.spec.head, precision=self.session.precision,
+            batch_size=self.job.recipe.train.eval_batch_size, accelerator=self.session.accelerator,
+        )  # fmt: skip
         if self.session.accelerator.is_main_process:
             log.info("diagnose: %s", found.words())
         return found
@@ -392,10 +372,8 @@ class Run:
             "trained" if self.kept_head else "fresh", self.session.precision, accelerator.device,
             accelerator.num_processes, "es" if accelerator.num_processes > 1 else "", torch.get_num_threads(),
         )  # fmt: skip
-        for way in dict.fromkeys([job.way, *job.teacher_ways]):
-            log.info("%s", way.words())
-        for term, pairs in job.needs.pairs.items():
-            log.info("%s compares layers (teacher:student) %s", term, told(pairs))
+        for sentence in job.words():
+            log.info("%s", sentence)
         if job.needs.compares_examples and job.micro_batch != recipe.train.batch_size:
             log.info("%s compares %d examples, not %d", recipe.method.name, job.micro_batch, recipe.train.batch_size)
         for sentence in recipe.method.nonsense():
@@ -415,33 +393,20 @@ class Run:
         fingerprints.update({f"teacher{i}": one.place.fingerprint() for i, one in enumerate(job.teachers)})
         if self.centroids is not None:
             fingerprints["centroids"] = self.centroids.fingerprint
-        facts = {
-            "precision": self.session.precision,
-            "processes": accelerator.num_processes,
-            "device": accelerator.device.type,
-            "threads": torch.get_num_threads(),
-        }
+        machine = {
+            "precision": self.session.precision, "processes": accelerator.num_processes,
+            "device": accelerator.device.type, "threads": torch.get_num_threads(),
+        }  # fmt: skip
         folder.begin(
-            fingerprints,
-            facts,
-            self.session.environment,
-            needed=5 * 4 * sum(p.numel() for p in self.module.parameters()),
-            role=job.role,
-            recipe=recipe.model_dump(mode="json"),
-            identity=identity_of(recipe, job.fingerprints),
-            data=job.data_files,
-            **task_record(job.spec),
-            way=job.way.record(),
-            steps=job.steps,
-        )
+            fingerprints, machine, self.session.environment,
+            needed=5 * 4 * sum(p.numel() for p in self.module.parameters()), role=job.role,
+            recipe=recipe.model_dump(mode="json"), identity=identity_of(recipe, job.fingerprints), data=job.data_files,
+            **task_record(job.spec), way=job.way.record(), steps=job.steps,
+        )  # fmt: skip
         write_text(folder.path / "recipe.yaml", recipe.yaml())
 
     def _facts(
-        self,
-        found: Mapping[str, Answers],
-        constant: Mapping[str, Any],
-        taught_by: list[dict[str, Any]],
-        trained: TrainResult,
+        self, found: Mapping[str, Answers], constant: Mapping[str, Any], taught_by: list[Any], trained: TrainResult
     ) -> dict[str, Any]:
         """What run.json says of a finished run."""
         job, baseline = self.job, baseline_of(self.job)
@@ -506,7 +471,7 @@ def baseline_of(job: Job) -> RunResult | None:
         return baseline.folder.result() if baseline.finished else None
     except UserError as error:
         log.warning("the run without a teacher is left out: %s", error)
-    return None
+        return None
 
 
 @contextlib.contextmanager

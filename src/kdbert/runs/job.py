@@ -16,6 +16,7 @@ from kdbert.disk.files import content_digest
 from kdbert.errors import UserError
 from kdbert.methods import Models, Needs, Shape, get_method
 from kdbert.models.labels import teacher_permutation
+from kdbert.models.layers import told
 from kdbert.models.load import label_names, load_config, load_tokenizer, same_tokenizer
 from kdbert.models.locate import locate, locate_tokenizer, short_name
 from kdbert.models.student import count_parameters, kept_layers
@@ -124,23 +125,20 @@ class Job:
         """Every labelled dev and test split; of plain text, the dev split."""
         if self.spec.head.plain_text:
             return {"dev": self._text("dev").first(DEV_SEQUENCES)}
-        names = [*self.spec.split_names("dev")]
-        if "test" in self.spec.splits and self.spec.splits["test"].labelled:
-            names.append("test")
-        return {name: self.inputs.examples(self.recipe.task, name) for name in names}
+        test = ["test"] if "test" in self.spec.splits and self.spec.splits["test"].labelled else []
+        return {name: self.inputs.examples(self.recipe.task, name) for name in (*self.spec.split_names("dev"), *test)}
 
-    def examples(self, split: str) -> Examples | TextSplit:
-        """A split that is trained on or scored."""
-        return self.train_examples if split == "train" else self.eval_examples[split]
+    @property
+    def examples(self) -> dict[str, Examples | TextSplit]:
+        """Every split that is trained on or scored."""
+        return {"train": self.train_examples, **self.eval_examples}
 
     def encoded_by(self, tokenizer: Any) -> dict[str, Encoded]:
         """Every split as a tokenizer reads it."""
-        parts = {"train": self.train_examples, **self.eval_examples}
+        task, inputs = self.recipe.task, self.inputs
         return {
-            name: part.encoded
-            if isinstance(part, TextSplit)
-            else self.inputs.encoded(self.recipe.task, name, tokenizer)
-            for name, part in parts.items()
+            name: part.encoded if isinstance(part, TextSplit) else inputs.encoded(task, name, tokenizer)
+            for name, part in self.examples.items()
         }
 
     @cached_property
@@ -162,25 +160,17 @@ class Job:
         task, original = self.recipe.task, self.recipe.method.variant == "original"
         assert task.train_file is not None
         assert task.max_length is not None
-        own = task.dev_file is not None
         found = tokenised(
-            task.dev_file if split == "dev" and task.dev_file is not None else task.train_file,
-            self.tokenizer,
-            task.max_length,
-            folder=Path(self.recipe.output.runs_dir) / CORPUS / "text",
-            packed=not original,
-            part=None if own else split,
-            unit=task.text_unit,
-        )
+            task.dev_file if split == "dev" and task.dev_file is not None else task.train_file, self.tokenizer,
+            task.max_length, folder=Path(self.recipe.output.runs_dir) / CORPUS / "text", packed=not original,
+            part=split if task.dev_file is None else None, unit=task.text_unit,
+        )  # fmt: skip
         try:
             masking = masking_of(
-                self.tokenizer,
-                known=self.known_pieces,
-                probability=task.mask_probability,
-                words=task.mask_words,
+                self.tokenizer, known=self.known_pieces, probability=task.mask_probability, words=task.mask_words,
                 # A teacher never reads a new piece; without one a model must learn to read them, too.
                 new_always=bool(self.teachers) or split == "dev",
-            )
+            )  # fmt: skip
         except ValueError as error:
             raise UserError(f"the tokenizer of {self.tokenizer_name!r} cannot hide tokens: {error}") from None
         return found.masked(masking)
@@ -274,6 +264,12 @@ class Job:
     def needs(self) -> Needs:
         """What the method reads of these models."""
         return get_method(self.recipe.method.name).needs(self.recipe.method, self.models)
+
+    def words(self) -> list[str]:
+        """How its models are run and which layers are compared, for people."""
+        ways = [way.words() for way in dict.fromkeys([self.way, *self.teacher_ways])]
+        pairs = self.needs.pairs.items()
+        return [*ways, *(f"{term} compares layers (teacher:student) {told(layers)}" for term, layers in pairs)]
 
     @cached_property
     def centroids(self) -> CentroidsJob | None:

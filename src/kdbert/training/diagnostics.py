@@ -54,16 +54,10 @@ class Diagnostics:
         batch_size: int,
         accelerator: Accelerator,
     ) -> None:
-        self.student = student
-        self.models = models
-        self.data = data
-        self.settings: dict[str, Any] = {
-            "batch_size": batch_size, "precision": precision, "accelerator": accelerator,
-        }  # fmt: skip
-        self.precision = precision
-        self.same_tokens = own is None
         assert data.labels is not None
-        self.head = head
+        self.student, self.models, self.data, self.head, self.precision = student, models, data, head, precision
+        self.settings: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "accelerator": accelerator}
+        self.same_tokens = own is None
         labels = torch.from_numpy(data.labels)
         classes = head.example_classes(labels) if head.has_example_classes else torch.zeros(len(data))
         batches = epoch_batches(

@@ -127,10 +127,8 @@ def train(
         scale=LossScale(module.precision, accelerator.device), accelerator=accelerator, length=length,
     )  # fmt: skip
     at = _restore(run, folder, total_steps)
-    resumed_from = at.step
-    record = MetricsLog(
-        folder, accelerator, trackers=trackers, resume_at=(at.step, at.metrics_length, at.metrics_digest)
-    )
+    resumed_from, resume_at = at.step, (at.step, at.metrics_length, at.metrics_digest)
+    record = MetricsLog(folder, accelerator, trackers=trackers, resume_at=resume_at)
     watch = FiniteWatch(accelerator.device, ids)
     checkpoints = folder / "checkpoints"
     every_step = accelerator.device.type == "cpu"  # elsewhere reading a number waits for the device
