@@ -16,9 +16,8 @@ import torch
 from accelerate import Accelerator
 
 from kdbert.data.encode import Encoded
-from kdbert.recipe import Recipe
+from kdbert.recipe import Recipe, put
 from kdbert.recipe.defaults import resolve_distill
-from kdbert.recipe.keys import put
 from kdbert.runs.checks import check
 from kdbert.runs.execute import Run, execute
 from kdbert.runs.folder import RunResult

@@ -56,7 +56,7 @@ def _print_job(job: Job) -> None:
     recipe, spec = job.recipe, job.spec
     print(recipe.yaml(), end="")
     print(f"\nrun folder: {job.writes or LATER}")
-    print(f"starts from and learns from: {', '.join(job.reads)}")
+    print(f"reads: {', '.join(job.reads)}")
     print(f"task: {spec.title}")
     print("examples: " + ", ".join(f"{name} {len(part)}" for name, part in job.examples.items()))
     for teacher in job.teachers:

@@ -20,7 +20,6 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
 from kdbert.errors import UserError, near_miss
 from kdbert.methods import MethodOptions, all_methods, get_method, source_of
-from kdbert.recipe.keys import FILES_BY_CONTENT, OUTSIDE_IDENTITY, put
 from kdbert.recipe.sections import (
     LARGEST_SEED,
     MemorySection,
@@ -35,6 +34,13 @@ from kdbert.recipe.sections import (
 from kdbert.recipe.yaml_files import load_yaml, read_yaml
 from kdbert.tasks import CUSTOM, get_task, task_name
 
+# What two runs of one experiment may differ in: the seed, places, and how often something is told or saved.
+OUTSIDE_IDENTITY = (
+    "seed", "output", "task.data_dir", "train.eval_batch_size", "train.logging_steps", "train.checkpoint_steps",
+    "memory.train", "train.cache_gib",
+)  # fmt: skip
+# Keys of models and of a person's own files: what counts is what is in them, wherever they lie.
+BY_CONTENT = {"model", "tokenizer", "train_file", "dev_file", "test_file", "file"}
 # Of pydantic's problems, by their types: what a number must be, and what else was expected.
 LIMITS = {
     "greater_than": "more than",
@@ -52,6 +58,29 @@ TYPES = {
     "dict": "keys below it, not one value",
     "model": "keys below it, not one value",
 }
+
+
+def put(tree: dict[str, Any], key: str, value: Any, problems: list[str], keep: bool = False) -> None:
+    """Set a dotted key in a nested dict; `keep` leaves a value that is already there."""
+    parts = key.split(".")
+    node = tree
+    for part in parts[:-1]:
+        child = node.get(part)
+        if isinstance(child, str) and part in ("method", "task"):
+            child = {"name": child}
+        if child is None:
+            child = {}
+        if not isinstance(child, dict):
+            problems.append(f"key {key!r}: {part!r} is not a section")
+            return
+        node[part] = node = child
+    last = parts[-1]
+    if keep and last in node:
+        return
+    if key in ("method", "task") and isinstance(value, str) and isinstance(node.get(last), dict):
+        node[last]["name"] = value  # the section's other keys stay
+    else:
+        node[last] = value
 
 
 def _method_options(value: Any) -> MethodOptions:
@@ -182,15 +211,10 @@ class Recipe(Section):
         if source:  # a method from outside counts by its code
             tree["method"]["source"] = source
         if self.memory is not None and self.memory.file is not None:
-            tree["memory"] = {"file": fingerprints.get(self.memory.file, self.memory.file)}
-        for key in FILES_BY_CONTENT:
-            name = key.removeprefix("task.")
-            if tree["task"][name] is not None:
-                tree["task"][name] = fingerprints.get(tree["task"][name], tree["task"][name])
-        for part in (*tree["teachers"], tree["student"]):  # MODELS_BY_CONTENT
-            part["model"] = fingerprints.get(part["model"], part["model"])
-        if self.student.tokenizer is not None:
-            tree["student"]["tokenizer"] = fingerprints.get(self.student.tokenizer, self.student.tokenizer)
+            tree["memory"] = {"file": self.memory.file}
+        for part in (tree["task"], tree["student"], tree["memory"] or {}, *tree["teachers"]):
+            for key in BY_CONTENT & part.keys():
+                part[key] = fingerprints.get(part[key], part[key])
         return tree
 
     def digest(self, fingerprints: Mapping[str, str]) -> str:

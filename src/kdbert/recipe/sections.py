@@ -18,11 +18,6 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-def split_names(value: Any) -> Any:
-    """`a, b` as a list; anything else as it is."""
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-
-
 class TaskSection(Section):
     """Which examples are learned and scored."""
 
@@ -53,7 +48,7 @@ class TaskSection(Section):
     @field_validator("text_columns", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
-        return split_names(value)
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
     @field_validator("kind", mode="before")
     @classmethod

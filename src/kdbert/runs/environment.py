@@ -12,16 +12,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "kdbert",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "accelerate",
-    "safetensors",
-    "numpy",
-    "scikit-learn",
-    "scipy",
-)
+    "kdbert", "torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "scikit-learn", "scipy",
+)  # fmt: skip
 
 
 def environment() -> dict[str, Any]:
