@@ -54,6 +54,32 @@ def test_aliases_of_a_method_and_a_task_are_one_recipe(method: str) -> None:
     assert Recipe.of({"method": method, "task": "STS-B"}) == recipe
 
 
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("train.epochs=0", "1"),
+        ("train.learning_rate=-1", "0"),
+        ("train.adam_beta1=1", "1"),
+        ("seed=-1", "0"),
+        ("train.epochs='many'", "whole"),
+        ("train.epochs=1.5", "whole"),
+        ("train.warmup='soon'", "number"),
+        ("train.bucketing='perhaps'", "true"),
+        ("train.precision='fp8'", "'bf16'"),
+        ("output.tracker='wandb'", "list"),
+        ("train=3", "below"),
+        ("method.temperature=0", "0"),
+    ],
+)
+def test_a_wrong_value_is_told_as_it_was_typed_and_not_in_words_of_a_library(text: str, limit: str) -> None:
+    with pytest.raises(UserError) as refused:
+        Recipe.build(sets=[text])
+    given, _, told = str(refused.value).partition(": ")
+    assert given == text
+    assert limit in told
+    assert "input" not in told.lower()
+
+
 def test_a_recipe_in_python_takes_plain_mappings() -> None:
     tree = {"task": {"name": "rte"}, "method": {"name": "kd", "alpha": 0.3}, "seed": 4}
     recipe = Recipe.of(tree)

@@ -20,11 +20,15 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
 
 from in_processes import processes, run_command, start, wait_until
+from kdbert.data.batches import collate
 from kdbert.disk.lock import FileLock
+from kdbert.errors import KdbertError
+from kdbert.methods import Needs
 from kdbert.training import store
 from kdbert.training.precision import make_accelerator
 from kdbert.training.store import FOLDER, Allocate, stored, used_bytes
-from small_run import Setting, logged, predictions
+from kdbert.training.teacher import StoredTeacher
+from small_run import Setting, build, logged, predictions
 
 STEPS = 4
 READ, KEPT = " logits: read from ", " logits: kept in "
@@ -460,6 +464,14 @@ def test_two_runs_at_once_compute_it_once_and_the_second_waits(setting: Setting,
     assert_same(tmp_path / "run1", made / "first")
     assert predictions(tmp_path / "run2") != predictions(tmp_path / "run1")
     assert not list(root.rglob("*.lock"))
+
+
+def test_logits_that_a_methods_needs_do_not_name_are_missed_aloud(setting: Setting, tmp_path: Path) -> None:
+    parts = build(setting.recipe(tmp_path / "run"))
+    batch = collate(parts.data, np.arange(4))
+    kept = StoredTeacher({}, parts.data, [], parts.accelerator.device, Needs()).outputs(batch)
+    with pytest.raises(KdbertError, match="teacher_logits"):
+        parts.module(batch, [kept])  # kd, which reads them
 
 
 def fill_for_ever(given: list[str], output: Path) -> None:

@@ -19,14 +19,11 @@ from kdbert.runs.plan import AnyJob, Goal, plan
 
 
 def finetune(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
-    """Fine-tune a whole model on a task, without a teacher.
+    """Fine-tune `student.model` on a task, without a teacher; at once, if the run was finished before.
 
     Args:
-        recipe: its method must be `finetune`; `student.model` is what is fine-tuned.
+        recipe: its method must be `finetune`.
         overwrite: move an existing run of the same folder aside and train again.
-
-    Returns:
-        The result; at once, if the run was finished before.
 
     Raises:
         UserError, Diverged, Interrupted: see `kdbert.errors`.
@@ -38,7 +35,6 @@ def distill(recipe: Recipe, *, overwrite: bool = False, baseline: bool | None = 
     """Train a student by the recipe's method; what it needs and nobody gave (teachers, centroids) is made first.
 
     Args:
-        recipe: what to do; see `kdbert.recipe.Recipe`.
         overwrite: move an existing run of the same folder aside and train again (the teacher stays).
         baseline: also train the same student without a teacher (None: on the quickstart task only).
 
@@ -89,19 +85,13 @@ def _prepare(jobs: list[AnyJob]) -> None:
 
 
 def train_memory(recipe: Recipe, *, layer: int | None = None, output: str | None = None) -> Path:
-    """Cluster the features of a teacher's layer into centroids, or find the file that is there.
+    """Cluster the features of a teacher's layer into centroids; returns their file, which may have been there.
 
     Args:
         recipe: task, teacher (one is fine-tuned first if none is named) and the section `memory`; its method and
             student say nothing here.
         layer: the teacher's layer, by default the last but one.
         output: copy the file there.
-
-    Returns:
-        The file.
-
-    Raises:
-        UserError: more centroids than examples, no such layer, `output` is another file, ...
     """
     target = Path(output) if output is not None else None
     if target is not None:

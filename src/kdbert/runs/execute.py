@@ -75,9 +75,7 @@ def execute(job: Job, *, overwrite: bool = False) -> RunResult:
         return run.result()
     if overwrite and folder.path.exists():
         if not folder.manifest_path.exists():
-            raise UserError(
-                f"{folder.path} is not a run folder, so --overwrite leaves it alone; choose another --output-dir"
-            )
+            raise UserError(f"{folder.path} is not a run folder (no run.json); choose another --output-dir")
         with folder.locked():  # refuses to move a run that is being written
             moved = folder.move_aside()
         log.info("moved the old run to %s", moved)
@@ -165,10 +163,8 @@ def open_session(recipe: Recipe, half: bool, **options: Any) -> Session:
 
 
 def load_student(job: Job) -> tuple[Any, bool]:
-    """The student as it starts: its layers of the model, with an embedding for each piece of its tokenizer.
-
-    Returns:
-        The model, and whether it kept a trained head.
+    """The student as it starts: its layers of the model, with an embedding for each piece of its tokenizer; and
+    whether it kept a trained head.
     """
     place, named = job.place, job.recipe.student.tokenizer
     layers = job.kept_layers if job.recipe.student.layers is not None else None
@@ -193,10 +189,7 @@ def load_student(job: Job) -> tuple[Any, bool]:
 
 
 class Run:
-    """A job's models, loaded, and the run itself.
-
-    Building one opens the student, and nothing of a teacher but the file's checksum.
-    """
+    """A job's models, and the run itself. Building one opens the student, and of a teacher the header of its file."""
 
     def __init__(self, job: Job) -> None:
         recipe = job.recipe
@@ -252,13 +245,12 @@ class Run:
         try:
             return self._run()
         except RuntimeError as error:
-            if self.session.accelerator.num_processes > 1 and (
-                isinstance(error, torch.distributed.DistError) or "gloo" in str(error)  # its errors have no class
-            ):
-                raise KdbertError(
-                    "another process of this run has ended, and says why; the same command continues from the last save"
-                ) from None
-            raise
+            lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)  # its errors have no class
+            if self.session.accelerator.num_processes == 1 or not lost:
+                raise
+            raise KdbertError(
+                "another process of this run has ended, and says why; the same command continues from the last save"
+            ) from None
 
     def _run(self) -> RunResult:
         job, recipe, folder, accelerator = self.job, self.job.recipe, self.job.folder, self.session.accelerator
@@ -313,7 +305,7 @@ class Run:
                 "examples_per_second": round(trained.examples / max(trained.train_seconds, 1e-9), 1),
                 "resumed_from_step": trained.resumed_from,
             }
-            self._write(self._facts(found, constant, taught_by, trained) | {"timings": timings}, found)
+            self._finish(found, trained, constant_answer=constant, teachers=taught_by, timings=timings)
         accelerator.wait_for_everyone()
         return folder.result()
 
@@ -405,29 +397,21 @@ class Run:
         )  # fmt: skip
         write_text(folder.path / "recipe.yaml", recipe.yaml())
 
-    def _facts(
-        self, found: Mapping[str, Answers], constant: Mapping[str, Any], taught_by: list[Any], trained: TrainResult
-    ) -> dict[str, Any]:
-        """What run.json says of a finished run."""
-        job, baseline = self.job, baseline_of(self.job)
-        return {
+    def _finish(self, found: Mapping[str, Answers], trained: TrainResult, **facts: Any) -> None:
+        """Save the model, its predictions and the facts; the last thing written says that the run is finished."""
+        job, recipe, folder, baseline = self.job, self.job.recipe, self.job.folder, baseline_of(self.job)
+        facts |= {
             "metrics": {name: one.scores for name, one in found.items()},
             "selection": job.spec.metrics[0],
-            "constant_answer": constant,
             "one_answer": same_answers(found),
             **({"known_pieces": job.known_pieces} if job.spec.head.plain_text else {}),
             "layers": self.student.config.num_hidden_layers,
             "parameters": sum(p.numel() for p in self.student.parameters()),
-            "teachers": taught_by,
             "baseline": {"run": str(baseline.path), "metrics": baseline.metrics} if baseline is not None else None,
             "best": trained.best,
             "steps_done": trained.steps,
             **trained.scaling,
         }
-
-    def _write(self, facts: dict[str, Any], found: Mapping[str, Answers]) -> None:
-        """Save the model, its predictions and the facts; the last thing written says that the run is finished."""
-        job, recipe, folder = self.job, self.job.recipe, self.job.folder
 
         def fill(target: Path) -> None:
             self.student.save_pretrained(target)

@@ -48,10 +48,7 @@ class RunResult:
 
 
 class RunFolder:
-    """One run's folder.
-
-    Layout: recipe.yaml, run.json, metrics.jsonl, TensorBoard events, predictions/, model/, checkpoints/.
-    """
+    """A run's recipe.yaml, run.json, metrics.jsonl, TensorBoard events, predictions/, model/ and checkpoints/."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -91,29 +88,16 @@ class RunFolder:
         manifest = self.manifest()
         if manifest.get("status") != "finished":
             raise UserError(f"{self.path} is not a finished run (status: {manifest.get('status', 'no run.json')})")
-        return RunResult(
-            path=self.path,
-            metrics=manifest["metrics"],
-            selection=manifest["selection"],
-            parameters=manifest["parameters"],
-            size_mib=manifest["size_mib"],
-            manifest=manifest,
-        )
+        told = {key: manifest[key] for key in ("metrics", "selection", "parameters", "size_mib")}
+        return RunResult(self.path, **told, manifest=manifest)
 
     def check_recipe(self, recipe: Recipe, fingerprints: Mapping[str, str]) -> None:
-        """Refuse a folder that another recipe made, or that is no run at all.
-
-        Args:
-            fingerprints: what the recipe's model and data paths are known by (see `Recipe.identity`).
-        """
+        """Refuse a folder that another recipe made (see `Recipe.identity`), or that is no run at all."""
         self.check_links()
         manifest = self.manifest()
         if not manifest:
             if self.path.exists() and any(p.name != "run.lock" for p in self.path.iterdir()):
-                raise UserError(
-                    f"{self.path} exists and is not a run folder (it has no run.json); move it away, or choose another "
-                    "--output-dir"
-                )
+                raise UserError(f"{self.path} is not a run folder (no run.json); choose another --output-dir")
             return
         there, here = flatten(manifest.get("identity", {})), flatten(identity_of(recipe, fingerprints))
         told_there, told_here = flatten(manifest.get("recipe", {})), flatten(recipe.model_dump(mode="json"))
@@ -239,8 +223,7 @@ class RunFolder:
     def wait(self) -> None:
         """Wait until no process holds the run."""
         lock = FileLock(self.path / "run.lock")
-        log.info("waiting for %s, which %s is writing", self.path, lock.holder())
-        lock.acquire(wait=True)
+        lock.wait_for(str(self.path))
         lock.release()
 
     def busy(self) -> bool:

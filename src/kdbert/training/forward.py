@@ -102,14 +102,11 @@ def _by_length(model: Any, batch: Batch, precision: Precision, layers: Collectio
 
 @torch.no_grad()
 def check_runs(model: Any, data: Encoded, name: str) -> None:
-    """Run a model on the shortest and the longest text of a split, before anything else is computed with it.
+    """Refuse a model that fails on the shortest or the longest text of a split, or whose logits differ in a padded
+    batch by more than 1e-4, times the largest where that is above 1.
 
     The tests have looked at some configurations of each type; this looks at the model itself. Models that run in
     kdbert's own way are not asked what padding changes: that is kdbert's own code.
-
-    Raises:
-        UserError: the library fails on one of them; or a logit differs in a padded batch by more than 1e-4, times the
-            largest where that is above 1.
     """
     rows = np.unique([int(data.lengths.argmin()), int(data.lengths.argmax())])
     training, device = model.training, next(model.parameters()).device
@@ -142,15 +139,11 @@ def check_runs(model: Any, data: Encoded, name: str) -> None:
 
 @dataclass(frozen=True)
 class LateHead:
-    """A masked-LM's last matrix, and what it is applied to: a `kdbert.heads.masked_lm.VocabularyHead`.
+    """A masked-LM's last matrix, and what it is applied to: a `kdbert.heads.masked_lm.VocabularyHead`."""
 
-    Attributes:
-        features: [B * L, H]. weight: [V, H]. bias: [V].
-    """
-
-    features: torch.Tensor
-    weight: torch.Tensor
-    bias: torch.Tensor | None
+    features: torch.Tensor  # [B * L, H]
+    weight: torch.Tensor  # [V, H]
+    bias: torch.Tensor | None  # [V]
     precision: Precision
 
     @property

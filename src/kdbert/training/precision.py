@@ -82,20 +82,16 @@ class LossScale:
 
     The loss is multiplied by a factor before the backward pass, and gradients are divided by it. If a gradient
     overflows, the step is skipped and the factor halved; after 2,000 steps without overflow it is doubled.
-
-    Attributes:
-        skipped: number of steps that were skipped.
     """
 
     def __init__(self, precision: Precision, device: torch.device) -> None:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.skipped = 0
+        self.skipped = 0  # steps
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
         """Step, unless a gradient overflowed; call `self.scaler.unscale_` before.
 
-        Returns:
-            Whether the step was skipped and a smaller factor may help the next one.
+        Returns whether the step was skipped and a smaller factor may help the next one.
         """
         before = self.scaler.get_scale()
         self.scaler.step(optimizer)

@@ -50,16 +50,12 @@ class Training:
 
 @dataclass
 class StepResult:
-    """This process's terms, the norm of the gradient before clipping, the learning rate that was used.
-
-    Attributes:
-        skipped: the gradient overflowed in fp16, so that no parameter was changed.
-    """
+    """This process's terms, the norm of the gradient before clipping, the learning rate that was used."""
 
     terms: LossTerms
     grad_norm: torch.Tensor
     learning_rate: float
-    skipped: bool
+    skipped: bool  # the gradient overflowed in fp16, so that no parameter was changed
 
 
 def training_step(run: Training, rows: np.ndarray, epoch: int, step: int) -> StepResult:
