@@ -65,24 +65,18 @@ class TaskSection(Section):
 
     @model_validator(mode="after")
     def _files(self) -> TaskSection:
-        files = {"train_file": self.train_file, "dev_file": self.dev_file}
-        of_tables = ("test_file", "text_columns", "label_column", "kind")
+        own = ("train_file", "dev_file", "test_file", "text_columns", "label_column", "kind")
+        given = [f"--{key.replace('_', '-')}" for key in own if getattr(self, key) is not None]
         if self.name == CORPUS:
             if self.train_file is None:
                 raise ValueError("task 'corpus' needs your text: name a file or folder with --corpus")
-            tables = [k for k in of_tables if getattr(self, k) is not None]
-            if tables:
-                raise ValueError(f"--{tables[0].replace('_', '-')} does not apply to plain text (task 'corpus')")
+            if tables := [flag for flag in given if flag not in ("--train-file", "--dev-file")]:
+                raise ValueError(f"{tables[0]} does not apply to plain text (task 'corpus')")
         elif self.name == CUSTOM:
-            missing = [key.replace("_", "-") for key, value in files.items() if value is None]
-            if missing:
-                raise ValueError(f"task 'custom' needs {' and '.join('--' + key for key in missing)}")
-        else:
-            given = [k for k in (*files, *of_tables) if getattr(self, k) is not None]
-            if given:
-                raise ValueError(
-                    f"--{given[0].replace('_', '-')} goes with --task custom; task {self.name!r} has its own files"
-                )
+            if missing := [flag for flag in ("--train-file", "--dev-file") if flag not in given]:
+                raise ValueError(f"task 'custom' needs {' and '.join(missing)}")
+        elif given:
+            raise ValueError(f"{given[0]} goes with --task custom; task {self.name!r} has its own files")
         return self
 
 
@@ -246,17 +240,10 @@ class TrainSection(Section):
             raise ValueError("patience needs selection=best")
         if self.accumulation > self.batch_size:
             raise ValueError(f"accumulation ({self.accumulation}) is larger than batch_size ({self.batch_size})")
-        if self.batch_sampler == "class-balanced" and self.examples_per_class > self.batch_size // self.accumulation:
-            raise ValueError(
-                f"examples_per_class ({self.examples_per_class}) is larger than a batch "
-                f"({self.batch_size // self.accumulation})"
-            )
         if self.batch_sampler == "class-balanced" and self.batch_size % (self.accumulation * self.examples_per_class):
-            raise ValueError(
-                f"batch_size ({self.batch_size}) must be a multiple of examples_per_class "
-                f"({self.examples_per_class})"
-                + (f" in each of {self.accumulation} micro-batches" if self.accumulation > 1 else "")
-            )
+            micro = f" in each of {self.accumulation} micro-batches" if self.accumulation > 1 else ""
+            per_class = f"examples_per_class ({self.examples_per_class}){micro}"
+            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of {per_class}")
         return self
 
 

@@ -15,7 +15,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -43,23 +42,18 @@ class NoRoom(Exception):
 def used_bytes(root: Path) -> int:
     """What the store of a runs folder takes on the disk, including files that are being filled."""
     total = 0
-    for pattern in ("*/*.safetensors", "*/.*.tmp"):
-        for file in (root / FOLDER).glob(pattern):
-            with contextlib.suppress(OSError):  # removed meanwhile
-                total += file.stat().st_size
+    for file in (*(root / FOLDER).glob("*/*.safetensors"), *(root / FOLDER).glob("*/.*.tmp")):
+        with contextlib.suppress(OSError):  # removed meanwhile
+            total += file.stat().st_size
     return total
 
 
-def in_memory(share: float, types: Mapping[str, np.dtype[Any]] = MappingProxyType({})) -> Allocate:
-    """Allocates in memory, up to `share` bytes; float32 unless `types` says otherwise.
-
-    Raises:
-        NoRoom: beyond that.
-    """
+def in_memory(share: float, types: Mapping[str, np.dtype[Any]] | None = None) -> Allocate:
+    """Allocates in memory, up to `share` bytes (beyond: `NoRoom`); float32 unless `types` says otherwise."""
 
     def allocate(name: str, shape: tuple[int, ...]) -> np.ndarray:
         nonlocal share
-        dtype = types.get(name, np.dtype(np.float32))
+        dtype = types[name] if types else np.dtype(np.float32)
         share -= int(np.prod(shape)) * dtype.itemsize
         if share < 0:
             raise NoRoom(name)
