@@ -80,6 +80,13 @@ def test_a_wrong_value_is_told_as_it_was_typed_and_not_in_words_of_a_library(tex
     assert "input" not in told.lower()
 
 
+def test_a_section_is_named_once() -> None:
+    with pytest.raises(UserError) as refused:
+        Recipe.build(sets=["method=cka-g", "memory={file: m.safetensors, centroids: 5}"])
+    assert "memory: memory" not in str(refused.value)
+    assert str(refused.value).startswith("memory.file ")
+
+
 def test_a_recipe_in_python_takes_plain_mappings() -> None:
     tree = {"task": {"name": "rte"}, "method": {"name": "kd", "alpha": 0.3}, "seed": 4}
     recipe = Recipe.of(tree)

@@ -239,10 +239,11 @@ def _explain(error: ValidationError, prefix: str = "", method: str = "") -> list
             sentences.append(f"unknown key {key!r}{why}")
             continue
         message = _plain(problem)
-        if "." not in key and message.startswith(("task ", "--")):  # it says itself what it is about
+        if "." not in key and message.startswith(("task ", "--", f"{key}.")):  # it says itself what it is about
             sentences.append(message)
             continue
-        shown = f"={value!r}" if isinstance(value, (str, int, float)) and repr(value) not in message else ""
+        told = problem["type"] == "value_error" and repr(value) in message
+        shown = f"={value!r}" if isinstance(value, (str, int, float)) and not told else ""
         sentences.append(f"{key.rstrip('.') or 'recipe'}{shown}: {message}")
     return sentences
 

@@ -51,7 +51,6 @@ def model_card(
             for name, value in values.items()
         ],
     )  # fmt: skip
-    constant = facts["constant_answer"]
     taught: dict[str, dict[str, str]] = {}
     for teacher in facts["teachers"]:
         for split, values in teacher["metrics"].items():
@@ -59,10 +58,11 @@ def model_card(
                 before = taught.setdefault(split, {}).get(name)
                 taught[split][name] = f"{before} / {value:.4f}" if before else f"{value:.4f}"
     without = (facts["baseline"] or {}).get("metrics", {})
+    others = (without, facts["constant_answer"])
     rows = [
         f"| {split} | {name} | {value:.4f} | {taught.get(split, {}).get(name, '-')} | "
-        + (f"{without[split][name]:.4f} | " if name in without.get(split, {}) else "- | ")
-        + (f"{constant[split][name]:.4f} |" if split in constant else "- |")
+        + " | ".join(f"{one[split][name]:.4f}" if name in one.get(split, {}) else "-" for one in others)
+        + " |"
         for split, values in metrics.items()
         for name, value in values.items()
     ]

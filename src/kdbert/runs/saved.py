@@ -65,12 +65,9 @@ def check_saved(
     def compare(found: torch.Tensor, expected: torch.Tensor, allowed: float, what: str) -> None:
         difference = float((found - expected).abs().max()) if found.numel() else 0.0
         if not difference <= allowed:
-            rounding = what == REPORTED and precision != "fp32"
-            cure = (
-                f"{precision} rounds too much here: train it again with --precision fp32"
-                if rounding
-                else (f"its model ({model.way.model_type}) should not be trusted: please report this")
-            )
+            cure = f"its model ({model.way.model_type}) should not be trusted: please report this"
+            if what == REPORTED and precision != "fp32":
+                cure = f"{precision} rounds too much here: train it again with --precision fp32"
             raise KdbertError(
                 f"the saved model, loaded by transformers alone, disagrees with {what}: a logit of examples "
                 f"{few(names)} differs by {difference:.2g} (at most {allowed:.2g}); the run is not finished; {cure}"
