@@ -209,7 +209,8 @@ def check_places(recipe: Recipe) -> None:
     """Refuse a data folder that is not there, and trackers that accelerate does not know or that are not installed."""
     folder, trackers = recipe.task.data_dir, recipe.output.tracker
     if folder is not None and not Path(folder).is_dir():
-        raise UserError(f"no data folder {folder!r}: check --data-dir (or {DATA_DIR})")
+        origin = f"`kdbert data describe {recipe.task.name}` says where its files come from"
+        raise UserError(f"no folder {folder!r} of data: check --data-dir or {DATA_DIR} ({origin})")
     if not trackers:
         return
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
