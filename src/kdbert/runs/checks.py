@@ -132,7 +132,7 @@ def check_tokenizer(job: Job, teacher: KnownTeacher, way: Way) -> None:
     """Refuse a teacher that reads other tokens than the student, where the method compares tokens."""
     own, name = load_tokenizer(teacher.place, words=job.spec.head.of_words), teacher.place.given
     if job.spec.head.plain_text:
-        check_expansion(own, job.tokenizer, name, job.tokenizer_name)
+        check_expansion(own, job.tokenizer, name, job.tokenizer_place.given)
         return
     own = fit_tokenizer(own, way, name)
     if not (job.needs.compares_tokens or job.spec.head.of_words) or same_tokenizer(job.tokenizer, own):

@@ -18,7 +18,7 @@ from kdbert.methods import Models, Needs, Shape, get_method
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.layers import told
 from kdbert.models.load import label_names, load_config, load_tokenizer, same_tokenizer
-from kdbert.models.locate import locate, locate_tokenizer, short_name
+from kdbert.models.locate import ModelPlace, locate, locate_tokenizer, short_name
 from kdbert.models.student import count_parameters, kept_layers
 from kdbert.models.way import Asked, Way, decide, device_type, fit_tokenizer
 from kdbert.recipe import Recipe
@@ -172,7 +172,7 @@ class Job:
                 new_always=bool(self.teachers) or split == "dev",
             )  # fmt: skip
         except ValueError as error:
-            raise UserError(f"the tokenizer of {self.tokenizer_name!r} cannot hide tokens: {error}") from None
+            raise UserError(f"the tokenizer of {self.tokenizer_place.given!r} cannot hide tokens: {error}") from None
         return found.masked(masking)
 
     @cached_property
@@ -195,23 +195,18 @@ class Job:
         student, depth = self.recipe.student, self.config.num_hidden_layers
         return kept_layers(depth, student.layers, student.init if student.layers is not None else "first")
 
-    @property
-    def tokenizer_name(self) -> str:
+    @cached_property
+    def tokenizer_place(self) -> ModelPlace:
         """Whose tokenizer the model reads by: the one that is named, its own, or the teacher's."""
         named = self.recipe.student.tokenizer
         if named is not None:
-            return named
-        if self.place.fresh and self.recipe.teachers:
-            return self.recipe.teachers[0].model
-        return self.place.given
+            return locate_tokenizer(named)
+        return self.teachers[0].place if self.place.fresh and self.recipe.teachers else self.place
 
     @cached_property
     def tokenizer(self) -> Any:
         """What the model reads by."""
-        place = self.place if self.tokenizer_name == self.place.given else None
-        if self.recipe.student.tokenizer is not None:
-            place = locate_tokenizer(self.recipe.student.tokenizer)
-        found = load_tokenizer(place or self.teachers[0].place, words=self.spec.head.of_words)
+        found = load_tokenizer(self.tokenizer_place, words=self.spec.head.of_words)
         return fit_tokenizer(found, self.way, self.place.given, grows=True)
 
     @cached_property
