@@ -97,7 +97,8 @@ class Setting:
         keys = self.keys(**{"output.runs_dir": str(output_dir.parent / "runs"), **changes})
         keys.pop("teachers")
         sets = [word for key, value in keys.items() for word in ("--set", f"{key}={json.dumps(value)}")]
-        return ["distill", "--teacher", str(self.teacher), "--no-baseline", "--output-dir", str(output_dir), *sets]
+        taught = [] if keys["method.name"] == "finetune" else ["--teacher", str(self.teacher)]
+        return ["distill", *taught, "--no-baseline", "--output-dir", str(output_dir), *sets]
 
     def recipe(self, output_dir: Path, **changes: Any) -> Recipe:
         """The same as a resolved recipe."""

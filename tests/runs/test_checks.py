@@ -37,18 +37,15 @@ def test_a_wrong_flag_is_refused_although_the_run_is_finished(setting: Setting, 
 def test_a_flag_that_the_method_does_not_read_is_refused(
     method: str, flag: str | None, setting: Setting, kdbert: Any, tmp_path: Path
 ) -> None:
-    words = setting.words(tmp_path / "run", **{"method.name": method})
-    place = words.index("--teacher")
-    teacher = words[place : place + 2]
-    if method == "finetune" and flag != "--teacher":
-        del words[place : place + 2]
-    done = kdbert(*words, *(["--memory", tmp_path / "m.safetensors"] if flag == "--memory" else []), "--dry-run")
+    words = [*setting.words(tmp_path / "run", **{"method.name": method}), "--dry-run"]
+    done = kdbert(*words, *([flag, setting.teacher] if flag else []))
     assert done.code == (2 if flag else 0), done.err
     assert flag is None or flag in done.err.splitlines()[-1]
-    if flag == "--teacher":  # a recipe that several methods share may name one
-        shared = kdbert(*words[:place], *words[place + 2 :], f"teachers=[{{model: {teacher[1]}}}]", "--dry-run")
-        assert shared.code == 0, shared.err
-        assert "reads no teacher" in shared.err
+    # A recipe that several methods share may name one.
+    key = {"--teacher": f"teachers=[{{model: {setting.teacher}}}]", "--memory": "memory.file=m.safetensors"}
+    shared = kdbert(*words, *([key[flag]] if flag else []))
+    assert shared.code == 0, shared.err
+    assert flag is None or f"reads no {flag[2:]}" in shared.err
 
 
 def test_a_default_base_model_that_cannot_be_fetched_names_the_flag(tmp_path: Path) -> None:

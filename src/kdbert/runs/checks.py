@@ -225,12 +225,13 @@ def check_places(recipe: Recipe) -> None:
 
 
 def check_read(recipe: Recipe, typed: Collection[str]) -> None:
-    """Refuse flags that the method does not read. (In a sweep several methods share them, and each takes its own.)
+    """Refuse flags that the method reads with none of its options. (A sweep's methods share them, so it only warns.)
 
     Args:
         typed: the recipe keys that flags have set.
     """
-    needs, name = get_method(recipe.method.name).needs(recipe.method, None), recipe.method.name
+    method, name = get_method(recipe.method.name), recipe.method.name
+    needs = method.needs(method.Options.model_validate({"name": name}), None)
     if "teachers" in typed and needs.teachers == (0, 0):
         raise UserError(f"--teacher: method {name!r} reads no teacher; omit it, or choose what is trained by --student")
     if "memory.file" in typed and not needs.reads_centroids:
