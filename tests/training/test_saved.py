@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from conftest import WORDS, Finished
 from kdbert import KdbertError, distill
 from kdbert.data.encode import encode
-from kdbert.runs.answers import saved_model
+from kdbert.runs.answers import Answers, saved_model
 from kdbert.runs.folder import RunResult
 from kdbert.runs.saved import check_saved
 from small_run import Setting, predict
@@ -36,7 +36,7 @@ def checked(run: RunResult, folder: Path, change: Callable[[np.ndarray], np.ndar
     examples, model = saved.examples("dev"), saved.network()
     data = encode(examples, saved.tokenizer, saved.max_length)
     logits = predict(model, data)
-    check_saved(folder, model, saved.spec, data, examples, change(logits), "fp32", saved.max_length)
+    check_saved(folder, model, Answers(saved.spec, examples, change(logits)), data, "fp32", saved.max_length)
 
 
 def changed_copy(run: RunResult, folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:

@@ -19,7 +19,6 @@ from torch import nn
 
 from kdbert.centroids.builder import find_or_build
 from kdbert.centroids.file import Centroids
-from kdbert.data.examples import Examples
 from kdbert.data.masking import vocabulary_size
 from kdbert.disk.files import atomic_write, replace_folder, write_text
 from kdbert.errors import Diverged, Interrupted, KdbertError, RunBusy, UserError
@@ -424,12 +423,9 @@ class Run:
             card = model_card(recipe, job.spec, facts["metrics"], known)
             (target / "README.md").write_text(card, encoding="utf-8")
             dev = job.spec.split_names("dev")[0]
-            part = job.eval_examples[dev]
             assert recipe.task.max_length is not None
-            check_saved(
-                target, self.student, job.spec, job.encoded[dev], part if isinstance(part, Examples) else None,
-                found[dev].logits, self.session.precision, recipe.task.max_length,
-            )  # fmt: skip
+            precision = self.session.precision
+            check_saved(target, self.student, found[dev], job.encoded[dev], precision, recipe.task.max_length)
 
         replace_folder(folder.path / "model", fill)
         for name, one in found.items():

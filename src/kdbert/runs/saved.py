@@ -14,7 +14,7 @@ from kdbert.data.examples import Examples
 from kdbert.errors import KdbertError, few
 from kdbert.methods import MaskedLMOutputs, Outputs
 from kdbert.models.load import NO_CODE, auto_class
-from kdbert.tasks import TaskSpec
+from kdbert.runs.answers import Answers
 from kdbert.training.forward import run_model
 from kdbert.training.precision import Precision
 
@@ -23,16 +23,7 @@ TRAINED, REPORTED = "the trained model in float32", "what the run reports"
 
 
 @torch.no_grad()
-def check_saved(
-    folder: Path,
-    model: Any,
-    spec: TaskSpec,
-    data: Encoded,
-    examples: Examples | None,
-    reported: np.ndarray,
-    precision: Precision,
-    max_length: int,
-) -> None:
+def check_saved(folder: Path, model: Any, given: Answers, data: Encoded, precision: Precision, max_length: int) -> None:
     """Load a saved model with the library alone (float32, eager attention) and compare its logits.
 
     Of the shortest and the longest example of a split, in one padded batch (alone, where padding changes a model's
@@ -40,22 +31,24 @@ def check_saved(
 
     Args:
         folder: the saved model and tokenizer. model: the trained one.
-        data, examples: the split, encoded and as texts; no texts for plain text, of which nothing is compared with
-            `reported`.
-        reported: logits of what has a label, in the task's order of classes, computed in `precision`.
+        given: the run's answers to the split, computed in `precision`; with plain text nothing is compared.
+        data: the split as the model reads it.
 
     Raises:
         KdbertError: they differ, or are not finite.
     """
     from transformers import AutoTokenizer
 
+    examples, reported = given.part if isinstance(given.part, Examples) else None, given.logits
     rows = np.unique([int(data.lengths.argmin()), int(data.lengths.argmax())])
     device = next(model.parameters()).device
     batch = collate(data, rows)
     training = model.training
     seen = run_model(model.eval(), batch.to(device), "fp32")
     model.train(training)
-    library = auto_class(spec.head).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **NO_CODE)
+    library = auto_class(given.spec.head).from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", **NO_CODE
+    )
     tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
     together = model.way.padding and tokenizer.pad_token_id is not None
     groups = [np.arange(len(rows))] if together else np.split(np.arange(len(rows)), len(rows))
