@@ -39,7 +39,8 @@ def _line(job: AnyJob) -> str:
     recipe, train = job.recipe, job.recipe.train
     seen = f"{train.epochs} epochs, learning rate {train.learning_rate:g}, seed {recipe.seed}"
     state = "finished" if job.finished else "to be made"
-    return f"{job.place.given} fine-tuned on {recipe.task.name}, {seen}; {state}: {job.writes or LATER}"
+    layers = f"{recipe.student.layers} layers of " if recipe.student.layers else ""
+    return f"{layers}{job.place.given} fine-tuned on {recipe.task.name}, {seen}; {state}: {job.writes or LATER}"
 
 
 def _print_centroids(job: CentroidsJob) -> None:

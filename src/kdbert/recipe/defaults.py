@@ -69,7 +69,7 @@ def base_config(recipe: Recipe) -> Any:
         named = recipe.teacher_training is not None and recipe.teacher_training.model is not None
         if named or model != PAPER_MODEL:
             raise
-        raise UserError(f"{error}; it is the default: name another with --teacher-model, such as a folder") from None
+        raise UserError(f"{error}; name another model than this default with --teacher-model FOLDER") from None
 
 
 def teacher_recipes(recipe: Recipe) -> list[Recipe]:

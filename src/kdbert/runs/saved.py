@@ -31,7 +31,7 @@ def check_saved(folder: Path, model: Any, given: Answers, data: Encoded, precisi
 
     Args:
         folder: the saved model and tokenizer. model: the trained one.
-        given: the run's answers to the split, computed in `precision`; with plain text nothing is compared.
+        given: the run's answers to the split, computed in `precision`; those to plain text are not compared.
         data: the split as the model reads it.
 
     Raises:
