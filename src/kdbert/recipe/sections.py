@@ -23,16 +23,10 @@ class TaskSection(Section):
 
     name: str = Field("quickstart", description="task; `kdbert data list` shows them, `custom` is your own files")
     data_dir: str | None = Field(None, description="folder of the task's files")
-    max_length: int | None = Field(
-        None, ge=4, description="tokens per example; longer texts are cut (default: the task's)"
-    )
+    max_length: int | None = Field(None, ge=4, description="tokens per example; the rest is cut (default: the task's)")
     max_train_examples: int | None = Field(None, ge=1, description="use the first N training examples only")
-    train_file: str | None = Field(
-        None, description="custom: training file; corpus: a text file or a folder of them (flag --corpus)"
-    )
-    dev_file: str | None = Field(
-        None, description="custom: dev file; corpus: dev text (default: one text in 20 of the corpus)"
-    )
+    train_file: str | None = Field(None, description="custom: training file; corpus: text file or folder (--corpus)")
+    dev_file: str | None = Field(None, description="custom: dev file; corpus: dev text (default: one text in 20)")
     test_file: str | None = Field(None, description="custom: test file")
     text_columns: list[str] | None = Field(None, description="custom: one or two columns")
     label_column: str | None = Field(None, description="custom: the label's column")
@@ -84,9 +78,7 @@ class TeacherSection(Section):
     """A fine-tuned model whose outputs are learned."""
 
     model: str = Field(description="run folder of finetune-teacher, model folder, or Hub id")
-    labels: list[str] | None = Field(
-        None, description="its labels in the order of its outputs, if its config has only LABEL_0, …"
-    )
+    labels: list[str] | None = Field(None, description="its labels in order, if its config has only LABEL_0, …")
 
 
 class TeacherTraining(Section):
@@ -96,39 +88,26 @@ class TeacherTraining(Section):
     the student's batch size or learning rate. For anything else, use `finetune-teacher` and `--teacher`.
     """
 
-    model: str | None = Field(
-        None, description="pretrained model to fine-tune (default: bert-base-uncased; for quickstart its own)"
-    )
+    model: str | None = Field(None, description="model to fine-tune (default: bert-base-uncased; quickstart: its own)")
     epochs: int = Field(3, ge=1, le=1_000_000, description="passes over the training data")
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate")
     batch_size: int = Field(32, ge=1, description="examples per optimiser step")
-    seed: int = Field(
-        1, ge=0, le=LARGEST_SEED, description="the teacher's own seed, so that all seeds of a student share one teacher"
-    )
+    seed: int = Field(1, ge=0, le=LARGEST_SEED, description="its own seed: all seeds of a student share one teacher")
 
 
 class MemorySection(Section):
     """The memory that the global CKA methods read: centroids of the teacher's features over the training split."""
 
-    file: str | None = Field(
-        None, description="a file of `kdbert train-memory` (default: one is made with the keys below)"
-    )
+    file: str | None = Field(None, description="a file of `kdbert train-memory` (default: made with the keys below)")
     train: Literal["auto", "never"] = Field("auto", description="auto: make a missing memory; never: refuse the run")
     centroids: int | None = Field(None, ge=1, description="number of centroids (default: 100; 300 for mnli and qqp)")
     algorithm: Literal["kmeans", "legacy"] | None = Field(
         None,
         description="kmeans, or legacy: the published procedure (default: legacy for variant original, else kmeans)",
     )
-    passes: int | None = Field(
-        None, ge=1, description="passes over the training split, at most (default: 20; legacy: 3, as published)"
-    )
+    passes: int | None = Field(None, ge=1, description="passes over the examples, at most (default: 20; legacy: 3)")
     batch_size: int = Field(1, ge=1, description="legacy: examples per step of the running average")
-    seed: int = Field(
-        1,
-        ge=0,
-        le=LARGEST_SEED,
-        description="seed of the first centroids, so that all seeds of a student share one memory",
-    )
+    seed: int = Field(1, ge=0, le=LARGEST_SEED, description="its own seed: all seeds of a student share one memory")
 
     @model_validator(mode="after")
     def _file_or_how(self) -> MemorySection:
@@ -142,12 +121,8 @@ class MemorySection(Section):
 class StudentSection(Section):
     """The model that is trained."""
 
-    model: str | None = Field(
-        None, description="model folder, run folder or Hub id to start from; or a config.json, for random weights"
-    )
-    tokenizer: str | None = Field(
-        None, description="tokenizer folder or Hub id, for example from `kdbert expand-vocab` (default: the model's)"
-    )
+    model: str | None = Field(None, description="run, model folder or Hub id; a config.json: random weights")
+    tokenizer: str | None = Field(None, description="such as `kdbert expand-vocab` makes (default: the model's own)")
     layers: int | None = Field(None, ge=1, description="keep this many encoder layers")
     init: Literal["first", "last", "even"] | list[int] = Field(
         "first", description="which layers to keep: first, last, even, or their numbers from 1"
@@ -181,9 +156,7 @@ class TrainSection(Section):
     accumulation: int = Field(1, ge=1, description="micro-batches per step")
     eval_batch_size: int = Field(64, ge=1, description="examples per batch of evaluation and of the teacher pass")
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate")
-    schedule: Literal["linear", "constant", "cosine"] = Field(
-        "linear", description="of the learning rate; linear and cosine decay to 0"
-    )
+    schedule: Literal["linear", "constant", "cosine"] = Field("linear", description="linear and cosine decay to 0")
     warmup: float = Field(0.0, ge=0, description="warm-up: a fraction of all steps if below 1, else a number of steps")
     weight_decay: float = Field(0.0, ge=0, description="not applied to biases and LayerNorm")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of AdamW's mean of gradients")
@@ -192,9 +165,7 @@ class TrainSection(Section):
     max_grad_norm: float = Field(1.0, ge=0, description="clip gradients to this norm; 0: never")
     dropout: float | None = Field(None, ge=0, lt=1, description="every dropout rate of the student (default: its own)")
     max_steps: int | None = Field(None, ge=1, description="stop after this many steps, where the schedule ends too")
-    selection: Literal["last", "best"] = Field(
-        "last", description="which weights to keep: the last, or the best on dev"
-    )
+    selection: Literal["last", "best"] = Field("last", description="weights to keep: the last, or the best on dev")
     patience: int | None = Field(
         None, ge=1, description="stop after this many epochs without a better dev score (with selection=best)"
     )
@@ -203,19 +174,15 @@ class TrainSection(Section):
     )
     bucketing: bool = Field(False, description="batch examples of similar length: less padding, less random batches")
     batch_sampler: Literal["random", "class-balanced"] = Field(
-        "random", description="class-balanced: batches are made of groups of one class"
+        "random", description="class-balanced: groups of one class"
     )
     examples_per_class: int = Field(4, ge=1, description="class-balanced: examples per group")
     teacher_cache: bool = Field(True, description="run the teacher once before training instead of at every step")
     attention: Literal["auto", "kdbert", "eager", "sdpa"] = Field(
         "auto", description="attention function; auto: kdbert's on a CPU, torch's sdpa elsewhere"
     )
-    fast_dropout: bool = Field(
-        True, description="on a CPU: dropout from 15 random bits per element (rate rounded to 1/32768)"
-    )
-    used_rows: bool = Field(
-        True, description="train only the word vectors that occur in the data; same result (off with weight_decay)"
-    )
+    fast_dropout: bool = Field(True, description="on a CPU: dropout from 15 random bits (rate rounded to 1/32768)")
+    used_rows: bool = Field(True, description="train only word vectors that occur; same result (off with weight_decay)")
     first_token: bool = Field(True, description="the last layer computes only the first token, where no other is read")
     packing: bool = Field(True, description="on a CPU: compute no padding between embeddings and head")
     cache_precision: Literal["fp32", "bf16"] = Field(
@@ -223,9 +190,7 @@ class TrainSection(Section):
     )
     cache_gib: float = Field(20.0, ge=0, description="GiB that stored teacher outputs may take in a runs folder")
     logging_steps: int = Field(20, ge=1, description="log losses every this many steps")
-    checkpoint_steps: int = Field(
-        500, ge=1, description="save a checkpoint every this many steps, and after every epoch"
-    )
+    checkpoint_steps: int = Field(500, ge=1, description="save a checkpoint every so many steps, and after every epoch")
 
     @field_validator("warmup")
     @classmethod
