@@ -23,7 +23,7 @@ from kdbert.data.batches import collate
 from kdbert.recipe import Recipe
 from kdbert.training.finite import FiniteWatch
 from kdbert.training.forward import StudentWithMethod
-from kdbert.training.optimizer import build_optimizer
+from kdbert.training.loop import build_optimizer
 from kdbert.training.precision import has_bf16_units
 from kdbert.training.step import forward_backward
 from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher

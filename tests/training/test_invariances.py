@@ -15,8 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kdbert.data.batches import Batch, collate, epoch_batches
 from kdbert.methods import LossTerms
 from kdbert.training.finite import FiniteWatch
-from kdbert.training.loop import train
-from kdbert.training.optimizer import build_optimizer
+from kdbert.training.loop import build_optimizer, train
 from kdbert.training.step import forward_backward
 from kdbert.training.teacher import LiveTeacher, Teacher
 from small_run import (

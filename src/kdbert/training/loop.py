@@ -34,13 +34,12 @@ from kdbert.errors import Interrupted, UserError
 from kdbert.heads import Head
 from kdbert.methods import LossTerms
 from kdbert.models.fast.used_rows import training_used_rows
-from kdbert.recipe.sections import TrainSection
+from kdbert.recipe.sections import TrainSection, warmup_steps
 from kdbert.signals import StopRequest, stop_request
 from kdbert.training.checkpoint import load_optimizer, newest_checkpoint, optimizer_tensors, save_checkpoint
 from kdbert.training.finite import FiniteWatch
 from kdbert.training.forward import StudentWithMethod
 from kdbert.training.loggers import MetricsLog, progress_bar
-from kdbert.training.optimizer import build_optimizer, build_schedule
 from kdbert.training.precision import LossScale
 from kdbert.training.step import StepResult, Training, training_step
 from kdbert.training.teacher import Teacher
@@ -118,12 +117,15 @@ def train(
         Diverged: a loss or the gradient is not finite.
         Interrupted: a signal asked to stop; the state is saved.
     """
+    from transformers import get_scheduler
+
     total_steps = steps_of(options, len(data))
     optimizer = build_optimizer(module, options)
+    schedule = "constant_with_warmup" if options.schedule == "constant" else options.schedule
     run = Training(
         options=options, seed=seed, data=data, teachers=teachers, module=module,
         wrapped=accelerator.prepare_model(module), optimizer=optimizer,
-        scheduler=build_schedule(options, optimizer, total_steps),
+        scheduler=get_scheduler(schedule, optimizer, warmup_steps(options.warmup, total_steps), total_steps),
         scale=LossScale(module.precision, accelerator.device), accelerator=accelerator, length=length,
     )  # fmt: skip
     at = _restore(run, folder, total_steps)
@@ -208,6 +210,25 @@ def steps_of(options: TrainSection, examples: int) -> int:
     """Optimiser steps of a whole run on so many training examples."""
     whole = options.epochs * -(-examples // options.batch_size)
     return min(whole, options.max_steps or whole)
+
+
+def build_optimizer(module: nn.Module, options: TrainSection) -> torch.optim.Optimizer:
+    """AdamW; weight decay on matrices only (no bias, no LayerNorm), as BERT is trained.
+
+    The method's own parameters are in it too.
+    """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups,
+        lr=options.learning_rate,
+        betas=(options.adam_beta1, options.adam_beta2),
+        eps=options.adam_epsilon,
+        fused=all(p.device.type in ("cpu", "cuda") for p in trained),
+    )
 
 
 def _restore(run: Training, folder: Path, total_steps: int) -> Position:
