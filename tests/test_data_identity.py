@@ -41,8 +41,11 @@ def test_other_files_of_a_task_are_refused_and_the_same_in_another_form_are_not(
     same = kdbert("finetune-teacher", "--model", tiny_bert, "--data-dir", plain, *words)
     assert same.code == 0
     assert "already finished" in same.err
-    gone = kdbert("finetune-teacher", "--model", tiny_bert, "--data-dir", tmp_path / "nothing", *words)
+    (tmp_path / "empty").mkdir()
+    gone = kdbert("finetune-teacher", "--model", tiny_bert, "--data-dir", tmp_path / "empty", *words)
     assert gone.code == 0  # the files may be elsewhere by now
+    mistyped = kdbert("finetune-teacher", "--model", tiny_bert, "--data-dir", tmp_path / "nothing", *words)
+    assert mistyped.code == 2
 
     refused = kdbert("finetune-teacher", "--model", tiny_bert, "--data-dir", other, *words)
     assert refused.code == 2

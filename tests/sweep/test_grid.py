@@ -171,7 +171,7 @@ def test_cells_with_equal_recipes_are_one(tmp_path: Path) -> None:
         ("teachr=a,b", "unknown key 'teachr'"),
         ("method=kd,hintn", "did you mean 'hinton'?"),
         ("task=rte,mnlli", "did you mean 'mnli'?"),
-        ("train.learning_rate=0.1,fast", "cell train.learning_rate=fast: train.learning_rate: "),
+        ("train.learning_rate=0.1,fast", "cell train.learning_rate=fast: train.learning_rate="),
         ("train=[1]", "train: expected keys below it"),
         ("output.dir=a,b", "--runs-dir"),
     ],
@@ -193,7 +193,7 @@ def test_a_method_for_all_cells_leaves_its_options_in_the_grid() -> None:
 
 def test_the_problems_of_all_cells_are_told_at_once_and_each_once() -> None:
     message = refused("train.epochs=0,1", "train.warmup=0,-1", seeds="3")
-    assert message.count("train.epochs: ") == 2  # alone, and in the cell where the warm-up is wrong too
+    assert message.count(" train.epochs=0: ") == 2  # alone, and in the cell where the warm-up is wrong too
     assert "cell train.epochs=1 train.warmup=-1 seed=1: train.warmup" in message
 
 
@@ -219,7 +219,7 @@ def test_a_key_for_all_cells_cannot_be_in_the_grid_too(
 
 def test_an_option_that_a_method_lacks_is_told_with_the_cure() -> None:
     message = refused("method=finetune,kd", "method.temperature=3,5")
-    assert re.search(r"method 'finetune' has no option 'temperature' \(.*\bkd\b.* has\)", message)
+    assert re.search(r"method 'finetune' has no option 'temperature' \(.*\bkd\b", message)
     assert "{name: kd, temperature: 3}" in message
 
 

@@ -129,9 +129,11 @@ def _read(path: Path) -> Checkpoint:
     """
     try:
         listed = parse_json((path / "manifest.json").read_text(encoding="utf-8"))
+        other = [name for name, facts in listed.items() if (path / name).stat().st_size != facts["bytes"]]
         fault = damaged(path, {name: facts["sha256"] for name, facts in listed.items()})
+        fault = f"{other[0]} is damaged (its size is wrong)" if other else fault
     except OSError as error:
-        raise ValueError(f"manifest.json cannot be read ({error.strerror})") from None
+        raise ValueError(f"{Path(error.filename or path).name} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"manifest.json is damaged ({error})") from None
     if fault:
