@@ -52,11 +52,7 @@ class PushFailed(KdbertError):
 
 
 def check_repository(name: str) -> None:
-    """Refuse early what could not be uploaded later.
-
-    Raises:
-        UserError: the name is not `owner/name`, there is no network, or nobody is logged in.
-    """
+    """Refuse early what could not be uploaded later."""
     from huggingface_hub import get_token
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):

@@ -81,11 +81,7 @@ class TextSplit:
 
 
 def corpus_files(place: str) -> list[Path]:
-    """The files of a corpus: the named file, or all text files below a folder, plain or gzip, sorted by name.
-
-    Raises:
-        UserError: no such file or folder, or no text file in the folder.
-    """
+    """The files of a corpus: the named file, or all text files below a folder, plain or gzip, sorted by name."""
     if not place.strip():
         raise UserError("--corpus is empty: name a text file, or a folder of text files")
     path = Path(place).expanduser()
@@ -114,11 +110,7 @@ _SUFFIXES = {*SUFFIXES, *(f"{suffix}.gz" for suffix in SUFFIXES)}
 
 
 def corpus_digest(place: str) -> str:
-    """16 hex digits of the content of a corpus's files, in their order.
-
-    Raises:
-        UserError: no files, or one cannot be read.
-    """
+    """16 hex digits of the content of a corpus's files, in their order."""
     return hashlib.sha256("".join(map(text_digest, corpus_files(place))).encode()).hexdigest()[:16]
 
 
@@ -131,9 +123,6 @@ def read_texts(place: str, unit: Unit = "line") -> Iterator[str]:
     Args:
         unit: what one text is: a line; a document, which ends at a blank line or with the file; or a file. Lines of one
             text are joined with a space.
-
-    Raises:
-        UserError: no text at all, or a fault in a file, with its line.
     """
     found = False
     for file in corpus_files(place):

@@ -136,11 +136,7 @@ def _delimited(path: Path, split: Callable[[Path], Iterator[tuple[int, list[str]
 
 
 def _header(path: Path, cells: list[str]) -> tuple[str, ...]:
-    """The names of the columns; the first may be empty, as pandas writes its index.
-
-    Raises:
-        UserError: a name occurs twice or is missing, or the line is not a header.
-    """
+    """The names of the columns; the first may be empty, as pandas writes its index."""
     names = tuple(name.strip() for name in cells)
     where = f"{path}, line 1"
     twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
@@ -168,11 +164,7 @@ def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line on which it starts, cells) of each row.
-
-    Raises:
-        UserError: a quote is not closed, or text follows a closed one; with the line on which the field starts.
-    """
+    """(line on which it starts, cells) of each row."""
     lines: list[str] = []  # of the row that is read
 
     def following() -> Iterator[str]:
@@ -288,11 +280,7 @@ def first_line(error: Exception) -> str:
 
 
 def _class_names(metadata: bytes | None) -> dict[str, tuple[str, ...]]:
-    """Names of the classes that a parquet file written by `datasets` stores as numbers.
-
-    Raises:
-        ValueError: its metadata cannot be read.
-    """
+    """Names of the classes that a parquet file written by `datasets` stores as numbers."""
     if metadata is None:
         return {}
     try:

@@ -187,11 +187,7 @@ def _opened(archive: Path) -> Iterator[tuple[dict[str, bool], Any]]:
 
 
 def write_checked(source: IO[bytes], target: Path, sha256: str | None) -> None:
-    """Write a file under a temporary name, check it, and rename it.
-
-    Raises:
-        UserError: another checksum, no room.
-    """
+    """Write a file under a temporary name, check it, and rename it."""
     part = target.with_name(target.name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -118,9 +118,6 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> Encoded:
     Args:
         tokenizer: a fast Hugging Face tokenizer.
         max_length: the most tokens an example may have, special tokens included.
-
-    Raises:
-        UserError: an example has no tokens, so no model has an answer.
     """
     wants_types = "token_type_ids" in tokenizer.model_input_names
     ids, types, lengths = bytearray(), bytearray(), array("q")  # they grow in place, so nothing is held twice

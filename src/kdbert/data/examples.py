@@ -144,9 +144,6 @@ def examples_of(rows: Iterable[RawExample], *, path: Path, split: str, reader: L
 
     Args:
         reader: reads the labels; each row must have one. None: the split has no labels.
-
-    Raises:
-        UserError: no rows, a missing label, one that the reader refuses; with the file and line.
     """
     ids, text_a, text_b = PackedStrings(), PackedStrings(), PackedStrings()
     words: list[tuple[str, ...]] = []

@@ -61,11 +61,7 @@ def _encoding(line: bytes) -> str:
 
 
 def text_digest(path: Path) -> str:
-    """16 hex digits of a file's content; the same for a plain file and its gzip.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """16 hex digits of a file's content; the same for a plain file and its gzip."""
     return unpacked_sha256(path)[:16]
 
 
@@ -73,9 +69,6 @@ def unpacked_sha256(path: Path) -> str:
     """sha256 of a file's content, of what is inside where it is a gzip.
 
     Read once per process while size and time of change stay the same.
-
-    Raises:
-        UserError: the file cannot be read.
     """
     try:
         status = path.stat()

@@ -67,9 +67,6 @@ def class_number(name: str, numbers: Mapping[str, int], where: str) -> int:
     Args:
         numbers: name of each class -> its number.
         where: file and line, for the message.
-
-    Raises:
-        UserError: no such class, with the nearest one.
     """
     if name not in numbers:
         known = ", ".join(list(numbers)[:8]) + (", …" if len(numbers) > 8 else "")

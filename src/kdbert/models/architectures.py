@@ -120,9 +120,6 @@ def architecture(model_type: str, name: str) -> Architecture:
 
     Args:
         name: what the person called the model, for the error.
-
-    Raises:
-        UserError: the type is not run, with what to use instead.
     """
     if model_type in ARCHITECTURES:
         return ARCHITECTURES[model_type]

@@ -72,9 +72,6 @@ def teacher_permutation(
         task_labels: empty for regression.
         given: the labels in the order of the logits, as the person named them with `flag`.
         role: what the model is called in messages.
-
-    Raises:
-        UserError: head of another size, generic names, missing or extra labels.
     """
     outputs = len(task_labels) or 1
     if len(model_labels) != outputs:

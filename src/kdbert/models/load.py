@@ -65,11 +65,7 @@ def _checked(config: Any) -> Any:
 
 
 def check_weights(place: ModelPlace) -> None:
-    """Refuse a local model whose weights are damaged, as far as their header says, or a pickle of more than tensors.
-
-    Raises:
-        UserError: the weights are damaged.
-    """
+    """Refuse a local model whose weights are damaged, as far as their header says, or a pickle of more than tensors."""
     from safetensors import safe_open
 
     if place.local:
@@ -86,9 +82,6 @@ def load_tokenizer(place: ModelPlace, *, words: bool = False) -> Any:
 
     Args:
         words: for texts that are split into words already.
-
-    Raises:
-        UserError: it has none.
     """
     from transformers import AutoTokenizer
 
@@ -149,11 +142,7 @@ def has_head(config: Any, head: Head) -> bool:
 
 
 def check_trained_head(config: Any, name: str, task: TaskSpec) -> None:
-    """Refuse a model that was never fine-tuned with such a head: it would be random.
-
-    Raises:
-        UserError: with the command that makes one.
-    """
+    """Refuse a model that was never fine-tuned with such a head: it would be random."""
     if has_head(config, task.head):
         return
     saved = f" (it was saved as {config.architectures[0]})" if config.architectures else ""

@@ -146,11 +146,7 @@ def find_run(given: str, runs_dir: str | Path = "runs", *, teacher: bool = False
 
 
 def run_facts(run: Path) -> dict[str, Any]:
-    """run.json of a run folder, or {} where there is none.
-
-    Raises:
-        UserError: it is there but cannot be read.
-    """
+    """run.json of a run folder, or {} where there is none."""
     path = run / "run.json"
     try:
         return unsealed(path.read_text(encoding="utf-8"))
@@ -170,9 +166,6 @@ def check_run_files(run: Path, inside: str = "") -> None:
     Args:
         inside: only those of a folder of the run. A model that was deleted as a whole is missed there only: the run
             is still known by its run.json.
-
-    Raises:
-        UserError: with the file.
     """
     left = inside or (run / "model").is_dir()
     files = {
@@ -235,11 +228,7 @@ def locate(given: str) -> ModelPlace:
 
 
 def _check_configuration(path: Path) -> None:
-    """Refuse a file that describes no model.
-
-    Raises:
-        UserError: it is no JSON, or names no `model_type`.
-    """
+    """Refuse a file that describes no model."""
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -251,11 +240,7 @@ def _check_configuration(path: Path) -> None:
 
 
 def locate_tokenizer(given: str) -> ModelPlace:
-    """Find a tokenizer: a folder with its files (a model's, too), or a Hub id.
-
-    Raises:
-        UserError: no such folder, or it is not as `kdbert expand-vocab` or a run has left it.
-    """
+    """Find a tokenizer: a folder with its files (a model's, too), or a Hub id."""
     path = Path(given).expanduser()
     if path.is_dir():
         if (path / "run.json").exists():
@@ -269,11 +254,7 @@ def locate_tokenizer(given: str) -> ModelPlace:
 
 
 def _check_expanded(folder: Path) -> None:
-    """Refuse an expanded tokenizer that is not the one that was written.
-
-    Raises:
-        UserError: with the file.
-    """
+    """Refuse an expanded tokenizer that is not the one that was written."""
     try:
         fault = damaged(folder, unsealed((folder / EXPANSION).read_text(encoding="utf-8")).get("files", {}))
     except (OSError, ValueError) as error:

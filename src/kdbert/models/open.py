@@ -136,9 +136,6 @@ def _check_loaded(model: Any, about: Mapping[str, Any], name: str, whole: bool) 
 
     Returns:
         Whether the head, or the pooler below it, is not in its file.
-
-    Raises:
-        UserError: weights of the encoder (if `whole`, also of the head) are missing or not finite.
     """
     prefix = f"{model.base_model_prefix}."
     lost = sorted({*about["missing_keys"], *(key for key, *_ in about["mismatched_keys"])})

@@ -21,9 +21,6 @@ def skeleton(config: Any, head: Head, name: str) -> Any:
 
     Args:
         name: what the person called the model, for errors.
-
-    Raises:
-        UserError: the library has no such head for the type, or cannot build this configuration.
     """
     if head.plain_text and not architecture(config.model_type, name).masked_lm:
         raise UserError(
@@ -47,11 +44,7 @@ def skeleton(config: Any, head: Head, name: str) -> Any:
 
 
 def check_configuration(config: Any, name: str) -> None:
-    """Refuse a configuration that cannot be run, though others of its type can.
-
-    Raises:
-        UserError: with the key.
-    """
+    """Refuse a configuration that cannot be run, though others of its type can."""
     for model_type, key, value, reason in CONFIGURATIONS:
         if config.model_type == model_type and getattr(config, key, None) == value:
             raise UserError(f"model {name!r} has {key}={value!r} in its configuration: {reason}; {INSTEAD}")

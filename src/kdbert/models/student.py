@@ -19,9 +19,6 @@ def kept_layers(depth: int, count: int | None, init: Literal["first", "last", "e
     """Which layers (numbered from 1) a student keeps of a model with `depth` layers.
 
     `even` takes floor(l * depth / count + 1/2) for l = 1..count, so it always ends with the last layer.
-
-    Raises:
-        UserError: more layers than there are.
     """
     picks: list[int]
     if not isinstance(init, str):
@@ -68,11 +65,7 @@ def cut_config(config: Any, picks: Sequence[int]) -> Any:
 
 
 def check_cut(config: Any, head: Head, picks: Sequence[int], name: str) -> None:
-    """Refuse to cut layers out of a model if the result would not be the same kind of model with fewer layers.
-
-    Raises:
-        UserError: its layers share weights or are in no list, or one of them cannot take the place of another.
-    """
+    """Refuse to cut layers out of a model if the result would not be the same kind of model with fewer layers."""
     if _is_whole(config, picks):
         return
     whole = skeleton(config, head, name)

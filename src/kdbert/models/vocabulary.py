@@ -29,11 +29,7 @@ def kind_of(tokenizer: Any) -> str:
 
 
 def check_wordpiece(tokenizer: Any, name: str) -> None:
-    """Refuse a tokenizer that is not WordPiece, or has tokens after its vocabulary.
-
-    Raises:
-        UserError: with its kind, or the tokens.
-    """
+    """Refuse a tokenizer that is not WordPiece, or has tokens after its vocabulary."""
     backend = tokenizer.backend_tokenizer
     if kind_of(tokenizer) != "a WordPiece" or backend.model.continuing_subword_prefix != CONTINUES:
         raise UserError(
@@ -55,11 +51,7 @@ def _json(tokenizer: Any) -> dict[str, Any]:
 
 
 def check_expansion(base: Any, grown: Any, base_name: str, name: str) -> None:
-    """Refuse a tokenizer that is not an expansion of another one: equal ids for its pieces, words split the same way.
-
-    Raises:
-        UserError: with the first piece that moved, or what differs.
-    """
+    """Refuse a tokenizer that is not an expansion of another one: equal ids for its pieces, words split the same way."""
     if kind_of(base) != kind_of(grown):
         raise UserError(
             f"tokenizer {name!r} is {kind_of(grown)} tokenizer, that of {base_name!r} is {kind_of(base)} one; make an "
@@ -205,9 +197,6 @@ def choose(words: Mapping[str, int], tokenizer: Any, *, add: int, min_count: int
         min_count: how often a piece must be read.
         min_gain: stop when another tenth of `add` raises the log-likelihood of the corpus by less than this share
             (AdaLM, Yao et al. 2021, arXiv:2106.13474, also chooses the size by the corpus's probability). None: never.
-
-    Raises:
-        UserError: the first tenth gains less than `min_gain`.
     """
     base, first = tokenizer.get_vocab(), vocabulary_size(tokenizer)
     longest = tokenizer.backend_tokenizer.model.max_input_chars_per_word
@@ -312,11 +301,7 @@ def given_pieces(lines: Iterable[str], tokenizer: Any) -> tuple[list[str], dict[
 
 
 def save_expanded(tokenizer: Any, pieces: Sequence[str], folder: Path) -> Any:
-    """Write a tokenizer with further pieces after its own into a folder, and read it back.
-
-    Raises:
-        UserError: it does not read back as it should.
-    """
+    """Write a tokenizer with further pieces after its own into a folder, and read it back."""
     from transformers import AutoTokenizer
 
     before = vocabulary_size(tokenizer)

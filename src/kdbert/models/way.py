@@ -161,11 +161,7 @@ def _limit(whole: Any, config: Any, known: Architecture) -> int | None:
 
 
 def check_length(length: int, limit: int | None, model: str) -> None:
-    """Refuse a sequence length that the model cannot read.
-
-    Raises:
-        UserError: with the largest length.
-    """
+    """Refuse a sequence length that the model cannot read."""
     if length < 4:
         raise UserError(f"--max-length {length} is too short: a pair needs 4 tokens or more")
     if limit is not None and length > limit:
@@ -180,9 +176,6 @@ def fit_tokenizer(tokenizer: Any, way: Way, name: str, *, grows: bool = False) -
     Args:
         name: of the model.
         grows: whether the model will get rows for pieces that it has none for (a student).
-
-    Raises:
-        UserError: it gives more than token ids, mask and segment ids, or ids that the model has no row for.
     """
     more = [one for one in tokenizer.model_input_names if one not in INPUTS]
     if more:

@@ -40,11 +40,7 @@ def task_name(name: str) -> str:
 
 
 def get_task(name: str) -> TaskSpec:
-    """The registered task of that name.
-
-    Raises:
-        UserError: unknown; or `custom`, which is made of a person's files by `kdbert.tasks.custom`.
-    """
+    """The registered task of that name."""
     key = task_name(name)
     if key == CUSTOM:
         raise UserError("task 'custom' is your own files; it exists only with --train-file and --dev-file")

@@ -52,9 +52,6 @@ def infer_columns(
     the only other column that holds text, or the two that do if their names are one of `TEXT_PAIRS`. A column holds
     text if some cell is a text and not a number, date or truth value; a column of `ABOUT` only if some cell has several
     words, and a column like `label_text` never.
-
-    Raises:
-        UserError: a named column is missing, or the columns are ambiguous.
     """
     _require(table, [*(text_columns or []), *([label_column] if label_column else [])])
     if text_columns and len(text_columns) > 2:
@@ -88,11 +85,7 @@ def infer_columns(
 
 
 def _label_column(table: DataFile, text_columns: list[str] | None) -> str:
-    """The label column by its name, or the second of two.
-
-    Raises:
-        UserError: no column fits, or several do.
-    """
+    """The label column by its name, or the second of two."""
     known = [name for name in table.columns if name.lower() in LABEL_COLUMNS and name not in (text_columns or [])]
     exact = [name for name in known if name.lower() == "label"]
     if len(exact or known) == 1:
@@ -140,11 +133,7 @@ def _is_text(cell: Any, words: int) -> bool:
 
 
 def _refuse_tagged_words(table: DataFile) -> None:
-    """Refuse a table whose first row has a list of words and a list of as many tags.
-
-    Raises:
-        UserError: it has both.
-    """
+    """Refuse a table whose first row has a list of words and a list of as many tags."""
     _, first = next(table.rows)
     lists = {name: value for name, value in first.items() if isinstance(value, list) and value}
     for words in lists:
@@ -158,11 +147,7 @@ def _refuse_tagged_words(table: DataFile) -> None:
 
 
 def _require(table: DataFile, names: list[str]) -> None:
-    """Refuse a table without one of these columns.
-
-    Raises:
-        UserError: with the columns that it has.
-    """
+    """Refuse a table without one of these columns."""
     for name in names:
         if name not in table.columns:
             listed = ", ".join(table.columns)
@@ -179,10 +164,6 @@ def own_rows(table: DataFile, own: Own, labelled: bool, known: Collection[str] =
 
     Args:
         known: labels of the training file.
-
-    Raises:
-        UserError: a cell without text, a label that is neither a class nor a score, a csv field that contains whole
-            rows; with the line.
     """
     empty = quoted = 0
     tabbed = ".tsv" in table.path.suffixes
@@ -224,11 +205,7 @@ def _quoted(cell: str) -> bool:
 
 
 def _label(value: Any, where: str) -> str | None:
-    """A cell of the label column as a label.
-
-    Raises:
-        UserError: it is neither a class nor a score.
-    """
+    """A cell of the label column as a label."""
     what = no_class(value)
     if what is not None:
         raise UserError(
@@ -243,11 +220,7 @@ def _cut(text: str) -> str:
 
 
 def _refuse_swallowed(record: Mapping[str, Any], known: Collection[str], where: str) -> None:
-    """Refuse a field of several lines if one of them has a label among its cells: it is probably a row.
-
-    Raises:
-        UserError: with the line on which the field's row begins.
-    """
+    """Refuse a field of several lines if one of them has a label among its cells: it is probably a row."""
     for cell in record.values():
         for line in cell.split("\n") if "\n" in cell else ():
             parts = line.replace('"', "").split(",")
@@ -395,9 +368,6 @@ def own_split(table: DataFile, own: Own, name: str, known: Collection[str]) -> S
 
     Args:
         known: labels of the training file.
-
-    Raises:
-        UserError: a column or the labels are missing.
     """
     known = frozenset(known)
     labelled = name == "train" or has_labels(table, own.label)

@@ -109,11 +109,7 @@ def base_folder(spec: TaskSpec, data_dir: str | None) -> Path:
 
 
 def missing_files(spec: TaskSpec, data_dir: str | None) -> list[Wanted]:
-    """The files that are missing for reading every split of a task.
-
-    Raises:
-        UserError: the task has no files.
-    """
+    """The files that are missing for reading every split of a task."""
     if not spec.folder:
         raise UserError(f"task {spec.name!r} has no files to fetch: they are part of kdbert")
     base = base_folder(spec, data_dir)
@@ -140,11 +136,7 @@ def missing_files(spec: TaskSpec, data_dir: str | None) -> list[Wanted]:
 
 
 def check_published(spec: TaskSpec, data_dir: str | None) -> None:
-    """Refuse to fetch if some of a task's files differ from the published ones.
-
-    Raises:
-        UserError: with the first such file.
-    """
+    """Refuse to fetch if some of a task's files differ from the published ones."""
     for name in spec.splits:
         for path in spec.files(name, data_dir):
             file = known(spec, path.name)
@@ -168,10 +160,6 @@ def fetch(spec: TaskSpec, data_dir: str | None) -> list[Path]:
 
     Returns:
         The files that were written.
-
-    Raises:
-        UserError: a file cannot be fetched (the others are then there); whatever `missing_files` and
-            `kdbert.data.download` raise.
     """
     if not spec.folder:
         missing_files(spec, data_dir)
