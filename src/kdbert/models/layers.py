@@ -34,7 +34,7 @@ def penultimate_pair(teacher: int, student: int) -> tuple[Pair, ...]:
 
 
 def layerwise_pairs(teacher: int, student: int) -> tuple[Pair, ...]:
-    """Every student layer except the last, with the teacher's at the same height; 12 and 6: (2,1), (4,2), ... (10,5)."""
+    """Every student layer but the last, with the teacher's at the same height; 12 and 6: (2,1), (4,2), ... (10,5)."""
     if student < 2:
         raise UserError("the student has one layer, so method.layerwise leaves none; name layers with --layer-map")
     return tuple((matched_layer(layer, teacher, student), layer) for layer in range(1, student))

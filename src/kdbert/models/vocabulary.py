@@ -51,7 +51,7 @@ def _json(tokenizer: Any) -> dict[str, Any]:
 
 
 def check_expansion(base: Any, grown: Any, base_name: str, name: str) -> None:
-    """Refuse a tokenizer that is not an expansion of another one: equal ids for its pieces, words split the same way."""
+    """Refuse a tokenizer that is not an expansion of another one: its pieces keep their ids, words are split alike."""
     if kind_of(base) != kind_of(grown):
         raise UserError(
             f"tokenizer {name!r} is {kind_of(grown)} tokenizer, that of {base_name!r} is {kind_of(base)} one; make an "
