@@ -41,13 +41,8 @@ class DataFile:
 
     path: Path
     columns: tuple[str, ...]
-    read: Callable[[], Iterator[Record]]
+    rows: Callable[[], Iterator[Record]]
     broken: int = 0
-
-    @property
-    def rows(self) -> Iterator[Record]:
-        """The rows in their order."""
-        return self.read()
 
 
 def open_data_file(path: Path, split: str | None = None) -> DataFile:
@@ -165,38 +160,16 @@ def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line on which it starts, cells) of each row."""
-    lines: list[str] = []  # of the row that is read
-
-    def following() -> Iterator[str]:
-        for _, line in read_lines(path):
-            lines.append(line + "\n")
-            yield lines[-1]
-
     csv.field_size_limit(_LONGEST_FIELD)  # of the process; its own is 131,072 characters
-    reader = csv.reader(following(), strict=True)
+    reader = csv.reader((line + "\n" for _, line in read_lines(path)), strict=True)
     start = 1
     try:
         for cells in reader:
             yield start, cells
             start = reader.line_num + 1
-            lines.clear()
-    except csv.Error as error:
-        line = start + _last_quote("".join(lines))
+    except csv.Error as error:  # a quote is not closed, or text follows a closed one
         cure = _NO_HEADER["\r"] if "new-line" in str(error) else "is a quote not closed, or the file truncated?"
-        raise UserError(f"{path}, line {line}: {error} ({cure})") from None
-
-
-def _last_quote(text: str) -> int:
-    """Line, from 0, on which the last quoted field of a row begins."""
-    inside, line, found, before = False, 0, 0, ","
-    for letter in text:
-        if letter == '"' and inside:
-            inside = False
-        elif letter == '"' and before in ',"\n':  # behind another quote it is one that is doubled
-            inside, found = True, line if before != '"' else found
-        line += letter == "\n"
-        before = letter
-    return found
+        raise UserError(f"{path}, line {start}: {error} ({cure})") from None
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
@@ -240,7 +213,12 @@ def _parquet(path: Path) -> Iterator[Record]:
             columns = file.schema_arrow.names
             if len(set(columns)) != len(columns):
                 raise UserError(f"{path}: a column name occurs twice ({', '.join(columns)})")
-            names = _class_names((file.schema_arrow.metadata or {}).get(b"huggingface"))
+            info = parse_json((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))  # as `datasets` writes it
+            names = {
+                column: tuple(map(str, feature["names"]))
+                for column, feature in info.get("info", {}).get("features", {}).items()
+                if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+            }
             yield from _records((batch.to_pylist() for batch in file.iter_batches(_AT_A_TIME)), names)
     except (pyarrow.ArrowException, *FAULTS) as error:
         raise UserError(f"{path}: not a readable parquet file ({first_line(error)})") from None
@@ -252,24 +230,20 @@ def _saved_dataset(path: Path, split: str | None) -> Iterator[Record]:
 
     try:
         data = datasets.load_from_disk(str(path))
+        if isinstance(data, datasets.DatasetDict):
+            wanted = ("validation", "dev") if split == "dev" else (split or "train",)
+            name = next((one for one in wanted if one in data), None)
+            if name is None:
+                raise UserError(f"{path} has no split {wanted[0]!r} (it has: {', '.join(data)})")
+            data = data[name]
+        names = {
+            column: tuple(feature.names)
+            for column, feature in data.features.items()
+            if isinstance(feature, datasets.ClassLabel)
+        }
+        yield from _records((batch.to_pylist() for batch in data.with_format("arrow").iter(_AT_A_TIME)), names)
     except FileNotFoundError:
         raise UserError(f"{path}: a folder, but not one written by datasets.save_to_disk") from None
-    except (pyarrow.ArrowException, *FAULTS) as error:
-        raise UserError(f"{path}: the saved dataset is damaged ({first_line(error)})") from None
-    if isinstance(data, datasets.DatasetDict):
-        name = {"dev": "validation"}.get(split or "train", split or "train")
-        if name not in data and (split or "train") in data:
-            name = split or "train"
-        if name not in data:
-            raise UserError(f"{path} has no split {name!r} (it has: {', '.join(data)})")
-        data = data[name]
-    names = {
-        column: tuple(feature.names)
-        for column, feature in data.features.items()
-        if isinstance(feature, datasets.ClassLabel)
-    }
-    try:
-        yield from _records((batch.to_pylist() for batch in data.with_format("arrow").iter(_AT_A_TIME)), names)
     except (pyarrow.ArrowException, *FAULTS) as error:
         raise UserError(f"{path}: the saved dataset is damaged ({first_line(error)})") from None
 
@@ -277,21 +251,6 @@ def _saved_dataset(path: Path, split: str | None) -> Iterator[Record]:
 def first_line(error: Exception) -> str:
     """The first line of an exception's message, or the name of its class."""
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _class_names(metadata: bytes | None) -> dict[str, tuple[str, ...]]:
-    """Names of the classes that a parquet file written by `datasets` stores as numbers."""
-    if metadata is None:
-        return {}
-    try:
-        features = parse_json(metadata).get("info", {}).get("features", {})
-        return {
-            column: tuple(map(str, feature["names"]))
-            for column, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-        }
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError("the description of its columns by `datasets` is damaged") from None
 
 
 def _records(batches: Iterator[list[dict[str, Any]]], names: Mapping[str, tuple[str, ...]]) -> Iterator[Record]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import logging
 import zlib
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from kdbert.errors import UserError
@@ -86,6 +87,7 @@ def _text_digest(path: Path, size: int, changed: int) -> str:
     return digest.hexdigest()
 
 
-def read_text(path: Path) -> str:
-    """The whole of a UTF-8 file, plain or gzip; faults as in `read_lines`."""
-    return "\n".join(line for _, line in read_lines(path))
+@cache
+def log_once(sentence: str, level: int = logging.INFO) -> None:
+    """Log a sentence once per process, which may read a file several times."""
+    logging.getLogger("kdbert").log(level, "%s", sentence)

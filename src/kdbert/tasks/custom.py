@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from kdbert.data.data_file import DataFile, open_data_file
 from kdbert.data.examples import RawExample
+from kdbert.data.files import log_once
 from kdbert.data.labels import NO_LABEL, alike, label_text, no_class, number
 from kdbert.errors import UserError, near_miss
 from kdbert.tasks.spec import Own, Split, TaskSpec
@@ -40,6 +40,7 @@ ABOUT = (
 _ID = re.compile(r"(?:.*[^a-zA-Z]|)[iI][dD]\d*|.*[a-z]I[dD]")
 _LABEL = re.compile(r"(^|_)labels?(_|$)")  # another form of the label, such as `label_text`
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d{1,2}:\d{2}\S*)?|\d{1,2}:\d{2}(:\d{2})?")
+_QUOTED = re.compile(r'".*"".*"')  # as csv writers do it: in quotes, with doubled quotes inside
 _SHOWN = 60  # characters of a text in a message
 
 
@@ -54,10 +55,8 @@ def infer_columns(
     words, and a column like `label_text` never.
     """
     _require(table, [*(text_columns or []), *([label_column] if label_column else [])])
-    if text_columns and len(text_columns) > 2:
-        raise UserError(f"--text-columns takes one or two columns, not {len(text_columns)}")
-    if text_columns and len(set(text_columns)) < len(text_columns):
-        raise UserError(f"--text-columns names {text_columns[0]!r} twice")
+    if text_columns and not len(set(text_columns)) == len(text_columns) <= 2:
+        raise UserError(f"--text-columns takes one or two different columns, not {', '.join(text_columns)}")
     _refuse_tagged_words(table)
     label = label_column or _label_column(table, text_columns)
     if text_columns:
@@ -65,63 +64,50 @@ def infer_columns(
             raise UserError(f"{table.path}: column {label!r} is the label, so it cannot be a text column too")
         return tuple(text_columns), label
     rest = [name for name in table.columns if name != label]
-    pair = next(filter(None, (_both(pair, rest) for pair in TEXT_PAIRS)), ())
-    text = _text_like(table, rest)
-    if len(pair) == 2 and set(text) <= set(pair):
-        return pair, label
-    if len(text) == 1:
-        return (text[0],), label
-    if not text and len(rest) == 1:
-        return (rest[0],), label
-    if not text:
-        listed = ", ".join(table.columns)
-        raise UserError(
-            f"{table.path}: cannot tell the text columns (columns: {listed}); name them with --text-columns"
-        )
+    text, lower = _text_like(table, rest), [name.lower() for name in rest]
+    for names in TEXT_PAIRS:
+        if all(lower.count(name) == 1 for name in names):
+            pair = tuple(rest[lower.index(name)] for name in names)
+            if set(text) <= set(pair):
+                return pair, label
+            break
+    if len(text or rest) == 1:
+        return tuple(text or rest), label
+    shown = f"{', '.join(text)} all hold text" if text else f"columns: {', '.join(table.columns)}"
     raise UserError(
-        f"{table.path}: cannot tell the text columns: {', '.join(text)} all hold text; name the one or two that are to "
-        f"be read, such as --text-columns {','.join((pair or text)[:2])}"
+        f"{table.path}: cannot tell the text columns ({shown}); name the one or two to be read with --text-columns"
     )
 
 
 def _label_column(table: DataFile, text_columns: list[str] | None) -> str:
     """The label column by its name, or the second of two."""
     known = [name for name in table.columns if name.lower() in LABEL_COLUMNS and name not in (text_columns or [])]
-    exact = [name for name in known if name.lower() == "label"]
-    if len(exact or known) == 1:
-        return (exact or known)[0]
-    listed = ", ".join(table.columns)
-    if known:
-        may = ", ".join(exact or known)
-        raise UserError(f"{table.path}: cannot tell the label column: {may} may be it; name it with --label-column")
-    if text_columns is None and len(table.columns) == 2 and table.columns[1].lower() not in TEXT_COLUMNS:
-        return table.columns[1]
+    known = [name for name in known if name.lower() == "label"] or known
+    if not known and text_columns is None and len(table.columns) == 2:
+        known = [name for name in table.columns[1:] if name.lower() not in TEXT_COLUMNS]
+    if len(known) == 1:
+        return known[0]
+    shown = f"{', '.join(known)} may be it" if known else f"columns: {', '.join(table.columns)}"
     raise UserError(
-        f"{table.path}: cannot tell the label column (columns: {listed}); name it with --label-column, or write a "
-        "header line if the file has none"
+        f"{table.path}: cannot tell the label column ({shown}); name it with --label-column, or write a header line if "
+        "the file has none"
     )
-
-
-def _both(pair: tuple[str, str], names: list[str]) -> tuple[str, ...]:
-    """The columns with the names of this pair, in any case, if each occurs once."""
-    found = [[name for name in names if name.lower() == one] for one in pair]
-    return tuple(names[0] for names in found) if [len(names) for names in found] == [1, 1] else ()
 
 
 def _text_like(table: DataFile, names: list[str]) -> list[str]:
     """The columns that hold text."""
-    open_ = {name: _about(name) for name in names if not _LABEL.search(name.lower())}
-    found = {name for name in open_ if name.lower() in TEXT_COLUMNS}
-    for _, record in table.rows:
-        left = [name for name in open_ if name not in found]
+    found = {name for name in names if name.lower() in TEXT_COLUMNS}
+    left = {}  # column -> how many words a text must have there
+    for name in names:
+        if name not in found and not _LABEL.search(name.lower()):
+            about = not name or name.lower().rstrip("_0123456789") in ABOUT or _ID.fullmatch(name)
+            left[name] = 2 if about else 1
+    for _, record in table.rows():
         if not left:
             break
-        found.update(name for name in left if _is_text(record.get(name), words=2 if open_[name] else 1))
+        found.update(name for name, words in left.items() if _is_text(record.get(name), words))
+        left = {name: words for name, words in left.items() if name not in found}
     return [name for name in names if name in found]
-
-
-def _about(name: str) -> bool:
-    return not name or name.lower().rstrip("_0123456789") in ABOUT or _ID.fullmatch(name) is not None
 
 
 def _is_text(cell: Any, words: int) -> bool:
@@ -134,7 +120,7 @@ def _is_text(cell: Any, words: int) -> bool:
 
 def _refuse_tagged_words(table: DataFile) -> None:
     """Refuse a table whose first row has a list of words and a list of as many tags."""
-    _, first = next(table.rows)
+    _, first = next(table.rows())
     lists = {name: value for name, value in first.items() if isinstance(value, list) and value}
     for words in lists:
         if words.lower() in ("tokens", "words"):
@@ -154,11 +140,6 @@ def _require(table: DataFile, names: list[str]) -> None:
             raise UserError(f"{table.path} has no column {name!r}{near_miss(name, table.columns)} (it has: {listed})")
 
 
-def has_labels(table: DataFile, label: str) -> bool:
-    """Whether some row has a label that is neither missing nor -1."""
-    return any(label_text(record.get(label)) not in (None, NO_LABEL) for _, record in table.rows)
-
-
 def own_rows(table: DataFile, own: Own, labelled: bool, known: Collection[str] = ()) -> Iterator[RawExample]:
     """The rows of a table as examples.
 
@@ -167,7 +148,7 @@ def own_rows(table: DataFile, own: Own, labelled: bool, known: Collection[str] =
     """
     empty = quoted = 0
     tabbed = ".tsv" in table.path.suffixes
-    for count, (place, record) in enumerate(table.rows):
+    for count, (place, record) in enumerate(table.rows()):
         where = f"{table.path}, {place}"
         cells = []
         for column in own.text:
@@ -177,7 +158,7 @@ def own_rows(table: DataFile, own: Own, labelled: bool, known: Collection[str] =
                 raise UserError(f"{where}: column {column!r} holds no text{what}")
             cells.append(value)
         empty += not all(cell.strip() for cell in cells)
-        quoted += tabbed and any(_quoted(cell) for cell in cells)
+        quoted += tabbed and any(map(_QUOTED.fullmatch, cells))
         if table.broken:
             _refuse_swallowed(record, known, where)
         yield RawExample(
@@ -188,20 +169,15 @@ def own_rows(table: DataFile, own: Own, labelled: bool, known: Collection[str] =
             place=place,
         )
     if table.broken:
-        _tell(f"{table.path}: {table.broken} of the rows have a quoted field with line breaks")
+        log_once(f"{table.path}: {table.broken} of the rows have a quoted field with line breaks")
     if empty:
-        _tell(f"{table.path}: {empty} of the rows have an empty text", logging.WARNING)
+        log_once(f"{table.path}: {empty} of the rows have an empty text", logging.WARNING)
     if quoted:
-        _tell(
+        log_once(
             f"{table.path}: {quoted} of the texts look quoted as in csv, but in .tsv a quote is a character; "
             "write the file without quoting, or as .csv",
             logging.WARNING,
         )
-
-
-def _quoted(cell: str) -> bool:
-    """Whether a cell is quoted as csv writers do it: in quotes, with doubled quotes inside."""
-    return len(cell) > 3 and cell[0] == cell[-1] == '"' and '""' in cell[1:-1]
 
 
 def _label(value: Any, where: str) -> str | None:
@@ -231,12 +207,6 @@ def _refuse_swallowed(record: Mapping[str, Any], known: Collection[str], where: 
                 )
 
 
-@cache
-def _tell(sentence: str, level: int = logging.INFO) -> None:
-    """Log a sentence once per process, which may ask for its task several times."""
-    log.log(level, "%s", sentence)
-
-
 class _Labels:
     """The labels of a training file.
 
@@ -251,7 +221,7 @@ class _Labels:
         names: set[str] = set()
         missing = ""
         self.rows = 0
-        for place, record in table.rows:
+        for place, record in table.rows():
             where = f"{table.path}, {place}"
             name = _label(record.get(column), where)
             self.rows += 1
@@ -333,9 +303,7 @@ def custom_task(
     Raises:
         UserError: a fault in a file or its columns, fewer than two classes, the same file as train and dev.
     """
-    files = {"train": train_file, "dev": dev_file}
-    if test_file is not None:
-        files["test"] = test_file
+    files = {"dev": dev_file} | ({"test": test_file} if test_file is not None else {})
     if Path(train_file).resolve() == Path(dev_file).resolve() and not Path(train_file).is_dir():
         raise UserError(f"--train-file and --dev-file are the same file ({train_file}); give a dev file of its own")
     train = open_data_file(Path(train_file), "train")
@@ -356,11 +324,10 @@ def custom_task(
     own = Own(text, label)
     _tell_columns(train, own, labels)
 
-    def split(name: str) -> Split:
-        table = train if name == "train" else open_data_file(Path(files[name]), name)
-        return own_split(table, own, name, labels.names)
-
-    return own_task(own, labels.kind, labels.names, {name: split(name) for name in files}, Path(train_file))
+    splits = {"train": own_split(train, own, "train", labels.names)}
+    for name, file in files.items():
+        splits[name] = own_split(open_data_file(Path(file), name), own, name, labels.names)
+    return own_task(own, labels.kind, labels.names, splits, Path(train_file))
 
 
 def own_split(table: DataFile, own: Own, name: str, known: Collection[str]) -> Split:
@@ -370,13 +337,15 @@ def own_split(table: DataFile, own: Own, name: str, known: Collection[str]) -> S
         known: labels of the training file.
     """
     known = frozenset(known)
-    labelled = name == "train" or has_labels(table, own.label)
+    labelled = name == "train" or any(
+        label_text(record.get(own.label)) not in (None, NO_LABEL) for _, record in table.rows()
+    )
     if own.label not in table.columns:
         other = [column for column in table.columns if column not in own.text and column.lower() in LABEL_COLUMNS]
         if other or near_miss(own.label.lower(), [column.lower() for column in table.columns]):
             _require(table, [own.label])  # the labels may be there under another name
     elif not labelled and NO_LABEL in known:
-        _tell(f"{table.path}: every label is {NO_LABEL} or missing, so it counts as a file without labels")
+        log_once(f"{table.path}: every label is {NO_LABEL} or missing, so it counts as a file without labels")
     _require(table, [*own.text, own.label] if labelled or name != "test" else list(own.text))
     if not labelled and name != "test":
         raise UserError(f"{table.path}: column {own.label!r} has no labels (all are missing or {NO_LABEL})")
@@ -402,9 +371,9 @@ def own_task(own: Own, kind: str, labels: Collection[str], splits: Mapping[str, 
 def _tell_columns(table: DataFile, own: Own, labels: _Labels) -> None:
     """Say what is read of a training file and how, with its first row."""
     left = [name or "(without a name)" for name in table.columns if name not in (*own.text, own.label)]
-    _, first = next(table.rows)
+    _, first = next(table.rows())
     texts = ["(missing)" if (text := first.get(name)) is None else repr(_cut(str(text))) for name in own.text]
-    _tell(
+    log_once(
         f"{table.path}: {labels.rows} rows; text from {' + '.join(own.text)}; label from {own.label!r}: "
         f"{labels.words()}" + (f"; not read: {', '.join(left)}" if left else "")
         + f"; the first row: {' + '.join(texts)} -> {label_text(first.get(own.label))}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kdbert.data.data_file import open_data_file
 from kdbert.data.examples import RawExample
-from kdbert.data.files import read_text
+from kdbert.data.files import read_lines
 from kdbert.disk.sealed import parse_json
 from kdbert.errors import UserError
 from kdbert.tasks.readers import label_file, read_columns
@@ -23,7 +23,7 @@ from kdbert.tasks.spec import Split, TaskSpec
 def read_clinc(path: Path, parts: tuple[str, ...]) -> Iterator[RawExample]:
     """Rows of a `data_*.json` file: the lists named by `parts`, one after the other."""
     try:
-        content = parse_json(read_text(path))
+        content = parse_json("\n".join(line for _, line in read_lines(path)))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON (is the file truncated?)") from None
     except ValueError as error:  # a number of thousands of digits, thousands of brackets
@@ -72,7 +72,7 @@ def read_massive(path: Path, partition: str) -> Iterator[RawExample]:
     if "partition" not in table.columns:
         yield from read_columns(path, ("text",), label="label_text")
         return
-    for place, record in table.rows:
+    for place, record in table.rows():
         if record.get("partition") == partition:
             text, label = record.get("utt"), record.get("intent")
             if not isinstance(text, str):

@@ -79,7 +79,7 @@ def read_columns(
     for name in (*text, label):
         if name not in table.columns:
             raise UserError(f"{path} has no column {name!r} (it has: {', '.join(table.columns)})")
-    for number, (place, record) in enumerate(table.rows):
+    for number, (place, record) in enumerate(table.rows()):
         cells = [record.get(name) for name in text]
         for name, cell in zip(text, cells, strict=True):
             if not isinstance(cell, str):
@@ -97,7 +97,7 @@ def read_columns(
 
 def read_multi_label(path: Path, text: str, labels: tuple[str, ...]) -> Iterator[RawExample]:
     """Rows of a json lines file whose `label` is a list of 0 and 1, one for each class."""
-    for number, (place, record) in enumerate(open_data_file(path).rows):
+    for number, (place, record) in enumerate(open_data_file(path).rows()):
         marks = record.get("label")
         if not isinstance(record.get(text), str):
             raise UserError(f"{path}, {place}: column {text!r} holds no text")
@@ -109,7 +109,7 @@ def read_multi_label(path: Path, text: str, labels: tuple[str, ...]) -> Iterator
 
 def read_tagged(path: Path) -> Iterator[RawExample]:
     """Rows of a json lines file with `tokens` and `ner_tags`."""
-    for number, (place, record) in enumerate(open_data_file(path).rows):
+    for number, (place, record) in enumerate(open_data_file(path).rows()):
         words, tags = _strings(record.get("tokens")), _strings(record.get("ner_tags"))
         if words is None or tags is None:
             raise UserError(f'{path}, {place}: expected {{"tokens": ["…"], "ner_tags": ["…"]}}')

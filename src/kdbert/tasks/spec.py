@@ -168,12 +168,9 @@ class TaskSpec:
                 f"--data-dir or {DATA_DIR} (`kdbert data describe " + self.name + "` says where they come from)"
             )
         source = self.splits[split]
-        return examples_of(
-            source.rows(path),
-            path=path,
-            split=split,
-            reader=self.head if source.labelled else None,
-        )
+        read = self.head.read_label if source.labelled else None
+        rows = source.rows(path)
+        return examples_of(rows, path=path, split=split, read_label=read, label_type=self.head.label_type)
 
     def score(self, logits: np.ndarray, part: Examples | TextSplit) -> dict[str, float]:
         """The task's metrics of a split that has labels (or of plain text).
