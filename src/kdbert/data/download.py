@@ -82,14 +82,7 @@ def _fetch(url: str, part: Path, target: Path, sha256: str | None) -> None:
                     "from there). Without network, download it elsewhere: `kdbert data describe TASK` says where to"
                 ) from None
             time.sleep(attempt)
-    found = read_sha256(part)
-    if sha256 is not None and found != sha256:
-        part.unlink()
-        raise UserError(
-            f"{shown} is not the file that was expected (sha256 {found[:16]}…, expected {sha256[:16]}…); nothing of "
-            "it was kept: try again, or get the file from elsewhere"
-        )
-    os.replace(part, target)
+    _put(part, target, sha256, shown)
 
 
 class _Interrupted(Exception):
@@ -194,17 +187,22 @@ def write_checked(source: IO[bytes], target: Path, sha256: str | None) -> None:
         part.unlink(missing_ok=True)
         with open(part, "xb") as file:
             shutil.copyfileobj(source, file, BLOCK)
-        found = read_sha256(part)
-        if sha256 is not None and found != sha256:
-            raise UserError(
-                f"{target.name} is not the file that was expected (sha256 {found[:16]}…, expected {sha256[:16]}…); "
-                "it was not kept"
-            )
-        os.replace(part, target)
+        _put(part, target, sha256, target.name)
     except OSError as error:
         raise _told(error, target) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def _put(part: Path, target: Path, sha256: str | None, name: str) -> None:
+    """Give a file its name if it has this checksum, and remove it if not."""
+    if sha256 is not None and (found := read_sha256(part)) != sha256:
+        part.unlink()
+        raise UserError(
+            f"{name} is not the file that was expected (sha256 {found[:16]}…, expected {sha256[:16]}…); nothing of it "
+            "was kept: try again, or get the file from elsewhere"
+        )
+    os.replace(part, target)
 
 
 def _told(error: OSError, target: Path) -> UserError:

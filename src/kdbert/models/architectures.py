@@ -39,54 +39,27 @@ class Architecture:
     masked_lm: bool = False
 
 
-_BERT = Architecture(own_attention=True, own_layers=True, masked_lm=True)
-_LIBRARY = Architecture()
-
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "albert": _LIBRARY,
-    "bert": _BERT,
-    "big_bird": _LIBRARY,
-    "camembert": _BERT,
-    "convbert": Architecture(padding=False),
-    "data2vec-text": _LIBRARY,
+    **dict.fromkeys(
+        "albert big_bird data2vec-text ernie esm esmc eurobert gte ibert jina_embeddings_v3 layoutlm longformer luke "
+        "markuplm megatron-bert modernbert mpnet mra nomic_bert rembert roberta-prelayernorm "
+        "roformer squeezebert ultrabert xlm-roberta-xl".split(),
+        Architecture(),
+    ),
+    **dict.fromkeys(
+        "bert camembert electra roberta xlm-roberta".split(),
+        Architecture(own_attention=True, own_layers=True, masked_lm=True),
+    ),
+    **dict.fromkeys("convbert fnet mobilebert nystromformer yoso".split(), Architecture(padding=False)),
     "deberta": Architecture(relative=True, half=False),
     "deberta-v2": Architecture(relative=True),
     "distilbert": Architecture(own_attention=True, masked_lm=True),
-    "electra": _BERT,
-    "ernie": _LIBRARY,
-    "esm": _LIBRARY,
-    "esmc": _LIBRARY,
-    "eurobert": _LIBRARY,
     "flaubert": Architecture(any_segment=True),
-    "fnet": Architecture(padding=False),
     "funnel": Architecture(padding=False, hidden=False, relative=True, any_segment=True),
-    "gte": _LIBRARY,
-    "ibert": _LIBRARY,
-    "jina_embeddings_v3": _LIBRARY,
-    "layoutlm": _LIBRARY,
-    "longformer": _LIBRARY,
-    "luke": _LIBRARY,
-    "markuplm": _LIBRARY,
-    "megatron-bert": _LIBRARY,
-    "mobilebert": Architecture(padding=False),
-    "modernbert": _LIBRARY,
-    "mpnet": _LIBRARY,
-    "mra": _LIBRARY,
-    "nomic_bert": _LIBRARY,
-    "nystromformer": Architecture(padding=False),
     "openai_privacy_filter": Architecture(half=False),
-    "rembert": _LIBRARY,
-    "roberta": _BERT,
-    "roberta-prelayernorm": _LIBRARY,
-    "roformer": _LIBRARY,
-    "squeezebert": _LIBRARY,
-    "ultrabert": _LIBRARY,
     "xlm": Architecture(any_segment=True),
-    "xlm-roberta": _BERT,
-    "xlm-roberta-xl": _LIBRARY,
     "xlnet": Architecture(padding=False, relative=True, any_segment=True),
     "xmod": Architecture(half=False),
-    "yoso": Architecture(padding=False),
 }
 
 # Encoders that are not run, and why. What is left reads from left to right, or has a decoder.

@@ -21,12 +21,7 @@ _RUN_NAME = re.compile(r".+-(?P<tail>[0-9a-f]{8}-seed\d+)")
 _HANDLE = re.compile(r"([^/]+-)?([0-9a-f]{4,8}|[0-9a-f]{8}-seed\d+)")
 LEAST_DIGITS = 4  # of the digest, in a handle: fewer could be a part of a model's name
 _PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*|<.*>|.*(…|\.\.\.).*")
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+_WEIGHTS = [f"{name}{index}" for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")]
 
 
 @dataclass(frozen=True)
@@ -123,12 +118,11 @@ def find_run(given: str, runs_dir: str | Path = "runs", *, teacher: bool = False
         path.parent: tail for path in sorted(Path(runs_dir).glob("*/*/*/run.json")) if (tail := handle_of(path.parent))
     }
     if given == LAST:
-        roles = ("teacher",) if teacher else ("teacher", "student")
+        roles, what = (("teacher",), "teacher") if teacher else (("teacher", "student"), "run")
         known = [(run_facts(run), run) for run in runs]
         counting = [(facts, run) for facts, run in known if facts.get("role", "student") in roles]
         finished = [(str(facts["finished"]), run) for facts, run in counting if facts.get("finished")]
         if not finished:
-            what = "teacher" if teacher else "run"
             raise UserError(f"{LAST}: no {what} below {str(runs_dir)!r} has finished yet")
         return str(max(finished)[1])
     found = [run for run, tail in runs.items() if given in (tail, run.name)] or [
@@ -205,16 +199,15 @@ def locate(given: str) -> ModelPlace:
             raise UserError(f"folder {given!r} holds no model (no config.json) and no run (no run.json)")
         if not any((path / name).exists() for name in _WEIGHTS):
             raise UserError(f"folder {given!r} has a config.json but no weights (model.safetensors)")
-        try:
-            parse_json((path / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise UserError(f"{path / 'config.json'} is not readable JSON: the model folder is damaged") from None
+        _parsed(path / "config.json")
         run = path.parent if path.name == "model" and (path.parent / "run.json").exists() else None
         if run is not None:
             check_run_files(run, "model")
         return ModelPlace(given, str(path), run=run)
     if path.is_file() and path.suffix == ".json":
-        _check_configuration(path)
+        content = _parsed(path)
+        if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
+            raise UserError(f'{path} names no "model_type", such as "bert" or "distilbert"; is it a config.json?')
         return ModelPlace(given, str(path), fresh=True)
     if path.exists():
         raise UserError(
@@ -222,21 +215,21 @@ def locate(given: str) -> ModelPlace:
         )
     if path.suffix == ".json":
         raise UserError(f"no configuration {given!r}: check the path")
-    if given.count("/") > 1 or given.startswith((".", "/", "~")) or given.endswith("/"):
+    if _is_path(given):
         raise UserError(f"no model folder {given!r}: check the path")
     return ModelPlace(given, given)
 
 
-def _check_configuration(path: Path) -> None:
-    """Refuse a file that describes no model."""
+def _is_path(given: str) -> bool:
+    """Whether this can be a path only, and no Hub id."""
+    return given.count("/") > 1 or given.startswith((".", "/", "~")) or given.endswith("/")
+
+
+def _parsed(path: Path) -> Any:
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"configuration {str(path)!r} is not readable JSON ({error})") from None
-    if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
-        raise UserError(
-            f'configuration {str(path)!r} names no "model_type", such as "bert" or "distilbert"; is it a config.json?'
-        )
+        raise UserError(f"{path} is not readable JSON ({error}): the file is damaged") from None
 
 
 def locate_tokenizer(given: str) -> ModelPlace:
@@ -248,7 +241,7 @@ def locate_tokenizer(given: str) -> ModelPlace:
         if (path / EXPANSION).exists():
             _check_expanded(path)
         return ModelPlace(given, str(path / "model" if (path / "run.json").exists() else path))
-    if path.exists() or given.count("/") > 1 or given.startswith((".", "/", "~")) or given.endswith("/"):
+    if path.exists() or _is_path(given):
         raise UserError(f"no tokenizer folder {given!r}: check the path")
     return locate(given) if given == QUICKSTART_MODEL else ModelPlace(given, given)
 

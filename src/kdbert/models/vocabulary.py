@@ -231,38 +231,16 @@ def choose(words: Mapping[str, int], tokenizer: Any, *, add: int, min_count: int
             break
         left_out |= rarely
     rare = f"each is read less than {min_count} times, since a longer piece is read in its place"
-    return Chosen(
-        used,
-        dict.fromkeys(sorted(left_out), rare),
-        found,
-        _why_few(words, len(used), found, len(left_out), add=add, limit=limit, min_count=min_count, min_gain=min_gain),
-    )
-
-
-def _why_few(
-    words: Mapping[str, int],
-    used: int,
-    found: int,
-    left_out: int,
-    *,
-    add: int,
-    limit: int,
-    min_count: int,
-    min_gain: float | None,
-) -> str:
-    """Why fewer pieces were chosen than were asked for; "" if not fewer."""
-    if used >= add:
-        return ""
     why = []
     if limit < min(add, found):
         why.append(f"--min-gain {min_gain:g} ends after {limit} pieces, since another {max(1, add // 10)} gain less")
-    if used < limit or limit >= found:
+    if len(used) < add and (len(used) < limit or limit >= found):
         often = f" {min_count} times or more" if min_count > 1 else ""
         text = f"the corpus ({sum(words.values())} words, {len(words)} different)"
-        rarely = f", and {left_out} of them are hardly read, since longer pieces come first" if left_out else ""
-        why.append(f"{text} has {found} pieces that occur{often} and that the vocabulary lacks{rarely}")
+        hardly = f", and {len(left_out)} of them are hardly read, since longer pieces come first" if left_out else ""
+        why.append(f"{text} has {found} pieces that occur{often} and that the vocabulary lacks{hardly}")
         why.append("give more text" + (", or a smaller --min-count" if min_count > 1 else ""))
-    return "; ".join(why)
+    return Chosen(used, dict.fromkeys(sorted(left_out), rare), found, "; ".join(why))
 
 
 def given_pieces(lines: Iterable[str], tokenizer: Any) -> tuple[list[str], dict[str, str]]:

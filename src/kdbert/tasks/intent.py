@@ -17,7 +17,7 @@ from kdbert.data.files import read_lines
 from kdbert.disk.sealed import parse_json
 from kdbert.errors import UserError
 from kdbert.tasks.readers import label_file, read_columns
-from kdbert.tasks.spec import Split, TaskSpec
+from kdbert.tasks.spec import Split, TaskSpec, counts
 
 
 def read_clinc(path: Path, parts: tuple[str, ...]) -> Iterator[RawExample]:
@@ -59,7 +59,7 @@ def _clinc(name: str, configuration: str) -> TaskSpec:
         metrics=("accuracy", "in_scope_accuracy", "out_of_scope_recall"),
         splits={split: Split((file,), partial(read_clinc, parts=lists)) for split, lists in parts.items()},
         folder="clinc150",
-        rows={"train": rows, "dev": 3100, "test": 5500},
+        rows=counts(rows, 3100, 5500),
         max_length=64,
         licence="CC BY 3.0",
         source=f"https://github.com/clinc/oos-eval/blob/master/data/{file}",
@@ -102,7 +102,7 @@ def _massive(name: str, locale: str) -> TaskSpec:
             for split, (file, partition) in parts.items()
         },
         folder=f"massive_{locale}",
-        rows={"train": 11514, "dev": 2033, "test": 2974},
+        rows=counts(11514, 2033, 2974),
         max_length=64,
         licence="CC BY 4.0",
         source="https://github.com/alexa/massive",
@@ -116,9 +116,4 @@ TASKS = (
 )
 # Not shown in lists.
 MORE = tuple(_massive(f"massive-{locale.lower()}", locale) for locale in LOCALES if locale != "en-US")
-ALIASES = {
-    "clinc": "clinc150",
-    "clinc_oos": "clinc150",
-    "clinc150-plus": "clinc150",
-    "massive-en-us": "massive",
-}
+ALIASES = {**dict.fromkeys(("clinc", "clinc_oos", "clinc150-plus"), "clinc150"), "massive-en-us": "massive"}
