@@ -156,17 +156,13 @@ class Batch:
         if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
             return per_example
         # Only the last part can have rows that fill it up, so the first `count` rows are real.
-        whole: torch.Tensor = _Gather.apply(per_example)
-        return whole[: self.count]
+        return _Gather.apply(per_example)[: self.count]
 
     def mean(self, per_example: torch.Tensor) -> torch.Tensor:
         """Mean of a quantity of examples or tokens over the whole optimiser step.
 
         It divides by the global count, so that neither the number of processes nor that of micro-batches changes a loss
-        or a gradient.
-
-        Args:
-            per_example: [B], or [B, L] with 0 at tokens without a label.
+        or a gradient. `per_example` is [B], or [B, L] with 0 at tokens without a label.
         """
         if per_example.dim() == 2:
             return (per_example.sum(1) * self.valid.to(per_example.dtype)).sum() * self.label_scale
@@ -225,9 +221,7 @@ def micro_batches(
 
     Rank r takes a contiguous slice. All ranks get the same number of rows and the same padded length (that of the
     longest example, unless `length` is given); missing rows are copies of the first example and marked invalid.
-
-    Args:
-        draw: of plain text, what the draw of hidden tokens depends on: (seed, epoch).
+    The draw of hidden tokens in plain text depends on `draw`: (seed, epoch).
     """
     parts = [part for part in np.array_split(rows, accumulation) if len(part)]
     hidden = hide(data, rows, draw)
@@ -277,8 +271,7 @@ def collate(
 ) -> Batch:
     """Pad the given examples to a common length (that of the longest, unless `length` is given).
 
-    Args:
-        hidden: of plain text, from `hide`; by default as in an evaluation.
+    `hidden` is from `hide`; by default tokens of plain text are hidden as in an evaluation.
     """
     length = int(data.lengths[rows].max()) if length is None else length
     source, real = data.tokens(rows, length)

@@ -102,9 +102,8 @@ Unit = Literal["line", "document", "file"]
 def read_texts(place: str, unit: Unit = "line") -> Iterator[str]:
     """The texts of a corpus without blank ones.
 
-    Args:
-        unit: what one text is: a line; a document, which ends at a blank line or with the file; or a file. Lines of one
-            text are joined with a space.
+    A text is a line; a document, which ends at a blank line or with the file; or a file. Its lines are joined with a
+    space.
     """
     found = False
     for file in corpus_files(place):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,6 @@ Record = tuple[str, Mapping[str, Any]]
 FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 _LONGEST_FIELD = 2**31 - 1
 _AT_A_TIME = 1000  # rows of a parquet file or saved dataset that are Python objects at once
-_TAGGED = (".conll", ".conllu", ".iob", ".iob2", ".bio")
-_TAG = re.compile(r"O|[BIOESLU]-\S+")
-_LOOKED_AT = 20  # lines of a .txt file
 _NO_HEADER = {
     "\0": "the names hold zero bytes (UTF-16? convert it with `iconv -f utf-16le -t utf-8`)",
     "\r": "lines end in lone carriage returns; convert them, for example with `tr '\\r' '\\n'`",
@@ -74,7 +69,10 @@ def open_data_file(path: Path, split: str | None = None) -> DataFile:
     elif suffix == ".parquet":
         read = partial(_parquet, path)
     else:
-        raise UserError(_another_format(path, suffix))
+        raise UserError(
+            f"{path}: cannot tell its format; expected .csv, .tsv, .jsonl, .json (plain or .gz), .parquet or a folder "
+            "written by datasets.save_to_disk (plain text: --corpus; tagged words of your own are not read yet)"
+        )
     columns: dict[str, None] = {}
     count = broken = 0
     for _, record in read():
@@ -84,23 +82,6 @@ def open_data_file(path: Path, split: str | None = None) -> DataFile:
     if not count:
         raise UserError(f"{path} has no examples" + (" (only a header?)" if path.is_file() else ""))
     return DataFile(path, tuple(columns), read, broken)
-
-
-def _another_format(path: Path, suffix: str) -> str:
-    """The message for a file of an unknown format."""
-    tagged = suffix in _TAGGED
-    if suffix == ".txt":
-        lines = [line.split() for _, line in islice(read_lines(path), _LOOKED_AT) if line.strip()]
-        tagged = bool(lines) and all(len(parts) > 1 and _TAG.fullmatch(parts[-1]) for parts in lines)
-    if tagged:
-        return (
-            f"{path}: tagged words, one a line (CoNLL); tagged words of your own are not read yet, only those of "
-            "registered tasks (kind token in `kdbert data list`)"
-        )
-    return (
-        f"{path}: cannot tell its format; expected .csv, .tsv, .jsonl, .json (plain or .gz), .parquet "
-        "or a folder written by datasets.save_to_disk" + (" (plain text goes with --corpus)" * (suffix == ".txt"))
-    )
 
 
 def _delimited(path: Path, split: Callable[[Path], Iterator[tuple[int, list[str]]]]) -> Iterator[Record]:

@@ -44,9 +44,6 @@ def download(url: str, target: Path, sha256: str | None) -> None:
     A partial download is in `<target>.part`. A later call continues it if there is a checksum, which tells whether both
     parts are of one file. If two processes fetch the same file, the second waits and then finds it.
 
-    Args:
-        sha256: of the file; None if it is not known.
-
     Raises:
         UserError: no such file, no connection, another checksum, no room.
     """
@@ -63,7 +60,6 @@ def download(url: str, target: Path, sha256: str | None) -> None:
 
 
 def _fetch(url: str, part: Path, target: Path, sha256: str | None) -> None:
-    """`download`, alone."""
     shown = without_credentials(url)
     if sha256 is None or part.is_symlink():
         part.unlink(missing_ok=True)

@@ -38,10 +38,8 @@ class Masking:
     probability: float = 0.15
 
     def chosen(self, ids: np.ndarray, draw: Sequence[int]) -> np.ndarray:
-        """Which tokens of a text are hidden: bool [n], a pure function of the text and `draw`.
-
-        Args:
-            ids: int [n]. draw: what the random draw depends on, such as (seed, epoch, number of the text).
+        """Which tokens of a text (int [n]) are hidden: bool [n], a pure function of the text and `draw`, such as
+        (seed, epoch, number of the text).
         """
         random = np.random.default_rng([int(number) for number in draw])
         if self.continues is None:

@@ -127,8 +127,7 @@ class Head(ABC):
 
     def outcome(self, outputs: Any, batch: Batch) -> torch.Tensor:
         """What is kept of a model's outputs when it is scored: [B, ...], or [B, L, ...] where logits are of tokens."""
-        logits: torch.Tensor = outputs.logits
-        return logits
+        return outputs.logits
 
     def label_logits(self, logits: np.ndarray, data: Encoded, columns: Sequence[int] | None = None) -> np.ndarray:
         """One row of logits for each label, from the outcomes of a split.

@@ -89,15 +89,23 @@ INSTEAD = "take an encoder such as BERT, RoBERTa, DeBERTa or ModernBERT (docs/mo
 
 
 def architecture(model_type: str, name: str) -> Architecture:
-    """What is known of a model type.
-
-    Args:
-        name: what the person called the model, for the error.
-    """
+    """What is known of a model type; `name` is what the person called the model, for the error."""
     if model_type in ARCHITECTURES:
         return ARCHITECTURES[model_type]
     reason = REFUSED.get(model_type) or "kdbert runs encoders of texts, and only of types that it was tested with"
     raise UserError(f"model {name!r} is of type {model_type!r}: {reason}; {INSTEAD}")
+
+
+def check_configuration(config: Any, name: str) -> None:
+    """Refuse a configuration that cannot be run, though others of its type can."""
+    for model_type, key, value, reason in CONFIGURATIONS:
+        if config.model_type == model_type and getattr(config, key, None) == value:
+            raise UserError(f"model {name!r} has {key}={value!r} in its configuration: {reason}; {INSTEAD}")
+    if config.model_type == "nystromformer" and config.num_landmarks != config.segment_means_seq_len:
+        raise UserError(
+            f"model {name!r} has num_landmarks={config.num_landmarks} and segment_means_seq_len="
+            f"{config.segment_means_seq_len}: the library then reads texts of one length only; {INSTEAD}"
+        )
 
 
 def built_as_bert(config: Any) -> bool:

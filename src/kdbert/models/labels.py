@@ -19,12 +19,7 @@ def is_generic(names: Sequence[str]) -> bool:
 def label_permutation(
     task_labels: Sequence[str], aliases: Mapping[str, Sequence[str]], model_labels: Sequence[str]
 ) -> list[int]:
-    """For each task label, the column of the model's logits that means it.
-
-    Args:
-        task_labels: the task's labels in order.
-        aliases: other names of a task label.
-        model_labels: the model's labels in the order of its logits.
+    """For each task label (or an alias of it), the column of the model's logits that means it.
 
     Raises:
         ValueError: missing, extra or doubled labels; the message lists them.
@@ -67,11 +62,8 @@ def teacher_permutation(
 ) -> list[int]:
     """`label_permutation` for a loaded model, with every disagreement as a `UserError`.
 
-    Args:
-        name: how the person named the model.
-        task_labels: empty for regression.
-        given: the labels in the order of the logits, as the person named them with `flag`.
-        role: what the model is called in messages.
+    `given` are the labels in the order of the logits, as the person named them with `flag`; `role` and `name` are what
+    the model is called in messages.
     """
     outputs = len(task_labels) or 1
     if len(model_labels) != outputs:

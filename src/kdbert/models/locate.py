@@ -90,9 +90,7 @@ def find_run(given: str, runs_dir: str | Path = "runs", *, teacher: bool = False
     A handle is `@last`, or the beginning of a run folder's path, of its name, or of `<digest>-seed<k>` at the end of
     its name. It has at least 4 digits of the digest, so that it is never mistaken for a Hub id. `@last` is the run that
     finished last, without the baselines that `distill` has trained beside a student.
-
-    Args:
-        teacher: `@last` is the teacher that finished last, as a student must not become one by the way.
+    With `teacher` it is the teacher that finished last, as a student must not become one by the way.
 
     Raises:
         UserError: no run or several runs have this handle, or it is a placeholder such as RUN.

@@ -12,7 +12,7 @@ from torch import nn
 from kdbert.errors import UserError
 from kdbert.heads import Head
 from kdbert.models.layers import matched_layer
-from kdbert.models.skeleton import skeleton
+from kdbert.models.load import skeleton
 
 
 def kept_layers(depth: int, count: int | None, init: Literal["first", "last", "even"] | Sequence[int]) -> list[int]:
@@ -125,11 +125,9 @@ def _kept_names(whole: Any, small: Any, picks: Sequence[int]) -> dict[str, str]:
 
 
 def count_parameters(config: Any, head: Head, name: str, layers: Sequence[int] | None = None, pieces: int = 0) -> int:
-    """Parameters of a model with this head, from its configuration alone.
+    """Parameters of a model with this head and these layers (None: all), from its configuration alone.
 
-    Args:
-        layers: those that are kept, numbered from 1 (None: all).
-        pieces: size of the vocabulary, if larger than the configuration's.
+    `pieces` is the size of the vocabulary, if larger than the configuration's.
     """
     config = copy.deepcopy(config) if layers is None else cut_config(config, layers)
     head.configure(config)

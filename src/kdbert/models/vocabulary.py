@@ -45,11 +45,6 @@ def check_wordpiece(tokenizer: Any, name: str) -> None:
         )
 
 
-def _json(tokenizer: Any) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
-    return content
-
-
 def check_expansion(base: Any, grown: Any, base_name: str, name: str) -> None:
     """Refuse a tokenizer that is not an expansion of another one: its pieces keep their ids, words are split alike."""
     if kind_of(base) != kind_of(grown):
@@ -65,7 +60,7 @@ def check_expansion(base: Any, grown: Any, base_name: str, name: str) -> None:
             f"tokenizer {name!r} is not an expansion of {base_name!r}: it {there}, which is piece {before[moved]} "
             "there; make one with `kdbert expand-vocab`"
         )
-    ours, theirs = _json(base), _json(grown)
+    ours, theirs = (json.loads(tokenizer.backend_tokenizer.to_str()) for tokenizer in (base, grown))
     for part in ("normalizer", "pre_tokenizer"):
         if ours[part] != theirs[part]:
             raise UserError(f"tokenizers {name!r} and {base_name!r} split texts differently ({part})")
@@ -84,9 +79,7 @@ def count_words(texts: Iterable[str], tokenizer: Any) -> Counter[str]:
 def pieces_of(word: str, vocabulary: Mapping[str, int], longest: int) -> list[str] | None:
     """A word's WordPiece pieces, longest match first; None where it cannot be made of the vocabulary.
 
-    Args:
-        word: `word`, or `##part` for one that goes on another.
-        longest: characters beyond which a word is unknown as a whole.
+    A `##part` goes on another word. A word of more than `longest` characters is unknown as a whole.
     """
     inside = word.startswith(CONTINUES) and len(word) > len(CONTINUES)
     rest = word.removeprefix(CONTINUES) if inside else word
@@ -112,10 +105,7 @@ def learn_pieces(words: Mapping[str, int], count: int, min_count: int) -> list[s
     character has its number before training begins, so that pairs of equal counts come in an order that depends neither
     on the order of lines nor on a process's hashes.
 
-    Args:
-        words: word -> how often it occurs.
-        count: most pieces.
-        min_count: how often a piece must occur.
+    At most `count` pieces that occur `min_count` times or more; `words` says how often each word occurs.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -305,11 +295,8 @@ def save_expanded(tokenizer: Any, pieces: Sequence[str], folder: Path) -> Any:
 def grow_embeddings(model: Any, base: Any, grown: Any, *, from_pieces: bool) -> None:
     """Give a model a row for each new piece of an expanded tokenizer, in place.
 
-    Args:
-        base: the tokenizer that the model was made for.
-        grown: its expansion.
-        from_pieces: each new row is the mean of the rows of the base pieces that its piece was read as before; else it
-            is drawn from N(0, 0.02^2), as VE-KD does.
+    With `from_pieces` a new row is the mean of the rows of the base pieces that its piece was read as before; else it
+    is drawn from N(0, 0.02^2), as VE-KD does.
     """
     before, size = vocabulary_size(base), vocabulary_size(grown)
     if size > model.config.vocab_size:  # it may have rows to spare

@@ -11,9 +11,9 @@ import torch
 from kdbert.data.masking import vocabulary_size
 from kdbert.errors import UserError
 from kdbert.heads import Head
-from kdbert.models.architectures import Architecture, architecture, built_as_bert
+from kdbert.models.architectures import Architecture, architecture, built_as_bert, check_configuration
 from kdbert.models.fast import ATTENTION
-from kdbert.models.skeleton import check_configuration, skeleton
+from kdbert.models.load import skeleton
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -87,13 +87,7 @@ def decide(config: Any, head: Head, name: str, asked: Asked = Asked(), device: s
 
     The fast way (kdbert's attention, its own mask, packing, the first token only) is for the types that
     `kdbert.models.architectures` lists for it; every other type is run as the library runs it.
-
-    Args:
-        name: what the person called it, for errors.
-        device: type of the device that it runs on.
-
-    Raises:
-        UserError: kdbert does not run models of this type, or not with this head or attention function.
+    `name` is what the person called the model, for errors; `device` the type of the device.
     """
     known = architecture(config.model_type, name)
     check_configuration(config, name)
@@ -172,10 +166,7 @@ def check_length(length: int, limit: int | None, model: str) -> None:
 
 def fit_tokenizer(tokenizer: Any, way: Way, name: str, *, grows: bool = False) -> Any:
     """The tokenizer, set to give what the model takes and nothing else (no segment ids for a DistilBERT, say).
-
-    Args:
-        name: of the model.
-        grows: whether the model will get rows for pieces that it has none for (a student).
+    A model that `grows` will get rows for pieces that it has none for (a student).
     """
     more = [one for one in tokenizer.model_input_names if one not in INPUTS]
     if more:

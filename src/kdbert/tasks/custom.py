@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdbert.data.data_file import DataFile, open_data_file
 from kdbert.data.examples import RawExample
@@ -57,7 +57,6 @@ def infer_columns(
     _require(table, [*(text_columns or []), *([label_column] if label_column else [])])
     if text_columns and not len(set(text_columns)) == len(text_columns) <= 2:
         raise UserError(f"--text-columns takes one or two different columns, not {', '.join(text_columns)}")
-    _refuse_tagged_words(table)
     label = label_column or _label_column(table, text_columns)
     if text_columns:
         if label in text_columns:
@@ -118,20 +117,6 @@ def _is_text(cell: Any, words: int) -> bool:
     return number(text) is None and text.lower() not in ("true", "false", "nan") and not _DATE.fullmatch(text)
 
 
-def _refuse_tagged_words(table: DataFile) -> None:
-    """Refuse a table whose first row has a list of words and a list of as many tags."""
-    _, first = next(table.rows())
-    lists = {name: value for name, value in first.items() if isinstance(value, list) and value}
-    for words in lists:
-        if words.lower() in ("tokens", "words"):
-            tags = [name for name, value in lists.items() if name != words and len(value) == len(lists[words])]
-            if tags:
-                raise UserError(
-                    f"{table.path}: columns {words!r} and {tags[0]!r} look like words and their tags; tagged words of "
-                    "your own are not read yet, only those of registered tasks (kind token in `kdbert data list`)"
-                )
-
-
 def _require(table: DataFile, names: list[str]) -> None:
     """Refuse a table without one of these columns."""
     for name in names:
@@ -141,11 +126,7 @@ def _require(table: DataFile, names: list[str]) -> None:
 
 
 def own_rows(table: DataFile, own: Own, labelled: bool, known: Collection[str] = ()) -> Iterator[RawExample]:
-    """The rows of a table as examples.
-
-    Args:
-        known: labels of the training file.
-    """
+    """The rows of a table as examples; `known` are the labels of the training file."""
     empty = quoted = 0
     tabbed = ".tsv" in table.path.suffixes
     for count, (place, record) in enumerate(table.rows()):
@@ -207,84 +188,63 @@ def _refuse_swallowed(record: Mapping[str, Any], known: Collection[str], where: 
                 )
 
 
-class _Labels:
-    """The labels of a training file.
+class _Labels(NamedTuple):
+    """The labels of a training file."""
 
-    Attributes:
-        names: the distinct labels, sorted.
-        kind: as asked; else regression if all are numbers and some are not whole.
-        rows: number of rows.
-    """
+    names: list[str]  # the distinct ones, sorted
+    kind: str
+    rows: int
+    told: str  # how they are read, for a person
 
-    def __init__(self, table: DataFile, column: str, kind: str | None) -> None:
-        """Raises: UserError: a label is missing, or does not fit the kind."""
-        names: set[str] = set()
-        missing = ""
-        self.rows = 0
-        for place, record in table.rows():
-            where = f"{table.path}, {place}"
-            name = _label(record.get(column), where)
-            self.rows += 1
-            if name is None:
-                missing = missing or where
-                continue
-            if kind == "regression" and name not in names and number(name) is None:
-                raise UserError(
-                    f"{where}: label {name!r} is not a number such as 2.5 (with a point), so --kind regression cannot "
-                    "read it"
-                )
-            names.add(name)
-        if not names or names == {NO_LABEL}:
-            raise UserError(f"{table.path}: column {column!r} has no labels (all are missing or {NO_LABEL})")
-        if missing:
-            raise UserError(f"{missing}: the label is missing")
-        self.names = sorted(names)
-        values = [number(name) for name in self.names]
-        self.numbers = None not in values
-        self.whole = self.numbers and all(value == int(value) for value in values if value is not None)
-        scores = kind == "regression" if kind is not None else self.numbers and not self.whole
-        self.kind = "regression" if scores else "single_label"
-        self._check(f"{table.path}: column {column!r}", asked=kind is not None)
 
-    def _check(self, where: str, asked: bool) -> None:
-        names = self.names
-        if len(names) < 2:
-            raise UserError(f"{where} has one label only ({names[0]!r}); two or more are needed")
-        if self.kind == "regression":
-            return
-        scores = "; if the labels are scores, say --kind regression" if self.numbers else ""
-        if len(names) > max(2, self.rows // 2) and not asked:
-            odd = [name for name in names if number(name) is None]
-            if 0 < len(odd) <= len(names) // 5:
-                scores = f"; if the labels are scores, {odd[0]!r} is no number"
+def _labels(table: DataFile, column: str, kind: str | None) -> _Labels:
+    """The labels in a column. Without a kind it is regression if all are numbers and some are not whole."""
+    where, missing, rows = f"{table.path}: column {column!r}", "", 0
+    found: dict[str, str] = {}  # label -> where it is first
+    for place, record in table.rows():
+        here = f"{table.path}, {place}"
+        name = _label(record.get(column), here)
+        rows += 1
+        if name is None:
+            missing = missing or here
+        else:
+            found.setdefault(name, here)
+    words = [name for name in found if number(name) is None]
+    if kind == "regression" and words:
+        raise UserError(
+            f"{found[words[0]]}: label {words[0]!r} is not a number such as 2.5 (with a point), so --kind regression "
+            "cannot read it"
+        )
+    names = sorted(found)
+    if names in ([], [NO_LABEL]):
+        raise UserError(f"{where} has no labels (all are missing or {NO_LABEL})")
+    if missing:
+        raise UserError(f"{missing}: the label is missing")
+    if len(names) < 2:
+        raise UserError(f"{where} has one label only ({names[0]!r}); two or more are needed")
+    whole = not words and all(float(name).is_integer() for name in names)
+    if kind == "regression" or (kind is None and not words and not whole):
+        return _Labels(names, "regression", rows, "scores (regression)")
+    if kind is None and len(names) > max(2, rows // 2):
+        scores = "" if words else "; if the labels are scores, say --kind regression"
+        if 0 < len(words) <= len(names) // 5:
+            scores = f"; if the labels are scores, {words[0]!r} is no number"
+        raise UserError(
+            f"{where} has {len(names)} different labels in {rows} rows; if each is a class, say --kind single-label; "
+            f"if another column is the label, name it with --label-column{scores}"
+        )
+    if same := alike(names):
+        raise UserError(f"{where} has the labels {same[0]!r} and {same[1]!r}, which count as one; write them alike")
+    for name in names if kind is None else ():
+        parts = re.split(r"\s*[,;|]\s*", name)
+        if len(parts) > 1 and all(part in found for part in parts):
             raise UserError(
-                f"{where} has {len(names)} different labels in {self.rows} rows; if each is a class, say --kind "
-                f"single-label; if another column is the label, name it with --label-column{scores}"
+                f"{where} has labels such as {name!r}, which look like several classes; own data of that form is not "
+                "read yet (--kind single-label takes each as one class)"
             )
-        if same := alike(names):
-            raise UserError(f"{where} has the labels {same[0]!r} and {same[1]!r}, which count as one; write them alike")
-        known = set(names)
-        several = next((name for name in names if _several(name, known)), None)
-        if several is not None and not asked:
-            raise UserError(
-                f"{where} has labels such as {several!r}, which look like several classes; own data of that form is "
-                "not read yet (--kind single-label takes each as one class)"
-            )
-
-    def words(self) -> str:
-        """How they are read, for a person."""
-        if self.kind == "regression":
-            return "scores (regression)"
-        shown = ", ".join(self.names[:8]) + (", …" if len(self.names) > 8 else "")
-        read = f"{len(self.names)} classes ({shown})"
-        scores = self.whole and len(self.names) > 2
-        return f"{read}; if these numbers are scores, say --kind regression" if scores else read
-
-
-def _several(name: str, names: Collection[str]) -> bool:
-    """Whether a label joins other labels by commas and the like."""
-    parts = re.split(r"\s*[,;|]\s*", name)
-    return len(parts) > 1 and all(part in names for part in parts)
+    told = f"{len(names)} classes ({', '.join(names[:8])}{', …' * (len(names) > 8)})"
+    told += "; if these numbers are scores, say --kind regression" * (whole and len(names) > 2)
+    return _Labels(names, "single_label", rows, told)
 
 
 def custom_task(
@@ -297,18 +257,14 @@ def custom_task(
 ) -> TaskSpec:
     """A task made of a person's files; its classes are the labels of the training file.
 
-    Args:
-        kind: `single-label` or `regression`; inferred from the labels by default.
-
-    Raises:
-        UserError: a fault in a file or its columns, fewer than two classes, the same file as train and dev.
+    The kind is `single-label` or `regression`, and inferred from the labels by default.
     """
     files = {"dev": dev_file} | ({"test": test_file} if test_file is not None else {})
     if Path(train_file).resolve() == Path(dev_file).resolve() and not Path(train_file).is_dir():
         raise UserError(f"--train-file and --dev-file are the same file ({train_file}); give a dev file of its own")
     train = open_data_file(Path(train_file), "train")
     text, label = infer_columns(train, text_columns, label_column)
-    labels = _Labels(train, label, kind)
+    labels = _labels(train, label, kind)
     name = label_text(label) or ""
     by_place = label_column is None and label.lower() not in LABEL_COLUMNS
     if by_place and (name in labels.names or number(name) is not None):
@@ -331,11 +287,7 @@ def custom_task(
 
 
 def own_split(table: DataFile, own: Own, name: str, known: Collection[str]) -> Split:
-    """A file of own data as a split; a test file may have no labels.
-
-    Args:
-        known: labels of the training file.
-    """
+    """A file of own data as a split; a test file may have no labels. `known` are those of the training file."""
     known = frozenset(known)
     labelled = name == "train" or any(
         label_text(record.get(own.label)) not in (None, NO_LABEL) for _, record in table.rows()
@@ -375,6 +327,6 @@ def _tell_columns(table: DataFile, own: Own, labels: _Labels) -> None:
     texts = ["(missing)" if (text := first.get(name)) is None else repr(_cut(str(text))) for name in own.text]
     log_once(
         f"{table.path}: {labels.rows} rows; text from {' + '.join(own.text)}; label from {own.label!r}: "
-        f"{labels.words()}" + (f"; not read: {', '.join(left)}" if left else "")
+        f"{labels.told}" + (f"; not read: {', '.join(left)}" if left else "")
         + f"; the first row: {' + '.join(texts)} -> {label_text(first.get(own.label))}"
     )  # fmt: skip

@@ -52,14 +52,7 @@ BY_HAND = {
 
 @dataclass(frozen=True)
 class File:
-    """A file of a data set.
-
-    Attributes:
-        path: its place below the data folder.
-        sha256: of its content; "" if unknown.
-        url: its address; "" if it has none.
-        made_here: how the copy with this checksum was made if it is not the official file ("rebuilt"); else "".
-    """
+    """A file of a data set, as a row of `files.tsv`: `path` is its place below the data folder, "" is unknown."""
 
     path: str
     sha256: str
@@ -103,15 +96,14 @@ class Wanted:
 
 def base_folder(spec: TaskSpec, data_dir: str | None) -> Path:
     """The folder of a task's files; `data_dir` may be that folder or its parent, as everywhere."""
-    root = spec.root(data_dir)
+    if not spec.folder:
+        raise UserError(f"task {spec.name!r} has no files to fetch: they are part of kdbert")
     found = [path.parent for split in spec.splits if (path := spec.path(split, data_dir)) is not None]
-    return found[0] if found else root / spec.folder
+    return found[0] if found else spec.root(data_dir) / spec.folder
 
 
 def missing_files(spec: TaskSpec, data_dir: str | None) -> list[Wanted]:
     """The files that are missing for reading every split of a task."""
-    if not spec.folder:
-        raise UserError(f"task {spec.name!r} has no files to fetch: they are part of kdbert")
     base = base_folder(spec, data_dir)
     wanted: dict[Path, Wanted] = {}
 
@@ -156,31 +148,21 @@ def _wanted(spec: TaskSpec, file: File, folder: Path) -> Wanted:
 
 
 def fetch(spec: TaskSpec, data_dir: str | None) -> list[Path]:
-    """Fetch a task's files that are not there yet, each checked before it gets its name.
-
-    Returns:
-        The files that were written.
-    """
-    if not spec.folder:
-        missing_files(spec, data_dir)
+    """Fetch a task's files that are not there yet, each checked before it gets its name; returns those written."""
+    base = base_folder(spec, data_dir)
     try:
-        with alone(base_folder(spec, data_dir).parent / ".fetch"):
+        with alone(base.parent / ".fetch"):
             return _fetch(spec, data_dir)
     except OSError as error:
-        raise UserError(f"cannot write to {base_folder(spec, data_dir)}: {error.strerror or error}") from None
+        raise UserError(f"cannot write to {base}: {error.strerror or error}") from None
 
 
 def _fetch(spec: TaskSpec, data_dir: str | None) -> list[Path]:
-    """`fetch`, alone."""
     check_published(spec, data_dir)
     missing = missing_files(spec, data_dir)
     written: list[Path] = []
-    addresses: dict[str, list[Wanted]] = {}
-    for one in missing:
-        if one.file.url:
-            addresses.setdefault(one.file.url.partition("#")[0], []).append(one)
-    for url, several in addresses.items():
-        written += _fetch_address(url, several)
+    for url in dict.fromkeys(one.file.url.partition("#")[0] for one in missing if one.file.url):
+        written += _fetch_address(url, [one for one in missing if one.file.url.partition("#")[0] == url])
     made = {one.file.name: one.file.sha256 for one in missing if not one.file.url and not one.by_hand}
     if made:
         written += MADE[spec.folder].make(base_folder(spec, data_dir), made)
@@ -243,26 +225,21 @@ def _emotion_address(name: str) -> str:
     return f"{hub}/datasets/dair-ai/emotion/resolve/main/split/{split}-00000-of-00001.parquet"
 
 
-def _told_address(name: str) -> str:
-    """Where the emotion data comes from, for messages."""
-    return without_credentials(_emotion_address(name))
-
-
 def make_emotion(folder: Path, checksums: Mapping[str, str]) -> list[Path]:
     """The emotion data's `text;label` files of the Hub's data set dair-ai/emotion."""
     import pyarrow.parquet
 
     rows = {}
-    with temporary_folder(folder.parent) as place:
+    with temporary_folder(folder.parent) as parts:
         for name in checksums:
-            source = place / f"emotion-{name}.parquet"
+            source = parts / f"emotion-{name}.parquet"
             download(_emotion_address(name), source, None)
             try:
                 table = pyarrow.parquet.read_table(source, columns=["text", "label"]).to_pylist()
                 rows[name] = [f"{row['text']};{EMOTION.labels[row['label']]}" for row in table]
             except (pyarrow.ArrowException, *FAULTS) as error:
-                reason = first_line(error)
-                raise UserError(f"{_told_address(name)} does not have the expected form ({reason})") from None
+                place = without_credentials(_emotion_address(name))
+                raise UserError(f"{place} does not have the expected form ({first_line(error)})") from None
             finally:
                 source.unlink()
     return _write(rows, folder, checksums)
@@ -301,5 +278,5 @@ MADE = {
         make_mrpc,
         ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "dev_ids.tsv"),
     ),
-    "emotion": Made(_told_address, make_emotion),
+    "emotion": Made(lambda name: without_credentials(_emotion_address(name)), make_emotion),
 }

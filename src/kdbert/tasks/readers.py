@@ -122,16 +122,11 @@ def _strings(value: Any) -> tuple[str, ...] | None:
     return tuple(value) if isinstance(value, list) and all(isinstance(one, str) for one in value) else None
 
 
-def read_beside(path: Path, labels: tuple[str, ...], text_name: str, label_name: str) -> Iterator[RawExample]:
-    """Rows of a file of texts, one a line, beside a file of class numbers, one a line (TweetEval).
-
-    Args:
-        path: the file of texts. labels: the classes in the order of their numbers.
-        text_name, label_name: parts of the two files' names, such as `_text` and `_labels`.
-    """
-    other = find_file(path.parent, (path.name.removesuffix(".gz").replace(text_name, label_name),))
+def read_beside(path: Path, labels: tuple[str, ...]) -> Iterator[RawExample]:
+    """Rows of a file `…_text.txt`, one text a line, beside a file `…_labels.txt`, one class number a line."""
+    other = find_file(path.parent, (path.name.removesuffix(".gz").replace("_text", "_labels"),))
     if other is None:
-        raise UserError(f"{path} has no file of labels beside it ({label_name.strip('_')})")
+        raise UserError(f"{path} has no file of labels beside it")
     texts, numbers = list(read_lines(path)), list(read_lines(other))
     if len(texts) != len(numbers):
         raise UserError(f"{path} has {len(texts)} lines, {other} has {len(numbers)}: is one of them truncated?")

@@ -46,7 +46,7 @@ EMOTION = TaskSpec(
 
 
 def _tweet_eval(name: str, labels: tuple[str, ...], rows: tuple[int, int, int], metrics: tuple[str, ...]) -> TaskSpec:
-    read = partial(read_beside, labels=labels, text_name="_text", label_name="_labels")
+    read = partial(read_beside, labels=labels)
     files = {"train": "train", "dev": "val", "test": "test"}
     return TaskSpec(
         name=f"tweeteval-{name}",

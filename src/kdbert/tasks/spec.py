@@ -155,11 +155,7 @@ class TaskSpec:
         return "+".join(map(text_digest, self.files(split, data_dir)))
 
     def load(self, split: str, data_dir: str | None) -> Examples:
-        """Read one split from local files.
-
-        Raises:
-            UserError: no such split, no such file, or a fault in the file (with its line).
-        """
+        """Read one split from local files; a fault in a file is refused with its line."""
         if split not in self.splits:
             raise UserError(f"task {self.name!r} has no {split} split (it has: {', '.join(self.splits)})")
         path = self.path(split, data_dir)
@@ -176,11 +172,7 @@ class TaskSpec:
         return examples_of(rows, path=path, split=split, read_label=read, label_type=self.head.label_type)
 
     def score(self, logits: np.ndarray, part: Examples | TextSplit) -> dict[str, float]:
-        """The task's metrics of a split that has labels (or of plain text).
-
-        Args:
-            logits: of `Head.label_logits`.
-        """
+        """The task's metrics of a split that has labels (or of plain text), from logits of `Head.label_logits`."""
         groups = self.label_groups(part.ids, part.words)
         return self.head.scores(self.metrics, self.head.predicted(logits), part.labels, groups)
 
@@ -191,10 +183,7 @@ class TaskSpec:
     def label_groups(self, ids: Sequence[str], words: Sequence[Sized] | None) -> np.ndarray | None:
         """What a metric counts together: int64, for each label the number of its document or sentence.
 
-        None where each example counts for itself.
-
-        Args:
-            words: where words have labels, those of each example.
+        None where each example counts for itself. `words` are those of each example, where words have labels.
         """
         if words is not None:
             return np.repeat(np.arange(len(words)), [len(some) for some in words])

@@ -82,5 +82,4 @@ def _first_token(self: Any, hidden_states: torch.Tensor, *args: Any, **options: 
     attended = torch.matmul(context.transpose(0, 1), values.transpose(1, 2)).transpose(0, 1)
     attended = attended + shares.sum(-1, keepdim=True) * own.value.bias.view(per_head)
     output = self.attention.output(attended.reshape(len(first), 1, -1), first)
-    found: torch.Tensor = self.feed_forward_chunk(output)
-    return found
+    return self.feed_forward_chunk(output)

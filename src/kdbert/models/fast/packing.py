@@ -33,13 +33,11 @@ class Packing:
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:
         """[B, L, ...] -> [1, T, ...]."""
-        found: torch.Tensor = _Take.apply(padded.flatten(0, 1), self.index)
-        return found[None]
+        return _Take.apply(padded.flatten(0, 1), self.index)[None]
 
     def unpack(self, packed: torch.Tensor) -> torch.Tensor:
         """[1, T, ...] -> [B, L, ...], 0 at tokens that were not computed."""
-        found: torch.Tensor = _Put.apply(packed[0], self.index, self.shape.numel())
-        return found.unflatten(0, self.shape)
+        return _Put.apply(packed[0], self.index, self.shape.numel()).unflatten(0, self.shape)
 
 
 class _Take(torch.autograd.Function):
