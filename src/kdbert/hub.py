@@ -64,19 +64,11 @@ def check_repository(name: str) -> None:
 
 
 def push(folder: Path, name: str) -> str:
-    """Upload a model folder to a repository, which is created, private, if it does not exist.
+    """Upload a model folder to a repository `owner/name`, which is created, private, if it does not exist.
 
-    The token is read by huggingface_hub (`hf auth login`, or HF_TOKEN) and written nowhere.
-
-    Args:
-        folder: the model with its README.md.
-        name: `owner/name`.
-
-    Returns:
-        Address of the repository.
+    The token is read by huggingface_hub (`hf auth login`, or HF_TOKEN) and written nowhere. Returns the address.
 
     Raises:
-        UserError: no model in the folder, or a link; see `check_repository`.
         PushFailed: the Hub refused, or cannot be reached.
     """
     from huggingface_hub import HfApi

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from kdbert.data.files import read_lines
 from kdbert.disk.sealed import TWICE, parse_json
-from kdbert.errors import UserError
+from kdbert.errors import UserError, near_miss
 
 Record = tuple[str, Mapping[str, Any]]
 # What Arrow and `datasets` raise of damaged bytes, besides Arrow's own errors.
@@ -29,15 +29,19 @@ class DataFile:
     """A file opened for reading: its columns, and its rows as (place, column -> value).
 
     Rows are read from the file whenever they are asked for, so that a large one is never held as Python objects.
-
-    Attributes:
-        broken: of a csv file, how many rows have a quoted field with line breaks.
     """
 
     path: Path
     columns: tuple[str, ...]
     rows: Callable[[], Iterator[Record]]
-    broken: int = 0
+    broken: int = 0  # rows of a csv file that have a quoted field with line breaks
+
+    def require(self, names: Iterable[str]) -> None:
+        """Refuse a table without one of these columns."""
+        for name in names:
+            if name not in self.columns:
+                listed, close = ", ".join(self.columns), near_miss(name, self.columns)
+                raise UserError(f"{self.path} has no column {name!r}{close} (it has: {listed})")
 
 
 def open_data_file(path: Path, split: str | None = None) -> DataFile:
@@ -227,6 +231,15 @@ def _saved_dataset(path: Path, split: str | None) -> Iterator[Record]:
         raise UserError(f"{path}: a folder, but not one written by datasets.save_to_disk") from None
     except (pyarrow.ArrowException, *FAULTS) as error:
         raise UserError(f"{path}: the saved dataset is damaged ({first_line(error)})") from None
+
+
+def cell_text(record: Mapping[str, Any], column: str, where: str) -> str:
+    """A cell that must hold text; `where` is file and place, for the message."""
+    value = record.get(column)
+    if isinstance(value, str):
+        return value
+    what = " but a list" if isinstance(value, list) else ", it is missing (null)" if value is None else ""
+    raise UserError(f"{where}: column {column!r} holds no text{what}")
 
 
 def first_line(error: Exception) -> str:

@@ -67,7 +67,7 @@ def _fetch(url: str, part: Path, target: Path, sha256: str | None) -> None:
         try:
             _receive(url, part)
             break
-        except (ConnectionError, TimeoutError, urllib.error.URLError, HTTPException, _Interrupted) as error:
+        except (ConnectionError, TimeoutError, urllib.error.URLError, HTTPException) as error:
             if isinstance(error, urllib.error.HTTPError):
                 raise UserError(f"cannot fetch {shown}: the server says {error.code} {error.reason}") from None
             if attempt == TRIES - 1:
@@ -81,12 +81,10 @@ def _fetch(url: str, part: Path, target: Path, sha256: str | None) -> None:
     _put(part, target, sha256, shown)
 
 
-class _Interrupted(Exception):
-    """The server sent less than it said it would."""
-
-
 def _receive(url: str, part: Path) -> None:
     """Append what is missing of a file to `part`, or start again if the server cannot continue."""
+    from tqdm import tqdm
+
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "kdbert", "Accept-Encoding": "identity"}
     if have:
@@ -100,17 +98,20 @@ def _receive(url: str, part: Path) -> None:
         if total == str(have):  # it is complete
             return
         part.unlink()
-        raise _Interrupted("the partial download was longer than the file, so it is fetched again") from None
+        raise ConnectionError("the partial download was longer than the file, so it is fetched again") from None
     with answer, open(part, "ab" if answer.status == 206 else "wb", opener=no_link) as file:
         begun = file.tell()
         length = answer.headers.get("Content-Length")
         expected = None if length is None else begun + int(length)
-        with _bar(url, begun, expected) as bar:
+        with tqdm(
+            desc=PurePosixPath(url).name, total=expected, initial=begun, unit="B", unit_scale=True, leave=False,
+            disable=not log.isEnabledFor(logging.INFO), mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        ) as bar:  # fmt: skip
             while block := answer.read(BLOCK):
                 file.write(block)
                 bar.update(len(block))
         if expected is not None and file.tell() < expected:
-            raise _Interrupted(f"the connection broke off after {file.tell():,} of {expected:,} bytes")
+            raise ConnectionError(f"the connection broke off after {file.tell():,} of {expected:,} bytes")
 
 
 def _request(url: str, headers: Mapping[str, str]) -> urllib.request.Request:
@@ -123,24 +124,13 @@ def _request(url: str, headers: Mapping[str, str]) -> urllib.request.Request:
     return request
 
 
-def _bar(url: str, begun: int, expected: int | None) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(
-        desc=PurePosixPath(url).name, total=expected, initial=begun, unit="B", unit_scale=True, leave=False,
-        disable=not log.isEnabledFor(logging.INFO), mininterval=0.5 if sys.stderr.isatty() else 30.0,
-    )  # fmt: skip
-
-
 def unpack(archive: Path, members: Mapping[str, Path], checksums: Mapping[str, str]) -> None:
     """Extract some members of a zip or tar archive, each checked before it gets its name.
 
-    Args:
-        members: name inside the archive -> file to write.
-        checksums: name inside the archive -> sha256, if it is known.
+    Refused are members that lead outside, are links, are missing, or have another checksum.
 
-    Raises:
-        UserError: it is not an archive; a member leads outside, is a link, is missing, or has another checksum.
+    Args:
+        members: name inside the archive -> file to write. checksums: the same -> sha256, if it is known.
     """
     try:
         with _opened(archive) as (names, read):

@@ -67,10 +67,7 @@ def text_digest(path: Path) -> str:
 
 
 def unpacked_sha256(path: Path) -> str:
-    """sha256 of a file's content, of what is inside where it is a gzip.
-
-    Read once per process while size and time of change stay the same.
-    """
+    """sha256 of a file's content, unpacked; read once per process while size and time of change stay the same."""
     try:
         status = path.stat()
         return _text_digest(path.absolute(), status.st_size, status.st_mtime_ns)

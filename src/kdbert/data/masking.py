@@ -68,11 +68,9 @@ class Masking:
 def masking_of(
     tokenizer: Any, *, known: int | None = None, probability: float = 0.15, words: bool = False, new_always: bool = True
 ) -> Masking:
-    """The masking of texts that are read by a tokenizer.
+    """The masking of texts that are read by a tokenizer; with `words`, of whole words.
 
-    Args:
-        known: size of the vocabulary before it was expanded (None: as noted in the tokenizer, else all of it).
-        words: hide whole words.
+    `known` is the size of the vocabulary before it was expanded (None: as noted in the tokenizer, else all of it).
 
     Raises:
         ValueError: the tokenizer has no mask token; with `words`, its pieces do not show where words begin.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from kdbert.data.labels import number
 from kdbert.errors import UserError
 from kdbert.heads.head import Head, Variant
 from kdbert.losses.hard import squared_error
@@ -32,11 +32,8 @@ class Regression(Head):
         return "one score"
 
     def read_label(self, label: str | tuple[str, ...], words: Sequence[str] | None, where: str) -> list[Any]:
-        try:
-            value = float(str(label))
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
+        value = number(str(label).strip())
+        if value is None:
             raise UserError(f"{where}: score {label!r} is not a finite number")
         return [value]
 

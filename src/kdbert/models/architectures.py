@@ -106,9 +106,3 @@ def check_configuration(config: Any, name: str) -> None:
             f"model {name!r} has num_landmarks={config.num_landmarks} and segment_means_seq_len="
             f"{config.segment_means_seq_len}: the library then reads texts of one length only; {INSTEAD}"
         )
-
-
-def built_as_bert(config: Any) -> bool:
-    """Whether embeddings and layers are built like BERT's, and every token sees all others."""
-    known = ARCHITECTURES.get(config.model_type)
-    return known is not None and known.own_layers and not config.is_decoder

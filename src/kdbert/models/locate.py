@@ -47,19 +47,14 @@ class ModelPlace:
 
     def fingerprint(self) -> str:
         """16 hex digits of configuration and weights, also where a run's model was deleted; a Hub id is its own."""
-        if not self.local:
-            if self.run is not None:  # its model was deleted; what it was stands in run.json
-                return str(run_facts(self.run).get("model_fingerprint"))
-            return self.source
+        if not self.local:  # a run's model that was deleted is still known by run.json
+            return self.source if self.run is None else str(run_facts(self.run).get("model_fingerprint"))
         if self.fresh:
             return sha256(Path(self.source))[:16]
-        digest = hashlib.sha256()
-        folder = Path(self.source)
-        digest.update((folder / "config.json").read_bytes())
-        for file in sorted(folder.iterdir()):
-            if file.suffix in (".safetensors", ".bin") and file.is_file():
-                digest.update(sha256(file).encode())
-        return digest.hexdigest()[:16]
+        files = sorted(Path(self.source).iterdir())
+        weights = [sha256(file) for file in files if file.suffix in (".safetensors", ".bin") and file.is_file()]
+        config = (Path(self.source) / "config.json").read_bytes()
+        return hashlib.sha256(config + "".join(weights).encode()).hexdigest()[:16]
 
     def task(self) -> str | None:
         """For a run's model: the task that it was trained on."""

@@ -60,8 +60,8 @@ def open_classifier(
             with contextlib.suppress(ValueError):
                 permutation = label_permutation(spec.labels, spec.aliases, names) if spec.labels else [0]
         spec.head.configure(config)
-    options = {} if place.fresh else {"ignore_mismatched_sizes": not keep_head}
-    model, head_missing = _load(place, auto_class(spec.head), config, way, whole=keep_head, **options)
+    auto = auto_class(spec.head)
+    model, head_missing = _load(place, auto, config, way, whole=keep_head, ignore_mismatched_sizes=not keep_head)
     if head_missing:
         permutation = None
     if not keep_head and permutation is None:

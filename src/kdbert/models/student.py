@@ -20,17 +20,15 @@ def kept_layers(depth: int, count: int | None, init: Literal["first", "last", "e
 
     `even` takes floor(l * depth / count + 1/2) for l = 1..count, so it always ends with the last layer.
     """
-    picks: list[int]
-    if not isinstance(init, str):
-        picks = list(init)
+    size = depth if count is None else count
+    if init == "first":
+        picks = list(range(1, size + 1))
+    elif init == "last":
+        picks = list(range(depth - size + 1, depth + 1))
+    elif init == "even":
+        picks = [matched_layer(layer, depth, size) for layer in range(1, size + 1)]
     else:
-        size = depth if count is None else count
-        if init == "first":
-            picks = list(range(1, size + 1))
-        elif init == "last":
-            picks = list(range(depth - size + 1, depth + 1))
-        else:
-            picks = [matched_layer(layer, depth, size) for layer in range(1, size + 1)]
+        picks = list(init)
     if not picks or max(picks) > depth or min(picks) < 1 or len(set(picks)) != len(picks):
         wanted = f"{count} of them" if isinstance(init, str) else f"layers {', '.join(map(str, picks))}"
         raise UserError(f"the model has {depth} layers, so a student cannot keep {wanted}")

@@ -161,18 +161,12 @@ def log_likelihood(counts: Mapping[str, int]) -> float:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The pieces that a vocabulary is expanded with.
-
-    Attributes:
-        dropped: pieces that were left out, with the reason.
-        candidates: how many pieces of the corpus the vocabulary lacks (counted up to twice as many as were asked for).
-        short: why there are fewer pieces than were asked for; "" if there are not.
-    """
+    """The pieces that a vocabulary is expanded with."""
 
     pieces: list[str]
-    dropped: dict[str, str]
-    candidates: int
-    short: str
+    dropped: dict[str, str]  # pieces that were left out -> the reason
+    candidates: int  # pieces of the corpus that the vocabulary lacks, counted up to twice as many as were asked for
+    short: str  # why there are fewer pieces than were asked for; "" if there are not
 
 
 def choose(words: Mapping[str, int], tokenizer: Any, *, add: int, min_count: int, min_gain: float | None) -> Chosen:
@@ -183,8 +177,7 @@ def choose(words: Mapping[str, int], tokenizer: Any, *, add: int, min_count: int
 
     Args:
         words: word -> how often it occurs in the corpus.
-        add: most pieces.
-        min_count: how often a piece must be read.
+        add: most pieces. min_count: how often each must be read.
         min_gain: stop when another tenth of `add` raises the log-likelihood of the corpus by less than this share
             (AdaLM, Yao et al. 2021, arXiv:2106.13474, also chooses the size by the corpus's probability). None: never.
     """
@@ -234,12 +227,7 @@ def choose(words: Mapping[str, int], tokenizer: Any, *, add: int, min_count: int
 
 
 def given_pieces(lines: Iterable[str], tokenizer: Any) -> tuple[list[str], dict[str, str]]:
-    """The pieces of a list that a tokenizer can be expanded with, in their order.
-
-    Returns:
-        The pieces, and those left out with the reason: the tokenizer has them, they are listed twice, or it never reads
-        them because it normalises texts (lower case, accents).
-    """
+    """The pieces of a list that a tokenizer can be expanded with, in their order; and those left out, with reasons."""
     base, seen = tokenizer.get_vocab(), set()
     normalizer = tokenizer.backend_tokenizer.normalizer
     splitter = tokenizer.backend_tokenizer.pre_tokenizer

@@ -11,7 +11,7 @@ import torch
 from kdbert.data.masking import vocabulary_size
 from kdbert.errors import UserError
 from kdbert.heads import Head
-from kdbert.models.architectures import Architecture, architecture, built_as_bert, check_configuration
+from kdbert.models.architectures import Architecture, architecture, check_configuration
 from kdbert.models.fast import ATTENTION
 from kdbert.models.load import skeleton
 
@@ -92,7 +92,8 @@ def decide(config: Any, head: Head, name: str, asked: Asked = Asked(), device: s
     known = architecture(config.model_type, name)
     check_configuration(config, name)
     whole = skeleton(config, head, name)
-    fast = known.own_attention and not getattr(config, "is_decoder", False)
+    every_token = not getattr(config, "is_decoder", False)  # sees all others
+    fast, own_layers = known.own_attention and every_token, known.own_layers and every_token
     attention = asked.attention
     if (attention == ATTENTION and not fast) or (attention == "sdpa" and not whole._supports_sdpa):
         raise UserError(
@@ -101,7 +102,6 @@ def decide(config: Any, head: Head, name: str, asked: Asked = Asked(), device: s
         )
     if attention == "auto":
         attention = (ATTENTION if device == "cpu" else "sdpa") if fast else whole.config._attn_implementation
-    own_layers = built_as_bert(config)
     segments = _segments(whole, known)
     takes = inspect.signature(type(whole).forward).parameters
     left_out = {"token_type_ids"} if segments in (0, 1) else set()

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdbert.data.data_file import DataFile, open_data_file
+from kdbert.data.data_file import DataFile, cell_text, open_data_file
 from kdbert.data.examples import RawExample
 from kdbert.data.files import log_once
 from kdbert.data.labels import NO_LABEL, alike, label_text, no_class, number
@@ -54,7 +54,7 @@ def infer_columns(
     text if some cell is a text and not a number, date or truth value; a column of `ABOUT` only if some cell has several
     words, and a column like `label_text` never.
     """
-    _require(table, [*(text_columns or []), *([label_column] if label_column else [])])
+    table.require([*(text_columns or []), *([label_column] if label_column else [])])
     if text_columns and not len(set(text_columns)) == len(text_columns) <= 2:
         raise UserError(f"--text-columns takes one or two different columns, not {', '.join(text_columns)}")
     label = label_column or _label_column(table, text_columns)
@@ -117,38 +117,19 @@ def _is_text(cell: Any, words: int) -> bool:
     return number(text) is None and text.lower() not in ("true", "false", "nan") and not _DATE.fullmatch(text)
 
 
-def _require(table: DataFile, names: list[str]) -> None:
-    """Refuse a table without one of these columns."""
-    for name in names:
-        if name not in table.columns:
-            listed = ", ".join(table.columns)
-            raise UserError(f"{table.path} has no column {name!r}{near_miss(name, table.columns)} (it has: {listed})")
-
-
 def own_rows(table: DataFile, own: Own, labelled: bool, known: Collection[str] = ()) -> Iterator[RawExample]:
     """The rows of a table as examples; `known` are the labels of the training file."""
     empty = quoted = 0
     tabbed = ".tsv" in table.path.suffixes
     for count, (place, record) in enumerate(table.rows()):
         where = f"{table.path}, {place}"
-        cells = []
-        for column in own.text:
-            value = record.get(column)
-            if not isinstance(value, str):
-                what = " but a list" if isinstance(value, list) else ", it is missing (null)" if value is None else ""
-                raise UserError(f"{where}: column {column!r} holds no text{what}")
-            cells.append(value)
+        cells = [cell_text(record, column, where) for column in own.text]
         empty += not all(cell.strip() for cell in cells)
         quoted += tabbed and any(map(_QUOTED.fullmatch, cells))
         if table.broken:
             _refuse_swallowed(record, known, where)
-        yield RawExample(
-            id=str(count),
-            text_a=cells[0],
-            text_b=cells[1] if len(cells) > 1 else None,
-            label=_label(record.get(own.label), where) if labelled else None,
-            place=place,
-        )
+        label = _label(record.get(own.label), where) if labelled else None
+        yield RawExample(str(count), cells[0], cells[1] if len(cells) > 1 else None, label, place)
     if table.broken:
         log_once(f"{table.path}: {table.broken} of the rows have a quoted field with line breaks")
     if empty:
@@ -295,10 +276,10 @@ def own_split(table: DataFile, own: Own, name: str, known: Collection[str]) -> S
     if own.label not in table.columns:
         other = [column for column in table.columns if column not in own.text and column.lower() in LABEL_COLUMNS]
         if other or near_miss(own.label.lower(), [column.lower() for column in table.columns]):
-            _require(table, [own.label])  # the labels may be there under another name
+            table.require([own.label])  # the labels may be there under another name
     elif not labelled and NO_LABEL in known:
         log_once(f"{table.path}: every label is {NO_LABEL} or missing, so it counts as a file without labels")
-    _require(table, [*own.text, own.label] if labelled or name != "test" else list(own.text))
+    table.require([*own.text, own.label] if labelled or name != "test" else list(own.text))
     if not labelled and name != "test":
         raise UserError(f"{table.path}: column {own.label!r} has no labels (all are missing or {NO_LABEL})")
     return Split((), lambda path: own_rows(table, own, labelled, known), labelled, place=table.path)

@@ -259,17 +259,11 @@ def _write(rows: Mapping[str, list[str]], folder: Path, checksums: Mapping[str, 
 
 @dataclass(frozen=True)
 class Made:
-    """How the files of a folder are made from others, because nobody distributes them as they are.
+    """How the files of a folder are made from others, because nobody distributes them as they are."""
 
-    Attributes:
-        source: name of a file -> what it is made of, for a person.
-        make: writes the named files (name -> sha256) into a folder and returns them.
-        parts: files that are fetched into the folder first.
-    """
-
-    source: Callable[[str], str]
-    make: Callable[[Path, Mapping[str, str]], list[Path]]
-    parts: tuple[str, ...] = ()
+    source: Callable[[str], str]  # name of a file -> what it is made of, for a person
+    make: Callable[[Path, Mapping[str, str]], list[Path]]  # writes files (name -> sha256) and returns them
+    parts: tuple[str, ...] = ()  # files that are fetched first
 
 
 MADE = {

@@ -9,20 +9,14 @@ from typing import Any
 
 import torch
 
-from kdbert.models.architectures import built_as_bert
 from kdbert.models.fast.packing import current_packing, last_layer_forward
 
 
 def use_first_token(model: Any) -> None:
-    """Prepare a classifier's last layer for `first_token_only`; after `use_packing`, if both are used.
-
-    Nothing changes unless the model is built like BERT, or if its head reads every token.
-    """
-    reads_all = type(model).__name__.endswith(("ForTokenClassification", "ForMaskedLM"))
-    if built_as_bert(model.config) and not reads_all:
-        layer = model.base_model.encoder.layer[-1]
-        layer.first_token_only = False
-        layer.forward = types.MethodType(_forward, layer)
+    """Prepare the last layer of a classifier built like BERT for `first_token_only`; after any `use_packing`."""
+    layer = model.base_model.encoder.layer[-1]
+    layer.first_token_only = False
+    layer.forward = types.MethodType(_forward, layer)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 
 from kdbert.derivatives import once_differentiable
-from kdbert.models.architectures import built_as_bert
-from kdbert.models.fast import ATTENTION
 
 
 class Packing:
@@ -80,12 +78,11 @@ def current_packing() -> Packing | None:
 
 
 def use_packing(model: Any) -> None:
-    """Prepare a model for `packed`. Nothing changes unless it is built like BERT and uses kdbert's attention."""
-    if built_as_bert(model.config) and model.config._attn_implementation == ATTENTION:
-        model.can_pack = True
-        embeddings, layer = model.base_model.embeddings, model.base_model.encoder.layer[-1]
-        embeddings.forward = types.MethodType(_embeddings_forward, embeddings)
-        layer.forward = types.MethodType(last_layer_forward, layer)
+    """Prepare a model that is built like BERT and uses kdbert's attention for `packed`."""
+    model.can_pack = True
+    embeddings, layer = model.base_model.embeddings, model.base_model.encoder.layer[-1]
+    embeddings.forward = types.MethodType(_embeddings_forward, embeddings)
+    layer.forward = types.MethodType(last_layer_forward, layer)
 
 
 @contextlib.contextmanager
