@@ -69,8 +69,7 @@ class Tokens(Head):
 
     def places(self, part: Examples | TextSplit) -> Sequence[int | slice]:
         assert isinstance(part, Examples)
-        ends = part.word_offsets.tolist()
-        return [slice(*both) for both in pairwise(ends)]
+        return [slice(*both) for both in pairwise(part.word_offsets.tolist())]
 
     def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:
         """Every tag: one may be the best that no word has."""

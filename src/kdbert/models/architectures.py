@@ -64,17 +64,16 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 # Encoders that are not run, and why. What is left reads from left to right, or has a decoder.
 REFUSED: Mapping[str, str] = {
-    "bros": "it reads where each word lies on a page, and kdbert reads texts only",
+    **dict.fromkeys(
+        ("bros", "layoutlmv3", "lilt"), "it reads where each word lies on a page, and kdbert reads texts only"
+    ),
+    **dict.fromkeys(("modernvbert", "ultravbert"), "it reads pictures beside texts, and kdbert reads texts only"),
     "canine": "it reads characters by hash, without a fast tokenizer",
     "layoutlmv2": "it reads the picture of a page, and kdbert reads texts only",
-    "layoutlmv3": "it reads where each word lies on a page, and kdbert reads texts only",
-    "lilt": "it reads where each word lies on a page, and kdbert reads texts only",
-    "modernvbert": "it reads pictures beside texts, and kdbert reads texts only",
     "perceiver": "it reads bytes, without a fast tokenizer",
     "reformer": "its attention draws random hashes, so that no two answers are the same",
     "roc_bert": "its tokenizer also gives the shapes and sounds of characters, and kdbert reads token ids only",
     "tapas": "it reads tables, and kdbert reads texts only",
-    "ultravbert": "it reads pictures beside texts, and kdbert reads texts only",
 }
 # Configurations (type, key, value) that do not run, and why.
 CONFIGURATIONS = (

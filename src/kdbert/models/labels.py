@@ -39,13 +39,10 @@ def label_permutation(
         else:
             permutation.append(found)
     extra = [name for name in model_labels if plain(name) in columns]
-    if missing or extra:
-        parts = []
-        if missing:
-            parts.append(f"it lacks {_some(missing)}")
-        if extra:
-            parts.append(f"it has {_some(extra)}, which the task does not have")
-        raise ValueError(" and ".join(parts))
+    lacks = f"it lacks {_some(missing)}" if missing else ""
+    has = f"it has {_some(extra)}, which the task does not have" if extra else ""
+    if lacks or has:
+        raise ValueError(" and ".join(filter(None, (lacks, has))))
     return permutation
 
 

@@ -123,7 +123,6 @@ def decide(config: Any, head: Head, name: str, asked: Asked = Asked(), device: s
 
 
 def _named(model: Any, name: str) -> Any:
-    """The first module whose own name is this, or None."""
     return next((module for path, module in model.named_modules() if path.rpartition(".")[2] == name), None)
 
 

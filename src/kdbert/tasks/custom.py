@@ -260,7 +260,6 @@ def custom_task(
         )  # fmt: skip
     own = Own(text, label)
     _tell_columns(train, own, labels)
-
     splits = {"train": own_split(train, own, "train", labels.names)}
     for name, file in files.items():
         splits[name] = own_split(open_data_file(Path(file), name), own, name, labels.names)

@@ -183,11 +183,8 @@ def _fetch_address(url: str, wanted: list[Wanted]) -> list[Path]:
     with temporary_folder(targets[0].parent.parent) as folder:
         archive = folder / url.rpartition("/")[2]
         download(url, archive, ARCHIVES[url])
-        unpack(
-            archive,
-            {name: one.target for name, one in members.items()},
-            {name: one.file.sha256 for name, one in members.items() if one.file.sha256},
-        )
+        checksums = {name: one.file.sha256 for name, one in members.items() if one.file.sha256}
+        unpack(archive, {name: one.target for name, one in members.items()}, checksums)
         archive.unlink()
     return targets
 
