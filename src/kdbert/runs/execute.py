@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -437,7 +438,8 @@ class Run:
             atomic_write(folder.path / "method.safetensors", lambda temporary: save_file(own, temporary))
         facts["model_fingerprint"] = ModelPlace("", str(folder.path / "model")).fingerprint()
         facts["files"] = folder.written()
-        folder.update(status="finished", finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts)
+        now = datetime.now().astimezone().isoformat(timespec="milliseconds")  # `@last` is told by it
+        folder.update(status="finished", finished=now, **facts)
         if not recipe.output.keep_checkpoints:
             shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
 
