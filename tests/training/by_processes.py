@@ -35,7 +35,7 @@ def all_gradients(recipe: Recipe) -> dict[str, torch.Tensor]:
     found = {}
     if recipe.teachers and parts.data.masking is None:
         kept = parts.stored_teacher()
-        found = {f"stored|{name}": value for name, value in kept.values.items()}
+        found = {f"stored|{name}": value for name, value in kept.kept.items()}
         teachers = [kept] if stored else teachers
     ragged = ragged_rows(parts)
     for rows, accumulation in ((ragged, 1), (ragged, 2), (ragged[:1], 1)):
