@@ -70,10 +70,6 @@ def benchmark(
         teacher: whose answers agreement is measured with; by default the first run's teacher.
         output_dir: a new or empty folder, or one with the same benchmark stopped half-way, which is continued; by
             default `benchmark/<task>-<time>` below `runs_dir`, or the one of these that was stopped half-way.
-
-    Raises:
-        UserError: no such model, models of several tasks, an unknown backend, a folder that holds something.
-        KdbertError: an engine failed.
     """
     settings = Settings(cores() if threads is None else threads, calls, rounds, tuple(batch_sizes))
     _check(settings, backends)
@@ -139,15 +135,10 @@ def _identity(
     machine: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What decides a benchmark: one that was stopped is continued if it was of the same."""
-    engines = [
-        {
-            "model": one.saved.given,
-            "backend": one.backend,
-            "weights": one.weights,
-            "max_length": one.saved.max_length,
-        }
-        for one in models
-    ]
+    engines = []
+    for one in models:
+        known = {"model": one.saved.given, "backend": one.backend, "weights": one.weights}
+        engines.append({**known, "max_length": one.saved.max_length})
     return {
         "engines": engines,
         "teacher": None if teacher is None else teacher.place.fingerprint(),
@@ -168,7 +159,7 @@ def _score(models: Sequence[Contender], examples: Examples, teacher: SavedModel 
             known[key] = answers(saved, model, examples)
         return known[key]
 
-    parameters = {one.saved.given: one.parameters for one in models if one.parameters is not None}
+    parameters = {one.saved.given: n for one in models if (n := one.timed["parameters"]) is not None}
     for one in models:
         own = answers_of(one.saved, one.folder if one.exported else None)
         one.quality = own.scores
@@ -183,7 +174,7 @@ def _facts(one: Contender, batch_sizes: Sequence[int], teacher: str | None) -> d
     """An engine as it is in benchmark.json."""
     batches = []
     for size in batch_sizes:
-        times = {part: one.seconds[size, part] for part in PARTS}
+        times = {part: one.timed["seconds"][f"{size} {part}"] for part in PARTS}
         batches.append({
             "batch_size": size,
             "calls": len(times["total"]),
@@ -196,8 +187,8 @@ def _facts(one: Contender, batch_sizes: Sequence[int], teacher: str | None) -> d
         "backend": one.backend,
         "parameters": one.parameters,
         "size_mib": one.size_mib,
-        "memory_mib": one.memory_mib,
-        "load_seconds": one.load_seconds,
+        "memory_mib": one.timed["memory_mib"],
+        "load_seconds": one.timed["load_seconds"],
         "max_length": one.saved.max_length,
         "quality": one.quality,
         "agreement": one.agreement,
@@ -213,16 +204,10 @@ def _write(folder: Path, content: Mapping[str, Any]) -> None:
     write_json(folder / "benchmark.json", content)
     write_text(folder / "benchmark.csv", _csv(content))
     metric = content["metric"]
-    points = [
-        Point(
-            engine["name"],
-            engine["batches"][0]["total_ms"]["p50"],
-            engine["quality"][metric],
-            engine["size_mib"],
-            engine["backend"],
-        )
-        for engine in content["engines"]
-    ]
+    points = []
+    for engine in content["engines"]:
+        latency, quality = engine["batches"][0]["total_ms"]["p50"], engine["quality"][metric]
+        points.append(Point(engine["name"], latency, quality, engine["size_mib"], engine["backend"]))
     figure = quality_over(points, LATENCY, metric=metric, split=content["split"], task=content["task"])
     atomic_write(folder / "benchmark.png", lambda temporary: figure.savefig(temporary, format="png", dpi=200))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -19,21 +20,14 @@ FILE, LOCK = "progress.json", "benchmark.lock"
 
 
 class TimedRounds:
-    """The rounds that are done.
-
-    Attributes:
-        path: the benchmark's folder.
-        rounds: how many.
-        engines: what they gave, one entry for each engine.
-        continued: after which rounds the benchmark was continued.
-    """
+    """The rounds of a benchmark that are done."""
 
     def __init__(self, path: Path, identity: Mapping[str, Any], found: Mapping[str, Any]) -> None:
         self.path = path
         self.identity = identity
         self.rounds: int = found.get("rounds", 0)
-        self.engines: list[dict[str, Any]] = found.get("engines", [])
-        self.continued: list[int] = found.get("continued", [])
+        self.engines: list[dict[str, Any]] = found.get("engines", [])  # what they gave, one entry for each engine
+        self.continued: list[int] = found.get("continued", [])  # after which rounds it was
 
     def save(self, rounds: int, engines: list[dict[str, Any]]) -> None:
         """Keep what there is after a round."""
@@ -52,9 +46,6 @@ def opened(output_dir: str | None, runs_dir: str, task: str, identity: Mapping[s
     Args:
         output_dir: the folder; by default `benchmark/<task>-<time>` below `runs_dir`.
         identity: what is timed, how, and on which machine.
-
-    Raises:
-        UserError: `output_dir` holds something else; another process is writing it.
     """
     identity = {key: value for key, value in sealed(identity).items() if key != "sha256"}  # as it is read back
     folder, lock = _given(Path(output_dir)) if output_dir is not None else _by_name(runs_dir, task, identity)
@@ -86,11 +77,7 @@ def opened(output_dir: str | None, runs_dir: str, task: str, identity: Mapping[s
 
 
 def _given(folder: Path) -> tuple[Path, FileLock]:
-    """The folder that the person named.
-
-    Raises:
-        UserError: it holds something other than an unfinished benchmark; another process is writing it.
-    """
+    """The folder that the person named; refused if it holds anything but an unfinished benchmark."""
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.exists() else set()
     if names - {LOCK} and FILE not in names:
         raise UserError(f"--output-dir {str(folder)!r} is not empty; choose another")
@@ -109,21 +96,16 @@ def _by_name(runs_dir: str, task: str, identity: Mapping[str, Any]) -> tuple[Pat
             if _read(folder).get("identity") == identity and lock.acquire():
                 return folder, lock
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    number = 1
-    while True:
+    for number in itertools.count(1):
         folder = root / (f"{task}-{stamp}" if number == 1 else f"{task}-{stamp}-{number}")
         lock = FileLock(folder / LOCK)
         if not folder.exists() and lock.acquire():
-            return folder, lock
-        number += 1
+            break
+    return folder, lock
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """What is kept in a folder; empty where nothing is.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """What is kept in a folder; empty where nothing is."""
     try:
         found = unsealed((folder / FILE).read_text(encoding="utf-8"))
         return {key: found[key] for key in ("identity", "rounds", "engines", "continued")}

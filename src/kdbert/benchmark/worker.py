@@ -20,28 +20,18 @@ Text = str | list[str]
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What an engine opens, and how it is asked.
+    """What an engine opens, and how it is asked."""
 
-    Attributes:
-        backend: a key of `ENGINES`.
-        auto_class: the library's class that loads the model.
-        pipeline: the library's name of a pipeline for it.
-        words: each example is a list of words.
-        pair: each example is two texts.
-        inputs: names of what the model takes.
-        padding: whether texts of different lengths share a forward pass.
-    """
-
-    backend: str
+    backend: str  # a key of `ENGINES`
     folder: str
-    auto_class: str
-    pipeline: str
-    words: bool
+    auto_class: str  # the library's class that loads the model
+    pipeline: str  # the library's name of a pipeline for it
+    words: bool  # each example is a list of words
     max_length: int
     threads: int
-    pair: bool
-    inputs: Sequence[str]
-    padding: bool
+    pair: bool  # each example is two texts
+    inputs: Sequence[str]  # names of what the model takes
+    padding: bool  # texts of different lengths share a forward pass
 
 
 class TorchEngine:

@@ -85,7 +85,7 @@ TRAINING = (
     Flag("--batch-sampler", "train.batch_sampler", str, "random, or class-balanced: groups of one class. [random]"),
 )
 SEED = (Flag("--seed", "seed", int, "Seed of the head, the data order and dropout. [1]"),)
-RUNS_DIR = (Flag("--runs-dir", "output.runs_dir", str, "Root of the run folders. [runs]"),)
+RUNS_DIR = (Flag("--runs-dir", "output.runs_dir", str, "Root of the run folders; handles are looked up here. [runs]"),)
 OUTPUT_DIR = (Flag("--output-dir", "output.dir", str, "This run's folder. [a name made from the recipe]"),)
 TRACKER = (Flag("--tracker", "output.tracker", list[str], "Also log to wandb, mlflow, …; may be repeated."),)
 DIAGNOSE = (Flag("--diagnose", "output.diagnose", bool, "Compare student and teacher inside; draw a heat map."),)
@@ -98,6 +98,12 @@ CENTROIDS = (
 STUDENTS_RUN = (
     *METHOD, *TASK, *CORPUS, *TEACHER, *TEACHER_CACHE, *STUDENT, *TOKENIZER, *TRAINING, *RUNS_DIR, *TRACKER, *DIAGNOSE,
 )  # fmt: skip
+
+
+def flag_of(key: str) -> str | None:
+    """The flag that sets a recipe key: `--epochs` for train.epochs; None for a key that has none."""
+    flags = (*STUDENTS_RUN, *MODEL, *SEED, *OUTPUT_DIR, *CENTROIDS)
+    return next((flag.names.split()[0].partition("/")[0] for flag in flags if flag.key == key), None)
 
 
 def takes(*groups: tuple[Flag, ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:

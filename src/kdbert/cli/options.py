@@ -31,10 +31,10 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Move an existing result aside and make a new one.")]
 # Of commands that read finished runs.
 Model = Annotated[str, typer.Argument(help="Run folder or handle, model folder or Hub id.")]
-Runs = Annotated[Strings, typer.Argument(metavar="RUN", help="Runs, or folders that hold runs. [runs]")]
+Runs = Annotated[Strings, typer.Argument(metavar="RUN", help="Runs, or folders that hold runs. [RUNS_DIR]")]
 RunsTask = Annotated[str | None, typer.Option("--task", help="Task. [the run's own]")]
 DataDir = Annotated[str | None, typer.Option(help="Folder of the data. [the run's own, else as in `distill`]")]
-RunsDir = Annotated[str, typer.Option(help="Where run handles are looked up.")]
+RunsDir = Annotated[str, typer.Option(help="Root of the run folders, where handles such as @last are looked up.")]
 Labels = Annotated[str | None, typer.Option(help="The model's labels in the order of its outputs: a,b,c.")]
 MaxLength = Annotated[int | None, typer.Option(min=1, help="Tokens per example. [the run's]")]
 Where = Annotated[Strings, typer.Option(metavar="KEY=A,…", help="Only runs with one of these values. May be repeated.")]
@@ -91,7 +91,7 @@ def load_plugins(paths: Strings) -> None:
         load_plugin(path)
 
 
-def run_paths(names: Iterable[str], runs_dir: str = "runs", *, teacher: bool = False) -> list[str]:
+def run_paths(names: Iterable[str], runs_dir: str, *, teacher: bool = False) -> list[str]:
     """Models or runs as typed, with the folder in place of each run's handle; see `find_run`."""
     from kdbert.models.locate import find_run
 
@@ -162,10 +162,10 @@ def print_scores(
     title: str, rows: list[Any], constant: Mapping[str, Mapping[str, float]], selection: str, quiet: bool
 ) -> None:
     """A table of models, and which of them learned nothing; with `--quiet` only the latter, on stderr."""
-    from kdbert.reporting.summary import constant_row, print_table, remarks, summary_tables
+    from kdbert.reporting.summary import SummaryRow, print_table, remarks, summary_tables
 
     if not quiet and any(row.metrics for row in rows):
-        print_table(*summary_tables(title, [*rows, *constant_row(constant)]))
+        print_table(*summary_tables(title, [*rows, *([SummaryRow("constant answer", constant)] if constant else [])]))
     for remark in remarks(rows, constant, selection):
         if quiet:
             log.warning("%s", remark)

@@ -20,6 +20,7 @@ def table(
     baseline: Annotated[str | None, typer.Option(help="Row to compare with: adds differences, intervals, p.")] = None,
     paper: Annotated[o.Strings, typer.Option(help="Published numbers: ics, bert-and-friends, clinc, linkbert.")] = None,
     percent: Annotated[bool, typer.Option("--percent", help="Scores times 100, two decimals.")] = False,
+    runs_dir: o.RunsDir = "runs",
     debug: o.Debug = False,
 ) -> None:
     """Show runs as a table: Markdown, LaTeX or CSV.
@@ -37,7 +38,7 @@ def table(
     if format_ not in FORMATS:
         raise UserError(f"--format {format_!r} is unknown{near_miss(format_, FORMATS)}; expected {', '.join(FORMATS)}")
     made = make_tables(
-        o.run_paths(runs or ["runs"]),
+        o.run_paths(runs or [runs_dir], runs_dir),
         rows=o.split_list(rows) or [],
         columns=o.split_list(columns) or [],
         where=o.where_of(where),
@@ -47,6 +48,8 @@ def table(
         papers=paper or [],
         together=format_ == "csv",
     )
+    if len(made) > 1:
+        o.log.warning("one table per task; for one table, name these keys in --rows")
     try:
         print(FORMATS[format_](made, percent), end="", flush=True)
     except BrokenPipeError:

@@ -24,11 +24,7 @@ log = logging.getLogger("kdbert")
 
 
 def compared(table: ResultTable, baseline: str) -> ResultTable:
-    """The table with each row's differences to the baseline row that agrees with it in the other keys.
-
-    Args:
-        baseline: a value of the first key.
-    """
+    """The table with each row's differences to the row of `baseline`, a value of the first key, with its other keys."""
     candidates = [row for row in table.rows if not row.teacher and is_one_of(row.labels[0], baseline)]
     files, faults = PredictionFiles(), dict[Path, str]()
     unfit: dict[str, list[str]] = {}
@@ -51,12 +47,9 @@ def compared(table: ResultTable, baseline: str) -> ResultTable:
         rows.append(replace(row, differences=differences, baseline=other.name))
     notes = [f"no difference where {why}: {'; '.join(names)}" for why, names in unfit.items()]
     if faults:
-        notes.append(f"no interval where predictions are missing or do not fit ({_faults(len(faults))})")
+        count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
+        notes.append(f"no interval where predictions are missing or do not fit ({count})")
     return replace(table, rows=tuple(rows), notes=(*table.notes, *notes), baseline=baseline)
-
-
-def _faults(number: int) -> str:
-    return f"{number} fault{'s' * (number > 1)}"
 
 
 def _fitting(row: ResultRow, candidates: Sequence[ResultRow]) -> list[ResultRow]:
@@ -96,20 +89,17 @@ def _difference(
 
 
 def _interval(name: str, ours: Sequence[Predictions], theirs: Sequence[Predictions]) -> tuple[float, float]:
-    first = ours[0]
     if name not in GROUPED:
-        return bootstrap_interval(
-            METRICS[name], first.labels, *([one.answers for one in side] for side in (ours, theirs))
-        )
-    grouped, groups = GROUPED[name], first.groups
+        sides = ([one.answers for one in side] for side in (ours, theirs))
+        return bootstrap_interval(METRICS[name], ours[0].labels, *sides)
+    grouped, groups = GROUPED[name], ours[0].groups
     assert groups is not None
-
-    def counts(one: Predictions) -> np.ndarray:
-        return grouped.counts(one.answers, one.labels, groups, one.head.classes)
 
     def metric(drawn: np.ndarray, labels: np.ndarray) -> Any:
         return grouped.value(drawn.sum(labels.ndim - 1))
 
     # Documents or sentences are drawn anew, and their counts are added up.
-    sides = [[counts(one) for one in side] for side in (ours, theirs)]
-    return bootstrap_interval(metric, np.zeros(len(sides[0][0])), *sides)
+    counts = [
+        [grouped.counts(one.answers, one.labels, groups, one.head.classes) for one in side] for side in (ours, theirs)
+    ]
+    return bootstrap_interval(metric, np.zeros(len(counts[0][0])), *counts)

@@ -6,7 +6,7 @@ import itertools
 
 from kdbert.data.examples import Examples
 from kdbert.errors import UserError
-from kdbert.reporting.collect import Run, mapping
+from kdbert.reporting.collect import Run
 from kdbert.reporting.predicted import task_of_run
 from kdbert.reporting.versus_teacher import Disagreement
 
@@ -16,15 +16,11 @@ Pieces = list[tuple[str, bool]]  # a text, and whether each part of it is marked
 
 
 class ExampleTexts:
-    """The texts of a task's split, if its files are those on which the run was scored.
-
-    Attributes:
-        fault: why there are none ("": there are some).
-        warning: what a reader should know before texts of this task are shown.
-    """
+    """The texts of a task's split, if its files are those on which the run was scored."""
 
     def __init__(self, run: Run, split: str, data_dir: str | None) -> None:
-        self.fault = self.warning = ""
+        self.fault = ""  # why there are none
+        self.warning = ""  # what a reader should know before texts of this task are shown
         self._examples: Examples | None = None
         self._number: dict[str, int] = {}
         try:
@@ -33,7 +29,7 @@ class ExampleTexts:
             self.fault = str(error)
             return
         self.warning = spec.warning
-        known = mapping(run.facts.get("data")).get(split)
+        known = run.told.get(f"data.{split}")
         places = [place for place in (data_dir, run.told.get("task.data_dir")) if isinstance(place, str)]
         for place in places or (None,):
             try:

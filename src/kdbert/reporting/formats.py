@@ -23,21 +23,13 @@ Grid = list[list[str]]
 
 @dataclass(frozen=True)
 class Style:
-    """How numbers and their surroundings are written.
+    """How numbers and their surroundings are written."""
 
-    Attributes:
-        percent: scores times 100 with two decimals, instead of as they are with four.
-        escape: makes a text safe.
-        bold: marks the best.
-        plus_minus: between mean and deviation.
-        stack: puts several lines into one cell.
-    """
-
-    percent: bool
-    escape: Callable[[str], str]
-    bold: Callable[[str], str]
+    percent: bool  # scores times 100 with two decimals, instead of as they are with four
+    escape: Callable[[str], str]  # makes a text safe
+    bold: Callable[[str], str]  # marks the best
     plus_minus: str
-    stack: Callable[[list[str]], str]
+    stack: Callable[[list[str]], str]  # several lines in one cell
 
     def number(self, value: float, sign: str = "") -> str:
         """A score or a difference of scores."""
@@ -94,11 +86,11 @@ class Style:
         """The rows, teachers first, published ones last."""
         grid = []
         for index, row in enumerate(table.rows):
-            line = [self.escape(label) for label in row.labels]
-            for column in table.columns:
-                place = not table.headings[column]
-                line.append(self.cell(row.cells.get(column), (index, column) in table.best, place))
-            grid.append(line)
+            cells = (
+                self.cell(row.cells.get(column), (index, column) in table.best, place=not table.headings[column])
+                for column in table.columns
+            )
+            grid.append([*map(self.escape, row.labels), *cells])
         blanks = [""] * (len(table.keys) - 1)
         for published in table.published:
             cells = (self.published(published.cells.get(column)) for column in table.columns)
@@ -107,14 +99,9 @@ class Style:
 
     def differences(self, table: ResultTable) -> Grid:
         """The rows that are compared with the baseline."""
-        return [
-            [
-                *map(self.escape, row.labels),
-                *(self.difference(row.differences.get(column)) for column in table.columns),
-            ]
-            for row in table.rows
-            if row.baseline is not None
-        ]
+        compared = [row for row in table.rows if row.baseline is not None]
+        found = [[self.difference(row.differences.get(column)) for column in table.columns] for row in compared]
+        return [[*map(self.escape, row.labels), *cells] for row, cells in zip(compared, found, strict=True)]
 
 
 page_style = Style(False, html.escape, lambda text: f"<b>{text}</b>", "±", "<br>".join)  # of an HTML page
@@ -192,11 +179,7 @@ def html_text(tables: Sequence[ResultTable]) -> str:
 
 
 def csv_text(tables: Sequence[ResultTable], percent: bool = False) -> str:
-    """One line per number, full precision: row keys, column, split, metric, mean, deviation, n, differences, source.
-
-    Args:
-        tables: one, of all tasks together.
-    """
+    """One line per number, at full precision; `tables` is one, of all tasks together."""
     (table,) = tables
     scale = 100 if percent else 1
 
@@ -278,10 +261,8 @@ def _notes(tables: Sequence[ResultTable], style: Style) -> list[str]:
     notes += [note for table in tables for note in _same_answers(table)]
     constants = [note for table in tables for note in _constants(table, style)]
     if constants:
-        notes += [
-            *constants,
-            "constant answer: the best that one and the same answer to every example of the split reaches",
-        ]
+        notes += constants
+        notes.append("constant answer: the best that one and the same answer to every example of the split reaches")
     broken = len(tables[0].broken)
     if broken:
         notes.append(f"{broken} broken run folder{'s' * (broken > 1)} left out")
@@ -292,11 +273,10 @@ def _same_answers(table: ResultTable) -> list[str]:
     """Which runs give one answer to every example, column by column."""
     notes = []
     for column in table.columns:
-        marked = [(row, cell) for row in table.rows if (cell := row.cells.get(column)) and cell.runs and cell.same]
         told = [
-            f"{row.name} ({len(cell.same)} of {len(cell.scores)}: {', '.join(sorted(answers))})"
-            for row, cell in marked
-            for answers in [{*cell.same.values()}]
+            f"{row.name} ({len(cell.same)} of {len(cell.scores)}: {', '.join(sorted({*cell.same.values()}))})"
+            for row in table.rows
+            if (cell := row.cells.get(column)) and cell.runs and cell.same
         ]
         if told:
             notes.append(f"{ONE_ANSWER} on {column}, runs that give one answer to every example: {'; '.join(told)}")
