@@ -124,8 +124,6 @@ def export_model(
 
     Args:
         model: run folder, model folder or Hub id of a classifier, tagger or regressor.
-        format: `onnx` or `onnx-int8`.
-        task: by default the run's own.
         output_dir: by default `export/<format>` in the run folder.
         min_agreement: of answers on dev (of examples, or words); for scores, their Pearson correlation.
         max_drop: how much worse the task's first metric on dev may be.

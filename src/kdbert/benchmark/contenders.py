@@ -109,9 +109,9 @@ def _names(models: Mapping[str, SavedModel]) -> dict[str, str]:
             names[given] = f"{run.method}, {run.facts['layers']} layers, seed {run.seed}"
             runs.setdefault(names[given], []).append((given, run))
     for same in runs.values():
-        words = told_apart([run for _, run in same]) if len(same) > 1 else {}
+        words = told_apart([run for _, run in same])
         for given, run in same:
-            names[given] = ", ".join(filter(None, (names[given], words.get(run.path))))
+            names[given] = ", ".join(filter(None, (names[given], words[run.path])))
     told = list(names.values())
     return {given: name if told.count(name) == 1 else given for given, name in names.items()}
 

@@ -21,7 +21,6 @@ from kdbert.errors import UserError, near_miss
 from kdbert.export import OnnxModel, answers
 from kdbert.runs.answers import Answers, SavedModel
 from kdbert.runs.environment import cores, environment
-from kdbert.tasks import TaskSpec
 from kdbert.version import __version__
 
 LEAST_CALLS = 100
@@ -60,13 +59,10 @@ def benchmark(
 
     Args:
         models: run folders, model folders, Hub ids, or folders that `kdbert export` wrote.
-        task: by default the runs' own; all models answer the same.
         split: by default test where it has labels, else dev.
         backends: of models that are not exports: `torch`, `pipeline`, `onnx`, `onnx-int8`; a run's missing export is
             made first.
-        threads: of each engine; by default, as many as this process may use.
-        calls: counted calls of each engine and batch size, at least 100.
-        rounds: how many turns they are spread over.
+        threads, calls, rounds: see `Settings`; by default, as many threads as this process may use.
         teacher: whose answers agreement is measured with; by default the first run's teacher.
         output_dir: a new or empty folder, or one with the same benchmark stopped half-way, which is continued; by
             default `benchmark/<task>-<time>` below `runs_dir`, or the one of these that was stopped half-way.
@@ -75,7 +71,8 @@ def benchmark(
     _check(settings, backends)
     models_there = contenders(models, backends, {"task": task, "data_dir": data_dir, "max_length": max_length})
     spec = models_there[0].saved.spec
-    scored = split or _scored_split(spec)
+    test = spec.splits.get("test")
+    scored = split or ("test" if test is not None and test.labelled else spec.split_names("dev")[0])
     check_own_data(models_there, scored)
     examples = models_there[0].saved.examples(scored)
     if examples.labels is None:
@@ -119,12 +116,6 @@ def _check(settings: Settings, backends: Sequence[str]) -> None:
     for name in backends:
         if name not in ENGINES:
             raise UserError(f"--backend {name!r} is unknown{near_miss(name, ENGINES)}; expected {', '.join(ENGINES)}")
-
-
-def _scored_split(spec: TaskSpec) -> str:
-    """Test where it has labels, else dev (the first of them)."""
-    test = spec.splits.get("test")
-    return "test" if test is not None and test.labelled else spec.split_names("dev")[0]
 
 
 def _identity(

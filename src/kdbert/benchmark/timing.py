@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -153,10 +153,9 @@ def _texts(examples: Examples) -> list[Text]:
 
 def _calls(texts: Sequence[Text], size: int) -> Iterator[list[Text]]:
     """Batches of texts without end, from the first text on again after the last."""
-    position = 0
+    endless = cycle(texts)
     while True:
-        yield [texts[(position + number) % len(texts)] for number in range(size)]
-        position += size
+        yield list(islice(endless, size))
 
 
 def milliseconds(seconds: Sequence[float]) -> dict[str, float]:

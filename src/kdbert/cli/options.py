@@ -69,11 +69,7 @@ def split_list(text: str | None) -> list[str] | None:
 
 
 def where_of(words: Strings) -> dict[str, str]:
-    """The values by which --where chooses runs, key -> value.
-
-    Raises:
-        UserError: a word without an equals sign.
-    """
+    """The values by which --where chooses runs, key -> value."""
     wanted = {}
     for text in words or []:
         key, sign, value = text.partition("=")
@@ -99,11 +95,7 @@ def run_paths(names: Iterable[str], runs_dir: str, *, teacher: bool = False) -> 
 
 
 def build_recipe(config: Path | None, keys: Mapping[str, Any], sets: Strings, more: Strings) -> Recipe:
-    """The recipe of a command line.
-
-    Raises:
-        UserError: all problems at once.
-    """
+    """The recipe of a command line."""
     from kdbert.recipe import Recipe
 
     return with_run_paths(Recipe.build(config=config, flags=keys, sets=[*(sets or []), *(more or [])]))
@@ -152,10 +144,11 @@ def print_results(title: str, rows: list[Any], result: RunResult, quiet: bool, n
         return
     from kdbert.models.locate import handle_of
 
-    handle = handle_of(result.path)
-    for line in (note, f"handle: {handle}" if handle else "", f"run: {result.path}"):
-        if line:
-            print(line)
+    if note:
+        print(note)
+    if handle := handle_of(result.path):
+        print(f"handle: {handle}")
+    print(f"run: {result.path}")
 
 
 def print_scores(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -30,8 +31,6 @@ def report(
     from kdbert.reporting.report import make_report, write_report
 
     paths, wanted = o.run_paths(runs or [runs_dir], runs_dir), o.where_of(where)
-    write_report(
-        Path(output),
-        lambda: make_report(paths, baseline=baseline, where=wanted, title=title, data_dir=data_dir),
-    )
+    page = partial(make_report, paths, baseline=baseline, where=wanted, title=title, data_dir=data_dir)
+    write_report(Path(output), page)
     print(output)

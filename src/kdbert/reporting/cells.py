@@ -37,11 +37,6 @@ class ResultCell:
         """Whether the mean is better than the constant answer (True where that is not known)."""
         return self.summary is None or self.constant is None or self.summary.mean > self.constant + ROUNDING
 
-    @property
-    def may_be_best(self) -> bool:
-        """Whether the mean and each of its runs show that something was learned."""
-        return self.beats_constant and not self.same
-
 
 @dataclass(frozen=True)
 class Difference:

@@ -25,27 +25,19 @@ class Damaged(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """What a table needs of one run folder.
-
-    Attributes:
-        told: dotted recipe key -> value, as the person gave it.
-        identity: the keys that make it this experiment: no seed and no places, models and files by content; and
-            `data.<split>`, the digest of a registered task's file.
-        metrics: split -> metric -> value; empty unless finished.
-        selection: the metric by which runs of its task are compared ("" unless finished).
-        facts: the whole of run.json.
-        whole: its student starts from all layers of its model.
-    """
+    """What a table needs of one run folder."""
 
     path: Path
     status: str
     seed: int
-    told: Mapping[str, Any]
+    told: Mapping[str, Any]  # by dotted recipe key, as the person gave it
+    # The keys that make it this experiment: no seed and no places, models and files by content; and `data.<split>`,
+    # the digest of a registered task's file.
     identity: Mapping[str, Any]
-    metrics: Mapping[str, Mapping[str, float]]
-    selection: str
-    facts: Mapping[str, Any]
-    whole: bool = False
+    metrics: Mapping[str, Mapping[str, float]]  # by split and name; empty unless finished
+    selection: str  # the metric by which runs of its task are compared; "" unless finished
+    facts: Mapping[str, Any]  # the whole of run.json
+    whole: bool = False  # its student starts from all layers of its model
 
     @property
     def task(self) -> str:

@@ -17,44 +17,21 @@ INK, FAINT, RULE = "#1b1f24", "#59636e", "#d8dee4"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#b5568f", "#a87400", "#6a6f76")
 DASHES = ("solid", (0, (6, 2)), (0, (2, 2)), (0, (6, 2, 2, 2)))
 # What stands for each colour on a page: a variable of its style sheet; and its value in dark mode.
-VARIABLES = {INK: "--ink", FAINT: "--faint", RULE: "--rule"} | {
-    color: f"--s{number}" for number, color in enumerate(SERIES)
-}
-DARK = dict(
-    zip(
-        VARIABLES,
-        ("#e6e9ec", "#a6b0ba", "#3a424b", "#56b4e9", "#f08c4a", "#2fc79a", "#e39cc4", "#e6b93a", "#b4bcc4"),
-        strict=True,
-    )
-)
+VARIABLES = {INK: "--ink", FAINT: "--faint", RULE: "--rule", **{color: f"--s{i}" for i, color in enumerate(SERIES)}}
+_DARK = ("#e6e9ec", "#a6b0ba", "#3a424b", "#56b4e9", "#f08c4a", "#2fc79a", "#e39cc4", "#e6b93a", "#b4bcc4")
+DARK = dict(zip(VARIABLES, _DARK, strict=True))
 WIDTH, HEIGHT = 5.0, 3.1  # inches; 360 x 223 units of an SVG, which is about the width of a phone
 SIZE = 11  # of most letters; the page's style sheet says it, too
 LATENCY, PARAMETERS = "latency of one call, median, ms", "parameters, millions"  # what quality is drawn over
 LONGEST = 34  # characters of a name in a figure
 _STYLE = {
-    "font.size": SIZE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": FAINT,
-    "axes.grid": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    "text.parse_math": False,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "xtick.labelcolor": FAINT,
-    "ytick.labelcolor": FAINT,
-    "xtick.bottom": False,
-    "ytick.left": False,
-    "xtick.minor.bottom": False,
-    "ytick.minor.left": False,
-    "axes.formatter.useoffset": False,
-    "figure.constrained_layout.use": True,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "kdbert",
-}
+    "font.size": SIZE, "text.color": INK, "text.parse_math": False, "figure.constrained_layout.use": True,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": RULE, "axes.labelcolor": FAINT,
+    "axes.grid": True, "grid.color": RULE, "grid.linewidth": 0.6, "axes.formatter.useoffset": False,
+    "xtick.color": RULE, "ytick.color": RULE, "xtick.labelcolor": FAINT, "ytick.labelcolor": FAINT,
+    "xtick.bottom": False, "ytick.left": False, "xtick.minor.bottom": False, "ytick.minor.left": False,
+    "svg.fonttype": "none", "svg.hashsalt": "kdbert",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 from kdbert.reporting.cells import Difference, ResultCell, ResultTable
 from kdbert.reporting.published import PublishedCell
@@ -178,39 +179,40 @@ def html_text(tables: Sequence[ResultTable]) -> str:
     return "".join(out)
 
 
+FIELDS = (
+    "column", "split", "metric", "mean", "deviation", "n", "seeds", "diverged", "unfinished", "constant_answer",
+    "one_answer", "best", "baseline", "difference", "difference_deviation", "difference_n", "p", "interval_low",
+    "interval_high", "source",
+)  # fmt: skip
+
+
 def csv_text(tables: Sequence[ResultTable], percent: bool = False) -> str:
     """One line per number, at full precision; `tables` is one, of all tasks together."""
     (table,) = tables
-    scale = 100 if percent else 1
 
     def number(value: float | None) -> str:
-        return "" if value is None else repr(float(value) * scale)
+        return "" if value is None else repr(float(value) * (100 if percent else 1))
 
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([
-        *table.keys, "column", "split", "metric", "mean", "deviation", "n", "seeds", "diverged", "unfinished",
-        "constant_answer", "one_answer", "best", "baseline", "difference", "difference_deviation", "difference_n", "p",
-        "interval_low", "interval_high", "source",
-    ])  # fmt: skip
+    lines: list[dict[str, Any]] = []
     for index, row in enumerate(table.rows):
-        for column in table.columns:
-            cell = row.cells.get(column)
-            if cell is None:
-                continue
-            found, delta = cell.summary, row.differences.get(column)
-            low, high = delta.interval if delta is not None and delta.interval is not None else (None, None)
-            writer.writerow([
-                *row.labels, column, cell.split, cell.metric,
-                number(found.mean if found else None), number(found.deviation if found else None),
-                found.n if found else 0, " ".join(map(str, cell.scores)), cell.diverged, cell.unfinished,
-                number(cell.constant), len(cell.same), int((index, column) in table.best),
-                row.baseline if row.baseline is not None and delta is not None else "",
-                number(delta.summary.mean if delta else None), number(delta.summary.deviation if delta else None),
-                delta.summary.n if delta else "", "" if delta is None or delta.p is None else repr(delta.p),
-                number(low), number(high), "measured",
-            ])  # fmt: skip
-    blanks = [""] * (len(table.keys) - 1)
+        for column in filter(row.cells.__contains__, table.columns):
+            cell, delta = row.cells[column], row.differences.get(column)
+            line = {
+                **dict(zip(table.keys, row.labels, strict=True)), "column": column, "split": cell.split,
+                "metric": cell.metric, "n": len(cell.scores), "seeds": " ".join(map(str, cell.scores)),
+                "diverged": cell.diverged, "unfinished": cell.unfinished, "constant_answer": number(cell.constant),
+                "one_answer": len(cell.same), "best": int((index, column) in table.best), "source": "measured",
+            }  # fmt: skip
+            if (found := cell.summary) is not None:
+                line |= {"mean": number(found.mean), "deviation": number(found.deviation)}
+            if delta is not None:
+                low, high = delta.interval or (None, None)
+                line |= {
+                    "baseline": row.baseline, "difference": number(delta.summary.mean), "difference_n": delta.summary.n,
+                    "difference_deviation": number(delta.summary.deviation), "interval_low": number(low),
+                    "interval_high": number(high), "p": "" if delta.p is None else repr(delta.p),
+                }  # fmt: skip
+            lines.append(line)
     for published in table.published:
         for column in table.columns:
             one = published.cells.get(column)
@@ -220,9 +222,15 @@ def csv_text(tables: Sequence[ResultTable], percent: bool = False) -> str:
             if one is not None:
                 values = {**({metric: one.value} if one.value is not None else {}), **one.parts}
             for name, value in values.items():
-                shown = "" if value is None else str(value.scaleb(2) if percent else value)
-                runs = "" if one is None or one.n == "?" else one.n
-                writer.writerow([published.label, *blanks, column, split, name, shown, "", runs, *[""] * 13, source])
+                lines.append({
+                    table.keys[0]: published.label, "column": column, "split": split, "metric": name,
+                    "mean": "" if value is None else value.scaleb(2) if percent else value,
+                    "n": "" if one is None or one.n == "?" else one.n, "source": source,
+                })  # fmt: skip
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [*table.keys, *FIELDS], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return out.getvalue()
 
 

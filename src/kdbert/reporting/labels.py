@@ -118,11 +118,9 @@ class Labels:
             if run.content in taught:
                 teachers[run.task].append(run)
         for some in teachers.values():
-            words = told_apart(some) if len(some) > 1 else {}
+            words = told_apart(some)
             for run in some:
-                self._teachers[str(run.content)] = ", ".join(
-                    filter(None, (text_of(run, "student"), words.get(run.path, "")))
-                )
+                self._teachers[str(run.content)] = ", ".join(filter(None, (text_of(run, "student"), words[run.path])))
         self._values: dict[tuple[str, str, str], set[str]] = defaultdict(set)
         for run in runs:
             for key in keys:

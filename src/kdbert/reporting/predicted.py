@@ -54,8 +54,7 @@ class PredictionFiles:
                 self._known[key] = _scored(run, split, metric)
             except Damaged as error:
                 self._known[key] = Damaged(f"{run.path}: {error}")
-        found = self._known[key]
-        if isinstance(found, Damaged):
+        if isinstance(found := self._known[key], Damaged):
             raise found
         return found
 

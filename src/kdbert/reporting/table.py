@@ -67,9 +67,6 @@ def make_tables(
         baseline: value of the first row key; the other rows are compared with its rows.
         papers: whose published numbers are shown below (see `kdbert.reporting.published`).
         together: always one table.
-
-    Raises:
-        UserError: no run, an unknown key, metric, split, baseline or paper.
     """
     asked = _Question(tuple(rows), tuple(columns), metric, split, tuple(papers))
     if not rows or not columns:
@@ -105,15 +102,10 @@ def _check_words(asked: _Question, where: Mapping[str, str], runs: Sequence[Run]
     keys = {*FACTS, *ALIASES, "student", *(name for run in runs for name in run.told)}
     for key in (*asked.rows, *asked.columns, *where):
         if key not in keys:
-            raise UserError(
-                f"no run has the key {key!r}{near_miss(key, keys)} (expected a key of the recipe, such as method)"
-            )
-    splits = {name for run in runs for name in run.metrics}
+            raise UserError(f"no run has the key {key!r}{near_miss(key, keys)} (expected a recipe key, such as method)")
     metrics = {name for run in runs for values in run.metrics.values() for name in values}
-    for what, word, known in (
-        ("metric", asked.metric, metrics),
-        ("split", asked.split, splits | {name.partition("_")[0] for name in splits}),
-    ):
+    splits = {word for run in runs for name in run.metrics for word in (name, name.partition("_")[0])}
+    for what, word, known in (("metric", asked.metric, metrics), ("split", asked.split, splits)):
         if word is not None and word not in known:
             there = f" (they have: {', '.join(sorted(known))})" if known else " (no run is finished)"
             raise UserError(f"no run has the {what} {word!r}{near_miss(word, known)}{there}")
@@ -123,11 +115,7 @@ def _check_words(asked: _Question, where: Mapping[str, str], runs: Sequence[Run]
 
 
 def _chosen(runs: Sequence[Run], where: Mapping[str, str]) -> tuple[list[Run], set[Path]]:
-    """The runs with the wanted values and their teachers; and the paths of those that are shown as teachers.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The runs with the wanted values and their teachers; and the paths of those that are shown as teachers."""
     fitting = [run for run in runs if all(is_one_of(text_of(run, key), value) for key, value in where.items())]
     if not fitting:
         raise UserError(f"no run has {' and '.join(f'{key}={value}' for key, value in where.items())}")
@@ -172,9 +160,8 @@ def _without_copies(runs: list[Run]) -> tuple[list[Run], list[str]]:
         same[f"{sorted(run.identity.items())!r} {run.seed}"].append(run)
     kept, left_out, differ = [], [], 0
     for copies in same.values():
-        *others, chosen = sorted(
-            copies, key=lambda run: (run.status == "finished", str(run.facts.get("finished", "")), str(run.path))
-        )
+        copies.sort(key=lambda run: (run.status == "finished", str(run.facts.get("finished", "")), str(run.path)))
+        *others, chosen = copies
         kept.append(chosen)
         for other in others:
             disagree = other.status == "finished" and other.metrics != chosen.metrics
@@ -254,7 +241,8 @@ def _arranged(runs: Sequence[Run], teaching: set[Path], asked: _Question, notes:
         first = _as_teacher(words[0], found) if teacher else words[0]
         rows.append(ResultRow((first, *words[1:]), ", ".join([first, *names[teacher, words]]), cells, teacher))
     if left_out:
-        notes = [*notes, f"left out: {left_out} unfinished, with other settings than the ended runs of their row"]
+        runs_left_out = f"{left_out} unfinished run{'s' * (left_out > 1)} left out"
+        notes = [*notes, f"{runs_left_out}: they have other settings than the ended runs of their row"]
     headings = {column: _heading(rows, column) for column in columns}
     wanted = {column: (column, *heading.partition(" ")[::2]) for column, heading in headings.items()}
     published = [row for paper in asked.papers for row in published_rows(paper, wanted)]
@@ -291,7 +279,7 @@ def _column_order(column: str) -> tuple[tuple[int, tuple[bool, float, str]], ...
 
 def _heading(rows: Sequence[ResultRow], column: str) -> str:
     """Split and metric of a column, if all its cells share them."""
-    found = {(cell.split, cell.metric) for row in rows if (cell := row.cells.get(column)) is not None and cell.scores}
+    found = {(cell.split, cell.metric) for row in rows if (cell := row.cells.get(column)) and cell.scores}
     return " ".join(found.pop()) if len(found) == 1 else ""
 
 
@@ -317,7 +305,7 @@ def _cell(runs: Sequence[Run], metric: str | None, split: str | None) -> ResultC
         scores=scores,
         runs=kept,
         diverged=sum(run.status == "diverged" for run in runs),
-        unfinished=sum(run.status not in ("finished", "diverged") for run in runs),
+        unfinished=sum(run.status not in ENDED for run in runs),
         dev_chose=place.startswith("dev") and any(run.told.get("train.selection") == "best" for run in kept.values()),
         constant=max(constants, default=None),
         same={seed: same for seed, run in kept.items() if (same := run.same_answer(place)) is not None},
@@ -386,7 +374,7 @@ def _best(rows: Sequence[ResultRow], columns: Sequence[str]) -> frozenset[tuple[
         for group in rivals.values()
         if len(group) > 1
         for value, number, column in group
-        if value == max(group)[0] and rows[number].cells[column].may_be_best
+        if value == max(group)[0] and (cell := rows[number].cells[column]).beats_constant and not cell.same
     )
 
 
