@@ -792,7 +792,7 @@ def test_latex_compiles(kdbert: Kdbert, compared: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--format", "latx"], "--format"),
+        (["--format", "latx"], "did you mean 'latex'"),
         (["--rows", "train.learning_rat"], "did you mean 'train.learning_rate'"),
         (["--columns", "tasks"], "did you mean 'task'"),
         (["--where", "learning_rate"], "expected KEY=VALUE"),

@@ -30,7 +30,7 @@ def expand_vocab(
     New WordPiece pieces are learned from plain text; the old pieces keep their ids.
     """
     o.start(quiet)
-    (tokenizer,) = o.run_paths([tokenizer], runs_dir)
+    tokenizer = o.run_path(tokenizer, runs_dir)
     from kdbert.expansion import HELD
     from kdbert.expansion import expand_vocab as expand
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,11 +87,11 @@ def load_plugins(paths: Strings) -> None:
         load_plugin(path)
 
 
-def run_paths(names: Iterable[str], runs_dir: str, *, teacher: bool = False) -> list[str]:
-    """Models or runs as typed, with the folder in place of each run's handle; see `find_run`."""
+def run_path(name: str, runs_dir: str, *, teacher: bool = False) -> str:
+    """A model or run as typed, but of a run's handle the folder; see `find_run`."""
     from kdbert.models.locate import find_run
 
-    return [find_run(name, runs_dir, teacher=teacher) for name in names]
+    return find_run(name, runs_dir, teacher=teacher)
 
 
 def build_recipe(config: Path | None, keys: Mapping[str, Any], sets: Strings, more: Strings) -> Recipe:
@@ -106,8 +106,8 @@ def with_run_paths(recipe: Recipe) -> Recipe:
 
     def renamed(section: Any, *names: str, teacher: bool = False) -> Any:
         given = {name: path for name in names if section is not None and (path := getattr(section, name))}
-        found = dict(zip(given, run_paths(given.values(), recipe.output.runs_dir, teacher=teacher), strict=True))
-        return section if found == given else section.model_copy(update=found)
+        found = {name: run_path(path, recipe.output.runs_dir, teacher=teacher) for name, path in given.items()}
+        return section.model_copy(update=found) if found else section
 
     return recipe.model_copy(
         update={

@@ -30,7 +30,7 @@ def report(
     o.start()
     from kdbert.reporting.report import make_report, write_report
 
-    paths, wanted = o.run_paths(runs or [runs_dir], runs_dir), o.where_of(where)
+    paths, wanted = [o.run_path(run, runs_dir) for run in runs or [runs_dir]], o.where_of(where)
     page = partial(make_report, paths, baseline=baseline, where=wanted, title=title, data_dir=data_dir)
     write_report(Path(output), page)
     print(output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -13,9 +13,7 @@ def table(
     runs: o.Runs = None,
     rows: Annotated[str, typer.Option(metavar="KEY,…", help="Recipe keys; also student, teacher, layers.")] = "method",
     columns: Annotated[str, typer.Option(metavar="KEY,…", help="Recipe keys, as for --rows.")] = "task",
-    format_: Annotated[
-        Literal["markdown", "latex", "csv"], typer.Option("--format", "-f", help="latex is for booktabs and graphicx.")
-    ] = "markdown",
+    format_: Annotated[str, typer.Option("--format", "-f", help="markdown, latex (booktabs) or csv.")] = "markdown",
     where: o.Where = None,
     metric: Annotated[str | None, typer.Option(help="Metric. [the task's first]")] = None,
     split: Annotated[str | None, typer.Option(help="Split. [test if it has labels, else dev]")] = None,
@@ -32,14 +30,16 @@ def table(
     A cell is a mean over seeds with its spread and number of seeds. Only the
     last column, "average", is a mean over tasks.
     """
-    from kdbert.errors import UserError
+    from kdbert.errors import UserError, near_miss
     from kdbert.reporting.formats import FORMATS
     from kdbert.reporting.table import make_tables
 
     o.start()
+    if format_ not in FORMATS:
+        raise UserError(f"--format {format_!r} is unknown{near_miss(format_, FORMATS)}; expected {', '.join(FORMATS)}")
     made = make_tables(
-        o.run_paths(runs or [runs_dir], runs_dir), rows=o.split_list(rows) or [], columns=o.split_list(columns) or [],
-        where=o.where_of(where), metric=metric, split=split, baseline=baseline, papers=paper or [],
+        [o.run_path(run, runs_dir) for run in runs or [runs_dir]], where=o.where_of(where), metric=metric, split=split,
+        rows=o.split_list(rows) or [], columns=o.split_list(columns) or [], baseline=baseline, papers=paper or [],
         together=format_ == "csv",
     )  # fmt: skip
     if len(made) > 1:
