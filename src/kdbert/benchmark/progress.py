@@ -7,6 +7,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,19 @@ log = logging.getLogger("kdbert")
 FILE, LOCK = "progress.json", "benchmark.lock"
 
 
+@dataclass
 class TimedRounds:
     """The rounds of a benchmark that are done."""
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-        self.path = path
-        self.identity = identity
-        self.rounds: int = found.get("rounds", 0)
-        self.engines: list[dict[str, Any]] = found.get("engines", [])  # what they gave, one entry for each engine
-        self.continued: list[int] = found.get("continued", [])  # after which rounds it was
+    path: Path  # the benchmark's folder
+    identity: Mapping[str, Any]
+    rounds: int = 0
+    engines: list[dict[str, Any]] = field(default_factory=list)  # what they gave, one entry for each engine
+    continued: list[int] = field(default_factory=list)  # after which rounds it was
 
-    def save(self, rounds: int, engines: list[dict[str, Any]]) -> None:
-        """Keep what there is after a round."""
-        self.rounds, self.engines = rounds, engines
-        content = {"identity": self.identity, "rounds": rounds, "engines": engines, "continued": self.continued}
-        write_json(self.path / FILE, sealed(content))
+    def save(self) -> None:
+        """Keep what there is."""
+        write_json(self.path / FILE, sealed({name: value for name, value in vars(self).items() if name != "path"}))
 
 
 @contextlib.contextmanager
@@ -58,11 +57,11 @@ def opened(output_dir: str | None, runs_dir: str, task: str, identity: Mapping[s
                 f"{str(folder)!r} holds another benchmark, which was stopped half-way ({differ} differ); choose "
                 "another --output-dir, or remove that folder"
             )
-        progress = TimedRounds(folder, identity, found)
+        progress = TimedRounds(folder, **{"identity": identity, **found})
         if progress.rounds:
             log.info("continuing %s: %d rounds were timed before", folder, progress.rounds)
             progress.continued.append(progress.rounds)
-        progress.save(progress.rounds, progress.engines)
+        progress.save()
         done = False
         try:
             yield progress

@@ -138,7 +138,8 @@ def time_rounds(models: Sequence[Contender], examples: Examples, progress: Timed
                         timed["seconds"].setdefault(f"{size} {part}", []).extend(reply[part])
                     timed["memory_mib"] = max(timed["memory_mib"], reply["peak_mib"])
                 bar.update()
-            progress.save(number + 1, [one.timed for one in models])
+            progress.rounds, progress.engines = number + 1, [one.timed for one in models]
+            progress.save()
 
 
 def _texts(examples: Examples) -> list[Text]:

@@ -23,7 +23,7 @@ class Damaged(ValueError):
     """What is wrong with a run, or with a file of it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """What a table needs of one run folder."""
 

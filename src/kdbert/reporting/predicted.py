@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,23 +39,12 @@ class Predictions:
         return self.head == other.head and self.ids == other.ids and np.array_equal(self.labels, other.labels)
 
 
-class PredictionFiles:
-    """The predictions of runs that give the scores in run.json; each file is read once."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[Path, str, str], Predictions | Damaged] = {}
-
-    def of(self, run: Run, split: str, metric: str) -> Predictions:
-        """A run's predictions of a split; `Damaged` if there are none, or they give another score."""
-        key = run.path, split, metric
-        if key not in self._known:
-            try:
-                self._known[key] = _scored(run, split, metric)
-            except Damaged as error:
-                self._known[key] = Damaged(f"{run.path}: {error}")
-        if isinstance(found := self._known[key], Damaged):
-            raise found
-        return found
+def scored_predictions(run: Run, split: str, metric: str) -> Predictions:
+    """A run's predictions of a split; `Damaged` if there are none, or they do not give the score in run.json."""
+    try:
+        return _scored(run, split, metric)
+    except Damaged as error:
+        raise Damaged(f"{run.path}: {error}") from None
 
 
 def task_of_run(run: Run, data_dir: str | None = None) -> TaskSpec:

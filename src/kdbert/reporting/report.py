@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from kdbert.reporting.curves import Log, keys_of, mean_curve, read_log, seeds_to
 from kdbert.reporting.example_texts import MOST_CHARACTERS, ExampleTexts
 from kdbert.reporting.figures import Point
 from kdbert.reporting.formats import html_text, page_style
-from kdbert.reporting.predicted import PredictionFiles
+from kdbert.reporting.predicted import scored_predictions
 from kdbert.reporting.table import make_tables
 from kdbert.reporting.versus_teacher import (
     class_scores,
@@ -150,7 +151,7 @@ class _Page:
                     if cell is not None and cell.runs:
                         members[task].append(_Member(row.name, series, cell, [*cell.runs.values()], []))
         self.environments: dict[str, int] = {}  # text -> number of runs
-        self._files = PredictionFiles()
+        self._predictions = cache(scored_predictions)
         self._prefixes = (f"f{number}" for number in itertools.count(1))  # of the ids of each figure
 
     def draw(self, figure: Any, label: str) -> Markup:
@@ -280,10 +281,10 @@ class _Page:
         columns = []
         taught = None
         for member in members:
-            apart = []
+            apart, split = [], member.cell.split
             for run in member.runs:
                 try:
-                    both = predictions_of_both(self._files, run, teacher, member.cell.split, member.cell.metric)
+                    both = predictions_of_both(run, teacher, split, member.cell.metric, self._predictions)
                     own, taught = map(class_scores, both)
                 except Damaged as error:
                     notes[f"{member.name} on {task}: {error}"] = None
@@ -320,7 +321,7 @@ class _Page:
                 if not run.teachers:
                     continue
                 try:
-                    own, taught = predictions_of_both(self._files, run, teacher, split, member.cell.metric)
+                    own, taught = predictions_of_both(run, teacher, split, member.cell.metric, self._predictions)
                     groups = disagreements(own, taught, run, teacher, split)
                 except Damaged as error:
                     notes[f"{member.name} on {task}: {error}"] = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from kdbert.metrics.grouped import OUTSIDE, f1, recall
 from kdbert.reporting.collect import Damaged, Run, read_run
-from kdbert.reporting.predicted import PredictionFiles, Predictions, read_scores
+from kdbert.reporting.predicted import Predictions, read_scores
 
 # How many examples of each group are shown at most.
 SHOWN = {
@@ -47,10 +47,10 @@ def given_teacher(student: Run) -> str:
 
 
 def predictions_of_both(
-    files: PredictionFiles, student: Run, teacher: Run, split: str, metric: str
+    student: Run, teacher: Run, split: str, metric: str, predictions: Callable[..., Predictions]
 ) -> tuple[Predictions, Predictions]:
-    """The predictions that gave both runs' scores; `Damaged` if they are missing, or not of the same examples."""
-    own, taught = files.of(student, split, metric), files.of(teacher, split, metric)
+    """What `predictions` gives for both runs; `Damaged` if that is nothing, or not of the same examples."""
+    own, taught = (predictions(run, split, metric) for run in (student, teacher))
     if not own.same_examples(taught):
         raise Damaged(f"the examples or classes of {student.path} and {teacher.path} differ")
     return own, taught
