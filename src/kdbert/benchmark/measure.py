@@ -53,9 +53,8 @@ def benchmark(
 ) -> Measured:
     """Time models on the texts of a task's split, and score what they answer, all on the CPU.
 
-    Each engine is a process of its own. In each round it is every engine's turn once per batch size, in an order that
-    moves on from round to round; an engine that waits does not compute. Calls before the counted ones warm it up.
-    A call goes from texts to logits (of a pipeline, to labels); all engines get the same texts in the same order.
+    Each engine is a process of its own, see `time_rounds`; one that waits does not compute. Calls before the counted
+    ones warm it up. A call goes from texts to logits (of a pipeline, to labels).
 
     Args:
         models: run folders, model folders, Hub ids, or folders that `kdbert export` wrote.

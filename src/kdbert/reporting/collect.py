@@ -155,19 +155,17 @@ def _one_start(runs: list[Run]) -> list[Run]:
         for run in runs
         if run.told.get("student.layers") is None and "layers" in run.facts
     }
-    return [_of_depth(run, depths.get(str(run.identity.get("student.model")))) for run in runs]
-
-
-def _of_depth(run: Run, depth: int | None) -> Run:
-    layers, kept = run.told.get("student.layers"), run.told.get("student.init")
-    if isinstance(kept, list) and kept != list(range(1, len(kept) + 1)):
-        return run
-    if layers is not None and layers != depth:
-        return run
-    if depth is None:
-        return replace(run, whole=True)
-    whole = {"student.layers": depth, "student.init": "first"}
-    return replace(run, told={**run.told, **whole}, identity={**run.identity, **whole}, whole=True)
+    found = []
+    for run in runs:
+        layers, kept = run.told.get("student.layers"), run.told.get("student.init")
+        depth = depths.get(str(run.identity.get("student.model")))
+        chosen = isinstance(kept, list) and kept != list(range(1, len(kept) + 1))
+        whole = not chosen and layers in (None, depth)
+        if whole and depth is not None:
+            start = {"student.layers": depth, "student.init": "first"}
+            run = replace(run, told={**run.told, **start}, identity={**run.identity, **start})
+        found.append(replace(run, whole=whole))
+    return found
 
 
 def number(value: Any) -> float | None:

@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 # After Okabe and Ito, darker where a line would not stand out from white (at least 3 : 1, also in dark mode).
@@ -170,7 +171,7 @@ def _name_points(figure: Any, axes: Any, points: Sequence[Point], areas: Sequenc
     for centre, radius, point in sorted(
         zip(centres, radii, points, strict=True), key=lambda one: (one[0][1], one[0][0])
     ):
-        best: tuple[float, Any, Bbox, float] | None = None
+        places: list[tuple[float, tuple[float, float], Bbox, float]] = []  # cost, shift, place, distance
         text = axes.annotate(
             shown(point.name), (point.cost, point.quality), xytext=(0, 0), textcoords="offset points", fontsize=10,
             ha="center", va="center", annotation_clip=False,
@@ -184,11 +185,8 @@ def _name_points(figure: Any, axes: Any, points: Sequence[Point], areas: Sequenc
                 place = extent.translated(*shift)
                 covered = sum(_overlap(place, other) for other in taken)
                 outside = place.width * place.height - _overlap(place, frame)
-                cost = covered + 3 * outside + 2 * away
-                if best is None or cost < best[0]:
-                    best = cost, shift, place, away
-        assert best is not None
-        _, shift, place, away = best
+                places.append((covered + 3 * outside + 2 * away, shift, place, away))
+        _, shift, place, away = min(places, key=itemgetter(0))
         text.set_position((shift[0] / scale, shift[1] / scale))
         taken.append(place)
         if away > 3.0:

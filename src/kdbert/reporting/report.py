@@ -26,12 +26,13 @@ from kdbert.reporting.cells import ResultCell, ResultTable
 from kdbert.reporting.collect import Damaged, Run, mapping, number
 from kdbert.reporting.compare import compared
 from kdbert.reporting.curves import Log, keys_of, mean_curve, read_log, seeds_told
-from kdbert.reporting.example_texts import MOST_CHARACTERS, ExampleTexts
 from kdbert.reporting.figures import Point
 from kdbert.reporting.formats import html_text, page_style
 from kdbert.reporting.predicted import scored_predictions
 from kdbert.reporting.table import make_tables
 from kdbert.reporting.versus_teacher import (
+    MOST_CHARACTERS,
+    ExampleTexts,
     class_scores,
     disagreements,
     given_teacher,
