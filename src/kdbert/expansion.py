@@ -46,10 +46,6 @@ def expand_vocab(
 
     Returns:
         The report, which is also `expansion.json` in the folder.
-
-    Raises:
-        UserError: neither corpus nor pieces, not a WordPiece tokenizer, nothing to add, `out` holds something else, a
-            fault in a file.
     """
     if corpus is None and pieces is None:
         raise UserError("where do new pieces come from? name text with --corpus, or a list of pieces with --pieces")
@@ -58,9 +54,7 @@ def expand_vocab(
     add, min_count = add or ADD, min_count or MIN_COUNT
     folder = Path(out).expanduser()
     if corpus is not None and Path(corpus).expanduser().absolute() in folder.absolute().parents:
-        raise UserError(
-            f"--out {out!r} is inside the corpus and would add its text files to it; choose a folder elsewhere"
-        )
+        raise UserError(f"--out {out!r} is inside the corpus and would add texts to it; choose a folder elsewhere")
     base = load_tokenizer(locate_tokenizer(tokenizer))
     check_wordpiece(base, tokenizer)
     about = {
@@ -75,13 +69,13 @@ def expand_vocab(
         _warn_of_few(report)
         return report
     train, held = _words(corpus, base) if corpus is not None else (Counter[str](), Counter[str]())
+    chosen = None
     if pieces is None:
         if not train:
             raise UserError(f"all texts of {corpus!r} are kept for the report ({HELD}); give more text")
         chosen = choose(train, base, add=add, min_count=min_count, min_gain=min_gain)
         new, dropped = chosen.pieces, chosen.dropped
     else:
-        chosen = None
         new, dropped = given_pieces((line for _, line in read_lines(_file(pieces))), base)
     reasons = Counter(dropped.values())
     if not new:
@@ -119,11 +113,7 @@ def _warn_of_few(report: Mapping[str, Any]) -> None:
 
 
 def _file(name: str) -> Path:
-    """A list of pieces.
-
-    Raises:
-        UserError: there is no such file.
-    """
+    """A list of pieces."""
     path = Path(name).expanduser()
     if not path.is_file():
         raise UserError(f"--pieces {name!r}: no such file")
@@ -131,11 +121,7 @@ def _file(name: str) -> Path:
 
 
 def _there(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The report of an expansion that was made in this way before; empty where the folder is.
-
-    Raises:
-        UserError: the folder holds something else.
-    """
+    """The report of an expansion that was made in this way before; empty where the folder is."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return {}
     try:
@@ -143,7 +129,7 @@ def _there(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
         known = report["about"]
     except (OSError, ValueError, LookupError, TypeError):
         raise UserError(f"--out {str(folder)!r} holds something else; choose another folder") from None
-    if known != dict(about):
+    if known != about:
         differ = ", ".join(key for key in {**known, **about} if known.get(key) != about.get(key))
         raise UserError(f"--out {str(folder)!r} holds another expansion ({differ} differ); choose another folder")
     if tokenizer_digest(load_tokenizer(locate_tokenizer(str(folder)))) != report.get("digest"):

@@ -215,12 +215,10 @@ def _explain(error: ValidationError, prefix: str = "", method: str = "") -> list
         places = [str(part) for part in problem["loc"] if not str(part).startswith(("literal", "list["))]
         key = prefix + ".".join(places)
         option = key.removeprefix(prefix)
-        others = [one.name for one in all_methods().values() if prefix and option in one.Options.model_fields]
-        if problem["type"] == "extra_forbidden" and others:
-            have = "have" if len(others) > 1 else "has"
-            sentences.append(
-                f"unknown key {key!r}: method {method!r} has no option {option!r} ({', '.join(others)} {have} it)"
-            )
+        elsewhere = prefix and any(option in one.Options.model_fields for one in all_methods().values())
+        if problem["type"] == "extra_forbidden" and elsewhere:
+            told = f"method {method!r} has no option {option!r} (its options: kdbert methods show {method})"
+            sentences.append(f"unknown key {key!r}: {told}")
             continue
         if problem["type"] == "extra_forbidden":
             sentences.append(f"unknown key {key!r}{near_miss(key, [known for known in _known_keys() if known != key])}")
