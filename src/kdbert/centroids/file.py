@@ -85,9 +85,9 @@ class Centroids:
         except FileNotFoundError:
             raise UserError(f"no memory file {str(path)!r}: check it, or make one with `kdbert train-memory`") from None
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(f"memory file {path} cannot be read ({error}); make it again") from None
+            raise UserError(f"memory file {path} cannot be read ({error}); run `kdbert train-memory` again") from None
         if damaged:
-            raise UserError(f"memory file {path} is damaged (its checksum is wrong); make it again")
+            raise UserError(f"memory file {path} is damaged (its checksum is wrong); run `kdbert train-memory` again")
         return found
 
     def check(self, path: str | Path, origin: Origin, variant: str, longest: int = 0) -> None:

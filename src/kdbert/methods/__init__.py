@@ -84,13 +84,14 @@ def _add(methods: list[type[Method]], known: dict[str, type[Method]]) -> None:
         if not (isinstance(method, type) and issubclass(method, Method)):
             raise UserError(f"{method!r} is not a kdbert.methods.Method")
         missing = [key for key in ("name", "summary", "formula", "papers", "Options") if not hasattr(method, key)]
-        missing += ["forward, which returns its loss terms"] if method.forward is Method.forward else []
         if missing:
             raise UserError(f"class {method.__name__} lacks {', '.join(missing)}")
         names = {name.lower() for one in known.values() for name in (one.name, *one.aliases)}
         for name in (method.name, *method.aliases):
             if name.lower() in names:
                 raise UserError(f"class {method.__name__} is called {name!r}, as another method is; rename it")
+        if method.forward is Method.forward:
+            raise UserError(f"class {method.__name__} lacks forward, which returns its loss terms")
         options = method.Options.model_fields
         bare = [key for key, option in options.items() if key not in NAMED and not option.description]
         if bare:
