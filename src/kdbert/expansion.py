@@ -52,7 +52,9 @@ def expand_vocab(
     if pieces is not None and (add, min_count, min_gain) != (None, None, None):
         raise UserError("--pieces takes all of a list; --add, --min-count and --min-gain say which pieces are learned")
     add, min_count = add or ADD, min_count or MIN_COUNT
-    folder = Path(out).expanduser()
+    folder, listed = Path(out).expanduser(), Path(pieces or "").expanduser()
+    if pieces is not None and not listed.is_file():
+        raise UserError(f"--pieces {pieces!r}: no such file")
     if corpus is not None and Path(corpus).expanduser().absolute() in folder.absolute().parents:
         raise UserError(f"--out {out!r} is inside the corpus and would add texts to it; choose a folder elsewhere")
     base = load_tokenizer(locate_tokenizer(tokenizer))
@@ -60,7 +62,7 @@ def expand_vocab(
     about = {
         "tokenizer_digest": tokenizer_digest(base),
         "corpus_digest": None if corpus is None else corpus_digest(corpus),
-        "pieces_digest": None if pieces is None else text_digest(_file(pieces)),
+        "pieces_digest": None if pieces is None else text_digest(listed),
         **({"add": add, "min_count": min_count, "min_gain": min_gain} if pieces is None else {}),
     }
     report = _there(folder, about)
@@ -76,7 +78,7 @@ def expand_vocab(
         chosen = choose(train, base, add=add, min_count=min_count, min_gain=min_gain)
         new, dropped = chosen.pieces, chosen.dropped
     else:
-        new, dropped = given_pieces((line for _, line in read_lines(_file(pieces))), base)
+        new, dropped = given_pieces((line for _, line in read_lines(listed)), base)
     reasons = Counter(dropped.values())
     if not new:
         why = f"no new piece is read {min_count} times in {corpus}"
@@ -110,14 +112,6 @@ def _warn_of_few(report: Mapping[str, Any]) -> None:
     if report.get("short"):
         new, add = report["new_pieces"], report["about"]["add"]
         log.warning("%d new pieces, fewer than the %d of --add: %s", new, add, report["short"])
-
-
-def _file(name: str) -> Path:
-    """A list of pieces."""
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise UserError(f"--pieces {name!r}: no such file")
-    return path
 
 
 def _there(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:

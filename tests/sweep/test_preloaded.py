@@ -139,21 +139,22 @@ def test_a_forked_process_is_as_a_fresh_one(
 ) -> None:
     """What it sees of itself, and the bits of what it trains."""
     forked, fresh = command(), command()
-    monkeypatch.chdir(tmp_path)
-    assert command().start(server).wait() == 0  # the server is there, and was started elsewhere
-    (tmp_path / "folder").mkdir()
-    monkeypatch.chdir(tmp_path / "folder")
     given = {"KDBERT_TEST_ENVIRONMENT": "a b\n\udcff", "OMP_NUM_THREADS": "2"}
     changes = {"method.name": "cka-ilg", "student.layers": 3, "memory.centroids": 6, "max_steps": 5}
     for one in (forked, fresh):
         one.words = [*setting.words(one.folder / "runs" / "run", **changes), *one.words[2:]]
-    process = forked.start(server, **given)
+    (tmp_path / "folder").mkdir()
     with open(fresh.folder / "output", "ab") as output:
-        subprocess.run(
-            [sys.executable, "-m", "kdbert", *fresh.words], env={**os.environ, **given}, stdin=subprocess.DEVNULL,
-            stdout=output, stderr=output, check=True,
+        other_process = subprocess.Popen(
+            [sys.executable, "-m", "kdbert", *fresh.words], env={**os.environ, **given}, cwd=tmp_path / "folder",
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output,
         )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert command().start(server).wait() == 0  # the server is there, and was started elsewhere
+    monkeypatch.chdir(tmp_path / "folder")
+    process = forked.start(server, **given)
     assert process.wait() == 0, forked.output()
+    assert other_process.wait() == 0, fresh.output()
     one, other = forked.facts(), fresh.facts()
     for facts in (one, other):
         assert facts.pop("pid") != os.getpid()

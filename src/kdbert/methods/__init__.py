@@ -47,8 +47,6 @@ __all__ = [
     "Paper", "Reduced", "Shape", "Share", "Weight", "all_methods", "get_method", "load_plugin", "plugins", "source_of",
 ]  # fmt: skip
 log = logging.getLogger("kdbert")
-ENTRY_POINTS = "kdbert.methods"
-NAMED = ("name", "variant")  # options that every method has
 plugins: dict[Path, list[type[Method]]] = {}  # the files that `load_plugin` has read, and the methods of each
 
 
@@ -59,7 +57,7 @@ def _installed() -> dict[str, type[Method]]:
     for module in pkgutil.iter_modules(__path__):
         _add(_methods_of(import_module(f"{__name__}.{module.name}")), found)
     found = dict(sorted(found.items()))
-    for point in entry_points(group=ENTRY_POINTS):
+    for point in entry_points(group="kdbert.methods"):
         try:
             loaded = point.load()
             _add(_methods_of(loaded) if isinstance(loaded, ModuleType) else [loaded], found)
@@ -92,8 +90,8 @@ def _add(methods: list[type[Method]], known: dict[str, type[Method]]) -> None:
                 raise UserError(f"class {method.__name__} is called {name!r}, as another method is; rename it")
         if method.forward is Method.forward:
             raise UserError(f"class {method.__name__} lacks forward, which returns its loss terms")
-        options = method.Options.model_fields
-        bare = [key for key, option in options.items() if key not in NAMED and not option.description]
+        own = {key: o for key, o in method.Options.model_fields.items() if key not in MethodOptions.model_fields}
+        bare = [key for key, option in own.items() if not option.description]
         if bare:
             raise UserError(f"class {method.__name__} has options without a description: {', '.join(bare)}")
         known[method.name] = method

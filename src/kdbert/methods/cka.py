@@ -37,7 +37,6 @@ class CKAOptions(LayerOptions):
     """What the terms read of a method's options."""
 
     def default_pairs(self, teacher: int, student: int) -> tuple[Pair, ...]:
-        """The last but one layers."""
         return penultimate_pair(teacher, student)
 
     def weights(self) -> dict[str, float]:
@@ -256,7 +255,6 @@ class IntraOptions(LayerwiseOptions):
     internal: bool = Field(True, description="compare the tokens of a sample; false: the samples of a batch, as cka-l")
 
     def weights(self) -> dict[str, float]:
-        """One term."""
         return {"intra" if self.internal else "local": self.beta}
 
 
@@ -286,11 +284,9 @@ class LocalOptions(LayerwiseOptions):
     beta: Weight = Field(30.0, description="weight of the structure term")
 
     def default_pairs(self, teacher: int, student: int) -> tuple[Pair, ...]:
-        """The last layers."""
         return last_pair(teacher, student)
 
     def weights(self) -> dict[str, float]:
-        """One term."""
         return {"local": self.beta}
 
 
@@ -324,7 +320,6 @@ class GlobalOptions(CKAOptions):
     gamma: Share = Field(0.5, description="share of the distances; the cosines have 1 - gamma")
 
     def weights(self) -> dict[str, float]:
-        """Three terms."""
         return {"distance": self.beta * self.gamma, "cosine": self.beta * (1 - self.gamma), "memory_cka": self.beta}
 
 
@@ -363,7 +358,6 @@ class IntraLocalOptions(LayerwiseOptions):
     epsilon: Weight = Field(0.1, description="weight of all structure terms together (beta in the published README)")
 
     def weights(self) -> dict[str, float]:
-        """Two terms."""
         return {"intra": self.epsilon / 2 * self.gamma, "local": self.epsilon / 2 * (1 - self.gamma)}
 
 
@@ -396,7 +390,6 @@ class IntraLocalGlobalOptions(IntraLocalOptions):
     )
 
     def weights(self) -> dict[str, float]:
-        """Five terms."""
         whole = self.epsilon * self.sigma
         return {
             **{name: (1 - self.sigma) * weight for name, weight in super().weights().items()},

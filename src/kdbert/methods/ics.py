@@ -176,7 +176,7 @@ class ICS(Method[ICSOptions]):
             count = torch.cat([count, count.new_zeros(len(same) - len(count))])  # rows that only fill up
         mask = torch.ones_like(student.mask) if original else student.mask
         every_mask = batch.gather(mask)
-        losses, others, alone = [], [], []
+        losses, others = [], []
         for number, (teacher_layer, student_layer) in enumerate(self.pairs):
             own = student.hidden[student_layer]
             if self.projections:
@@ -186,17 +186,15 @@ class ICS(Method[ICSOptions]):
             chosen = nearest(distances, same, count)
             losses.append((distances * chosen).sum(1))
             numbers = torch.arange(len(own), device=own.device)
-            besides = chosen.sum(1) - chosen[numbers, (numbers + batch.start).clamp(max=chosen.shape[1] - 1)].long()
-            others.append(besides.to(own.dtype))
-            alone.append((besides == 0).to(own.dtype))
+            itself = chosen[numbers, (numbers + batch.start).clamp(max=chosen.shape[1] - 1)]
+            others.append((chosen.sum(1) - itself.long()).to(own.dtype))
         value = batch.mean(torch.stack(losses).mean(0))
         if original:
             value = value * batch.count  # the published loss is the sum over the micro-batch
         found.add("feature", value, feature)
-        found.monitors = {
-            "ics/neighbors": batch.mean(torch.stack(others).mean(0)),
-            "ics/alone": batch.mean(torch.stack(alone).mean(0)),
-        }
+        besides = torch.stack(others)
+        found.monitors["ics/neighbors"] = batch.mean(besides.mean(0))
+        found.monitors["ics/alone"] = batch.mean((besides == 0).to(value.dtype).mean(0))
         return found
 
     def _shrunk(self, classes: torch.Tensor) -> torch.Tensor:

@@ -171,21 +171,16 @@ def note_time(jobs: Iterable[SweepJob]) -> None:
     """Let failures count that are written from now on, by the clock of the runs' file system (another machine's time
     may differ).
     """
-    clocks: dict[Path, float] = {}
-    for job in jobs:
-        if job.root not in clocks:
-            clocks[job.root] = _time_on(job.root)
-        job.since = clocks[job.root]
-
-
-def _time_on(folder: Path) -> float:
-    lock = FileLock(folder / ".sweep" / f"clock-{time.time_ns()}")
-    try:
-        lock.acquire()
-        if not lock.taken():
-            raise UserError(f"the file system of {folder} does not keep locks (flock), so no run can be claimed there")
-        now = lock.path.stat().st_mtime
-        lock.release()
-    except OSError as error:
-        raise UserError(f"cannot claim runs in {folder}: {error.strerror}; choose another --runs-dir") from None
-    return now
+    waiting = list(jobs)
+    for root in {job.root for job in waiting}:
+        lock = FileLock(root / ".sweep" / f"clock-{time.time_ns()}")
+        try:
+            lock.acquire()
+            if not lock.taken():
+                raise UserError(f"the file system of {root} has no locks (flock), so no run can be claimed there")
+            now = lock.path.stat().st_mtime
+            lock.release()
+        except OSError as error:
+            raise UserError(f"cannot claim runs in {root}: {error.strerror}; choose another --runs-dir") from None
+        for job in waiting:
+            job.since = now if job.root == root else job.since

@@ -88,15 +88,10 @@ class Progress:
                 continue
             ran = time.monotonic() - self._started[job] if job in self._started else 0.0
             share = fraction(job) if ran else 0.0
-            if job.group in self._seconds:
-                whole = mean(self._seconds[job.group])
-            elif share > 0.1:
-                whole = ran / share
-            elif known:
-                whole = mean(known)
-            else:
+            alike = self._seconds.get(job.group) or ([ran / share] if share > 0.1 else known)
+            if not alike:
                 return ""
-            left += max(whole - ran, 0.0)
+            left += max(mean(alike) - ran, 0.0)
         return f"; about {duration(left / self.slots)} left"
 
     def _learn(self, job: SweepJob) -> float:
