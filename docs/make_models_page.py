@@ -45,7 +45,7 @@ def page(folder: Path) -> str:
         one = json.loads(file.read_text(encoding="utf-8"))
         found.setdefault(one["name"], {})[one["form"]] = one
     names = [*sorted(ARCHITECTURES), *sorted(set(found) - set(ARCHITECTURES))]
-    masked = ", ".join(name for name, known in ARCHITECTURES.items() if known.masked_lm)
+    masked = ", ".join(sorted(name for name, known in ARCHITECTURES.items() if known.masked_lm))
     lines = [
         HEAD.format(masked=masked),
         f"## What was found (transformers {version('transformers')}, torch {version('torch').partition('+')[0]})",

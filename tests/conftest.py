@@ -205,7 +205,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def often(cases: Iterable[Any], chosen: Callable[[Any], bool]) -> list[Any]:
     """Cases to parametrize a test with: those that are not chosen are long, so that `scripts/test-long` runs them."""
-    return [case if chosen(case) else pytest.param(case, marks=pytest.mark.long) for case in cases]
+    return [
+        case if chosen(case) else pytest.param(*case if isinstance(case, tuple) else (case,), marks=pytest.mark.long)
+        for case in cases
+    ]
 
 
 @pytest.fixture(autouse=True)

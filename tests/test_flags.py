@@ -83,6 +83,27 @@ def test_flags_that_exclude_each_other_or_do_not_exist_are_refused(words: tuple[
     assert "--teacher" in done.err or "--corpus" in done.err or "--learning-rate" in done.err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--epochs", "0"), "--epochs"),
+        (("--student-layers", "-1"), "--student-layers"),
+        (("--set", "train.epochs=0"), "train.epochs"),
+    ],
+)
+def test_a_wrong_value_is_told_by_what_the_person_typed(words: tuple[str, str], told: str, kdbert: Any) -> None:
+    done = kdbert("distill", *words, "--dry-run")
+    assert done.code == 2
+    assert done.err.startswith(f"kdbert: {told}")
+
+
+def test_a_sentence_about_keys_names_flags() -> None:
+    by_key = {flag.key: flag for flag in TABLE}
+    told = "train.epochs=0: must be at least 1; memory.seed: is text; seed: too large; train.epochs2: unknown"
+    flags_told = "--epochs=0: must be at least 1; memory.seed: is text; --seed: too large; train.epochs2: unknown"
+    assert flags.as_typed(told, [by_key["train.epochs"], by_key["seed"]]) == flags_told
+
+
 def typed(text: str) -> Iterator[list[str]]:
     """The kdbert commands in a document: lines of shell blocks, and spans of code."""
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)

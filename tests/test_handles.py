@@ -164,6 +164,35 @@ def test_commands_take_a_handle_and_recipes_keep_the_path(
     assert kdbert("evaluate", handle).code == 2
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("table",),
+        ("report", "-o", "page.html"),
+        ("evaluate",),
+        ("export",),
+        ("benchmark",),
+        ("expand-vocab", "--out", "vocab", "--corpus", "a.txt", "--tokenizer"),
+        ("distill", "--dry-run", "--teacher"),
+        ("finetune-teacher", "--dry-run", "--model"),
+        ("train-memory", "--dry-run", "--teacher"),
+    ],
+    ids=" ".join,
+)
+def test_every_command_that_takes_a_run_looks_for_it_where_runs_dir_says(
+    words: tuple[str, ...], here: Path, kdbert: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is damaged, and the command names its folder."""
+    (here / TEACHER / "run.json").write_text("{")
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    Path("a.txt").write_text("a text\n")
+    done = kdbert(*words, "1a2b", "--runs-dir", here / "runs")
+    assert done.code == 2
+    assert str(here / TEACHER) in done.err
+    assert str(here / TEACHER) not in kdbert(*words, "1a2b").err
+
+
 def test_the_last_run_is_no_baseline_and_the_last_teacher_no_student(here: Path) -> None:
     for role, digest, hour in (("teacher", "aaaa0000", 1), ("student", "bbbb0000", 2), ("baseline", "cccc0000", 3)):
         run = here / "runs" / "rte" / "made" / f"bert-{digest}-seed1"

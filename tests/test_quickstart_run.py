@@ -13,7 +13,7 @@ import pytest
 
 from conftest import Finished
 
-SHORT = ("train.max_steps=4", "teacher_training.epochs=1")
+SHORT = ("train.max_steps=4", "teacher_training.epochs=1", "task.max_train_examples=64")
 
 
 @pytest.mark.parametrize(

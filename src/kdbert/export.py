@@ -58,20 +58,25 @@ class Exported:
 
 
 class OnnxModel(nn.Module):
-    """An exported model in the form that `predict` runs.
+    """An exported model in the form that `predict` runs, on the CPU.
 
     Args:
         way: that of the model that it was made of.
-
-    Raises:
-        UserError: onnxruntime is not installed, or cannot read the file.
+        threads: of one operator; 0: as many as there are cores.
     """
 
     def __init__(self, folder: Path, way: Way, threads: int = 0) -> None:
         super().__init__()
         self.config = SimpleNamespace(num_hidden_layers=0)
         self.base_model = None
-        self.session = open_session(folder, threads)
+        onnxruntime = _extra("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        file = str(folder / MODEL)
+        try:
+            self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions share no class of their own
+            raise UserError(f"cannot open {file} ({str(error)[:200]}); export the model again") from None
         self.inputs = [one.name for one in self.session.get_inputs()]
         self.way = replace(
             way, attention="eager", own_mask=False, packing=False, first_token=False, inputs=tuple(self.inputs)
@@ -87,31 +92,10 @@ class OnnxModel(nn.Module):
         return SimpleNamespace(logits=torch.from_numpy(found))
 
 
-def open_session(folder: Path, threads: int = 0) -> Any:
-    """An onnxruntime session of an export, on the CPU.
-
-    Args:
-        threads: of one operator; 0: as many as there are cores.
-
-    Raises:
-        UserError: onnxruntime is not installed, or cannot read the file.
-    """
-    onnxruntime = _extra("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    try:
-        return onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions share no class of their own
-        raise UserError(f"cannot open {folder / MODEL} ({str(error)[:200]}); export the model again") from None
-
-
 def answers(saved: SavedModel, model: Any, examples: Examples) -> Answers:
-    """What a model or an export of it answers to a split, in float32.
+    """What a model (`saved.network()`) or an export of it answers to a split, in float32.
 
     In 8 bits all examples of a batch share a scale, so batches are the harder test.
-
-    Args:
-        model: `saved.network()`, or an export of it.
     """
     return saved.answers(model, examples, batch_size=32, precision="fp32", accelerator=make_accelerator())
 
@@ -140,8 +124,6 @@ def export_model(
 
     Args:
         model: run folder, model folder or Hub id of a classifier, tagger or regressor.
-        format: `onnx` or `onnx-int8`.
-        task: by default the run's own.
         output_dir: by default `export/<format>` in the run folder.
         min_agreement: of answers on dev (of examples, or words); for scores, their Pearson correlation.
         max_drop: how much worse the task's first metric on dev may be.
@@ -151,7 +133,6 @@ def export_model(
         The folder; at once, if the same was exported there before.
 
     Raises:
-        UserError: no such model, no head, no dev split with labels, a package is missing, the folder is taken.
         ExportRefused: the bound was passed; nothing is written.
     """
     if format not in FORMATS:
@@ -163,11 +144,9 @@ def export_model(
     folder = _folder(saved, format, output_dir)
     bounds = {"min_agreement": min_agreement, "max_drop": max_drop}
     identity = {
-        "format": format,
-        "model_fingerprint": saved.place.fingerprint(),
-        "task": saved.spec.name,
+        "format": format, "model_fingerprint": saved.place.fingerprint(), "task": saved.spec.name,
         "max_length": saved.max_length,
-    }
+    }  # fmt: skip
     there = read_about(folder)
     same = there is not None and identity.items() <= there.items()
     if there is not None and same and not (overwrite and there["unchecked"]):
@@ -203,11 +182,7 @@ def export_model(
 
 
 def read_about(folder: Path) -> dict[str, Any] | None:
-    """`export.json` of an export; None where there is none, or another's.
-
-    Raises:
-        UserError: it, or a file that it names, is damaged.
-    """
+    """`export.json` of an export; None where there is none. It, or a file that it names, may be refused as damaged."""
     try:
         content = unsealed((folder / ABOUT).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -223,11 +198,7 @@ def read_about(folder: Path) -> dict[str, Any] | None:
 
 
 def _extra(package: str) -> Any:
-    """A package of the extra, imported.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """A package of the extra, imported."""
     try:
         return import_module(package)
     except ImportError:
@@ -320,9 +291,6 @@ def _dev(saved: SavedModel) -> tuple[list[Examples], list[str]]:
 
     In the place of these are texts that are built in, without labels: the quickstart's dev sentences, for pairs each
     with the next.
-
-    Raises:
-        UserError: dev has no labels, or the files of a registered task are missing.
     """
     parts, unchecked = [], []
     for split in saved.spec.split_names("dev"):
@@ -367,11 +335,7 @@ def _compare(saved: SavedModel, folder: Path, parts: Sequence[Examples]) -> dict
 
 
 def _refuse_beyond(checks: Mapping[str, Any], format: str, bounds: Mapping[str, float]) -> None:
-    """Refuse an export whose answers differ from its model's.
-
-    Raises:
-        ExportRefused: what was measured, and the bound.
-    """
+    """Refuse an export whose answers differ from its model's."""
     for split, found in checks.items():
         allowed = LARGEST_DIFFERENCE * max(1.0, found["largest_logit"])
         metric = found.get("metric")
@@ -382,8 +346,8 @@ def _refuse_beyond(checks: Mapping[str, Any], format: str, bounds: Mapping[str, 
         if not found["agreement"] >= bounds["min_agreement"]:
             faults.append(f"agreement is {found['agreement']:.4f} (--min-agreement {bounds['min_agreement']:g})")
         if not drop <= bounds["max_drop"]:
-            bound = f"--max-drop {bounds['max_drop']:g}"
-            faults.append(f"{metric} falls from {found['model'][metric]:.4f} by {drop:.4f} ({bound})")
+            model = found["model"][metric]
+            faults.append(f"{metric} falls from {model:.4f} by {drop:.4f} (--max-drop {bounds['max_drop']:g})")
         if faults:
             cure = "; export it as onnx instead, or allow more" if format != "onnx" else ""
             raise ExportRefused(f"not exported: on {split} ({found['examples']} examples) {'; '.join(faults)}{cure}")
@@ -395,10 +359,8 @@ def _readme(saved: SavedModel, about: Mapping[str, Any]) -> str:
     for split, found in about["checks"].items():
         metric = found.get("metric")
         scores = f"{metric} | {found['model'][metric]:.4f} | {found['export'][metric]:.4f}" if metric else "- | - | -"
-        rows.append(
-            f"| {split} | {found['examples']} | {scores} | {found['agreement']:.4f} | "
-            f"{found['largest_difference']:.2g} |"
-        )
+        same = f"{found['agreement']:.4f} | {found['largest_difference']:.2g}"
+        rows.append(f"| {split} | {found['examples']} | {scores} | {same} |")
     for split in about["unchecked"]:
         rows += ["", f"Not checked on {split}, whose file was not found: scores."]
     head = saved.spec.head

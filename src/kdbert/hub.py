@@ -52,11 +52,7 @@ class PushFailed(KdbertError):
 
 
 def check_repository(name: str) -> None:
-    """Refuse early what could not be uploaded later.
-
-    Raises:
-        UserError: the name is not `owner/name`, there is no network, or nobody is logged in.
-    """
+    """Refuse early what could not be uploaded later."""
     from huggingface_hub import get_token
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -68,19 +64,11 @@ def check_repository(name: str) -> None:
 
 
 def push(folder: Path, name: str) -> str:
-    """Upload a model folder to a repository, which is created, private, if it does not exist.
+    """Upload a model folder to a repository `owner/name`, which is created, private, if it does not exist.
 
-    The token is read by huggingface_hub (`hf auth login`, or HF_TOKEN) and written nowhere.
-
-    Args:
-        folder: the model with its README.md.
-        name: `owner/name`.
-
-    Returns:
-        Address of the repository.
+    The token is read by huggingface_hub (`hf auth login`, or HF_TOKEN) and written nowhere. Returns the address.
 
     Raises:
-        UserError: no model in the folder, or a link; see `check_repository`.
         PushFailed: the Hub refused, or cannot be reached.
     """
     from huggingface_hub import HfApi

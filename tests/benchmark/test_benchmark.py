@@ -179,7 +179,7 @@ def test_a_benchmark_that_was_stopped_continues_where_it_was(kdbert: KDBERT, run
     kept = timed(folder)
     assert 1 <= kept["rounds"] < 10
     turns = [len(part) for part in np.array_split(range(100), 10)]
-    assert len(kept["engines"][0]["seconds"][0][2]) == sum(turns[: kept["rounds"]])
+    assert len(kept["engines"][0]["seconds"]["1 total"]) == sum(turns[: kept["rounds"]])
     # Nobody takes another benchmark for it, nor one that is still running.
     lock = FileLock(folder / "benchmark.lock")
     assert lock.acquire()
@@ -212,7 +212,7 @@ def test_what_was_timed_before_is_counted_and_other_settings_are_refused(
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     kept = timed(folder)
-    kept["engines"][0] |= {"seconds": [[1, part, [0.25] * 100] for part in ("total", "tokenisation", "model")]}
+    kept["engines"][0] |= {"seconds": {f"1 {part}": [0.25] * 100 for part in ("total", "tokenisation", "model")}}
     kept["rounds"] = 2
     (folder / "progress.json").write_text(json.dumps(sealed(kept)), encoding="utf-8")
     other = kdbert(*words, "--rounds", 3)

@@ -35,7 +35,8 @@ def rows(head: Head, *labels: str | tuple[str, ...], words: int = 0) -> Examples
     """Examples of these labels, each of so many words."""
     some = tuple("word" for _ in range(words)) or None
     given = [RawExample(str(i), "text", None, label, f"line {i + 1}", some) for i, label in enumerate(labels)]
-    return examples_of(given, path=Path("file.csv"), split="dev", reader=head)
+    path = Path("file.csv")
+    return examples_of(given, path=path, split="dev", read_label=head.read_label, label_type=head.label_type)
 
 
 # ---- what a head says of itself

@@ -388,10 +388,9 @@ def test_a_model_without_padding_and_with_a_two_dimensional_mask() -> None:
             torch.testing.assert_close(first(IDS, attention_mask=mask).logits, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_other_architectures_compute_the_whole_layer() -> None:
+def test_a_model_that_is_not_prepared_computes_the_whole_layer() -> None:
     model = model_of("distilbert")
     expected = model(IDS, attention_mask=MASK).logits
-    use_first_token(model)
     with first_token_only(model, True):
         found = model(IDS, attention_mask=MASK, output_hidden_states=True)
     assert found.hidden_states[-1].shape == (4, 9, 24)
@@ -499,7 +498,7 @@ def test_a_packed_model_has_the_same_logits_states_and_gradients(
     torch.testing.assert_close(outside.logits, expected.logits, rtol=1e-5, atol=1e-6)
 
 
-def test_nothing_is_packed_without_padding_or_by_another_attention_or_architecture() -> None:
+def test_nothing_is_packed_without_padding_or_by_a_model_that_is_not_prepared() -> None:
     model = model_of("bert", ATTENTION)
     use_packing(model)
     with packed(model, torch.ones(4, 9)) as packing:
@@ -507,7 +506,5 @@ def test_nothing_is_packed_without_padding_or_by_another_attention_or_architectu
     with packed(model, MASK, False) as packing:
         assert packing is None
     for other in (model_of("bert", "eager"), model_of("distilbert"), model_of("bert", ATTENTION)):
-        if other.config._attn_implementation != ATTENTION:
-            use_packing(other)
         with packed(other, MASK) as packing:
             assert packing is None

@@ -554,7 +554,7 @@ def test_names_beside_points_do_not_lie_on_each_other() -> None:
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert len(boxes) == len(points)
     assert not any(boxes[i].overlaps(boxes[j]) for i in range(len(boxes)) for j in range(i))
-    with pytest.raises(ValueError, match="no points"):
+    with pytest.raises(ValueError):
         quality_over([], LATENCY, metric="accuracy", split="test", task="rte")
 
 

@@ -6,7 +6,6 @@ import statistics
 
 import numpy as np
 import pytest
-import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -72,10 +71,10 @@ def test_the_interval_agrees_with_a_plain_loop_over_resamples(name: str) -> None
         labels = rng.integers(0, 2, 300)
         ours = [answers(rng, labels, 0.8) for _ in range(2)]
         theirs = [answers(rng, labels, 0.7) for _ in range(2)]
-    reference = {
-        "matthews_correlation": sklearn.metrics.matthews_corrcoef,
-        "accuracy_and_f1": lambda y, p: (np.mean(y == p) + sklearn.metrics.f1_score(y, p)) / 2,
-        "spearman": lambda y, p: stats.spearmanr(y, p)[0],
+    reference = {  # by their definitions, since the library's functions take a millisecond each
+        "matthews_correlation": lambda y, p: np.corrcoef(y, p)[0, 1],
+        "accuracy_and_f1": lambda y, p: (np.mean(y == p) + 2 * np.sum(y * p) / np.sum(y + p)) / 2,
+        "spearman": lambda y, p: np.corrcoef(stats.rankdata(y), stats.rankdata(p))[0, 1],
     }[name]
     low, high = bootstrap_interval(METRICS[name], labels, ours, theirs)
     drawn = []

@@ -147,7 +147,9 @@ def test_after_exploring_each_task_has_a_table_with_the_keys_that_differ_there(k
     cola, rte = tables_of(done.out)
     assert [cola[0][:2], rte[0][:2]] == [["method", "train.batch_size"], ["method", "train.learning_rate"]]
     assert [[row[1] for row in table[1:]] for table in (cola, rte)] == [["16", "32"], ["1e-4", "2e-4"]]
-    assert "one table per task" in done.err
+    assert done.err.count("\n") == 2  # what rows are split by, and how to get one table
+    assert all(len(line) < 120 for line in done.err.splitlines())
+    assert kdbert("report", tmp_path, "-o", tmp_path / "page.html").err.count("--rows") == 0
     assert kdbert("table", tmp_path, "--format", "latex").out.count("\\begin{table}") == 2
     # One table where it is asked for, and where each row has runs on every task; a CSV is always one.
     keys = "method,train.learning_rate,train.batch_size"
@@ -158,6 +160,53 @@ def test_after_exploring_each_task_has_a_table_with_the_keys_that_differ_there(k
         write_run(tmp_path, task="cola", rate=rate, score=0.6)
     (both,) = tables_of(kdbert("table", tmp_path).out)
     assert "average" in both[0][-1]
+
+
+def test_only_ended_runs_split_rows(kdbert: Kdbert, tmp_path: Path) -> None:
+    """What runs now, stopped or failed has nothing to show: it makes no column, and is counted where it belongs."""
+    write_run(tmp_path, seed=1, score=0.7)
+    write_run(tmp_path, seed=2, status="running")
+    for seed, status in enumerate(("running", "interrupted", "failed"), start=1):
+        write_run(tmp_path, seed=seed, status=status, epochs=9, warmup=0.1, name=status)
+    write_run(tmp_path, method="ics", status="running", rate=1e-4, name="a")
+    write_run(tmp_path, method="ics", status="running", rate=2e-4, name="b")
+    done = kdbert("table", tmp_path)
+    ((heading, *rows),) = tables_of(done.out)
+    assert heading[0] == "method"
+    assert len(heading) == 2
+    assert rows == [["ics", "- (0; 2 unfinished)"], ["kd", "0.7000 (1; 1 unfinished)"]]
+    assert "- 3 unfinished runs left out" in done.out
+    assert done.err == ""
+    write_run(tmp_path, status="diverged", epochs=9, name="diverged")  # a result: these settings diverge
+    ((heading, *rows),) = tables_of(kdbert("table", tmp_path).out)
+    assert heading[:2] == ["method", "train.epochs"]
+    assert [row[1:] for row in rows if row[0] == "kd"] == [
+        ["3", "0.7000 (1; 1 unfinished)"],
+        ["9", "- (0; 1 diverged)"],
+    ]
+
+
+def test_a_row_is_named_by_no_key_that_is_not_needed(kdbert: Kdbert, tmp_path: Path) -> None:
+    for rate, epochs, warmup in ((1e-4, 3, 0.0), (2e-4, 5, 0.1), (2e-4, 3, 0.0)):
+        write_run(tmp_path, rate=rate, epochs=epochs, warmup=warmup, score=0.4, constant=0.5, name=f"{rate}-{epochs}")
+    shown = kdbert("table", tmp_path).out
+    assert "kd, lr 1e-4, epochs 3; kd, lr 2e-4, epochs 3; kd, lr 2e-4, epochs 5" in shown
+    (grid,) = tables_of(shown)
+    assert grid[0][:-1] == ["method", "train.learning_rate", "train.epochs", "train.warmup"]
+
+
+def test_a_table_of_all_runs_is_of_those_below_runs_dir(
+    kdbert: Kdbert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "there", name="bert-1a2b3c4d-seed1")
+    write_run(tmp_path / "there", method="ics", name="bert-5e6f7a8b-seed1")
+    both = kdbert("table", "--runs-dir", "there")
+    assert ("| kd |" in both.out, "| ics |" in both.out) == (True, True)
+    one = kdbert("table", "--runs-dir", "there", "1a2b")
+    assert ("| kd |" in one.out, "| ics |" in one.out) == (True, False)
+    assert kdbert("report", "--runs-dir", "there", "1a2b", "-o", "page.html").code == 0
+    assert kdbert("table").code == kdbert("table", "1a2b").code == 2
 
 
 def test_of_tables_by_task_one_may_lack_the_baseline(kdbert: Kdbert, tmp_path: Path) -> None:

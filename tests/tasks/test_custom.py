@@ -278,7 +278,7 @@ def read_back(content: bytes, suffix: str) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"train{suffix}"
         path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
-        return [dict(record) for _, record in open_data_file(path).rows]
+        return [dict(record) for _, record in open_data_file(path).rows()]
 
 
 @settings(max_examples=60, deadline=None)
@@ -343,7 +343,7 @@ def test_any_text_survives_json_lines(rows: list[tuple[str, int]], escaped: bool
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.jsonl"
         path.write_bytes(json_lines(records, ensure_ascii=escaped))
-        assert [dict(record) for _, record in open_data_file(path).rows] == records
+        assert [dict(record) for _, record in open_data_file(path).rows()] == records
 
 
 @settings(max_examples=80, deadline=None)
@@ -355,7 +355,7 @@ def test_no_bytes_end_in_anything_but_a_table_or_one_sentence(content: bytes, su
         told = f"no error in {suffix}"
         rows: list[Any] = []
         try:
-            rows = list(open_data_file(path).rows)
+            rows = list(open_data_file(path).rows())
         except UserError as error:
             told = str(error)
         assert rows or path.name in told

@@ -271,8 +271,8 @@ REFUSED: dict[str, tuple[Content, str, dict[str, Any], str]] = {
     "lists in parquet": (parquet([["a"], ["b"]]), ".parquet", {}, "row 0: .*several classes"),
     "dates": (parquet(pyarrow.array([0, 1], pyarrow.timestamp("s"))), ".parquet", {}, "date or time"),
     "bytes": (parquet([b"a", b"b"]), ".parquet", {}, "bytes"),
-    "words and tags": ('{"tokens": ["a", "b"], "ner_tags": ["O", "O"]}\n', ".jsonl", {}, "'tokens' and 'ner_tags'"),
-    "words and numbers of tags": ('{"words": ["a"], "labels": [3]}\n', ".jsonl", {}, "'words' and 'labels'.*tags"),
+    "words and tags": ('{"tokens": ["a", "b"], "ner_tags": ["O", "O"]}\n', ".jsonl", {}, "several classes"),
+    "words and numbers of tags": ('{"words": ["a"], "labels": [3]}\n', ".jsonl", {}, "several classes"),
     "words and a class": ('{"tokens": ["a"], "label": 1}\n{"tokens": ["a"], "label": 0}\n', ".jsonl", {}, "list"),
     "CoNLL": ("EU B-ORG\nrejects O\n", ".conll", {}, "tagged words"),
     "CoNLL as text": ("EU NNP B-ORG\nrejects VB O\n\nPeter NNP B-PER\n", ".txt", {}, "tagged words"),
@@ -282,7 +282,7 @@ REFUSED: dict[str, tuple[Content, str, dict[str, Any], str]] = {
     "scores without a header": ("good film,1.5\nbad film,0.2\nso so,1\n", ".csv", {}, "first line looks like a row"),
     "plain text": ("one text\nanother text\n", ".txt", {}, "--corpus"),
     "a quote that is not closed": ('text,label\n"a\nb",x\nc,y\n"d,x\ne,y\n', ".csv", {}, "line 5: .*quote"),
-    "in the second field": ('text,label\n"a\nb","x\nc,y\n', ".csv", {}, "line 3: .*quote"),
+    "in the second field": ('text,label\n"a\nb","x\nc,y\n', ".csv", {}, "line 2: .*quote"),
     "text behind a quote": ('text,label\n"good" film,x\nb,y\n', ".csv", {}, "line 2: .*quote"),
     "swallowed rows": ('text,label\na,x\n"b,x\nc",y\nd,y\n', ".csv", {}, "line 3: .*looks like a row .b,x"),
     "swallowed behind the label": ('label,text\nx,a\nx,"b\ny,c"\ny,d\n', ".csv", {}, "line 3: .*looks like a row .y,c"),
@@ -315,7 +315,7 @@ REFUSED: dict[str, tuple[Content, str, dict[str, Any], str]] = {
     "the same number": (rows_of(["1", "01", "2"] * 3), ".jsonl", {}, "'01' and '1'"),
     "several label columns": ("text,intent,category\na,x,z\nb,y,z\n", ".csv", {}, "intent, category may be it"),
     "the text behind": ("mood,text\nx,a b\ny,c d\n", ".csv", {}, "cannot tell the label column"),
-    "one column twice": ("text,label\na,x\nb,y\n", ".csv", {"text_columns": ["text", "text"]}, "twice"),
+    "one column twice": ("text,label\na,x\nb,y\n", ".csv", {"text_columns": ["text", "text"]}, "different columns"),
 }  # fmt: skip
 
 

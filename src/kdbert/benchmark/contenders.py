@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +21,19 @@ log = logging.getLogger("kdbert")
 
 @dataclass
 class Contender:
-    """One engine: a model and what runs it.
+    """One engine: a model and what runs it."""
 
-    Attributes:
-        saved: the model and its task; of an export, the model that it was made of.
-        backend: `torch`, `pipeline`, `onnx` or `onnx-int8`.
-        folder: what the engine opens.
-        name: for tables.
-        seconds: (batch size, part) -> seconds of each counted call.
-    """
-
-    saved: SavedModel
+    saved: SavedModel  # and its task; of an export, the model that it was made of
     backend: str
-    folder: str
-    name: str = ""
+    folder: str  # what the engine opens
+    name: str = ""  # for tables
+    timed: dict[str, Any] = field(default_factory=dict)  # what its process gave so far, see `time_rounds`
     parameters: int | None = None
-    memory_mib: float = 0.0
-    load_seconds: float = 0.0
-    seconds: dict[tuple[int, str], list[float]] = field(default_factory=dict)
     quality: dict[str, float] = field(default_factory=dict)
     agreement: float | None = None
 
     @property
     def exported(self) -> bool:
-        """Whether the engine opens an ONNX file."""
         return self.backend in FORMATS
 
     @property
@@ -58,29 +47,12 @@ class Contender:
         files = [file for file in Path(self.folder).glob("*") if file.suffix in (".safetensors", ".bin", ".onnx")]
         return sum(file.stat().st_size for file in files) / 2**20 if files else None
 
-    def timed(self) -> dict[str, Any]:
-        """What its process has given so far, for JSON."""
-        seconds = [[size, part, values] for (size, part), values in self.seconds.items()]
-        return {
-            "parameters": self.parameters, "memory_mib": self.memory_mib, "load_seconds": self.load_seconds,
-            "seconds": seconds,
-        }  # fmt: skip
-
-    def take(self, timed: Mapping[str, Any]) -> None:
-        """Fill in what `timed` gave."""
-        self.parameters, self.memory_mib = timed["parameters"], timed["memory_mib"]
-        self.load_seconds = timed["load_seconds"]
-        self.seconds = {(size, part): list(values) for size, part, values in timed["seconds"]}
-
 
 def contenders(models: Sequence[str], backends: Sequence[str], asked: Mapping[str, Any]) -> list[Contender]:
     """Every model with every backend; an export with its own.
 
     Args:
         asked: task, data folder and length, as for `saved_model`.
-
-    Raises:
-        UserError: no such model, or models of several tasks.
     """
     abouts = {given: read_about(Path(given)) for given in models}
     sources = {given: given if about is None else _source(given, about) for given, about in abouts.items()}
@@ -102,9 +74,7 @@ def contenders(models: Sequence[str], backends: Sequence[str], asked: Mapping[st
     tasks = {one.spec.name: given for given, one in saved.items()}
     if len(tasks) > 1:
         told = ", ".join(f"{name} ({given})" for name, given in tasks.items())
-        raise UserError(
-            f"these models are of several tasks: {told}; benchmark one task at a time, or choose with --task"
-        )
+        raise UserError(f"these models are of several tasks ({told}): benchmark one at a time, or choose with --task")
     for given, one in saved.items():
         for backend in {*FORMATS}.intersection(backends) if abouts[given] is None and one.place.run is None else ():
             raise UserError(
@@ -120,9 +90,7 @@ def contenders(models: Sequence[str], backends: Sequence[str], asked: Mapping[st
                 folder = str(export_model(given, backend, **asked).path)
             found.append(Contender(one, backend, folder))
     names = _names({one.saved.given: one.saved for one in found})
-    for contender in found:
-        contender.name = names[contender.saved.given]
-    return found
+    return [replace(one, name=names[one.saved.given]) for one in found]
 
 
 def _source(export: str, about: Mapping[str, Any]) -> str:
@@ -141,19 +109,15 @@ def _names(models: Mapping[str, SavedModel]) -> dict[str, str]:
             names[given] = f"{run.method}, {run.facts['layers']} layers, seed {run.seed}"
             runs.setdefault(names[given], []).append((given, run))
     for same in runs.values():
-        words = told_apart([run for _, run in same]) if len(same) > 1 else {}
+        words = told_apart([run for _, run in same])
         for given, run in same:
-            names[given] = ", ".join(filter(None, (names[given], words.get(run.path))))
+            names[given] = ", ".join(filter(None, (names[given], words[run.path])))
     told = list(names.values())
     return {given: name if told.count(name) == 1 else given for given, name in names.items()}
 
 
 def check_own_data(models: Sequence[Contender], split: str) -> None:
-    """Refuse runs on a person's own data that read other columns, labels or another file of the split than the first.
-
-    Raises:
-        UserError: with two that differ.
-    """
+    """Refuse runs on a person's own data with other columns, labels or another file of the split than the first."""
     first = models[0].saved
     for one in (model.saved for model in models):
         if one.spec.own and first.spec.own and one.spec.own.scored_on(split) != first.spec.own.scored_on(split):
@@ -164,11 +128,7 @@ def check_own_data(models: Sequence[Contender], split: str) -> None:
 
 
 def teacher_of(named: str | None, models: Sequence[Contender]) -> SavedModel | None:
-    """Whose answers the others' are compared with: the model that is named, else the first run's teacher.
-
-    Raises:
-        UserError: the one that the person named does not exist, or is of another task.
-    """
+    """Whose answers the others' are compared with: the model that is named, else the first run's teacher."""
     if named is not None:
         found = saved_model(named, like=models[0].saved)
         if found.trained is not None and found.trained.task.name != found.spec.name:

@@ -21,7 +21,6 @@ from kdbert.errors import UserError, near_miss
 from kdbert.export import OnnxModel, answers
 from kdbert.runs.answers import Answers, SavedModel
 from kdbert.runs.environment import cores, environment
-from kdbert.tasks import TaskSpec
 from kdbert.version import __version__
 
 LEAST_CALLS = 100
@@ -54,32 +53,25 @@ def benchmark(
 ) -> Measured:
     """Time models on the texts of a task's split, and score what they answer, all on the CPU.
 
-    Each engine is a process of its own. In each round it is every engine's turn once per batch size, in an order that
-    moves on from round to round; an engine that waits does not compute. Calls before the counted ones warm it up.
-    A call goes from texts to logits (of a pipeline, to labels); all engines get the same texts in the same order.
+    Each engine is a process of its own, see `time_rounds`; one that waits does not compute. Calls before the counted
+    ones warm it up. A call goes from texts to logits (of a pipeline, to labels).
 
     Args:
         models: run folders, model folders, Hub ids, or folders that `kdbert export` wrote.
-        task: by default the runs' own; all models answer the same.
         split: by default test where it has labels, else dev.
         backends: of models that are not exports: `torch`, `pipeline`, `onnx`, `onnx-int8`; a run's missing export is
             made first.
-        threads: of each engine; by default, as many as this process may use.
-        calls: counted calls of each engine and batch size, at least 100.
-        rounds: how many turns they are spread over.
+        threads, calls, rounds: see `Settings`; by default, as many threads as this process may use.
         teacher: whose answers agreement is measured with; by default the first run's teacher.
         output_dir: a new or empty folder, or one with the same benchmark stopped half-way, which is continued; by
             default `benchmark/<task>-<time>` below `runs_dir`, or the one of these that was stopped half-way.
-
-    Raises:
-        UserError: no such model, models of several tasks, an unknown backend, a folder that holds something.
-        KdbertError: an engine failed.
     """
     settings = Settings(cores() if threads is None else threads, calls, rounds, tuple(batch_sizes))
     _check(settings, backends)
     models_there = contenders(models, backends, {"task": task, "data_dir": data_dir, "max_length": max_length})
     spec = models_there[0].saved.spec
-    scored = split or _scored_split(spec)
+    test = spec.splits.get("test")
+    scored = split or ("test" if test is not None and test.labelled else spec.split_names("dev")[0])
     check_own_data(models_there, scored)
     examples = models_there[0].saved.examples(scored)
     if examples.labels is None:
@@ -125,12 +117,6 @@ def _check(settings: Settings, backends: Sequence[str]) -> None:
             raise UserError(f"--backend {name!r} is unknown{near_miss(name, ENGINES)}; expected {', '.join(ENGINES)}")
 
 
-def _scored_split(spec: TaskSpec) -> str:
-    """Test where it has labels, else dev (the first of them)."""
-    test = spec.splits.get("test")
-    return "test" if test is not None and test.labelled else spec.split_names("dev")[0]
-
-
 def _identity(
     models: Sequence[Contender],
     examples: Examples,
@@ -139,15 +125,10 @@ def _identity(
     machine: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What decides a benchmark: one that was stopped is continued if it was of the same."""
-    engines = [
-        {
-            "model": one.saved.given,
-            "backend": one.backend,
-            "weights": one.weights,
-            "max_length": one.saved.max_length,
-        }
-        for one in models
-    ]
+    engines = []
+    for one in models:
+        known = {"model": one.saved.given, "backend": one.backend, "weights": one.weights}
+        engines.append({**known, "max_length": one.saved.max_length})
     return {
         "engines": engines,
         "teacher": None if teacher is None else teacher.place.fingerprint(),
@@ -168,7 +149,7 @@ def _score(models: Sequence[Contender], examples: Examples, teacher: SavedModel 
             known[key] = answers(saved, model, examples)
         return known[key]
 
-    parameters = {one.saved.given: one.parameters for one in models if one.parameters is not None}
+    parameters = {one.saved.given: n for one in models if (n := one.timed["parameters"]) is not None}
     for one in models:
         own = answers_of(one.saved, one.folder if one.exported else None)
         one.quality = own.scores
@@ -183,7 +164,7 @@ def _facts(one: Contender, batch_sizes: Sequence[int], teacher: str | None) -> d
     """An engine as it is in benchmark.json."""
     batches = []
     for size in batch_sizes:
-        times = {part: one.seconds[size, part] for part in PARTS}
+        times = {part: one.timed["seconds"][f"{size} {part}"] for part in PARTS}
         batches.append({
             "batch_size": size,
             "calls": len(times["total"]),
@@ -196,8 +177,8 @@ def _facts(one: Contender, batch_sizes: Sequence[int], teacher: str | None) -> d
         "backend": one.backend,
         "parameters": one.parameters,
         "size_mib": one.size_mib,
-        "memory_mib": one.memory_mib,
-        "load_seconds": one.load_seconds,
+        "memory_mib": one.timed["memory_mib"],
+        "load_seconds": one.timed["load_seconds"],
         "max_length": one.saved.max_length,
         "quality": one.quality,
         "agreement": one.agreement,
@@ -213,16 +194,10 @@ def _write(folder: Path, content: Mapping[str, Any]) -> None:
     write_json(folder / "benchmark.json", content)
     write_text(folder / "benchmark.csv", _csv(content))
     metric = content["metric"]
-    points = [
-        Point(
-            engine["name"],
-            engine["batches"][0]["total_ms"]["p50"],
-            engine["quality"][metric],
-            engine["size_mib"],
-            engine["backend"],
-        )
-        for engine in content["engines"]
-    ]
+    points = []
+    for engine in content["engines"]:
+        latency, quality = engine["batches"][0]["total_ms"]["p50"], engine["quality"][metric]
+        points.append(Point(engine["name"], latency, quality, engine["size_mib"], engine["backend"]))
     figure = quality_over(points, LATENCY, metric=metric, split=content["split"], task=content["task"])
     atomic_write(folder / "benchmark.png", lambda temporary: figure.savefig(temporary, format="png", dpi=200))
 

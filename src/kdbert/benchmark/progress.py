@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +20,19 @@ log = logging.getLogger("kdbert")
 FILE, LOCK = "progress.json", "benchmark.lock"
 
 
+@dataclass
 class TimedRounds:
-    """The rounds that are done.
+    """The rounds of a benchmark that are done."""
 
-    Attributes:
-        path: the benchmark's folder.
-        rounds: how many.
-        engines: what they gave, one entry for each engine.
-        continued: after which rounds the benchmark was continued.
-    """
+    path: Path  # the benchmark's folder
+    identity: Mapping[str, Any]
+    rounds: int = 0
+    engines: list[dict[str, Any]] = field(default_factory=list)  # what they gave, one entry for each engine
+    continued: list[int] = field(default_factory=list)  # after which rounds it was
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-        self.path = path
-        self.identity = identity
-        self.rounds: int = found.get("rounds", 0)
-        self.engines: list[dict[str, Any]] = found.get("engines", [])
-        self.continued: list[int] = found.get("continued", [])
-
-    def save(self, rounds: int, engines: list[dict[str, Any]]) -> None:
-        """Keep what there is after a round."""
-        self.rounds, self.engines = rounds, engines
-        content = {"identity": self.identity, "rounds": rounds, "engines": engines, "continued": self.continued}
-        write_json(self.path / FILE, sealed(content))
+    def save(self) -> None:
+        """Keep what there is."""
+        write_json(self.path / FILE, sealed({name: value for name, value in vars(self).items() if name != "path"}))
 
 
 @contextlib.contextmanager
@@ -52,9 +45,6 @@ def opened(output_dir: str | None, runs_dir: str, task: str, identity: Mapping[s
     Args:
         output_dir: the folder; by default `benchmark/<task>-<time>` below `runs_dir`.
         identity: what is timed, how, and on which machine.
-
-    Raises:
-        UserError: `output_dir` holds something else; another process is writing it.
     """
     identity = {key: value for key, value in sealed(identity).items() if key != "sha256"}  # as it is read back
     folder, lock = _given(Path(output_dir)) if output_dir is not None else _by_name(runs_dir, task, identity)
@@ -67,11 +57,11 @@ def opened(output_dir: str | None, runs_dir: str, task: str, identity: Mapping[s
                 f"{str(folder)!r} holds another benchmark, which was stopped half-way ({differ} differ); choose "
                 "another --output-dir, or remove that folder"
             )
-        progress = TimedRounds(folder, identity, found)
+        progress = TimedRounds(folder, **{"identity": identity, **found})
         if progress.rounds:
             log.info("continuing %s: %d rounds were timed before", folder, progress.rounds)
             progress.continued.append(progress.rounds)
-        progress.save(progress.rounds, progress.engines)
+        progress.save()
         done = False
         try:
             yield progress
@@ -86,11 +76,7 @@ def opened(output_dir: str | None, runs_dir: str, task: str, identity: Mapping[s
 
 
 def _given(folder: Path) -> tuple[Path, FileLock]:
-    """The folder that the person named.
-
-    Raises:
-        UserError: it holds something other than an unfinished benchmark; another process is writing it.
-    """
+    """The folder that the person named; refused if it holds anything but an unfinished benchmark."""
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.exists() else set()
     if names - {LOCK} and FILE not in names:
         raise UserError(f"--output-dir {str(folder)!r} is not empty; choose another")
@@ -109,21 +95,16 @@ def _by_name(runs_dir: str, task: str, identity: Mapping[str, Any]) -> tuple[Pat
             if _read(folder).get("identity") == identity and lock.acquire():
                 return folder, lock
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    number = 1
-    while True:
+    for number in itertools.count(1):
         folder = root / (f"{task}-{stamp}" if number == 1 else f"{task}-{stamp}-{number}")
         lock = FileLock(folder / LOCK)
         if not folder.exists() and lock.acquire():
-            return folder, lock
-        number += 1
+            break
+    return folder, lock
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """What is kept in a folder; empty where nothing is.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """What is kept in a folder; empty where nothing is."""
     try:
         found = unsealed((folder / FILE).read_text(encoding="utf-8"))
         return {key: found[key] for key in ("identity", "rounds", "engines", "continued")}

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,11 @@ PARTS = ("total", "tokenisation", "model")
 
 @dataclass(frozen=True)
 class Settings:
-    """How engines are timed.
+    """How engines are timed."""
 
-    Attributes:
-        threads: of each engine.
-        calls: counted calls of each engine and batch size.
-        rounds: how many turns they are spread over.
-    """
-
-    threads: int
-    calls: int
-    rounds: int
+    threads: int  # of each engine
+    calls: int  # that are counted, of each engine and batch size
+    rounds: int  # turns that they are spread over
     batch_sizes: tuple[int, ...]
 
 
@@ -65,11 +59,7 @@ class EngineProcess:
         self.loaded = self.ask(load=asdict(settings))
 
     def ask(self, **order: Any) -> dict[str, Any]:
-        """Send an order and wait for its answer.
-
-        Raises:
-            KdbertError: the engine failed.
-        """
+        """Send an order and wait for its answer; KdbertError if the engine fails."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -99,13 +89,14 @@ class EngineProcess:
 
 
 def time_rounds(models: Sequence[Contender], examples: Examples, progress: TimedRounds, settings: Settings) -> None:
-    """Fill in parameters, memory and seconds of each; `progress` has the rounds that were timed before, and keeps each.
+    """Fill in what was `timed` of each model; `progress` has the rounds that were timed before, and keeps each.
 
-    In each round it is every engine's turn once per batch size, in an order that moves on from round to round. All
-    engines get the same texts in the same order.
+    That is parameters, load_seconds, memory_mib, and the seconds of each counted call by batch size and part ("1
+    total"). In each round it is every engine's turn once per batch size, in an order that moves on from round to round.
+    All engines get the same texts in the same order.
     """
     for one, known in zip(models, progress.engines, strict=False):
-        one.take(known)
+        one.timed = known
     done = progress.rounds
     if done == settings.rounds:
         return
@@ -116,8 +107,7 @@ def time_rounds(models: Sequence[Contender], examples: Examples, progress: Timed
         for one in models:
             process = EngineProcess(one, settings.threads, examples.text_b is not None)
             stack.callback(process.close)
-            one.parameters = process.loaded["parameters"]
-            one.load_seconds = one.load_seconds or process.loaded["load_seconds"]
+            one.timed = one.timed or {**process.loaded, "memory_mib": 0.0, "seconds": {}}
             processes.append(process)
         bar = stack.enter_context(
             tqdm(
@@ -143,32 +133,30 @@ def time_rounds(models: Sequence[Contender], examples: Examples, progress: Timed
                 for size, (warm, told) in orders.items():
                     process.ask(calls=warm)
                     reply = process.ask(calls=told)
-                    one = process.contender
+                    timed = process.contender.timed
                     for part in PARTS:
-                        one.seconds.setdefault((size, part), []).extend(reply[part])
-                    one.memory_mib = max(one.memory_mib, reply["peak_mib"])
+                        timed["seconds"].setdefault(f"{size} {part}", []).extend(reply[part])
+                    timed["memory_mib"] = max(timed["memory_mib"], reply["peak_mib"])
                 bar.update()
-            progress.save(number + 1, [one.timed() for one in models])
+            progress.rounds, progress.engines = number + 1, [one.timed for one in models]
+            progress.save()
 
 
 def _texts(examples: Examples) -> list[Text]:
     """What an engine is asked, in an order that is the same for all."""
-    texts: list[Text]
+    texts: list[Text] = list(examples.text_a)
     if examples.words is not None:
         texts = [list(words) for words in examples.words]
     elif examples.text_b is not None:
         texts = [list(both) for both in zip(examples.text_a, examples.text_b, strict=True)]
-    else:
-        texts = list(examples.text_a)
     return [texts[number] for number in np.random.default_rng(0).permutation(len(texts))]
 
 
 def _calls(texts: Sequence[Text], size: int) -> Iterator[list[Text]]:
     """Batches of texts without end, from the first text on again after the last."""
-    position = 0
+    endless = cycle(texts)
     while True:
-        yield [texts[(position + number) % len(texts)] for number in range(size)]
-        position += size
+        yield list(islice(endless, size))
 
 
 def milliseconds(seconds: Sequence[float]) -> dict[str, float]:

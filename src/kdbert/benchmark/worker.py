@@ -20,28 +20,18 @@ Text = str | list[str]
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What an engine opens, and how it is asked.
+    """What an engine opens, and how it is asked."""
 
-    Attributes:
-        backend: a key of `ENGINES`.
-        auto_class: the library's class that loads the model.
-        pipeline: the library's name of a pipeline for it.
-        words: each example is a list of words.
-        pair: each example is two texts.
-        inputs: names of what the model takes.
-        padding: whether texts of different lengths share a forward pass.
-    """
-
-    backend: str
+    backend: str  # a key of `ENGINES`
     folder: str
-    auto_class: str
-    pipeline: str
-    words: bool
+    auto_class: str  # the library's class that loads the model
+    pipeline: str  # the library's name of a pipeline for it
+    words: bool  # each example is a list of words
     max_length: int
     threads: int
-    pair: bool
-    inputs: Sequence[str]
-    padding: bool
+    pair: bool  # each example is two texts
+    inputs: Sequence[str]  # names of what the model takes
+    padding: bool  # texts of different lengths share a forward pass
 
 
 class TorchEngine:
@@ -72,13 +62,10 @@ class TorchEngine:
         coded = self.tokenizer(
             first, second, truncation="longest_first", max_length=self.settings.max_length, is_split_into_words=words
         )
-        parts = [list(range(len(first)))] if self.padding else alike([len(ids) for ids in coded["input_ids"]])
+        names = self.tokenizer.model_input_names
         return [
-            self.tokenizer.pad(
-                {name: [coded[name][row] for row in rows] for name in self.tokenizer.model_input_names},
-                return_tensors="pt",
-            )
-            for rows in parts
+            self.tokenizer.pad({name: [coded[name][row] for row in rows] for name in names}, return_tensors="pt")
+            for rows in parts([len(ids) for ids in coded["input_ids"]], self.padding)
         ]
 
     def answer(self, inputs: Any) -> Any:
@@ -135,13 +122,12 @@ class OnnxEngine:
         asked = [tuple(text) for text in texts] if self.settings.pair else list(texts)
         found = self.tokenizer.encode_batch(asked, is_pretokenized=self.settings.words)
         names = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-        lengths = [len(one.ids) for one in found]
         return [
             {
                 name: self.numpy.array([getattr(found[row], names[name]) for row in rows], dtype=self.numpy.int64)
                 for name in self.inputs
             }
-            for rows in ([list(range(len(found)))] if self.settings.padding else alike(lengths))
+            for rows in parts([len(one.ids) for one in found], self.settings.padding)
         ]
 
     def answer(self, inputs: Any) -> Any:
@@ -149,8 +135,10 @@ class OnnxEngine:
         return [self.session.run(None, part)[0] for part in inputs]
 
 
-def alike(lengths: Sequence[int]) -> list[list[int]]:
-    """Numbers of the texts of each length."""
+def parts(lengths: Sequence[int], padding: bool) -> list[list[int]]:
+    """Numbers of the texts of each forward pass: with padding all in one, else those of each length."""
+    if padding:
+        return [list(range(len(lengths)))]
     return [[row for row, one in enumerate(lengths) if one == length] for length in sorted(set(lengths))]
 
 

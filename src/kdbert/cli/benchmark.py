@@ -43,8 +43,8 @@ def benchmark(
         raise typer.BadParameter("is empty", param_hint="--batch-size" if not sizes else "--backend")
     from kdbert.benchmark.measure import benchmark as measure
 
-    models = o.run_paths(models, runs_dir)
-    (teacher,) = o.run_paths([teacher], runs_dir) if teacher else (None,)
+    models = [o.run_path(model, runs_dir) for model in models]
+    teacher = o.run_path(teacher, runs_dir) if teacher else None
     found = measure(
         models, task=task, data_dir=data_dir, split=split, backends=backends, batch_sizes=sizes, threads=threads,
         calls=calls, rounds=rounds, teacher=teacher, max_length=max_length, output_dir=output_dir, runs_dir=runs_dir,

@@ -213,11 +213,8 @@ def _verdict(spec: TaskSpec, split: str, data_dir: str | None) -> tuple[bool, st
         if not file.sha256:
             marks.append("no checksum is known")
         elif file.made_here:  # no official copy was at hand to compare with
-            marks.append(
-                f"the {file.made_here} file"
-                if same
-                else f"no official checksum is known, not the {file.made_here} file"
-            )
+            ours = f"the {file.made_here} file"
+            marks.append(ours if same else f"no official checksum is known, not {ours}")
         else:
             marks.append("same checksum" if same else "ANOTHER CHECKSUM")
             fine &= same

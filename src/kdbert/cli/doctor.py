@@ -46,16 +46,12 @@ def doctor(
         f"quickstart  {QUICKSTART_MODEL}: "
         + ("installed" if quickstart_installed() else "not installed: pip install 'kdbert[quickstart]'")
     )
-    print(f"data        {_data(os.environ.get(DATA_DIR), DATA_DIR)}")
+    folder = os.environ.get(DATA_DIR)
+    there = "" if not folder or os.path.isdir(folder) else "; no such folder"
+    default = f"glue_data for GLUE, data for other tasks (or set {DATA_DIR}, or pass --data-dir)"
+    print(f"data        {f'{folder} ({DATA_DIR}{there})' if folder else default}")
     print(f"Hub cache   {constants.HF_HUB_CACHE}" + ("" if os.path.isdir(constants.HF_HUB_CACHE) else " (empty)"))
     print(f"Hub         {_hub(constants.ENDPOINT, hub_timeout)}")
-
-
-def _data(folder: str | None, variable: str) -> str:
-    """Where files of tasks are looked for."""
-    if not folder:
-        return f"glue_data for GLUE, data for other tasks (or set {variable}, or pass --data-dir)"
-    return f"{folder} ({variable}{'' if os.path.isdir(folder) else '; no such folder'})"
 
 
 def _hub(endpoint: str, timeout: float) -> str:

@@ -35,7 +35,7 @@ def evaluate(
     For a GLUE test split it also writes the file that gluebenchmark.com takes.
     """
     o.start(quiet)
-    (model,) = o.run_paths([model], runs_dir)
+    model = o.run_path(model, runs_dir)
     from kdbert.runs.evaluate import evaluate as evaluate_model
 
     found = evaluate_model(

@@ -19,6 +19,7 @@ def expand_vocab(
     min_gain: Annotated[
         float | None, typer.Option(min=0, help="Stop when a tenth of --add gains less log-likelihood: 0.01. [never]")
     ] = None,
+    runs_dir: o.RunsDir = "runs",
     quiet: o.Quiet = False,
     debug: o.Debug = False,
 ) -> None:
@@ -29,7 +30,7 @@ def expand_vocab(
     New WordPiece pieces are learned from plain text; the old pieces keep their ids.
     """
     o.start(quiet)
-    (tokenizer,) = o.run_paths([tokenizer])
+    tokenizer = o.run_path(tokenizer, runs_dir)
     from kdbert.expansion import HELD
     from kdbert.expansion import expand_vocab as expand
 

@@ -33,7 +33,7 @@ def export(
     What it writes runs without kdbert and without torch.
     """
     o.start(quiet)
-    (model,) = o.run_paths([model], runs_dir)
+    model = o.run_path(model, runs_dir)
     from kdbert.export import export_model
 
     made = export_model(

@@ -6,35 +6,35 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
 from kdbert.cli.options import split_list
+from kdbert.errors import UserError
 
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag and the recipe key that it sets.
+    """A flag and the recipe key that it sets."""
 
-    Attributes:
-        names: what is typed: `--flag`, with a short form `--flag -f`, or a pair `--flag/--no-flag`.
-        key: the dotted recipe key.
-        type: of its value; a flag of a list may be repeated.
-        help: one sentence, with the default in brackets.
-    """
+    names: str  # what is typed: `--flag`, with a short form `--flag -f`, or a pair `--flag/--no-flag`
+    key: str  # dotted
+    type: Any  # of its value; a flag of a list may be repeated
+    help: str  # one sentence, with the default in brackets
 
-    names: str
-    key: str
-    type: Any
-    help: str
+    @property
+    def name(self) -> str:
+        """Its first name: `--flag`."""
+        return self.names.split()[0].partition("/")[0]
 
     @property
     def parameter(self) -> str:
         """Its name in Python."""
-        return self.names.split()[0].partition("/")[0].removeprefix("--").replace("-", "_")
+        return self.name.removeprefix("--").replace("-", "_")
 
     @property
     def option(self) -> Any:
@@ -85,7 +85,7 @@ TRAINING = (
     Flag("--batch-sampler", "train.batch_sampler", str, "random, or class-balanced: groups of one class. [random]"),
 )
 SEED = (Flag("--seed", "seed", int, "Seed of the head, the data order and dropout. [1]"),)
-RUNS_DIR = (Flag("--runs-dir", "output.runs_dir", str, "Root of the run folders. [runs]"),)
+RUNS_DIR = (Flag("--runs-dir", "output.runs_dir", str, "Root of the run folders; handles are looked up here. [runs]"),)
 OUTPUT_DIR = (Flag("--output-dir", "output.dir", str, "This run's folder. [a name made from the recipe]"),)
 TRACKER = (Flag("--tracker", "output.tracker", list[str], "Also log to wandb, mlflow, …; may be repeated."),)
 DIAGNOSE = (Flag("--diagnose", "output.diagnose", bool, "Compare student and teacher inside; draw a heat map."),)
@@ -106,7 +106,12 @@ def takes(*groups: tuple[Flag, ...]) -> Callable[[Callable[..., None]], Callable
 
     def with_flags(command: Callable[..., None]) -> Callable[..., None]:
         def run(**values: Any) -> None:
-            command(recipe_keys({flag: values.pop(name) for name, flag in flags.items()}), **values)
+            typed = {flag: value for name, flag in flags.items() if (value := values.pop(name)) not in (None, [])}
+            try:
+                command(recipe_keys(typed), **values)
+            except UserError as error:
+                error.args = (as_typed(str(error), typed),)
+                raise
 
         _, *others = inspect.signature(command, eval_str=True).parameters.values()
         keyword = inspect.Parameter.KEYWORD_ONLY
@@ -120,14 +125,17 @@ def takes(*groups: tuple[Flag, ...]) -> Callable[[Callable[..., None]], Callable
     return with_flags
 
 
-def recipe_keys(typed: Mapping[Flag, Any]) -> dict[str, Any]:
-    """Recipe key -> value, of the flags that were given.
+def as_typed(sentence: str, flags: Iterable[Flag]) -> str:
+    """A sentence about recipe keys with the flags that set them: `--epochs=0: …` for `train.epochs=0: …`."""
+    for flag in flags:
+        sentence = re.sub(rf"(?<![\w.]){re.escape(flag.key)}(?=[=:])", flag.name, sentence)
+    return sentence
 
-    Raises:
-        typer.BadParameter: flags that exclude each other.
-    """
-    given = {flag.parameter: value for flag, value in typed.items() if value not in (None, [])}
-    keys = {flag.key: given[flag.parameter] for flag in typed if flag.parameter in given}
+
+def recipe_keys(typed: Mapping[Flag, Any]) -> dict[str, Any]:
+    """Recipe key -> value, of the flags that were given; those that exclude each other are refused."""
+    given = {flag.parameter: value for flag, value in typed.items()}
+    keys = {flag.key: value for flag, value in typed.items()}
     if "corpus" in given:
         if "train_file" in given:
             raise typer.BadParameter("cannot be combined with --train-file", param_hint="--corpus")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,10 +31,10 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, print
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Move an existing result aside and make a new one.")]
 # Of commands that read finished runs.
 Model = Annotated[str, typer.Argument(help="Run folder or handle, model folder or Hub id.")]
-Runs = Annotated[Strings, typer.Argument(metavar="RUN", help="Runs, or folders that hold runs. [runs]")]
+Runs = Annotated[Strings, typer.Argument(metavar="RUN", help="Runs, or folders that hold runs. [RUNS_DIR]")]
 RunsTask = Annotated[str | None, typer.Option("--task", help="Task. [the run's own]")]
 DataDir = Annotated[str | None, typer.Option(help="Folder of the data. [the run's own, else as in `distill`]")]
-RunsDir = Annotated[str, typer.Option(help="Where run handles are looked up.")]
+RunsDir = Annotated[str, typer.Option(help="Root of the run folders, where handles such as @last are looked up.")]
 Labels = Annotated[str | None, typer.Option(help="The model's labels in the order of its outputs: a,b,c.")]
 MaxLength = Annotated[int | None, typer.Option(min=1, help="Tokens per example. [the run's]")]
 Where = Annotated[Strings, typer.Option(metavar="KEY=A,…", help="Only runs with one of these values. May be repeated.")]
@@ -69,11 +69,7 @@ def split_list(text: str | None) -> list[str] | None:
 
 
 def where_of(words: Strings) -> dict[str, str]:
-    """The values by which --where chooses runs, key -> value.
-
-    Raises:
-        UserError: a word without an equals sign.
-    """
+    """The values by which --where chooses runs, key -> value."""
     wanted = {}
     for text in words or []:
         key, sign, value = text.partition("=")
@@ -91,19 +87,15 @@ def load_plugins(paths: Strings) -> None:
         load_plugin(path)
 
 
-def run_paths(names: Iterable[str], runs_dir: str = "runs", *, teacher: bool = False) -> list[str]:
-    """Models or runs as typed, with the folder in place of each run's handle; see `find_run`."""
+def run_path(name: str, runs_dir: str, *, teacher: bool = False) -> str:
+    """A model or run as typed, but of a run's handle the folder; see `find_run`."""
     from kdbert.models.locate import find_run
 
-    return [find_run(name, runs_dir, teacher=teacher) for name in names]
+    return find_run(name, runs_dir, teacher=teacher)
 
 
 def build_recipe(config: Path | None, keys: Mapping[str, Any], sets: Strings, more: Strings) -> Recipe:
-    """The recipe of a command line.
-
-    Raises:
-        UserError: all problems at once.
-    """
+    """The recipe of a command line."""
     from kdbert.recipe import Recipe
 
     return with_run_paths(Recipe.build(config=config, flags=keys, sets=[*(sets or []), *(more or [])]))
@@ -114,8 +106,8 @@ def with_run_paths(recipe: Recipe) -> Recipe:
 
     def renamed(section: Any, *names: str, teacher: bool = False) -> Any:
         given = {name: path for name in names if section is not None and (path := getattr(section, name))}
-        found = dict(zip(given, run_paths(given.values(), recipe.output.runs_dir, teacher=teacher), strict=True))
-        return section if found == given else section.model_copy(update=found)
+        found = {name: run_path(path, recipe.output.runs_dir, teacher=teacher) for name, path in given.items()}
+        return section.model_copy(update=found) if found else section
 
     return recipe.model_copy(
         update={
@@ -152,20 +144,21 @@ def print_results(title: str, rows: list[Any], result: RunResult, quiet: bool, n
         return
     from kdbert.models.locate import handle_of
 
-    handle = handle_of(result.path)
-    for line in (note, f"handle: {handle}" if handle else "", f"run: {result.path}"):
-        if line:
-            print(line)
+    if note:
+        print(note)
+    if handle := handle_of(result.path):
+        print(f"handle: {handle}")
+    print(f"run: {result.path}")
 
 
 def print_scores(
     title: str, rows: list[Any], constant: Mapping[str, Mapping[str, float]], selection: str, quiet: bool
 ) -> None:
     """A table of models, and which of them learned nothing; with `--quiet` only the latter, on stderr."""
-    from kdbert.reporting.summary import constant_row, print_table, remarks, summary_tables
+    from kdbert.reporting.summary import SummaryRow, print_table, remarks, summary_tables
 
     if not quiet and any(row.metrics for row in rows):
-        print_table(*summary_tables(title, [*rows, *constant_row(constant)]))
+        print_table(*summary_tables(title, [*rows, *([SummaryRow("constant answer", constant)] if constant else [])]))
     for remark in remarks(rows, constant, selection):
         if quiet:
             log.warning("%s", remark)

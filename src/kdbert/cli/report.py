@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ def report(
     where: o.Where = None,
     title: Annotated[str | None, typer.Option(help="Heading. [the tasks]")] = None,
     data_dir: o.DataDir = None,
+    runs_dir: o.RunsDir = "runs",
     debug: o.Debug = False,
 ) -> None:
     """Show runs as one HTML page.
@@ -28,9 +30,7 @@ def report(
     o.start()
     from kdbert.reporting.report import make_report, write_report
 
-    paths, wanted = o.run_paths(runs or ["runs"]), o.where_of(where)
-    write_report(
-        Path(output),
-        lambda: make_report(paths, baseline=baseline, where=wanted, title=title, data_dir=data_dir),
-    )
+    paths, wanted = [o.run_path(run, runs_dir) for run in runs or [runs_dir]], o.where_of(where)
+    page = partial(make_report, paths, baseline=baseline, where=wanted, title=title, data_dir=data_dir)
+    write_report(Path(output), page)
     print(output)

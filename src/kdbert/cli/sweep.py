@@ -13,32 +13,22 @@ import typer
 from kdbert.cli import flags as f
 from kdbert.cli import options as o
 
+WORDS = "A recipe (YAML) with the keys grid and seeds; and recipe keys that all runs share."
+GRID = "Values of a recipe key (or of method, task, teacher, student); all combinations run."
+
 
 @f.takes(f.STUDENTS_RUN)
 def sweep(
     keys: dict[str, Any],
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="FILE|KEY=VALUE",
-            help="A recipe (YAML) with the keys grid and seeds; and recipe keys that all runs share.",
-        ),
-    ] = None,
-    grid: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=A,B,…",
-            help="Values of a recipe key (or of method, task, teacher, student); all combinations run.",
-        ),
-    ] = None,
+    words: Annotated[o.Strings, typer.Argument(metavar="FILE|KEY=VALUE", help=WORDS)] = None,
+    grid: Annotated[o.Strings, typer.Option(metavar="KEY=A,B,…", help=GRID)] = None,
     seeds: Annotated[str | None, typer.Option(help="How many (3: 1, 2, 3), or which (5,7). [1]")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 1,
     engine: Annotated[
         Literal["local", "slurm"], typer.Option(help="Run here, or as jobs of a Slurm cluster (kdbert[cluster]).")
     ] = "local",
     slurm: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="--engine slurm: time=2:00:00, partition=gpu, gpus_per_node=1, …"),
+        o.Strings, typer.Option(metavar="KEY=VALUE", help="--engine slurm: time=2:00:00, partition=gpu, …")
     ] = None,
     set_: o.Set = None,
     plugin: o.Plugin = None,
@@ -99,12 +89,7 @@ def sweep(
 
 
 def _cluster_parameters(engine: str, slurm: list[str], jobs: int) -> dict[str, Any] | None:
-    """What --slurm says, with --engine slurm.
-
-    Raises:
-        typer.BadParameter: flags that do not go together.
-        UserError: submitit is not installed, or see `parse_parameters`.
-    """
+    """What --slurm says, with --engine slurm."""
     if engine == "local":
         if slurm:
             raise typer.BadParameter("goes with --engine slurm", param_hint="--slurm")

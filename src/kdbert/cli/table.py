@@ -20,6 +20,7 @@ def table(
     baseline: Annotated[str | None, typer.Option(help="Row to compare with: adds differences, intervals, p.")] = None,
     paper: Annotated[o.Strings, typer.Option(help="Published numbers: ics, bert-and-friends, clinc, linkbert.")] = None,
     percent: Annotated[bool, typer.Option("--percent", help="Scores times 100, two decimals.")] = False,
+    runs_dir: o.RunsDir = "runs",
     debug: o.Debug = False,
 ) -> None:
     """Show runs as a table: Markdown, LaTeX or CSV.
@@ -37,16 +38,12 @@ def table(
     if format_ not in FORMATS:
         raise UserError(f"--format {format_!r} is unknown{near_miss(format_, FORMATS)}; expected {', '.join(FORMATS)}")
     made = make_tables(
-        o.run_paths(runs or ["runs"]),
-        rows=o.split_list(rows) or [],
-        columns=o.split_list(columns) or [],
-        where=o.where_of(where),
-        metric=metric,
-        split=split,
-        baseline=baseline,
-        papers=paper or [],
+        [o.run_path(run, runs_dir) for run in runs or [runs_dir]], where=o.where_of(where), metric=metric, split=split,
+        rows=o.split_list(rows) or [], columns=o.split_list(columns) or [], baseline=baseline, papers=paper or [],
         together=format_ == "csv",
-    )
+    )  # fmt: skip
+    if len(made) > 1:
+        o.log.warning("one table per task; for one table, name these keys in --rows")
     try:
         print(FORMATS[format_](made, percent), end="", flush=True)
     except BrokenPipeError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -131,17 +131,13 @@ class Batch:
     def alike(self, rows: np.ndarray) -> Batch:
         """The inputs of some rows of equal length, without padding."""
         assert self.lengths is not None
-        place = torch.from_numpy(rows).to(self.input_ids.device)
-        length = int(self.lengths[rows[0]])
-
-        def taken(values: torch.Tensor) -> torch.Tensor:
-            return values[place, :length]
-
+        place, length = torch.from_numpy(rows).to(self.input_ids.device), int(self.lengths[rows[0]])
+        types = self.token_type_ids
         return replace(
             self,
-            input_ids=taken(self.input_ids),
-            attention_mask=taken(self.attention_mask),
-            token_type_ids=None if self.token_type_ids is None else taken(self.token_type_ids),
+            input_ids=self.input_ids[place, :length],
+            attention_mask=self.attention_mask[place, :length],
+            token_type_ids=None if types is None else types[place, :length],
             lengths=self.lengths[rows],
             padded=False,
         )
@@ -160,17 +156,13 @@ class Batch:
         if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
             return per_example
         # Only the last part can have rows that fill it up, so the first `count` rows are real.
-        whole: torch.Tensor = _Gather.apply(per_example)
-        return whole[: self.count]
+        return _Gather.apply(per_example)[: self.count]
 
     def mean(self, per_example: torch.Tensor) -> torch.Tensor:
         """Mean of a quantity of examples or tokens over the whole optimiser step.
 
         It divides by the global count, so that neither the number of processes nor that of micro-batches changes a loss
-        or a gradient.
-
-        Args:
-            per_example: [B], or [B, L] with 0 at tokens without a label.
+        or a gradient. `per_example` is [B], or [B, L] with 0 at tokens without a label.
         """
         if per_example.dim() == 2:
             return (per_example.sum(1) * self.valid.to(per_example.dtype)).sum() * self.label_scale
@@ -192,16 +184,10 @@ class Batch:
             # A copy to a CUDA device makes the host wait unless it comes from pinned memory.
             return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
-        return replace(
-            self,
-            input_ids=move(self.input_ids),
-            attention_mask=move(self.attention_mask),
-            token_type_ids=None if self.token_type_ids is None else move(self.token_type_ids),
-            labels=None if self.labels is None else move(self.labels),
-            example=move(self.example),
-            valid=move(self.valid),
-            known=None if self.known is None else move(self.known),
-        )
+        tensors: dict[str, Any] = {
+            name: move(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **tensors)
 
 
 class _Gather(torch.autograd.Function):
@@ -235,12 +221,12 @@ def micro_batches(
 
     Rank r takes a contiguous slice. All ranks get the same number of rows and the same padded length (that of the
     longest example, unless `length` is given); missing rows are copies of the first example and marked invalid.
-
-    Args:
-        draw: of plain text, what the draw of hidden tokens depends on: (seed, epoch).
+    The draw of hidden tokens in plain text depends on `draw`: (seed, epoch).
     """
     parts = [part for part in np.array_split(rows, accumulation) if len(part)]
     hidden = hide(data, rows, draw)
+    label_count = sum(int((one.labels != IGNORE_INDEX).sum()) for one in hidden.values())
+    known_counts = {row: int(one.known.sum()) for row, one in hidden.items()}
     for part in parts:
         share = -(-len(part) // world)
         mine = part[rank * share : (rank + 1) * share]
@@ -252,38 +238,27 @@ def micro_batches(
         batch.scale = world / len(rows)
         if data.logits_of == "token" and data.labels is not None:
             batch.label_scale = world / max(1, int(data.label_counts[rows].sum()))
-        if hidden is not None:
-            batch.label_scale = world / max(1, sum(hidden[row].label_count for row in rows.tolist()))
-            batch.known_scale = world / max(1, sum(hidden[row].known_count for row in rows.tolist()))
-            batch.known_count = sum(hidden[row].known_count for row in part.tolist())
+        if hidden:
+            batch.label_scale = world / max(1, label_count)
+            batch.known_scale = world / max(1, sum(known_counts.values()))
+            batch.known_count = sum(known_counts[row] for row in part.tolist())
         batch.share, batch.world = len(part) / len(rows), world
         batch.everyone, batch.start = part, rank * share
         yield batch
 
 
-@dataclass(frozen=True)
-class Hidden:
+class Hidden(NamedTuple):
     """A text with some tokens hidden, from `Masking.hide`: int [n], int [n], bool [n]."""
 
     ids: np.ndarray
     labels: np.ndarray
     known: np.ndarray
 
-    @property
-    def label_count(self) -> int:
-        """Tokens that are hidden."""
-        return int((self.labels != IGNORE_INDEX).sum())
 
-    @property
-    def known_count(self) -> int:
-        """Tokens that the teacher's vocabulary has."""
-        return int(self.known.sum())
-
-
-def hide(data: Encoded, rows: np.ndarray, draw: tuple[int, ...]) -> dict[int, Hidden] | None:
-    """Texts with tokens hidden by a draw that depends on `draw` and the text's number; None without masking."""
+def hide(data: Encoded, rows: np.ndarray, draw: tuple[int, ...]) -> dict[int, Hidden]:
+    """Texts with tokens hidden by a draw that depends on `draw` and the text's number; {} without masking."""
     if data.masking is None:
-        return None
+        return {}
     found = {}
     for row in np.unique(rows).tolist():
         ids = np.asarray(data.input_ids[data.offsets[row] : data.offsets[row + 1]])
@@ -296,8 +271,7 @@ def collate(
 ) -> Batch:
     """Pad the given examples to a common length (that of the longest, unless `length` is given).
 
-    Args:
-        hidden: of plain text, from `hide`; by default as in an evaluation.
+    `hidden` is from `hide`; by default tokens of plain text are hidden as in an evaluation.
     """
     length = int(data.lengths[rows].max()) if length is None else length
     source, real = data.tokens(rows, length)
@@ -313,8 +287,7 @@ def collate(
         labels = torch.from_numpy(data.labels[rows])
     known = None
     if data.masking is not None:
-        hidden = hide(data, rows, EVALUATION) if hidden is None else hidden
-        assert hidden is not None
+        hidden = hidden or hide(data, rows, EVALUATION)
         targets, there = np.full(real.shape, IGNORE_INDEX, dtype=np.int64), np.zeros(real.shape, dtype=bool)
         for place, row in enumerate(rows.tolist()):
             one = hidden[row]

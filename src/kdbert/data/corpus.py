@@ -9,15 +9,14 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 
 from kdbert.data.encode import Encoded
-from kdbert.data.files import read_lines, text_digest
+from kdbert.data.files import log_once, read_lines, text_digest
 from kdbert.data.masking import Masking, tokenizer_digest
 from kdbert.disk.lock import alone
 from kdbert.disk.sealed import parse_json
@@ -40,15 +39,9 @@ class Numbers(Sequence[str]):
     def __len__(self) -> int:
         return self.size
 
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-
-    def __getitem__(self, place: int | slice) -> str | list[str]:
+    def __getitem__(self, place: Any) -> Any:
         found = range(self.size)[place]
-        return str(found) if isinstance(found, int) else [str(number) for number in found]
+        return str(found) if isinstance(found, int) else list(map(str, found))
 
 
 @dataclass(frozen=True)
@@ -81,11 +74,7 @@ class TextSplit:
 
 
 def corpus_files(place: str) -> list[Path]:
-    """The files of a corpus: the named file, or all text files below a folder, plain or gzip, sorted by name.
-
-    Raises:
-        UserError: no such file or folder, or no text file in the folder.
-    """
+    """The files of a corpus: the named file, or all text files below a folder, plain or gzip, sorted by name."""
     if not place.strip():
         raise UserError("--corpus is empty: name a text file, or a folder of text files")
     path = Path(place).expanduser()
@@ -94,31 +83,16 @@ def corpus_files(place: str) -> list[Path]:
     if not path.is_dir():
         raise UserError(f"no corpus {place!r}: check the path (a text file, or a folder of text files)")
     every = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    found = [
-        file for file in every if file.with_suffix("").suffix + file.suffix in _SUFFIXES or file.suffix in _SUFFIXES
-    ]
+    found = [file for file in every if file.name.removesuffix(".gz").endswith(SUFFIXES)]
     if not found:
         raise UserError(f"folder {place!r} holds no text files ({', '.join(SUFFIXES)}, plain or .gz)")
     if len(found) < len(every):
-        _tell(f"corpus {place}: {len(found)} of {len(every)} files are text ({', '.join(SUFFIXES)})")
+        log_once(f"corpus {place}: {len(found)} of {len(every)} files are text ({', '.join(SUFFIXES)})")
     return found
 
 
-@cache
-def _tell(sentence: str) -> None:
-    """Log something once in a process."""
-    log.info("%s", sentence)
-
-
-_SUFFIXES = {*SUFFIXES, *(f"{suffix}.gz" for suffix in SUFFIXES)}
-
-
 def corpus_digest(place: str) -> str:
-    """16 hex digits of the content of a corpus's files, in their order.
-
-    Raises:
-        UserError: no files, or one cannot be read.
-    """
+    """16 hex digits of the content of a corpus's files, in their order."""
     return hashlib.sha256("".join(map(text_digest, corpus_files(place))).encode()).hexdigest()[:16]
 
 
@@ -128,12 +102,8 @@ Unit = Literal["line", "document", "file"]
 def read_texts(place: str, unit: Unit = "line") -> Iterator[str]:
     """The texts of a corpus without blank ones.
 
-    Args:
-        unit: what one text is: a line; a document, which ends at a blank line or with the file; or a file. Lines of one
-            text are joined with a space.
-
-    Raises:
-        UserError: no text at all, or a fault in a file, with its line.
+    A text is a line; a document, which ends at a blank line or with the file; or a file. Its lines are joined with a
+    space.
     """
     found = False
     for file in corpus_files(place):
@@ -192,7 +162,7 @@ def tokenised(
         "max_length": max_length,
         "packed": packed,
         "part": part,
-        **({"unit": unit} if unit != "line" else {}),
+        "unit": unit,
     }
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     kept = folder / name
@@ -232,14 +202,11 @@ def _write(kept: Path, place: str, tokenizer: Any, about: dict[str, Any]) -> Non
     log.info("corpus %s: tokenising", place)
     started = time.perf_counter()
     part = about["part"]
-    wanted = (
-        text for text in read_texts(place, about.get("unit", "line")) if part is None or is_dev(text) == (part == "dev")
-    )
-    texts = _Counted(wanted)
+    wanted = (text for text in read_texts(place, about["unit"]) if part is None or is_dev(text) == (part == "dev"))
     temporary = kept.with_name(f".{kept.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    truncated = tokens = 0
+    texts = truncated = tokens = 0
     limit = about["max_length"] - 2
     start, end = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
     try:
@@ -254,7 +221,8 @@ def _write(kept: Path, place: str, tokenizer: Any, about: dict[str, Any]) -> Non
                 offsets_file.write(np.array([tokens], np.int64).tobytes())
 
             rest: list[int] = []  # packed tokens that do not fill a sequence yet
-            for ids in _ids(texts, tokenizer):
+            for ids in _ids(wanted, tokenizer):
+                texts += 1
                 if not about["packed"]:
                     truncated += len(ids) > limit
                     put(ids[:limit])
@@ -275,27 +243,14 @@ def _write(kept: Path, place: str, tokenizer: Any, about: dict[str, Any]) -> Non
         noted = {
             "about": about,
             "truncated": truncated,
-            "texts": texts.count,
+            "texts": texts,
             "sha256": [text_digest(file) for file in files],
         }
         (temporary / "about.json").write_text(json.dumps(noted, indent=1), encoding="utf-8")
         temporary.rename(kept)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    log.info("corpus %s: %d texts, %d tokens, %.0f s", place, texts.count, tokens, time.perf_counter() - started)
-
-
-class _Counted:
-    """Texts that are counted as they are read."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        self.texts = texts
-        self.count = 0
-
-    def __iter__(self) -> Iterator[str]:
-        for text in self.texts:
-            self.count += 1
-            yield text
+    log.info("corpus %s: %d texts, %d tokens, %.0f s", place, texts, tokens, time.perf_counter() - started)
 
 
 def _ids(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import csv
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from kdbert.data.files import read_lines
 from kdbert.disk.sealed import TWICE, parse_json
-from kdbert.errors import UserError
+from kdbert.errors import UserError, near_miss
 
 Record = tuple[str, Mapping[str, Any]]
 # What Arrow and `datasets` raise of damaged bytes, besides Arrow's own errors.
 FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 _LONGEST_FIELD = 2**31 - 1
 _AT_A_TIME = 1000  # rows of a parquet file or saved dataset that are Python objects at once
-_TAGGED = (".conll", ".conllu", ".iob", ".iob2", ".bio")
-_TAG = re.compile(r"O|[BIOESLU]-\S+")
-_LOOKED_AT = 20  # lines of a .txt file
 _NO_HEADER = {
     "\0": "the names hold zero bytes (UTF-16? convert it with `iconv -f utf-16le -t utf-8`)",
     "\r": "lines end in lone carriage returns; convert them, for example with `tr '\\r' '\\n'`",
@@ -34,20 +29,19 @@ class DataFile:
     """A file opened for reading: its columns, and its rows as (place, column -> value).
 
     Rows are read from the file whenever they are asked for, so that a large one is never held as Python objects.
-
-    Attributes:
-        broken: of a csv file, how many rows have a quoted field with line breaks.
     """
 
     path: Path
     columns: tuple[str, ...]
-    read: Callable[[], Iterator[Record]]
-    broken: int = 0
+    rows: Callable[[], Iterator[Record]]
+    broken: int = 0  # rows of a csv file that have a quoted field with line breaks
 
-    @property
-    def rows(self) -> Iterator[Record]:
-        """The rows in their order."""
-        return self.read()
+    def require(self, names: Iterable[str]) -> None:
+        """Refuse a table without one of these columns."""
+        for name in names:
+            if name not in self.columns:
+                listed, close = ", ".join(self.columns), near_miss(name, self.columns)
+                raise UserError(f"{self.path} has no column {name!r}{close} (it has: {listed})")
 
 
 def open_data_file(path: Path, split: str | None = None) -> DataFile:
@@ -79,7 +73,10 @@ def open_data_file(path: Path, split: str | None = None) -> DataFile:
     elif suffix == ".parquet":
         read = partial(_parquet, path)
     else:
-        raise UserError(_another_format(path, suffix))
+        raise UserError(
+            f"{path}: cannot tell its format; expected .csv, .tsv, .jsonl, .json (plain or .gz), .parquet or a folder "
+            "written by datasets.save_to_disk (plain text: --corpus; tagged words of your own are not read yet)"
+        )
     columns: dict[str, None] = {}
     count = broken = 0
     for _, record in read():
@@ -89,23 +86,6 @@ def open_data_file(path: Path, split: str | None = None) -> DataFile:
     if not count:
         raise UserError(f"{path} has no examples" + (" (only a header?)" if path.is_file() else ""))
     return DataFile(path, tuple(columns), read, broken)
-
-
-def _another_format(path: Path, suffix: str) -> str:
-    """The message for a file of an unknown format."""
-    tagged = suffix in _TAGGED
-    if suffix == ".txt":
-        lines = [line.split() for _, line in islice(read_lines(path), _LOOKED_AT) if line.strip()]
-        tagged = bool(lines) and all(len(parts) > 1 and _TAG.fullmatch(parts[-1]) for parts in lines)
-    if tagged:
-        return (
-            f"{path}: tagged words, one a line (CoNLL); tagged words of your own are not read yet, only those of "
-            "registered tasks (kind token in `kdbert data list`)"
-        )
-    return (
-        f"{path}: cannot tell its format; expected .csv, .tsv, .jsonl, .json (plain or .gz), .parquet "
-        "or a folder written by datasets.save_to_disk" + (" (plain text goes with --corpus)" * (suffix == ".txt"))
-    )
 
 
 def _delimited(path: Path, split: Callable[[Path], Iterator[tuple[int, list[str]]]]) -> Iterator[Record]:
@@ -136,11 +116,7 @@ def _delimited(path: Path, split: Callable[[Path], Iterator[tuple[int, list[str]
 
 
 def _header(path: Path, cells: list[str]) -> tuple[str, ...]:
-    """The names of the columns; the first may be empty, as pandas writes its index.
-
-    Raises:
-        UserError: a name occurs twice or is missing, or the line is not a header.
-    """
+    """The names of the columns; the first may be empty, as pandas writes its index."""
     names = tuple(name.strip() for name in cells)
     where = f"{path}, line 1"
     twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
@@ -168,43 +144,17 @@ def _tab_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line on which it starts, cells) of each row.
-
-    Raises:
-        UserError: a quote is not closed, or text follows a closed one; with the line on which the field starts.
-    """
-    lines: list[str] = []  # of the row that is read
-
-    def following() -> Iterator[str]:
-        for _, line in read_lines(path):
-            lines.append(line + "\n")
-            yield lines[-1]
-
+    """(line on which it starts, cells) of each row."""
     csv.field_size_limit(_LONGEST_FIELD)  # of the process; its own is 131,072 characters
-    reader = csv.reader(following(), strict=True)
+    reader = csv.reader((line + "\n" for _, line in read_lines(path)), strict=True)
     start = 1
     try:
         for cells in reader:
             yield start, cells
             start = reader.line_num + 1
-            lines.clear()
-    except csv.Error as error:
-        line = start + _last_quote("".join(lines))
+    except csv.Error as error:  # a quote is not closed, or text follows a closed one
         cure = _NO_HEADER["\r"] if "new-line" in str(error) else "is a quote not closed, or the file truncated?"
-        raise UserError(f"{path}, line {line}: {error} ({cure})") from None
-
-
-def _last_quote(text: str) -> int:
-    """Line, from 0, on which the last quoted field of a row begins."""
-    inside, line, found, before = False, 0, 0, ","
-    for letter in text:
-        if letter == '"' and inside:
-            inside = False
-        elif letter == '"' and before in ',"\n':  # behind another quote it is one that is doubled
-            inside, found = True, line if before != '"' else found
-        line += letter == "\n"
-        before = letter
-    return found
+        raise UserError(f"{path}, line {start}: {error} ({cure})") from None
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
@@ -248,7 +198,12 @@ def _parquet(path: Path) -> Iterator[Record]:
             columns = file.schema_arrow.names
             if len(set(columns)) != len(columns):
                 raise UserError(f"{path}: a column name occurs twice ({', '.join(columns)})")
-            names = _class_names((file.schema_arrow.metadata or {}).get(b"huggingface"))
+            info = parse_json((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))  # as `datasets` writes it
+            names = {
+                column: tuple(map(str, feature["names"]))
+                for column, feature in info.get("info", {}).get("features", {}).items()
+                if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+            }
             yield from _records((batch.to_pylist() for batch in file.iter_batches(_AT_A_TIME)), names)
     except (pyarrow.ArrowException, *FAULTS) as error:
         raise UserError(f"{path}: not a readable parquet file ({first_line(error)})") from None
@@ -260,50 +215,36 @@ def _saved_dataset(path: Path, split: str | None) -> Iterator[Record]:
 
     try:
         data = datasets.load_from_disk(str(path))
+        if isinstance(data, datasets.DatasetDict):
+            wanted = ("validation", "dev") if split == "dev" else (split or "train",)
+            name = next((one for one in wanted if one in data), None)
+            if name is None:
+                raise UserError(f"{path} has no split {wanted[0]!r} (it has: {', '.join(data)})")
+            data = data[name]
+        names = {
+            column: tuple(feature.names)
+            for column, feature in data.features.items()
+            if isinstance(feature, datasets.ClassLabel)
+        }
+        yield from _records((batch.to_pylist() for batch in data.with_format("arrow").iter(_AT_A_TIME)), names)
     except FileNotFoundError:
         raise UserError(f"{path}: a folder, but not one written by datasets.save_to_disk") from None
     except (pyarrow.ArrowException, *FAULTS) as error:
         raise UserError(f"{path}: the saved dataset is damaged ({first_line(error)})") from None
-    if isinstance(data, datasets.DatasetDict):
-        name = {"dev": "validation"}.get(split or "train", split or "train")
-        if name not in data and (split or "train") in data:
-            name = split or "train"
-        if name not in data:
-            raise UserError(f"{path} has no split {name!r} (it has: {', '.join(data)})")
-        data = data[name]
-    names = {
-        column: tuple(feature.names)
-        for column, feature in data.features.items()
-        if isinstance(feature, datasets.ClassLabel)
-    }
-    try:
-        yield from _records((batch.to_pylist() for batch in data.with_format("arrow").iter(_AT_A_TIME)), names)
-    except (pyarrow.ArrowException, *FAULTS) as error:
-        raise UserError(f"{path}: the saved dataset is damaged ({first_line(error)})") from None
+
+
+def cell_text(record: Mapping[str, Any], column: str, where: str) -> str:
+    """A cell that must hold text; `where` is file and place, for the message."""
+    value = record.get(column)
+    if isinstance(value, str):
+        return value
+    what = " but a list" if isinstance(value, list) else ", it is missing (null)" if value is None else ""
+    raise UserError(f"{where}: column {column!r} holds no text{what}")
 
 
 def first_line(error: Exception) -> str:
     """The first line of an exception's message, or the name of its class."""
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _class_names(metadata: bytes | None) -> dict[str, tuple[str, ...]]:
-    """Names of the classes that a parquet file written by `datasets` stores as numbers.
-
-    Raises:
-        ValueError: its metadata cannot be read.
-    """
-    if metadata is None:
-        return {}
-    try:
-        features = parse_json(metadata).get("info", {}).get("features", {})
-        return {
-            column: tuple(map(str, feature["names"]))
-            for column, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-        }
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError("the description of its columns by `datasets` is damaged") from None
 
 
 def _records(batches: Iterator[list[dict[str, Any]]], names: Mapping[str, tuple[str, ...]]) -> Iterator[Record]:

@@ -44,9 +44,6 @@ def download(url: str, target: Path, sha256: str | None) -> None:
     A partial download is in `<target>.part`. A later call continues it if there is a checksum, which tells whether both
     parts are of one file. If two processes fetch the same file, the second waits and then finds it.
 
-    Args:
-        sha256: of the file; None if it is not known.
-
     Raises:
         UserError: no such file, no connection, another checksum, no room.
     """
@@ -63,7 +60,6 @@ def download(url: str, target: Path, sha256: str | None) -> None:
 
 
 def _fetch(url: str, part: Path, target: Path, sha256: str | None) -> None:
-    """`download`, alone."""
     shown = without_credentials(url)
     if sha256 is None or part.is_symlink():
         part.unlink(missing_ok=True)
@@ -71,7 +67,7 @@ def _fetch(url: str, part: Path, target: Path, sha256: str | None) -> None:
         try:
             _receive(url, part)
             break
-        except (ConnectionError, TimeoutError, urllib.error.URLError, HTTPException, _Interrupted) as error:
+        except (ConnectionError, TimeoutError, urllib.error.URLError, HTTPException) as error:
             if isinstance(error, urllib.error.HTTPError):
                 raise UserError(f"cannot fetch {shown}: the server says {error.code} {error.reason}") from None
             if attempt == TRIES - 1:
@@ -82,22 +78,13 @@ def _fetch(url: str, part: Path, target: Path, sha256: str | None) -> None:
                     "from there). Without network, download it elsewhere: `kdbert data describe TASK` says where to"
                 ) from None
             time.sleep(attempt)
-    found = read_sha256(part)
-    if sha256 is not None and found != sha256:
-        part.unlink()
-        raise UserError(
-            f"{shown} is not the file that was expected (sha256 {found[:16]}…, expected {sha256[:16]}…); nothing of "
-            "it was kept: try again, or get the file from elsewhere"
-        )
-    os.replace(part, target)
-
-
-class _Interrupted(Exception):
-    """The server sent less than it said it would."""
+    _put(part, target, sha256, shown)
 
 
 def _receive(url: str, part: Path) -> None:
     """Append what is missing of a file to `part`, or start again if the server cannot continue."""
+    from tqdm import tqdm
+
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "kdbert", "Accept-Encoding": "identity"}
     if have:
@@ -111,17 +98,20 @@ def _receive(url: str, part: Path) -> None:
         if total == str(have):  # it is complete
             return
         part.unlink()
-        raise _Interrupted("the partial download was longer than the file, so it is fetched again") from None
+        raise ConnectionError("the partial download was longer than the file, so it is fetched again") from None
     with answer, open(part, "ab" if answer.status == 206 else "wb", opener=no_link) as file:
         begun = file.tell()
         length = answer.headers.get("Content-Length")
         expected = None if length is None else begun + int(length)
-        with _bar(url, begun, expected) as bar:
+        with tqdm(
+            desc=PurePosixPath(url).name, total=expected, initial=begun, unit="B", unit_scale=True, leave=False,
+            disable=not log.isEnabledFor(logging.INFO), mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        ) as bar:  # fmt: skip
             while block := answer.read(BLOCK):
                 file.write(block)
                 bar.update(len(block))
         if expected is not None and file.tell() < expected:
-            raise _Interrupted(f"the connection broke off after {file.tell():,} of {expected:,} bytes")
+            raise ConnectionError(f"the connection broke off after {file.tell():,} of {expected:,} bytes")
 
 
 def _request(url: str, headers: Mapping[str, str]) -> urllib.request.Request:
@@ -134,24 +124,13 @@ def _request(url: str, headers: Mapping[str, str]) -> urllib.request.Request:
     return request
 
 
-def _bar(url: str, begun: int, expected: int | None) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(
-        desc=PurePosixPath(url).name, total=expected, initial=begun, unit="B", unit_scale=True, leave=False,
-        disable=not log.isEnabledFor(logging.INFO), mininterval=0.5 if sys.stderr.isatty() else 30.0,
-    )  # fmt: skip
-
-
 def unpack(archive: Path, members: Mapping[str, Path], checksums: Mapping[str, str]) -> None:
     """Extract some members of a zip or tar archive, each checked before it gets its name.
 
-    Args:
-        members: name inside the archive -> file to write.
-        checksums: name inside the archive -> sha256, if it is known.
+    Refused are members that lead outside, are links, are missing, or have another checksum.
 
-    Raises:
-        UserError: it is not an archive; a member leads outside, is a link, is missing, or has another checksum.
+    Args:
+        members: name inside the archive -> file to write. checksums: the same -> sha256, if it is known.
     """
     try:
         with _opened(archive) as (names, read):
@@ -187,28 +166,29 @@ def _opened(archive: Path) -> Iterator[tuple[dict[str, bool], Any]]:
 
 
 def write_checked(source: IO[bytes], target: Path, sha256: str | None) -> None:
-    """Write a file under a temporary name, check it, and rename it.
-
-    Raises:
-        UserError: another checksum, no room.
-    """
+    """Write a file under a temporary name, check it, and rename it."""
     part = target.with_name(target.name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         part.unlink(missing_ok=True)
         with open(part, "xb") as file:
             shutil.copyfileobj(source, file, BLOCK)
-        found = read_sha256(part)
-        if sha256 is not None and found != sha256:
-            raise UserError(
-                f"{target.name} is not the file that was expected (sha256 {found[:16]}…, expected {sha256[:16]}…); "
-                "it was not kept"
-            )
-        os.replace(part, target)
+        _put(part, target, sha256, target.name)
     except OSError as error:
         raise _told(error, target) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def _put(part: Path, target: Path, sha256: str | None, name: str) -> None:
+    """Give a file its name if it has this checksum, and remove it if not."""
+    if sha256 is not None and (found := read_sha256(part)) != sha256:
+        part.unlink()
+        raise UserError(
+            f"{name} is not the file that was expected (sha256 {found[:16]}…, expected {sha256[:16]}…); nothing of it "
+            "was kept: try again, or get the file from elsewhere"
+        )
+    os.replace(part, target)
 
 
 def _told(error: OSError, target: Path) -> UserError:

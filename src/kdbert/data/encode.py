@@ -51,10 +51,8 @@ class Encoded:
         return np.diff(self.offsets)
 
     def tokens(self, rows: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where the tokens of some examples are in an array of all tokens, padded to a common length.
-
-        Returns:
-            int64 [B, length] (0 at padding), and bool [B, length], true at real positions.
+        """Where the tokens of some examples are in an array of all tokens, int64 [B, length] (0 at padding); and bool
+        [B, length], true at real positions.
         """
         position = np.arange(length)
         real = position[None, :] < self.lengths[rows][:, None]
@@ -113,14 +111,7 @@ class Encoded:
 def encode(examples: Examples, tokenizer: Any, max_length: int) -> Encoded:
     """Tokenise a split: [CLS] a [SEP] b [SEP], the longer sentence is cut first.
 
-    Where words have tags, each word is tokenised by itself.
-
-    Args:
-        tokenizer: a fast Hugging Face tokenizer.
-        max_length: the most tokens an example may have, special tokens included.
-
-    Raises:
-        UserError: an example has no tokens, so no model has an answer.
+    Where words have tags, each word is tokenised by itself. `max_length` includes special tokens.
     """
     wants_types = "token_type_ids" in tokenizer.model_input_names
     ids, types, lengths = bytearray(), bytearray(), array("q")  # they grow in place, so nothing is held twice

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,13 +47,7 @@ class PackedStrings(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-
-    def __getitem__(self, place: int | slice) -> str | list[str]:
+    def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
             return [self[number] for number in range(*place.indices(len(self)))]
         number = range(len(self))[place]
@@ -64,9 +58,6 @@ class PackedStrings(Sequence[str]):
         if isinstance(other, str) or not isinstance(other, Sequence):
             return NotImplemented
         return len(self) == len(other) and all(one == its for one, its in zip(self, other, strict=True))
-
-    def __repr__(self) -> str:
-        return f"PackedStrings({self[:5]}{', …' * (len(self) > 5)})"
 
 
 @dataclass(frozen=True)
@@ -124,29 +115,19 @@ class Examples:
         return digest.hexdigest()[:16]
 
 
-class LabelReader(Protocol):
-    """What reads labels: a `kdbert.heads.Head`."""
-
-    @property
-    def label_type(self) -> type[np.generic]:
-        """Type of the labels in an array."""
-
-    def read_label(self, label: str | tuple[str, ...], words: Sequence[str] | None, where: str) -> list[Any]:
-        """The values of one example's label: one, or one for each of its words.
-
-        Raises:
-            UserError: the label is not one of the task's.
-        """
-
-
-def examples_of(rows: Iterable[RawExample], *, path: Path, split: str, reader: LabelReader | None) -> Examples:
+def examples_of(
+    rows: Iterable[RawExample],
+    *,
+    path: Path,
+    split: str,
+    read_label: Callable[[str | tuple[str, ...], Sequence[str] | None, str], list[Any]] | None,
+    label_type: type[np.generic] = np.int64,
+) -> Examples:
     """Turn rows into examples, checking every label.
 
     Args:
-        reader: reads the labels; each row must have one. None: the split has no labels.
-
-    Raises:
-        UserError: no rows, a missing label, one that the reader refuses; with the file and line.
+        read_label: `Head.read_label`; each row must have a label. None: the split has no labels.
+        label_type: type of the labels in an array.
     """
     ids, text_a, text_b = PackedStrings(), PackedStrings(), PackedStrings()
     words: list[tuple[str, ...]] = []
@@ -154,8 +135,10 @@ def examples_of(rows: Iterable[RawExample], *, path: Path, split: str, reader: L
     pair = False
     for row in rows:
         for text in (row.text_a, row.text_b, *(row.words or ())):
-            if text is not None and _half_a_character(text):
-                raise UserError(f"{path}, {row.place}: the text has half a character (a lone surrogate)")
+            try:
+                (text or "").encode("utf-8")
+            except UnicodeEncodeError:  # half of a surrogate pair, which JSON can express
+                raise UserError(f"{path}, {row.place}: the text has half a character (a lone surrogate)") from None
         ids.append(row.id)
         text_a.append(row.text_a)
         if row.text_b is not None:
@@ -163,21 +146,12 @@ def examples_of(rows: Iterable[RawExample], *, path: Path, split: str, reader: L
             text_b.append(row.text_b)
         if row.words is not None:
             words.append(row.words)
-        if reader is not None:
+        if read_label is not None:
             where = f"{path}, {row.place}"
             if row.label is None or row.label == "":
                 raise UserError(f"{where}: the label is missing")
-            labels.extend(reader.read_label(row.label, row.words, where))
+            labels.extend(read_label(row.label, row.words, where))
     if not ids:
         raise UserError(f"{path} has no examples (only a header?)")
-    array = None if reader is None else np.array(labels, dtype=reader.label_type)
+    array = None if read_label is None else np.array(labels, dtype=label_type)
     return Examples(split, ids, text_a, text_b if pair else None, array, words or None)
-
-
-def _half_a_character(text: str) -> bool:
-    """Whether a text has half of a surrogate pair, which JSON can express."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False

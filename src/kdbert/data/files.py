@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import logging
 import zlib
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from kdbert.errors import UserError
@@ -61,22 +62,12 @@ def _encoding(line: bytes) -> str:
 
 
 def text_digest(path: Path) -> str:
-    """16 hex digits of a file's content; the same for a plain file and its gzip.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """16 hex digits of a file's content; the same for a plain file and its gzip."""
     return unpacked_sha256(path)[:16]
 
 
 def unpacked_sha256(path: Path) -> str:
-    """sha256 of a file's content, of what is inside where it is a gzip.
-
-    Read once per process while size and time of change stay the same.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """sha256 of a file's content, unpacked; read once per process while size and time of change stay the same."""
     try:
         status = path.stat()
         return _text_digest(path.absolute(), status.st_size, status.st_mtime_ns)
@@ -93,6 +84,7 @@ def _text_digest(path: Path, size: int, changed: int) -> str:
     return digest.hexdigest()
 
 
-def read_text(path: Path) -> str:
-    """The whole of a UTF-8 file, plain or gzip; faults as in `read_lines`."""
-    return "\n".join(line for _, line in read_lines(path))
+@cache
+def log_once(sentence: str, level: int = logging.INFO) -> None:
+    """Log a sentence once per process, which may read a file several times."""
+    logging.getLogger("kdbert").log(level, "%s", sentence)

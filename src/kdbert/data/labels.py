@@ -62,15 +62,7 @@ def alike(labels: Iterable[str]) -> tuple[str, str] | None:
 
 
 def class_number(name: str, numbers: Mapping[str, int], where: str) -> int:
-    """The number of a class.
-
-    Args:
-        numbers: name of each class -> its number.
-        where: file and line, for the message.
-
-    Raises:
-        UserError: no such class, with the nearest one.
-    """
+    """The number of a class; `where` is file and line, for the message."""
     if name not in numbers:
         known = ", ".join(list(numbers)[:8]) + (", …" if len(numbers) > 8 else "")
         raise UserError(

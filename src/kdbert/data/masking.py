@@ -38,10 +38,8 @@ class Masking:
     probability: float = 0.15
 
     def chosen(self, ids: np.ndarray, draw: Sequence[int]) -> np.ndarray:
-        """Which tokens of a text are hidden: bool [n], a pure function of the text and `draw`.
-
-        Args:
-            ids: int [n]. draw: what the random draw depends on, such as (seed, epoch, number of the text).
+        """Which tokens of a text (int [n]) are hidden: bool [n], a pure function of the text and `draw`, such as
+        (seed, epoch, number of the text).
         """
         random = np.random.default_rng([int(number) for number in draw])
         if self.continues is None:
@@ -70,11 +68,9 @@ class Masking:
 def masking_of(
     tokenizer: Any, *, known: int | None = None, probability: float = 0.15, words: bool = False, new_always: bool = True
 ) -> Masking:
-    """The masking of texts that are read by a tokenizer.
+    """The masking of texts that are read by a tokenizer; with `words`, of whole words.
 
-    Args:
-        known: size of the vocabulary before it was expanded (None: as noted in the tokenizer, else all of it).
-        words: hide whole words.
+    `known` is the size of the vocabulary before it was expanded (None: as noted in the tokenizer, else all of it).
 
     Raises:
         ValueError: the tokenizer has no mask token; with `words`, its pieces do not show where words begin.

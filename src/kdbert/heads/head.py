@@ -3,12 +3,10 @@
 A new kind of task is one file here with a subclass of `Head`, and one line in `kdbert.heads`. It must define:
 
 - the class variables that have no default here;
-- labels: `read_label` (a label in a file -> values);
-- losses: `hard_loss` against labels, `soft_loss` against a teacher;
-- answers: `predicted` (logits -> answers), `in_words` (an answer -> words), `written` (an answer -> JSON, which
+- `read_label` (a label in a file -> values), `soft_loss` (against a teacher), `written` (an answer -> JSON, which
   `read_label` reads back), `constants` (among which the best constant answer is).
 
-The other methods fit a head with one row of logits and one label per example; `tokens` shows what to override where
+The other methods fit a head that chooses one of its classes for each example; `tokens` shows what to override where
 an example has many labels, `masked_lm` where it has none. A head opens neither files nor models, and knows no task.
 """
 
@@ -27,6 +25,7 @@ from kdbert.data.batches import Batch
 from kdbert.data.corpus import TextSplit
 from kdbert.data.encode import Encoded
 from kdbert.data.examples import Examples
+from kdbert.losses.hard import cross_entropy
 from kdbert.metrics import score
 
 Variant = Literal["corrected", "original"]
@@ -41,8 +40,7 @@ class Head(ABC):
         kind: its name in a `TaskSpec`, a recipe and run.json.
         takes: completes "task X, which …".
         makes: what a model with this head is, for its card.
-        prints: a line of Python that prints the answer to a text, given `logits`, `labels` and `encoded`.
-        auto_class: the library's class that loads a model with this head.
+        auto_class: the library's class that loads a model with this head. saved_as: how such classes' names end.
         pipeline: the Hub's name for what such a model does.
         label_type: type of the labels in an array.
         problem_type: the library's name for the kind of labels.
@@ -51,6 +49,7 @@ class Head(ABC):
         reads_first_token: the head reads the last hidden state of the first token only.
         has_example_classes: whether two examples can be of one class (see `example_classes`).
         published: whether published code distils such a head, so that there is a variant `original`.
+        score_note: what a model card says about its scores.
     """
 
     classes: tuple[str, ...] = ()
@@ -58,8 +57,8 @@ class Head(ABC):
     kind: ClassVar[str]
     takes: ClassVar[str]
     makes: ClassVar[str]
-    prints: ClassVar[str]
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    saved_as: ClassVar[tuple[str, ...]] = ("ForSequenceClassification",)
     pipeline: ClassVar[str] = "text-classification"
     label_type: ClassVar[type[np.generic]] = np.int64
     problem_type: ClassVar[str | None] = None
@@ -68,11 +67,9 @@ class Head(ABC):
     reads_first_token: ClassVar[bool] = True
     has_example_classes: ClassVar[bool] = True
     published: ClassVar[bool] = True
-
-    @property
-    def saved_as(self) -> tuple[str, ...]:
-        """How the names of model classes with this head end."""
-        return (self.auto_class.removeprefix("AutoModel"),)
+    score_note: ClassVar[str] = (
+        "The constant answer is the best that one and the same answer to every example reaches on that split."
+    )
 
     @cached_property
     def numbers(self) -> dict[str, int]:
@@ -82,17 +79,12 @@ class Head(ABC):
     @property
     def outputs(self) -> int:
         """Logits per example or token of a fresh head."""
-        return len(self.classes)
+        return len(self.classes) or 1  # a score
 
     @property
     def answers(self) -> str:
         """What one answer is, for a person."""
         return f"one of {len(self.classes)} classes"
-
-    @property
-    def score_note(self) -> str:
-        """What a model card says about its scores."""
-        return "The constant answer is the best that one and the same answer to every example reaches on that split."
 
     def configure(self, config: Any) -> None:
         """Set what a model's configuration says of a fresh head."""
@@ -121,9 +113,9 @@ class Head(ABC):
 
     # ---- losses
 
-    @abstractmethod
     def hard_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Loss against the labels: of each example [B], or of each token [B, L] with 0 where it has no label."""
+        return cross_entropy(logits, labels)
 
     @abstractmethod
     def soft_loss(
@@ -135,8 +127,7 @@ class Head(ABC):
 
     def outcome(self, outputs: Any, batch: Batch) -> torch.Tensor:
         """What is kept of a model's outputs when it is scored: [B, ...], or [B, L, ...] where logits are of tokens."""
-        logits: torch.Tensor = outputs.logits
-        return logits
+        return outputs.logits
 
     def label_logits(self, logits: np.ndarray, data: Encoded, columns: Sequence[int] | None = None) -> np.ndarray:
         """One row of logits for each label, from the outcomes of a split.
@@ -146,13 +137,13 @@ class Head(ABC):
         """
         return logits if columns is None else logits[:, columns]
 
-    @abstractmethod
     def predicted(self, logits: np.ndarray) -> np.ndarray:
         """The answers that logits give (one row for each label), in the form of the labels."""
+        return logits.argmax(axis=1)
 
-    @abstractmethod
     def in_words(self, answer: Any) -> str:
         """One answer for a person to read."""
+        return self.classes[int(answer)]
 
     @abstractmethod
     def written(self, answer: Any) -> Any:
@@ -205,13 +196,9 @@ class Head(ABC):
             found = {name: max(found[name], reached[name]) for name in metrics}
         return found
 
-    def all_equal(self, answers: np.ndarray) -> bool:
-        """Whether several answers are one and the same."""
-        return len(answers) > 1 and bool((answers == answers[0]).all())
-
     def same_answer(self, answers: np.ndarray) -> str | None:
-        """The answer that is given to every example (or word), in words; None where there are several."""
-        return self.in_words(answers[0]) if self.all_equal(answers) else None
+        """The answer that is given to every example (or word), in words; None if there are several, or one example."""
+        return self.in_words(answers[0]) if len(answers) > 1 and (answers == answers[0]).all() else None
 
     def agreement(self, first: np.ndarray, second: np.ndarray) -> float:
         """How alike two models answer: the share of examples (or words) with equal answers."""

@@ -10,7 +10,6 @@ import torch
 
 from kdbert.data.batches import Batch
 from kdbert.data.corpus import TextSplit
-from kdbert.data.encode import Encoded
 from kdbert.data.examples import Examples
 from kdbert.data.masking import IGNORE_INDEX
 from kdbert.heads.head import Head, Variant
@@ -43,46 +42,31 @@ class MaskedLM(Head):
     kind = "masked_lm"
     takes = "is plain text"
     makes = "masked language model"
-    prints = "print(tokenizer.decode(logits[0].argmax(-1)))"
     auto_class = "AutoModelForMaskedLM"
+    saved_as = ("ForMaskedLM", "ForPreTraining")
     pipeline = "fill-mask"
     plain_text = True
     reads_first_token = False
     has_example_classes = False
 
-    @property
-    def saved_as(self) -> tuple[str, ...]:
-        """How the names of model classes with this head end."""
-        return "ForMaskedLM", "ForPreTraining"
+    score_note = (
+        "The scores are of pieces that are hidden together (15 % unless the recipe says otherwise, and every new "
+        "one); `new_`: of pieces that the vocabulary lacked before it was expanded."
+    )
 
     @property
     def answers(self) -> str:
-        """What one answer is, for a person."""
         return "hidden pieces"
-
-    @property
-    def score_note(self) -> str:
-        """What a model card says about its scores."""
-        return (
-            "The scores are of pieces that are hidden together (15 % unless the recipe says otherwise, and every new "
-            "one); `new_`: of pieces that the vocabulary lacked before it was expanded."
-        )
 
     def configure(self, config: Any) -> None:
         """Nothing: the head is as wide as the vocabulary."""
 
     def read_label(self, label: str | tuple[str, ...], words: Sequence[str] | None, where: str) -> list[Any]:
-        """Plain text has no labels."""
         raise TypeError("plain text has no labels")
-
-    def hard_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of each token: logits [n, V], labels [n]."""
-        return cross_entropy(logits, labels)
 
     def soft_loss(
         self, student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, temperature: float, variant: Variant
     ) -> torch.Tensor:
-        """Hinton's loss of each token, 0 where it is not hidden."""
         return soft_label_loss(student, teacher, temperature).masked_fill(labels == IGNORE_INDEX, 0.0)
 
     def outcome(self, outputs: Any, batch: Batch) -> torch.Tensor:
@@ -106,20 +90,11 @@ class MaskedLM(Head):
             found.index_add_(0, positions // length, torch.cat([values * (1 - is_new), values * is_new], 1))
         return found
 
-    def label_logits(self, logits: np.ndarray, data: Encoded, columns: Sequence[int] | None = None) -> np.ndarray:
-        """The outcomes as they are."""
-        return logits
-
     def predicted(self, logits: np.ndarray) -> np.ndarray:
         """The outcomes as they are: [N, 6]."""
         return logits
 
-    def in_words(self, answer: Any) -> str:
-        """A text has no one answer."""
-        raise TypeError("plain text has no answers")
-
     def written(self, answer: Any) -> Any:
-        """The numbers by name."""
         return dict(zip(HIDDEN, np.round(np.asarray(answer, dtype=np.float64), 6).tolist(), strict=True))
 
     def prediction_rows(self, examples: Examples | TextSplit, logits: np.ndarray) -> Iterator[dict[str, Any]]:
@@ -137,9 +112,7 @@ class MaskedLM(Head):
         return score(names, sums, nothing, nothing)
 
     def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:
-        """There is none."""
         return []
 
-    def all_equal(self, answers: np.ndarray) -> bool:
-        """A text has no one answer."""
-        return False
+    def same_answer(self, answers: np.ndarray) -> str | None:
+        return None

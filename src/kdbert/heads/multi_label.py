@@ -20,18 +20,15 @@ class MultiLabel(Head):
     kind = "multi_label"
     takes = "takes any number of classes"
     makes = "text classifier (any number of classes)"
-    prints = "print([labels[str(i)] for i, logit in enumerate(logits[0]) if logit > 0])"
     problem_type = "multi_label_classification"
     label_type = np.bool_
     published = False
 
     @property
     def answers(self) -> str:
-        """What one answer is, for a person."""
         return f"any of {len(self.classes)} classes"
 
     def read_label(self, label: str | tuple[str, ...], words: Sequence[str] | None, where: str) -> list[Any]:
-        """Whether each class is there."""
         there = {class_number(name, self.numbers, where) for name in label}
         return [[number in there for number in range(len(self.classes))]]
 
@@ -41,13 +38,11 @@ class MultiLabel(Head):
         return (labels * powers).sum(1)
 
     def hard_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Binary cross-entropy, mean over classes."""
         return binary_cross_entropy(logits, labels)
 
     def soft_loss(
         self, student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, temperature: float, variant: Variant
     ) -> torch.Tensor:
-        """Per-class Bernoulli KL, mean over classes."""
         return bernoulli_loss(student, teacher, temperature)
 
     def predicted(self, logits: np.ndarray) -> np.ndarray:
@@ -55,11 +50,9 @@ class MultiLabel(Head):
         return logits > 0
 
     def in_words(self, answer: Any) -> str:
-        """The names of the classes."""
         return ", ".join(self.written(answer)) or "none of the classes"
 
     def written(self, answer: Any) -> Any:
-        """The names of the classes."""
         return [self.classes[number] for number in np.flatnonzero(answer)]
 
     def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:

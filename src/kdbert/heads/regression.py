@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from kdbert.data.labels import number
 from kdbert.errors import UserError
 from kdbert.heads.head import Head, Variant
 from kdbert.losses.hard import squared_error
@@ -24,27 +24,16 @@ class Regression(Head):
     kind = "regression"
     takes = "takes a score"
     makes = "model that scores texts"
-    prints = "print(logits[0, 0])"
     problem_type = "regression"
     label_type = np.float32
 
     @property
-    def outputs(self) -> int:
-        """One."""
-        return 1
-
-    @property
     def answers(self) -> str:
-        """What one answer is, for a person."""
         return "one score"
 
     def read_label(self, label: str | tuple[str, ...], words: Sequence[str] | None, where: str) -> list[Any]:
-        """The score."""
-        try:
-            value = float(str(label))
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
+        value = number(str(label).strip())
+        if value is None:
             raise UserError(f"{where}: score {label!r} is not a finite number")
         return [value]
 
@@ -53,7 +42,6 @@ class Regression(Head):
         return (labels * 2 + 0.5).floor()
 
     def hard_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Squared error."""
         return squared_error(logits, labels)
 
     def soft_loss(
@@ -65,24 +53,21 @@ class Regression(Head):
         return score_loss(student, teacher)
 
     def predicted(self, logits: np.ndarray) -> np.ndarray:
-        """The logit itself."""
         return logits[:, 0]
 
     def in_words(self, answer: Any) -> str:
-        """The score in four digits."""
         return f"{float(answer):.4g}"
 
     def written(self, answer: Any) -> Any:
-        """The score."""
         return float(answer)
 
     def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:
-        """The mean."""
         return [labels.mean()]
 
-    def all_equal(self, answers: np.ndarray) -> bool:
-        """Whether several scores lie within a thousandth of the largest: what is left is rounding."""
-        return len(answers) > 1 and bool(np.ptp(answers) <= SAME_SCORE * np.abs(answers).max())
+    def same_answer(self, answers: np.ndarray) -> str | None:
+        """Scores within a thousandth of the largest are one: what is left is rounding."""
+        same = len(answers) > 1 and np.ptp(answers) <= SAME_SCORE * np.abs(answers).max()
+        return self.in_words(answers[0]) if same else None
 
     def agreement(self, first: np.ndarray, second: np.ndarray) -> float:
         """The Pearson correlation of the scores."""

@@ -10,7 +10,6 @@ import torch
 
 from kdbert.data.labels import class_number
 from kdbert.heads.head import Head, Variant
-from kdbert.losses.hard import cross_entropy
 from kdbert.losses.hinton import soft_label_loss
 from kdbert.metrics import CLINC150_OUT_OF_SCOPE, NO_RELATION, POSITIVE
 
@@ -21,33 +20,17 @@ class SingleLabel(Head):
     kind = "single_label"
     takes = "takes one of several classes"
     makes = "text classifier"
-    prints = "print(labels[str(logits[0].argmax())])"
     problem_type = "single_label_classification"
 
     def read_label(self, label: str | tuple[str, ...], words: Sequence[str] | None, where: str) -> list[Any]:
-        """The number of its class."""
         return [class_number(str(label), self.numbers, where)]
-
-    def hard_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy."""
-        return cross_entropy(logits, labels)
 
     def soft_loss(
         self, student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, temperature: float, variant: Variant
     ) -> torch.Tensor:
-        """Hinton's loss."""
         return soft_label_loss(student, teacher, temperature)
 
-    def predicted(self, logits: np.ndarray) -> np.ndarray:
-        """The class with the largest logit."""
-        return logits.argmax(axis=1)
-
-    def in_words(self, answer: Any) -> str:
-        """The name of the class."""
-        return self.classes[int(answer)]
-
     def written(self, answer: Any) -> Any:
-        """The name of the class."""
         return self.classes[answer]
 
     def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:

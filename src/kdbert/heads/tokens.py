@@ -16,7 +16,6 @@ from kdbert.data.labels import class_number
 from kdbert.data.masking import IGNORE_INDEX
 from kdbert.errors import UserError
 from kdbert.heads.head import Head, Variant
-from kdbert.losses.hard import cross_entropy
 from kdbert.losses.hinton import soft_label_loss
 from kdbert.metrics.grouped import OUTSIDE
 
@@ -30,8 +29,8 @@ class Tokens(Head):
     kind = "token"
     takes = "tags words"
     makes = "tagger of words"
-    prints = "print([(token, labels[str(i)]) for token, i in zip(encoded.tokens, logits[0].argmax(-1))])"
     auto_class = "AutoModelForTokenClassification"
+    saved_as = ("ForTokenClassification",)
     pipeline = "token-classification"
     of_words = True
     reads_first_token = False
@@ -40,23 +39,16 @@ class Tokens(Head):
 
     @property
     def answers(self) -> str:
-        """What one answer is, for a person."""
         return f"a tag of each word ({', '.join(self.classes)})"
 
     def read_label(self, label: str | tuple[str, ...], words: Sequence[str] | None, where: str) -> list[Any]:
-        """The numbers of the tags."""
         if words is not None and len(words) != len(label):
             raise UserError(f"{where}: {len(words)} words, but {len(label)} tags")
         return [class_number(tag, self.numbers, where) for tag in label]
 
-    def hard_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of each token, 0 where it has no tag."""
-        return cross_entropy(logits, labels)
-
     def soft_loss(
         self, student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, temperature: float, variant: Variant
     ) -> torch.Tensor:
-        """Hinton's loss of each token, 0 where it has no tag."""
         return soft_label_loss(student, teacher, temperature).masked_fill(labels == IGNORE_INDEX, 0.0)
 
     def label_logits(self, logits: np.ndarray, data: Encoded, columns: Sequence[int] | None = None) -> np.ndarray:
@@ -71,22 +63,13 @@ class Tokens(Head):
         found[lost, self.numbers[OUTSIDE]] = 1.0
         return found
 
-    def predicted(self, logits: np.ndarray) -> np.ndarray:
-        """The tag with the largest logit."""
-        return logits.argmax(axis=1)
-
-    def in_words(self, answer: Any) -> str:
-        """The tag of one word."""
-        return self.classes[int(answer)]
-
     def written(self, answer: Any) -> Any:
         """The tags of an example's words."""
         return [self.classes[tag] for tag in answer]
 
     def places(self, part: Examples | TextSplit) -> Sequence[int | slice]:
         assert isinstance(part, Examples)
-        ends = part.word_offsets.tolist()
-        return [slice(*both) for both in pairwise(ends)]
+        return [slice(*both) for both in pairwise(part.word_offsets.tolist())]
 
     def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:
         """Every tag: one may be the best that no word has."""

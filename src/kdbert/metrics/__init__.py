@@ -13,11 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kdbert.metrics.grouped import GROUPED
-from kdbert.metrics.grouped import f1 as _f1
-from kdbert.metrics.grouped import precision as _precision
-from kdbert.metrics.grouped import ratio as _ratio
-from kdbert.metrics.grouped import recall as _recall
+from kdbert.metrics import grouped
 
 CLINC150_OUT_OF_SCOPE = 150  # class number of "oos": the last of the 151
 POSITIVE = 1  # the class that `f1` is of
@@ -57,17 +53,17 @@ def weighted_f1(predictions: np.ndarray, labels: np.ndarray) -> Any:
 
 def relation_f1(predictions: np.ndarray, labels: np.ndarray) -> Any:
     """F1 over all classes but class 0, "no relation": BLURB's figure for ChemProt, DDI and GAD."""
-    return _plain(_f1(_relations(predictions, labels)))
+    return _plain(grouped.f1(_relations(predictions, labels)))
 
 
 def relation_precision(predictions: np.ndarray, labels: np.ndarray) -> Any:
     """Share of the predicted relations (classes but 0) that are right."""
-    return _plain(_precision(_relations(predictions, labels)))
+    return _plain(grouped.precision(_relations(predictions, labels)))
 
 
 def relation_recall(predictions: np.ndarray, labels: np.ndarray) -> Any:
     """Share of the relations (classes but 0) that are found."""
-    return _plain(_recall(_relations(predictions, labels)))
+    return _plain(grouped.recall(_relations(predictions, labels)))
 
 
 def accuracy_and_f1(predictions: np.ndarray, labels: np.ndarray) -> Any:
@@ -89,7 +85,7 @@ def matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> Any:
     for number in np.union1d(predictions, labels):
         p, t = (predictions == number).sum(axis=-1), (labels == number).sum(axis=-1)
         both, predicted, present = both - p * t, predicted - p * p, present - t * t
-    return _plain(_ratio(both, np.sqrt(predicted * present)))
+    return _plain(grouped.ratio(both, np.sqrt(predicted * present)))
 
 
 def pearson(predictions: np.ndarray, labels: np.ndarray) -> Any:
@@ -98,7 +94,7 @@ def pearson(predictions: np.ndarray, labels: np.ndarray) -> Any:
     varied = (np.ptp(x, axis=-1) > 0) & (np.ptp(y, axis=-1) > 0)
     x, y = x - x.mean(axis=-1, keepdims=True), y - y.mean(axis=-1, keepdims=True)
     norm = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
-    return _plain(np.where(varied, _ratio((x * y).sum(axis=-1), norm), 0.0))
+    return _plain(np.where(varied, grouped.ratio((x * y).sum(axis=-1), norm), 0.0))
 
 
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> Any:
@@ -132,7 +128,7 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {
     )
 }  # fmt: skip
 
-LOWER_IS_BETTER = frozenset(name for name in GROUPED if name.endswith(("mlm_loss", "pseudo_perplexity")))
+LOWER_IS_BETTER = frozenset(name for name in grouped.GROUPED if name.endswith(("mlm_loss", "pseudo_perplexity")))
 
 
 def score(
@@ -151,10 +147,10 @@ def score(
     """
     found = {}
     for name in names:
-        if name in GROUPED:
+        if name in grouped.GROUPED:
             assert groups is not None
-            counts = GROUPED[name].counts(predictions, labels, groups, classes)
-            found[name] = float(GROUPED[name].value(counts.sum(0)))
+            counts = grouped.GROUPED[name].counts(predictions, labels, groups, classes)
+            found[name] = float(grouped.GROUPED[name].value(counts.sum(0)))
         else:
             found[name] = METRICS[name](predictions, labels)
     return found
@@ -169,14 +165,14 @@ def _relations(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _accuracy_where(counted: np.ndarray, predictions: np.ndarray, labels: np.ndarray) -> Any:
     right = (np.asarray(predictions) == np.asarray(labels)) & counted
-    return _plain(_ratio(right.sum(axis=-1), counted.sum(axis=-1)))
+    return _plain(grouped.ratio(right.sum(axis=-1), counted.sum(axis=-1)))
 
 
 def _f1_of(predicted: np.ndarray, present: np.ndarray) -> tuple[Any, Any]:
     """F1 of one class from two masks, and whether the class occurs at all."""
     both = (predicted & present).sum(axis=-1)
     either = predicted.sum(axis=-1) + present.sum(axis=-1)
-    return _ratio(2.0 * both, either), either > 0
+    return grouped.ratio(2.0 * both, either), either > 0
 
 
 def _plain(value: Any) -> Any:

@@ -22,7 +22,6 @@ class Grouped:
     Attributes:
         counts: (predictions, labels, group of each row, class names) -> [groups, ..., 3].
         value: counts summed over groups, [..., 3] -> the metric.
-        __doc__ says what it is.
     """
 
     counts: Callable[[np.ndarray, np.ndarray, np.ndarray, Sequence[str]], np.ndarray]
@@ -125,24 +124,6 @@ def ratio(above: Any, below: Any) -> Any:
     return np.divide(above, below, out=np.zeros(np.broadcast(above, below).shape), where=below != 0)
 
 
-def hidden_counts(
-    predictions: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: Sequence[str]
-) -> np.ndarray:
-    """Of each text its hidden pieces that the teacher's vocabulary has: loss (nats), right answers, their number.
-
-    Args:
-        predictions: [N, 6]: these three, and the same of new pieces.
-    """
-    return predictions[:, :3]
-
-
-def new_hidden_counts(
-    predictions: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: Sequence[str]
-) -> np.ndarray:
-    """As `hidden_counts`, of pieces that the teacher's vocabulary lacks."""
-    return predictions[:, 3:]
-
-
 def _mean_loss(counts: np.ndarray) -> Any:
     return ratio(counts[..., 0], counts[..., 2])
 
@@ -157,10 +138,11 @@ GROUPED: dict[str, Grouped] = {
     )
     for part, value in (("f1", f1), ("precision", precision), ("recall", recall))
 }
-# Of plain text: shares of the hidden pieces that are answered rightly, their mean loss (nats), and exp of that.
+# Of plain text: shares of the hidden pieces that are answered rightly, their mean loss (nats), and exp of that. A row
+# of predictions is loss, right answers and number of a text's hidden pieces, then the same of its new ones (`HIDDEN`).
 GROUPED |= {
     f"{prefix}{name}": Grouped(counts, value)
-    for prefix, counts in (("", hidden_counts), ("new_", new_hidden_counts))
+    for prefix, counts in (("", lambda sums, *_: sums[:, :3]), ("new_", lambda sums, *_: sums[:, 3:]))
     for name, value in (
         ("masked_accuracy", lambda counts: ratio(counts[..., 1], counts[..., 2])),
         ("mlm_loss", _mean_loss),

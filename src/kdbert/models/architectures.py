@@ -39,69 +39,41 @@ class Architecture:
     masked_lm: bool = False
 
 
-_BERT = Architecture(own_attention=True, own_layers=True, masked_lm=True)
-_LIBRARY = Architecture()
-
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "albert": _LIBRARY,
-    "bert": _BERT,
-    "big_bird": _LIBRARY,
-    "camembert": _BERT,
-    "convbert": Architecture(padding=False),
-    "data2vec-text": _LIBRARY,
+    **dict.fromkeys(
+        "albert big_bird data2vec-text ernie esm esmc eurobert gte ibert jina_embeddings_v3 layoutlm longformer luke "
+        "markuplm megatron-bert modernbert mpnet mra nomic_bert rembert roberta-prelayernorm "
+        "roformer squeezebert ultrabert xlm-roberta-xl".split(),
+        Architecture(),
+    ),
+    **dict.fromkeys(
+        "bert camembert electra roberta xlm-roberta".split(),
+        Architecture(own_attention=True, own_layers=True, masked_lm=True),
+    ),
+    **dict.fromkeys("convbert fnet mobilebert nystromformer yoso".split(), Architecture(padding=False)),
     "deberta": Architecture(relative=True, half=False),
     "deberta-v2": Architecture(relative=True),
     "distilbert": Architecture(own_attention=True, masked_lm=True),
-    "electra": _BERT,
-    "ernie": _LIBRARY,
-    "esm": _LIBRARY,
-    "esmc": _LIBRARY,
-    "eurobert": _LIBRARY,
     "flaubert": Architecture(any_segment=True),
-    "fnet": Architecture(padding=False),
     "funnel": Architecture(padding=False, hidden=False, relative=True, any_segment=True),
-    "gte": _LIBRARY,
-    "ibert": _LIBRARY,
-    "jina_embeddings_v3": _LIBRARY,
-    "layoutlm": _LIBRARY,
-    "longformer": _LIBRARY,
-    "luke": _LIBRARY,
-    "markuplm": _LIBRARY,
-    "megatron-bert": _LIBRARY,
-    "mobilebert": Architecture(padding=False),
-    "modernbert": _LIBRARY,
-    "mpnet": _LIBRARY,
-    "mra": _LIBRARY,
-    "nomic_bert": _LIBRARY,
-    "nystromformer": Architecture(padding=False),
     "openai_privacy_filter": Architecture(half=False),
-    "rembert": _LIBRARY,
-    "roberta": _BERT,
-    "roberta-prelayernorm": _LIBRARY,
-    "roformer": _LIBRARY,
-    "squeezebert": _LIBRARY,
-    "ultrabert": _LIBRARY,
     "xlm": Architecture(any_segment=True),
-    "xlm-roberta": _BERT,
-    "xlm-roberta-xl": _LIBRARY,
     "xlnet": Architecture(padding=False, relative=True, any_segment=True),
     "xmod": Architecture(half=False),
-    "yoso": Architecture(padding=False),
 }
 
 # Encoders that are not run, and why. What is left reads from left to right, or has a decoder.
 REFUSED: Mapping[str, str] = {
-    "bros": "it reads where each word lies on a page, and kdbert reads texts only",
+    **dict.fromkeys(
+        ("bros", "layoutlmv3", "lilt"), "it reads where each word lies on a page, and kdbert reads texts only"
+    ),
+    **dict.fromkeys(("modernvbert", "ultravbert"), "it reads pictures beside texts, and kdbert reads texts only"),
     "canine": "it reads characters by hash, without a fast tokenizer",
     "layoutlmv2": "it reads the picture of a page, and kdbert reads texts only",
-    "layoutlmv3": "it reads where each word lies on a page, and kdbert reads texts only",
-    "lilt": "it reads where each word lies on a page, and kdbert reads texts only",
-    "modernvbert": "it reads pictures beside texts, and kdbert reads texts only",
     "perceiver": "it reads bytes, without a fast tokenizer",
     "reformer": "its attention draws random hashes, so that no two answers are the same",
     "roc_bert": "its tokenizer also gives the shapes and sounds of characters, and kdbert reads token ids only",
     "tapas": "it reads tables, and kdbert reads texts only",
-    "ultravbert": "it reads pictures beside texts, and kdbert reads texts only",
 }
 # Configurations (type, key, value) that do not run, and why.
 CONFIGURATIONS = (
@@ -116,21 +88,20 @@ INSTEAD = "take an encoder such as BERT, RoBERTa, DeBERTa or ModernBERT (docs/mo
 
 
 def architecture(model_type: str, name: str) -> Architecture:
-    """What is known of a model type.
-
-    Args:
-        name: what the person called the model, for the error.
-
-    Raises:
-        UserError: the type is not run, with what to use instead.
-    """
+    """What is known of a model type; `name` is what the person called the model, for the error."""
     if model_type in ARCHITECTURES:
         return ARCHITECTURES[model_type]
     reason = REFUSED.get(model_type) or "kdbert runs encoders of texts, and only of types that it was tested with"
     raise UserError(f"model {name!r} is of type {model_type!r}: {reason}; {INSTEAD}")
 
 
-def built_as_bert(config: Any) -> bool:
-    """Whether embeddings and layers are built like BERT's, and every token sees all others."""
-    known = ARCHITECTURES.get(config.model_type)
-    return known is not None and known.own_layers and not config.is_decoder
+def check_configuration(config: Any, name: str) -> None:
+    """Refuse a configuration that cannot be run, though others of its type can."""
+    for model_type, key, value, reason in CONFIGURATIONS:
+        if config.model_type == model_type and getattr(config, key, None) == value:
+            raise UserError(f"model {name!r} has {key}={value!r} in its configuration: {reason}; {INSTEAD}")
+    if config.model_type == "nystromformer" and config.num_landmarks != config.segment_means_seq_len:
+        raise UserError(
+            f"model {name!r} has num_landmarks={config.num_landmarks} and segment_means_seq_len="
+            f"{config.segment_means_seq_len}: the library then reads texts of one length only; {INSTEAD}"
+        )

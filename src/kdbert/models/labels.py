@@ -19,12 +19,7 @@ def is_generic(names: Sequence[str]) -> bool:
 def label_permutation(
     task_labels: Sequence[str], aliases: Mapping[str, Sequence[str]], model_labels: Sequence[str]
 ) -> list[int]:
-    """For each task label, the column of the model's logits that means it.
-
-    Args:
-        task_labels: the task's labels in order.
-        aliases: other names of a task label.
-        model_labels: the model's labels in the order of its logits.
+    """For each task label (or an alias of it), the column of the model's logits that means it.
 
     Raises:
         ValueError: missing, extra or doubled labels; the message lists them.
@@ -44,13 +39,10 @@ def label_permutation(
         else:
             permutation.append(found)
     extra = [name for name in model_labels if plain(name) in columns]
-    if missing or extra:
-        parts = []
-        if missing:
-            parts.append(f"it lacks {_some(missing)}")
-        if extra:
-            parts.append(f"it has {_some(extra)}, which the task does not have")
-        raise ValueError(" and ".join(parts))
+    lacks = f"it lacks {_some(missing)}" if missing else ""
+    has = f"it has {_some(extra)}, which the task does not have" if extra else ""
+    if lacks or has:
+        raise ValueError(" and ".join(filter(None, (lacks, has))))
     return permutation
 
 
@@ -67,14 +59,8 @@ def teacher_permutation(
 ) -> list[int]:
     """`label_permutation` for a loaded model, with every disagreement as a `UserError`.
 
-    Args:
-        name: how the person named the model.
-        task_labels: empty for regression.
-        given: the labels in the order of the logits, as the person named them with `flag`.
-        role: what the model is called in messages.
-
-    Raises:
-        UserError: head of another size, generic names, missing or extra labels.
+    `given` are the labels in the order of the logits, as the person named them with `flag`; `role` and `name` are what
+    the model is called in messages.
     """
     outputs = len(task_labels) or 1
     if len(model_labels) != outputs:

@@ -23,11 +23,7 @@ def last_pair(teacher: int, student: int) -> tuple[Pair, ...]:
 
 
 def penultimate_pair(teacher: int, student: int) -> tuple[Pair, ...]:
-    """(T - 1, S - 1).
-
-    Raises:
-        UserError: one of the models has a single layer.
-    """
+    """(T - 1, S - 1)."""
     if min(teacher, student) < 2:
         role = "student" if student < 2 else "teacher"
         raise UserError(
@@ -38,22 +34,14 @@ def penultimate_pair(teacher: int, student: int) -> tuple[Pair, ...]:
 
 
 def layerwise_pairs(teacher: int, student: int) -> tuple[Pair, ...]:
-    """Every student layer except the last, with the teacher's at the same height; 12 and 6: (2,1), (4,2), ... (10,5).
-
-    Raises:
-        UserError: the student has a single layer.
-    """
+    """Every student layer but the last, with the teacher's at the same height; 12 and 6: (2,1), (4,2), ... (10,5)."""
     if student < 2:
         raise UserError("the student has one layer, so method.layerwise leaves none; name layers with --layer-map")
     return tuple((matched_layer(layer, teacher, student), layer) for layer in range(1, student))
 
 
 def check_pairs(pairs: Sequence[Pair], teacher: int, student: int) -> tuple[Pair, ...]:
-    """Pairs that a person gave.
-
-    Raises:
-        UserError: a layer that the model does not have.
-    """
+    """Pairs that a person gave."""
     for pair in pairs:
         for role, layer, depth in zip(("teacher", "student"), pair, (teacher, student), strict=True):
             if not 0 <= layer <= depth:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "s
 # Said aloud, since transformers otherwise asks on the terminal whether to run the code that a model brings.
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 _CONFIGS: dict[tuple[str, str, int], Any] = {}
+_SKELETONS: dict[tuple[str, str], Any] = {}  # class and configuration -> the model without weights
 PROBE = "Größe, the 42nd don't-care [MASK] re-tokenised naïve café 東京 unaffable!"
 
 
@@ -65,11 +67,7 @@ def _checked(config: Any) -> Any:
 
 
 def check_weights(place: ModelPlace) -> None:
-    """Refuse a local model whose weights are damaged, as far as their header says, or a pickle of more than tensors.
-
-    Raises:
-        UserError: the weights are damaged.
-    """
+    """Refuse a local model whose weights are damaged, as far as their header says, or a pickle of more than tensors."""
     from safetensors import safe_open
 
     if place.local:
@@ -82,14 +80,7 @@ def check_weights(place: ModelPlace) -> None:
 
 
 def load_tokenizer(place: ModelPlace, *, words: bool = False) -> Any:
-    """The model's fast tokenizer.
-
-    Args:
-        words: for texts that are split into words already.
-
-    Raises:
-        UserError: it has none.
-    """
+    """The model's fast tokenizer; with `words` for texts that are split into words already."""
     from transformers import AutoTokenizer
 
     if place.fresh:
@@ -143,17 +134,36 @@ def auto_class(head: Head) -> Any:
     return getattr(transformers, head.auto_class)
 
 
+def skeleton(config: Any, head: Head, name: str) -> Any:
+    """The model of a configuration on the meta device, where weights take no RAM; made once per configuration."""
+    if head.plain_text and not architecture(config.model_type, name).masked_lm:
+        raise UserError(
+            f"model {name!r} is of type {config.model_type!r}, which kdbert trains and distils on tasks, not on plain "
+            "text; for plain text take BERT, RoBERTa, CamemBERT, XLM-RoBERTa, ELECTRA or DistilBERT"
+        )
+    key = head.auto_class, json.dumps(config.to_dict(), sort_keys=True, default=str)
+    if key not in _SKELETONS:
+        try:
+            with torch.device("meta"):
+                plain = copy.deepcopy(config)
+                plain._attn_implementation = None  # as saved by somebody else; kdbert chooses its own
+                _SKELETONS[key] = auto_class(head).from_config(plain, **NO_CODE)
+        except Exception as error:  # a configuration may be wrong in any way
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"model {name!r}: the library cannot build a {head.auto_class} from its configuration "
+                f"({type(error).__name__}: {reason})"
+            ) from None
+    return _SKELETONS[key]
+
+
 def has_head(config: Any, head: Head) -> bool:
     """Whether a model was saved with such a head."""
     return any(end in name for end in head.saved_as for name in config.architectures or ())
 
 
 def check_trained_head(config: Any, name: str, task: TaskSpec) -> None:
-    """Refuse a model that was never fine-tuned with such a head: it would be random.
-
-    Raises:
-        UserError: with the command that makes one.
-    """
+    """Refuse a model that was never fine-tuned with such a head: it would be random."""
     if has_head(config, task.head):
         return
     saved = f" (it was saved as {config.architectures[0]})" if config.architectures else ""

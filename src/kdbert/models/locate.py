@@ -21,12 +21,7 @@ _RUN_NAME = re.compile(r".+-(?P<tail>[0-9a-f]{8}-seed\d+)")
 _HANDLE = re.compile(r"([^/]+-)?([0-9a-f]{4,8}|[0-9a-f]{8}-seed\d+)")
 LEAST_DIGITS = 4  # of the digest, in a handle: fewer could be a part of a model's name
 _PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*|<.*>|.*(…|\.\.\.).*")
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+_WEIGHTS = [f"{name}{index}" for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")]
 
 
 @dataclass(frozen=True)
@@ -52,19 +47,14 @@ class ModelPlace:
 
     def fingerprint(self) -> str:
         """16 hex digits of configuration and weights, also where a run's model was deleted; a Hub id is its own."""
-        if not self.local:
-            if self.run is not None:  # its model was deleted; what it was stands in run.json
-                return str(run_facts(self.run).get("model_fingerprint"))
-            return self.source
+        if not self.local:  # a run's model that was deleted is still known by run.json
+            return self.source if self.run is None else str(run_facts(self.run).get("model_fingerprint"))
         if self.fresh:
             return sha256(Path(self.source))[:16]
-        digest = hashlib.sha256()
-        folder = Path(self.source)
-        digest.update((folder / "config.json").read_bytes())
-        for file in sorted(folder.iterdir()):
-            if file.suffix in (".safetensors", ".bin") and file.is_file():
-                digest.update(sha256(file).encode())
-        return digest.hexdigest()[:16]
+        files = sorted(Path(self.source).iterdir())
+        weights = [sha256(file) for file in files if file.suffix in (".safetensors", ".bin") and file.is_file()]
+        config = (Path(self.source) / "config.json").read_bytes()
+        return hashlib.sha256(config + "".join(weights).encode()).hexdigest()[:16]
 
     def task(self) -> str | None:
         """For a run's model: the task that it was trained on."""
@@ -95,9 +85,7 @@ def find_run(given: str, runs_dir: str | Path = "runs", *, teacher: bool = False
     A handle is `@last`, or the beginning of a run folder's path, of its name, or of `<digest>-seed<k>` at the end of
     its name. It has at least 4 digits of the digest, so that it is never mistaken for a Hub id. `@last` is the run that
     finished last, without the baselines that `distill` has trained beside a student.
-
-    Args:
-        teacher: `@last` is the teacher that finished last, as a student must not become one by the way.
+    With `teacher` it is the teacher that finished last, as a student must not become one by the way.
 
     Raises:
         UserError: no run or several runs have this handle, or it is a placeholder such as RUN.
@@ -123,12 +111,11 @@ def find_run(given: str, runs_dir: str | Path = "runs", *, teacher: bool = False
         path.parent: tail for path in sorted(Path(runs_dir).glob("*/*/*/run.json")) if (tail := handle_of(path.parent))
     }
     if given == LAST:
-        roles = ("teacher",) if teacher else ("teacher", "student")
+        roles, what = (("teacher",), "teacher") if teacher else (("teacher", "student"), "run")
         known = [(run_facts(run), run) for run in runs]
         counting = [(facts, run) for facts, run in known if facts.get("role", "student") in roles]
         finished = [(str(facts["finished"]), run) for facts, run in counting if facts.get("finished")]
         if not finished:
-            what = "teacher" if teacher else "run"
             raise UserError(f"{LAST}: no {what} below {str(runs_dir)!r} has finished yet")
         return str(max(finished)[1])
     found = [run for run, tail in runs.items() if given in (tail, run.name)] or [
@@ -146,11 +133,7 @@ def find_run(given: str, runs_dir: str | Path = "runs", *, teacher: bool = False
 
 
 def run_facts(run: Path) -> dict[str, Any]:
-    """run.json of a run folder, or {} where there is none.
-
-    Raises:
-        UserError: it is there but cannot be read.
-    """
+    """run.json of a run folder, or {} where there is none."""
     path = run / "run.json"
     try:
         return unsealed(path.read_text(encoding="utf-8"))
@@ -170,9 +153,6 @@ def check_run_files(run: Path, inside: str = "") -> None:
     Args:
         inside: only those of a folder of the run. A model that was deleted as a whole is missed there only: the run
             is still known by its run.json.
-
-    Raises:
-        UserError: with the file.
     """
     left = inside or (run / "model").is_dir()
     files = {
@@ -212,16 +192,15 @@ def locate(given: str) -> ModelPlace:
             raise UserError(f"folder {given!r} holds no model (no config.json) and no run (no run.json)")
         if not any((path / name).exists() for name in _WEIGHTS):
             raise UserError(f"folder {given!r} has a config.json but no weights (model.safetensors)")
-        try:
-            parse_json((path / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise UserError(f"{path / 'config.json'} is not readable JSON: the model folder is damaged") from None
+        _parsed(path / "config.json")
         run = path.parent if path.name == "model" and (path.parent / "run.json").exists() else None
         if run is not None:
             check_run_files(run, "model")
         return ModelPlace(given, str(path), run=run)
     if path.is_file() and path.suffix == ".json":
-        _check_configuration(path)
+        content = _parsed(path)
+        if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
+            raise UserError(f'{path} names no "model_type", such as "bert" or "distilbert"; is it a config.json?')
         return ModelPlace(given, str(path), fresh=True)
     if path.exists():
         raise UserError(
@@ -229,33 +208,25 @@ def locate(given: str) -> ModelPlace:
         )
     if path.suffix == ".json":
         raise UserError(f"no configuration {given!r}: check the path")
-    if given.count("/") > 1 or given.startswith((".", "/", "~")) or given.endswith("/"):
+    if _is_path(given):
         raise UserError(f"no model folder {given!r}: check the path")
     return ModelPlace(given, given)
 
 
-def _check_configuration(path: Path) -> None:
-    """Refuse a file that describes no model.
+def _is_path(given: str) -> bool:
+    """Whether this can be a path only, and no Hub id."""
+    return given.count("/") > 1 or given.startswith((".", "/", "~")) or given.endswith("/")
 
-    Raises:
-        UserError: it is no JSON, or names no `model_type`.
-    """
+
+def _parsed(path: Path) -> Any:
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"configuration {str(path)!r} is not readable JSON ({error})") from None
-    if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
-        raise UserError(
-            f'configuration {str(path)!r} names no "model_type", such as "bert" or "distilbert"; is it a config.json?'
-        )
+        raise UserError(f"{path} is not readable JSON ({error}): the file is damaged") from None
 
 
 def locate_tokenizer(given: str) -> ModelPlace:
-    """Find a tokenizer: a folder with its files (a model's, too), or a Hub id.
-
-    Raises:
-        UserError: no such folder, or it is not as `kdbert expand-vocab` or a run has left it.
-    """
+    """Find a tokenizer: a folder with its files (a model's, too), or a Hub id."""
     path = Path(given).expanduser()
     if path.is_dir():
         if (path / "run.json").exists():
@@ -263,17 +234,13 @@ def locate_tokenizer(given: str) -> ModelPlace:
         if (path / EXPANSION).exists():
             _check_expanded(path)
         return ModelPlace(given, str(path / "model" if (path / "run.json").exists() else path))
-    if path.exists() or given.count("/") > 1 or given.startswith((".", "/", "~")) or given.endswith("/"):
+    if path.exists() or _is_path(given):
         raise UserError(f"no tokenizer folder {given!r}: check the path")
     return locate(given) if given == QUICKSTART_MODEL else ModelPlace(given, given)
 
 
 def _check_expanded(folder: Path) -> None:
-    """Refuse an expanded tokenizer that is not the one that was written.
-
-    Raises:
-        UserError: with the file.
-    """
+    """Refuse an expanded tokenizer that is not the one that was written."""
     try:
         fault = damaged(folder, unsealed((folder / EXPANSION).read_text(encoding="utf-8")).get("files", {}))
     except (OSError, ValueError) as error:

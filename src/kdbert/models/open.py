@@ -51,9 +51,6 @@ def open_classifier(
 
     Returns:
         The model in eval mode, and whether it kept a trained head.
-
-    Raises:
-        UserError: it cannot be loaded, or its file lacks weights.
     """
     config = load_config(place)
     permutation = None
@@ -63,8 +60,8 @@ def open_classifier(
             with contextlib.suppress(ValueError):
                 permutation = label_permutation(spec.labels, spec.aliases, names) if spec.labels else [0]
         spec.head.configure(config)
-    options = {} if place.fresh else {"ignore_mismatched_sizes": not keep_head}
-    model, head_missing = _load(place, auto_class(spec.head), config, way, whole=keep_head, **options)
+    auto = auto_class(spec.head)
+    model, head_missing = _load(place, auto, config, way, whole=keep_head, ignore_mismatched_sizes=not keep_head)
     if head_missing:
         permutation = None
     if not keep_head and permutation is None:
@@ -110,11 +107,7 @@ def _prepared(model: Any, way: Way, layers: Sequence[int] | None) -> Any:
 def _load(place: ModelPlace, auto: Any, config: Any, way: Way, *, whole: bool, **options: Any) -> tuple[Any, bool]:
     """A model of one of the library's classes, with its weights; drawn at random for a configuration alone.
 
-    Args:
-        whole: the head, too, must be in the file; else a fresh one may be wanted.
-
-    Returns:
-        The model, and whether its head, or the pooler below it, is not in its file.
+    With `whole` the head, too, must be in the file. Returns also whether the head, or the pooler below it, is not.
     """
     register_attention()
     for key, value in AS_CALLED.items():
@@ -134,11 +127,7 @@ def _load(place: ModelPlace, auto: Any, config: Any, way: Way, *, whole: bool, *
 def _check_loaded(model: Any, about: Mapping[str, Any], name: str, whole: bool) -> bool:
     """Refuse a model if some of its weights would be drawn at random, or are not numbers; log what is not used.
 
-    Returns:
-        Whether the head, or the pooler below it, is not in its file.
-
-    Raises:
-        UserError: weights of the encoder (if `whole`, also of the head) are missing or not finite.
+    True if the head, or the pooler below it, is not in its file.
     """
     prefix = f"{model.base_model_prefix}."
     lost = sorted({*about["missing_keys"], *(key for key, *_ in about["mismatched_keys"])})

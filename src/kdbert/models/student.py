@@ -12,28 +12,23 @@ from torch import nn
 from kdbert.errors import UserError
 from kdbert.heads import Head
 from kdbert.models.layers import matched_layer
-from kdbert.models.skeleton import skeleton
+from kdbert.models.load import skeleton
 
 
 def kept_layers(depth: int, count: int | None, init: Literal["first", "last", "even"] | Sequence[int]) -> list[int]:
     """Which layers (numbered from 1) a student keeps of a model with `depth` layers.
 
     `even` takes floor(l * depth / count + 1/2) for l = 1..count, so it always ends with the last layer.
-
-    Raises:
-        UserError: more layers than there are.
     """
-    picks: list[int]
-    if not isinstance(init, str):
-        picks = list(init)
+    size = depth if count is None else count
+    if init == "first":
+        picks = list(range(1, size + 1))
+    elif init == "last":
+        picks = list(range(depth - size + 1, depth + 1))
+    elif init == "even":
+        picks = [matched_layer(layer, depth, size) for layer in range(1, size + 1)]
     else:
-        size = depth if count is None else count
-        if init == "first":
-            picks = list(range(1, size + 1))
-        elif init == "last":
-            picks = list(range(depth - size + 1, depth + 1))
-        else:
-            picks = [matched_layer(layer, depth, size) for layer in range(1, size + 1)]
+        picks = list(init)
     if not picks or max(picks) > depth or min(picks) < 1 or len(set(picks)) != len(picks):
         wanted = f"{count} of them" if isinstance(init, str) else f"layers {', '.join(map(str, picks))}"
         raise UserError(f"the model has {depth} layers, so a student cannot keep {wanted}")
@@ -68,11 +63,7 @@ def cut_config(config: Any, picks: Sequence[int]) -> Any:
 
 
 def check_cut(config: Any, head: Head, picks: Sequence[int], name: str) -> None:
-    """Refuse to cut layers out of a model if the result would not be the same kind of model with fewer layers.
-
-    Raises:
-        UserError: its layers share weights or are in no list, or one of them cannot take the place of another.
-    """
+    """Refuse to cut layers out of a model if the result would not be the same kind of model with fewer layers."""
     if _is_whole(config, picks):
         return
     whole = skeleton(config, head, name)
@@ -132,11 +123,9 @@ def _kept_names(whole: Any, small: Any, picks: Sequence[int]) -> dict[str, str]:
 
 
 def count_parameters(config: Any, head: Head, name: str, layers: Sequence[int] | None = None, pieces: int = 0) -> int:
-    """Parameters of a model with this head, from its configuration alone.
+    """Parameters of a model with this head and these layers (None: all), from its configuration alone.
 
-    Args:
-        layers: those that are kept, numbered from 1 (None: all).
-        pieces: size of the vocabulary, if larger than the configuration's.
+    `pieces` is the size of the vocabulary, if larger than the configuration's.
     """
     config = copy.deepcopy(config) if layers is None else cut_config(config, layers)
     head.configure(config)

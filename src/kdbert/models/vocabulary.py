@@ -29,11 +29,7 @@ def kind_of(tokenizer: Any) -> str:
 
 
 def check_wordpiece(tokenizer: Any, name: str) -> None:
-    """Refuse a tokenizer that is not WordPiece, or has tokens after its vocabulary.
-
-    Raises:
-        UserError: with its kind, or the tokens.
-    """
+    """Refuse a tokenizer that is not WordPiece, or has tokens after its vocabulary."""
     backend = tokenizer.backend_tokenizer
     if kind_of(tokenizer) != "a WordPiece" or backend.model.continuing_subword_prefix != CONTINUES:
         raise UserError(
@@ -49,17 +45,8 @@ def check_wordpiece(tokenizer: Any, name: str) -> None:
         )
 
 
-def _json(tokenizer: Any) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
-    return content
-
-
 def check_expansion(base: Any, grown: Any, base_name: str, name: str) -> None:
-    """Refuse a tokenizer that is not an expansion of another one: equal ids for its pieces, words split the same way.
-
-    Raises:
-        UserError: with the first piece that moved, or what differs.
-    """
+    """Refuse a tokenizer that is not an expansion of another one: its pieces keep their ids, words are split alike."""
     if kind_of(base) != kind_of(grown):
         raise UserError(
             f"tokenizer {name!r} is {kind_of(grown)} tokenizer, that of {base_name!r} is {kind_of(base)} one; make an "
@@ -73,7 +60,7 @@ def check_expansion(base: Any, grown: Any, base_name: str, name: str) -> None:
             f"tokenizer {name!r} is not an expansion of {base_name!r}: it {there}, which is piece {before[moved]} "
             "there; make one with `kdbert expand-vocab`"
         )
-    ours, theirs = _json(base), _json(grown)
+    ours, theirs = (json.loads(tokenizer.backend_tokenizer.to_str()) for tokenizer in (base, grown))
     for part in ("normalizer", "pre_tokenizer"):
         if ours[part] != theirs[part]:
             raise UserError(f"tokenizers {name!r} and {base_name!r} split texts differently ({part})")
@@ -92,9 +79,7 @@ def count_words(texts: Iterable[str], tokenizer: Any) -> Counter[str]:
 def pieces_of(word: str, vocabulary: Mapping[str, int], longest: int) -> list[str] | None:
     """A word's WordPiece pieces, longest match first; None where it cannot be made of the vocabulary.
 
-    Args:
-        word: `word`, or `##part` for one that goes on another.
-        longest: characters beyond which a word is unknown as a whole.
+    A `##part` goes on another word. A word of more than `longest` characters is unknown as a whole.
     """
     inside = word.startswith(CONTINUES) and len(word) > len(CONTINUES)
     rest = word.removeprefix(CONTINUES) if inside else word
@@ -120,10 +105,7 @@ def learn_pieces(words: Mapping[str, int], count: int, min_count: int) -> list[s
     character has its number before training begins, so that pairs of equal counts come in an order that depends neither
     on the order of lines nor on a process's hashes.
 
-    Args:
-        words: word -> how often it occurs.
-        count: most pieces.
-        min_count: how often a piece must occur.
+    At most `count` pieces that occur `min_count` times or more; `words` says how often each word occurs.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -179,18 +161,12 @@ def log_likelihood(counts: Mapping[str, int]) -> float:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The pieces that a vocabulary is expanded with.
-
-    Attributes:
-        dropped: pieces that were left out, with the reason.
-        candidates: how many pieces of the corpus the vocabulary lacks (counted up to twice as many as were asked for).
-        short: why there are fewer pieces than were asked for; "" if there are not.
-    """
+    """The pieces that a vocabulary is expanded with."""
 
     pieces: list[str]
-    dropped: dict[str, str]
-    candidates: int
-    short: str
+    dropped: dict[str, str]  # pieces that were left out -> the reason
+    candidates: int  # pieces of the corpus that the vocabulary lacks, counted up to twice as many as were asked for
+    short: str  # why there are fewer pieces than were asked for; "" if there are not
 
 
 def choose(words: Mapping[str, int], tokenizer: Any, *, add: int, min_count: int, min_gain: float | None) -> Chosen:
@@ -201,13 +177,9 @@ def choose(words: Mapping[str, int], tokenizer: Any, *, add: int, min_count: int
 
     Args:
         words: word -> how often it occurs in the corpus.
-        add: most pieces.
-        min_count: how often a piece must be read.
+        add: most pieces. min_count: how often each must be read.
         min_gain: stop when another tenth of `add` raises the log-likelihood of the corpus by less than this share
             (AdaLM, Yao et al. 2021, arXiv:2106.13474, also chooses the size by the corpus's probability). None: never.
-
-    Raises:
-        UserError: the first tenth gains less than `min_gain`.
     """
     base, first = tokenizer.get_vocab(), vocabulary_size(tokenizer)
     longest = tokenizer.backend_tokenizer.model.max_input_chars_per_word
@@ -242,47 +214,20 @@ def choose(words: Mapping[str, int], tokenizer: Any, *, add: int, min_count: int
             break
         left_out |= rarely
     rare = f"each is read less than {min_count} times, since a longer piece is read in its place"
-    return Chosen(
-        used,
-        dict.fromkeys(sorted(left_out), rare),
-        found,
-        _why_few(words, len(used), found, len(left_out), add=add, limit=limit, min_count=min_count, min_gain=min_gain),
-    )
-
-
-def _why_few(
-    words: Mapping[str, int],
-    used: int,
-    found: int,
-    left_out: int,
-    *,
-    add: int,
-    limit: int,
-    min_count: int,
-    min_gain: float | None,
-) -> str:
-    """Why fewer pieces were chosen than were asked for; "" if not fewer."""
-    if used >= add:
-        return ""
     why = []
     if limit < min(add, found):
         why.append(f"--min-gain {min_gain:g} ends after {limit} pieces, since another {max(1, add // 10)} gain less")
-    if used < limit or limit >= found:
+    if len(used) < add and (len(used) < limit or limit >= found):
         often = f" {min_count} times or more" if min_count > 1 else ""
         text = f"the corpus ({sum(words.values())} words, {len(words)} different)"
-        rarely = f", and {left_out} of them are hardly read, since longer pieces come first" if left_out else ""
-        why.append(f"{text} has {found} pieces that occur{often} and that the vocabulary lacks{rarely}")
+        hardly = f", and {len(left_out)} of them are hardly read, since longer pieces come first" if left_out else ""
+        why.append(f"{text} has {found} pieces that occur{often} and that the vocabulary lacks{hardly}")
         why.append("give more text" + (", or a smaller --min-count" if min_count > 1 else ""))
-    return "; ".join(why)
+    return Chosen(used, dict.fromkeys(sorted(left_out), rare), found, "; ".join(why))
 
 
 def given_pieces(lines: Iterable[str], tokenizer: Any) -> tuple[list[str], dict[str, str]]:
-    """The pieces of a list that a tokenizer can be expanded with, in their order.
-
-    Returns:
-        The pieces, and those left out with the reason: the tokenizer has them, they are listed twice, or it never reads
-        them because it normalises texts (lower case, accents).
-    """
+    """The pieces of a list that a tokenizer can be expanded with, in their order; and those left out, with reasons."""
     base, seen = tokenizer.get_vocab(), set()
     normalizer = tokenizer.backend_tokenizer.normalizer
     splitter = tokenizer.backend_tokenizer.pre_tokenizer
@@ -312,11 +257,7 @@ def given_pieces(lines: Iterable[str], tokenizer: Any) -> tuple[list[str], dict[
 
 
 def save_expanded(tokenizer: Any, pieces: Sequence[str], folder: Path) -> Any:
-    """Write a tokenizer with further pieces after its own into a folder, and read it back.
-
-    Raises:
-        UserError: it does not read back as it should.
-    """
+    """Write a tokenizer with further pieces after its own into a folder, and read it back."""
     from transformers import AutoTokenizer
 
     before = vocabulary_size(tokenizer)
@@ -342,11 +283,8 @@ def save_expanded(tokenizer: Any, pieces: Sequence[str], folder: Path) -> Any:
 def grow_embeddings(model: Any, base: Any, grown: Any, *, from_pieces: bool) -> None:
     """Give a model a row for each new piece of an expanded tokenizer, in place.
 
-    Args:
-        base: the tokenizer that the model was made for.
-        grown: its expansion.
-        from_pieces: each new row is the mean of the rows of the base pieces that its piece was read as before; else it
-            is drawn from N(0, 0.02^2), as VE-KD does.
+    With `from_pieces` a new row is the mean of the rows of the base pieces that its piece was read as before; else it
+    is drawn from N(0, 0.02^2), as VE-KD does.
     """
     before, size = vocabulary_size(base), vocabulary_size(grown)
     if size > model.config.vocab_size:  # it may have rows to spare

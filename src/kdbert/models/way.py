@@ -11,9 +11,9 @@ import torch
 from kdbert.data.masking import vocabulary_size
 from kdbert.errors import UserError
 from kdbert.heads import Head
-from kdbert.models.architectures import Architecture, architecture, built_as_bert
+from kdbert.models.architectures import Architecture, architecture, check_configuration
 from kdbert.models.fast import ATTENTION
-from kdbert.models.skeleton import check_configuration, skeleton
+from kdbert.models.load import skeleton
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -87,18 +87,13 @@ def decide(config: Any, head: Head, name: str, asked: Asked = Asked(), device: s
 
     The fast way (kdbert's attention, its own mask, packing, the first token only) is for the types that
     `kdbert.models.architectures` lists for it; every other type is run as the library runs it.
-
-    Args:
-        name: what the person called it, for errors.
-        device: type of the device that it runs on.
-
-    Raises:
-        UserError: kdbert does not run models of this type, or not with this head or attention function.
+    `name` is what the person called the model, for errors; `device` the type of the device.
     """
     known = architecture(config.model_type, name)
     check_configuration(config, name)
     whole = skeleton(config, head, name)
-    fast = known.own_attention and not getattr(config, "is_decoder", False)
+    every_token = not getattr(config, "is_decoder", False)  # sees all others
+    fast, own_layers = known.own_attention and every_token, known.own_layers and every_token
     attention = asked.attention
     if (attention == ATTENTION and not fast) or (attention == "sdpa" and not whole._supports_sdpa):
         raise UserError(
@@ -107,7 +102,6 @@ def decide(config: Any, head: Head, name: str, asked: Asked = Asked(), device: s
         )
     if attention == "auto":
         attention = (ATTENTION if device == "cpu" else "sdpa") if fast else whole.config._attn_implementation
-    own_layers = built_as_bert(config)
     segments = _segments(whole, known)
     takes = inspect.signature(type(whole).forward).parameters
     left_out = {"token_type_ids"} if segments in (0, 1) else set()
@@ -129,7 +123,6 @@ def decide(config: Any, head: Head, name: str, asked: Asked = Asked(), device: s
 
 
 def _named(model: Any, name: str) -> Any:
-    """The first module whose own name is this, or None."""
     return next((module for path, module in model.named_modules() if path.rpartition(".")[2] == name), None)
 
 
@@ -161,11 +154,7 @@ def _limit(whole: Any, config: Any, known: Architecture) -> int | None:
 
 
 def check_length(length: int, limit: int | None, model: str) -> None:
-    """Refuse a sequence length that the model cannot read.
-
-    Raises:
-        UserError: with the largest length.
-    """
+    """Refuse a sequence length that the model cannot read."""
     if length < 4:
         raise UserError(f"--max-length {length} is too short: a pair needs 4 tokens or more")
     if limit is not None and length > limit:
@@ -176,13 +165,7 @@ def check_length(length: int, limit: int | None, model: str) -> None:
 
 def fit_tokenizer(tokenizer: Any, way: Way, name: str, *, grows: bool = False) -> Any:
     """The tokenizer, set to give what the model takes and nothing else (no segment ids for a DistilBERT, say).
-
-    Args:
-        name: of the model.
-        grows: whether the model will get rows for pieces that it has none for (a student).
-
-    Raises:
-        UserError: it gives more than token ids, mask and segment ids, or ids that the model has no row for.
+    A model that `grows` will get rows for pieces that it has none for (a student).
     """
     more = [one for one in tokenizer.model_input_names if one not in INPUTS]
     if more:

@@ -17,41 +17,28 @@ FILE = "benchmark.json"
 
 @dataclass(frozen=True)
 class Engine:
-    """A measured model: its point in the figure, and what the table says besides (None: not known).
-
-    Attributes:
-        p95: of the time of one call, ms.
-        rate: texts per second with the largest batch.
-        memory: MiB.
-        agreement: share of examples with its teacher's answer.
-    """
+    """A measured model: its point in the figure, and what the table says besides (None: not known)."""
 
     point: Point
     parameters: float | None
-    p95: float | None
-    rate: float | None
-    memory: float | None
-    agreement: float | None
+    p95: float | None  # of the time of one call, ms
+    rate: float | None  # texts per second with the largest batch
+    memory: float | None  # MiB
+    agreement: float | None  # share of examples with its teacher's answer
 
 
 @dataclass(frozen=True)
 class BenchmarkFile:
-    """One benchmark.json.
-
-    Attributes:
-        batch_size: of the calls whose latency is shown: 1, if that was measured.
-        largest: the largest batch size.
-        processor, threads: of the machine ("" and None: not known).
-    """
+    """One benchmark.json."""
 
     path: Path
     task: str
     split: str
     metric: str
-    batch_size: int
-    largest: int
+    batch_size: int  # of the calls whose latency is shown: the smallest
+    largest: int  # batch size
     engines: tuple[Engine, ...]
-    processor: str
+    processor: str  # "": not known
     threads: float | None
 
 
@@ -73,11 +60,7 @@ def find_benchmarks(paths: Iterable[str | Path]) -> tuple[list[BenchmarkFile], d
 
 
 def read_benchmark(path: Path) -> BenchmarkFile:
-    """One file.
-
-    Raises:
-        Damaged: what is wrong with it.
-    """
+    """One file; `Damaged` says what is wrong with it."""
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
         metric = str(content["metric"])

@@ -15,27 +15,17 @@ ROUNDING = 1e-9  # of a mean over seeds
 
 @dataclass(frozen=True)
 class ResultCell:
-    """The runs of one row and column.
-
-    Attributes:
-        split, metric: what the scores are.
-        scores: seed -> score of the finished runs.
-        runs: seed -> run of these scores; empty for an average over tasks.
-        diverged, unfinished: number of runs that have no score.
-        dev_chose: whether dev chose the weights of some of the runs.
-        constant: what the best constant answer reaches there; None where that is not known.
-        same: seed -> the answer that its run gives to every example, for the runs that give only one.
-    """
+    """The runs of one row and column."""
 
     split: str = ""
     metric: str = ""
-    scores: Mapping[int, float] = field(default_factory=dict)
-    runs: Mapping[int, Run] = field(default_factory=dict)
+    scores: Mapping[int, float] = field(default_factory=dict)  # of the finished runs, by seed
+    runs: Mapping[int, Run] = field(default_factory=dict)  # of these scores; empty for an average over tasks
     diverged: int = 0
     unfinished: int = 0
-    dev_chose: bool = False
-    constant: float | None = None
-    same: Mapping[int, str] = field(default_factory=dict)
+    dev_chose: bool = False  # the epoch of some of the runs
+    constant: float | None = None  # what the best constant answer reaches; None where that is not known
+    same: Mapping[int, str] = field(default_factory=dict)  # the only answer of those runs that give only one, by seed
 
     @property
     def summary(self) -> Summary | None:
@@ -47,72 +37,40 @@ class ResultCell:
         """Whether the mean is better than the constant answer (True where that is not known)."""
         return self.summary is None or self.constant is None or self.summary.mean > self.constant + ROUNDING
 
-    @property
-    def may_be_best(self) -> bool:
-        """Whether the mean and each of its runs show that something was learned."""
-        return self.beats_constant and not self.same
-
 
 @dataclass(frozen=True)
 class Difference:
-    """A cell against the baseline's cell of the same column, over the seeds that both have.
-
-    Attributes:
-        summary: of the differences.
-        p: of a paired t-test over seeds; None where it is undefined.
-        interval: 95 % bootstrap interval over examples; None where predictions are missing or do not fit.
-    """
+    """A cell against the baseline's cell of the same column, over the seeds that both have."""
 
     summary: Summary
-    p: float | None
-    interval: tuple[float, float] | None
+    p: float | None  # of a paired t-test over seeds; None where it is undefined
+    interval: tuple[float, float] | None  # over examples; None where predictions are missing or do not fit
 
 
 @dataclass(frozen=True)
 class ResultRow:
-    """A row of the table.
+    """A row of the table; cells and differences by column, missing where there is none."""
 
-    Attributes:
-        labels: one text per leading column.
-        name: the first label, and what tells the row from others that have it: "kd, lr 1e-4".
-        cells: column label -> cell; a column without a run is missing.
-        teacher: its models teach other rows' students, so it takes no part in the comparison.
-        differences: column label -> difference to the baseline's row.
-        baseline: name of that row; None for a baseline's own row.
-    """
-
-    labels: tuple[str, ...]
-    name: str
+    labels: tuple[str, ...]  # one for each leading column
+    name: str  # the first label, and what tells the row from others that have it: "kd, lr 1e-4"
     cells: Mapping[str, ResultCell]
-    teacher: bool = False
+    teacher: bool = False  # of other rows' students, so it takes no part in the comparison
     differences: Mapping[str, Difference] = field(default_factory=dict)
-    baseline: str | None = None
+    baseline: str | None = None  # name of the row that it is compared with
 
 
 @dataclass(frozen=True)
 class ResultTable:
-    """Everything that a format writes.
+    """Everything that a format writes."""
 
-    Attributes:
-        keys: headings of the leading columns.
-        columns: column labels in order.
-        headings: column label -> what is below it: "split metric" where all its cells share it, of an average what
-            it is of, else "".
-        averages: the columns that are averages over others.
-        best: (row number, column label) of the best means among rows that can be compared.
-        notes: further sentences below the table.
-        runs: every run that is counted in it, teachers too.
-        broken: the damaged run folders and what is wrong.
-    """
-
-    keys: tuple[str, ...]
+    keys: tuple[str, ...]  # headings of the leading columns
     columns: tuple[str, ...]
-    headings: Mapping[str, str]
+    headings: Mapping[str, str]  # of a column: "split metric" if its cells share them; what an average is of; or ""
     rows: tuple[ResultRow, ...]
-    averages: frozenset[str] = frozenset()
-    best: frozenset[tuple[int, str]] = frozenset()
+    averages: frozenset[str] = frozenset()  # the columns that are averages over others
+    best: frozenset[tuple[int, str]] = frozenset()  # (row number, column) of the best means among comparable rows
     published: tuple[PublishedRow, ...] = ()
     notes: tuple[str, ...] = ()
     baseline: str | None = None
-    runs: tuple[Run, ...] = ()
-    broken: Mapping[Path, str] = field(default_factory=dict)
+    runs: tuple[Run, ...] = ()  # all that were found, teachers too
+    broken: Mapping[Path, str] = field(default_factory=dict)  # run folders, and what is wrong with them

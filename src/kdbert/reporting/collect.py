@@ -20,42 +20,31 @@ _TRACES = ("recipe.yaml", "metrics.jsonl", "checkpoints")  # what a run writes b
 
 
 class Damaged(ValueError):
-    """What is wrong with a file of a run."""
+    """What is wrong with a run, or with a file of it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
-    """What a table needs of one run folder.
-
-    Attributes:
-        status: one of `STATUSES`.
-        told: dotted recipe key -> value, as the person gave it.
-        identity: the keys that make it this experiment: no seed and no places, models and files by content; and
-            `data.<split>`, the digest of a registered task's file.
-        metrics: split -> metric -> value; empty unless finished.
-        selection: the metric by which runs of its task are compared ("" unless finished).
-        facts: the whole of run.json.
-        whole: its student starts from all layers of its model.
-    """
+    """What a table needs of one run folder."""
 
     path: Path
     status: str
     seed: int
-    told: Mapping[str, Any]
+    told: Mapping[str, Any]  # by dotted recipe key, as the person gave it
+    # The keys that make it this experiment: no seed and no places, models and files by content; and `data.<split>`,
+    # the digest of a registered task's file.
     identity: Mapping[str, Any]
-    metrics: Mapping[str, Mapping[str, float]]
-    selection: str
-    facts: Mapping[str, Any]
-    whole: bool = False
+    metrics: Mapping[str, Mapping[str, float]]  # by split and name; empty unless finished
+    selection: str  # the metric by which runs of its task are compared; "" unless finished
+    facts: Mapping[str, Any]  # the whole of run.json
+    whole: bool = False  # its student starts from all layers of its model
 
     @property
     def task(self) -> str:
-        """The name of its task."""
         return str(self.told["task.name"])
 
     @property
     def method(self) -> str:
-        """The name of its method."""
         return str(self.told["method.name"])
 
     @property
@@ -68,11 +57,6 @@ class Run:
         """What the content of its own model is known by; None before it is finished."""
         return self.facts.get("model_fingerprint")
 
-    @property
-    def dev_chose(self) -> bool:
-        """Whether the weights are those of the epoch that was best on dev."""
-        return self.told.get("train.selection") == "best"
-
     def constant(self, split: str, metric: str) -> float | None:
         """What the best constant answer reaches; None where run.json does not say it."""
         return number(mapping(mapping(self.facts.get("constant_answer")).get(split)).get(metric))
@@ -83,11 +67,7 @@ class Run:
         return None if told is None else printable(str(told))
 
     def read(self, name: str, errors: str = "strict") -> str:
-        """The text of a file of the run.
-
-        Raises:
-            Damaged: it is missing, cannot be read, or is not what the run wrote, as run.json knows.
-        """
+        """The text of a file of the run; `Damaged` if it is missing or not what the run wrote, as run.json knows."""
         try:
             content = (self.path / name).read_bytes()
         except FileNotFoundError:
@@ -100,11 +80,7 @@ class Run:
         return content.decode("utf-8", errors)
 
     def json_lines(self, name: str, errors: str = "strict") -> list[str]:
-        """The lines of such a file. Only "\\n" ends a line: Unicode's other line ends may be part of a text.
-
-        Raises:
-            Damaged: see `read`.
-        """
+        """The lines of such a file. Only "\\n" ends a line: Unicode's other line ends may be part of a text."""
         return [line for line in self.read(name, errors).split("\n") if line]
 
 
@@ -112,9 +88,6 @@ def collect(paths: Iterable[str | Path]) -> tuple[list[Run], dict[Path, str]]:
     """Every run at or below the given folders, and the damaged run folders with what is wrong.
 
     Hidden folders and runs that `--overwrite` has moved aside (`….old-<time>`) are left out.
-
-    Raises:
-        UserError: a given folder does not exist, or there is no run at all.
     """
     runs: dict[Path, Run] = {}
     broken: dict[Path, str] = {}
@@ -135,58 +108,44 @@ def collect(paths: Iterable[str | Path]) -> tuple[list[Run], dict[Path, str]]:
                         broken[path] = str(error)
             inside[:] = sorted(name for name in inside if name[0] != "." and not re.search(r"\.old-\d{8}-\d{6}", name))
     if not runs:
-        places = ", ".join(str(path) for path in paths)
         detail = "".join(f"; {path}: {why}" for path, why in broken.items())
-        raise UserError(f"no run found in {places}{detail}")
+        raise UserError(f"no run found in {', '.join(map(str, paths))}{detail}")
     return _one_start(list(runs.values())), broken
 
 
 def read_run(path: Path) -> Run:
-    """One run folder.
-
-    Raises:
-        Damaged: what is wrong with it.
-    """
+    """One run folder; `Damaged` says what is wrong with it."""
     try:
         facts = run_facts(path)
     except UserError as error:
         raise Damaged(str(error)) from None
     if not facts:
         raise Damaged("no run.json")
-    status = facts.get("status")
-    told, identity = flatten(mapping(facts.get("recipe"))), flatten(mapping(facts.get("identity")))
-    if not isinstance(told.get("task.name"), str) or not isinstance(told.get("method.name"), str):
-        raise Damaged("run.json's recipe names no task or no method")
-    if type(told.get("seed")) is not int:
-        raise Damaged("run.json's recipe has no seed")
+    try:
+        return _run(path, facts)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise Damaged(f"run.json is malformed ({type(error).__name__}: {error})") from None
+
+
+def _run(path: Path, facts: dict[str, Any]) -> Run:
+    status, told, identity = facts["status"], flatten(facts["recipe"]), flatten(facts["identity"])
+    teachers = (one["model"] for some in (told, identity) for one in some["teachers"])
+    names = (told["task.name"], told["method.name"], *teachers)
+    if type(told["seed"]) is not int or not all(isinstance(name, str) for name in names):
+        raise ValueError("the recipe has a seed or a name of the wrong type")
     if status not in STATUSES:
-        raise Damaged(f"run.json has the unknown status {status!r}")
-    for teachers in (told.get("teachers"), identity.get("teachers")):
-        if not isinstance(teachers, list) or not all(isinstance(one, dict) and "model" in one for one in teachers):
-            raise Damaged("run.json's teachers are malformed")
+        raise ValueError(f"unknown status {status!r}")
     identity.pop("seed", None)
     for split, digest in mapping(facts.get("data")).items():
         identity[f"data.{split}"] = told[f"data.{split}"] = str(digest)
-    metrics: Any = {}
-    selection: Any = ""
-    if status == "finished":
-        metrics, selection = facts.get("metrics"), facts.get("selection")
-        _check_metrics(metrics, selection)
+    metrics, selection = (facts["metrics"], facts["selection"]) if status == "finished" else ({}, "")
+    faulty = (selection not in split or None in map(number, split.values()) for split in metrics.values())
+    if status == "finished" and (not metrics or any(faulty)):
+        raise ValueError("a metric is missing or not a number")
     for fact, form in (("model_fingerprint", str), ("layers", int)):
         if not isinstance(facts.get(fact), form):
             facts.pop(fact, None)
     return Run(path, status, told["seed"], told, identity, metrics, selection, facts)
-
-
-def _check_metrics(metrics: Any, selection: Any) -> None:
-    if not isinstance(metrics, dict) or not metrics or not isinstance(selection, str):
-        raise Damaged("run.json is finished but has no metrics")
-    for split, values in metrics.items():
-        if not isinstance(values, dict) or selection not in values:
-            raise Damaged(f"run.json has no {selection or 'selected metric'} on {split}")
-        for name, value in values.items():
-            if number(value) is None:
-                raise Damaged(f"run.json has {name} = {value!r} on {split}")
 
 
 def _one_start(runs: list[Run]) -> list[Run]:
@@ -196,19 +155,17 @@ def _one_start(runs: list[Run]) -> list[Run]:
         for run in runs
         if run.told.get("student.layers") is None and "layers" in run.facts
     }
-    return [_of_depth(run, depths.get(str(run.identity.get("student.model")))) for run in runs]
-
-
-def _of_depth(run: Run, depth: int | None) -> Run:
-    layers, kept = run.told.get("student.layers"), run.told.get("student.init")
-    if isinstance(kept, list) and kept != list(range(1, len(kept) + 1)):
-        return run
-    if layers is not None and layers != depth:
-        return run
-    if depth is None:
-        return replace(run, whole=True)
-    whole = {"student.layers": depth, "student.init": "first"}
-    return replace(run, told={**run.told, **whole}, identity={**run.identity, **whole}, whole=True)
+    found = []
+    for run in runs:
+        layers, kept = run.told.get("student.layers"), run.told.get("student.init")
+        depth = depths.get(str(run.identity.get("student.model")))
+        chosen = isinstance(kept, list) and kept != list(range(1, len(kept) + 1))
+        whole = not chosen and layers in (None, depth)
+        if whole and depth is not None:
+            start = {"student.layers": depth, "student.init": "first"}
+            run = replace(run, told={**run.told, **start}, identity={**run.identity, **start})
+        found.append(replace(run, whole=whole))
+    return found
 
 
 def number(value: Any) -> float | None:

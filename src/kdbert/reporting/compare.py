@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,16 @@ from kdbert.metrics.grouped import GROUPED
 from kdbert.reporting.cells import Difference, ResultCell, ResultRow, ResultTable
 from kdbert.reporting.collect import Damaged
 from kdbert.reporting.labels import is_one_of
-from kdbert.reporting.predicted import PredictionFiles, Predictions
+from kdbert.reporting.predicted import Predictions, scored_predictions
 from kdbert.reporting.statistics import bootstrap_interval, paired_p_value, summarise
 
 log = logging.getLogger("kdbert")
 
 
 def compared(table: ResultTable, baseline: str) -> ResultTable:
-    """The table with each row's differences to the baseline row that agrees with it in the other keys.
-
-    Args:
-        baseline: a value of the first key.
-    """
+    """The table with each row's differences to the row of `baseline`, a value of the first key, with its other keys."""
     candidates = [row for row in table.rows if not row.teacher and is_one_of(row.labels[0], baseline)]
-    files, faults = PredictionFiles(), dict[Path, str]()
+    predictions, faults = cache(scored_predictions), dict[Path, str]()
     unfit: dict[str, list[str]] = {}
     rows = []
     for row in tqdm(table.rows, desc="comparing", unit="row", leave=False, disable=not sys.stderr.isatty()):
@@ -46,17 +43,14 @@ def compared(table: ResultTable, baseline: str) -> ResultTable:
         differences = {
             column: found
             for column, cell in row.cells.items()
-            if (found := _difference(cell, other.cells.get(column, ResultCell()), files, faults)) is not None
+            if (found := _difference(cell, other.cells.get(column, ResultCell()), predictions, faults)) is not None
         }
         rows.append(replace(row, differences=differences, baseline=other.name))
     notes = [f"no difference where {why}: {'; '.join(names)}" for why, names in unfit.items()]
     if faults:
-        notes.append(f"no interval where predictions are missing or do not fit ({_faults(len(faults))})")
+        count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
+        notes.append(f"no interval where predictions are missing or do not fit ({count})")
     return replace(table, rows=tuple(rows), notes=(*table.notes, *notes), baseline=baseline)
-
-
-def _faults(number: int) -> str:
-    return f"{number} fault{'s' * (number > 1)}"
 
 
 def _fitting(row: ResultRow, candidates: Sequence[ResultRow]) -> list[ResultRow]:
@@ -70,7 +64,7 @@ def _fitting(row: ResultRow, candidates: Sequence[ResultRow]) -> list[ResultRow]
 
 
 def _difference(
-    cell: ResultCell, other: ResultCell, files: PredictionFiles, faults: dict[Path, str]
+    cell: ResultCell, other: ResultCell, predictions: Callable[..., Predictions], faults: dict[Path, str]
 ) -> Difference | None:
     """The difference over the seeds that both have; `faults` takes the runs whose predictions cannot be used."""
     seeds = sorted(cell.scores.keys() & other.scores.keys())
@@ -79,7 +73,7 @@ def _difference(
     found: list[Predictions] = []
     for run in [side.runs[seed] for side in (cell, other) for seed in seeds if side.runs]:
         try:
-            found.append(files.of(run, cell.split, cell.metric))
+            found.append(predictions(run, cell.split, cell.metric))
             if not found[-1].same_examples(found[0]):
                 found.pop()
                 raise Damaged(f"{run.path}: its examples are not those of the other runs")
@@ -96,20 +90,17 @@ def _difference(
 
 
 def _interval(name: str, ours: Sequence[Predictions], theirs: Sequence[Predictions]) -> tuple[float, float]:
-    first = ours[0]
     if name not in GROUPED:
-        return bootstrap_interval(
-            METRICS[name], first.labels, *([one.answers for one in side] for side in (ours, theirs))
-        )
-    grouped, groups = GROUPED[name], first.groups
+        sides = ([one.answers for one in side] for side in (ours, theirs))
+        return bootstrap_interval(METRICS[name], ours[0].labels, *sides)
+    grouped, groups = GROUPED[name], ours[0].groups
     assert groups is not None
-
-    def counts(one: Predictions) -> np.ndarray:
-        return grouped.counts(one.answers, one.labels, groups, one.head.classes)
 
     def metric(drawn: np.ndarray, labels: np.ndarray) -> Any:
         return grouped.value(drawn.sum(labels.ndim - 1))
 
     # Documents or sentences are drawn anew, and their counts are added up.
-    sides = [[counts(one) for one in side] for side in (ours, theirs)]
-    return bootstrap_interval(metric, np.zeros(len(sides[0][0])), *sides)
+    counts = [
+        [grouped.counts(one.answers, one.labels, groups, one.head.classes) for one in side] for side in (ours, theirs)
+    ]
+    return bootstrap_interval(metric, np.zeros(len(counts[0][0])), *counts)

@@ -17,11 +17,7 @@ Log = Sequence[Mapping[str, Any]]
 
 
 def read_log(run: Run) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, in their order; a line that is cut or not a record is left out.
-
-    Raises:
-        Damaged: there is no such file, it cannot be read, or is not that of the finished run.
-    """
+    """The lines of a run's metrics.jsonl, in their order; a line that is cut or not a record is left out."""
     records = []
     for line in run.json_lines("metrics.jsonl", errors="replace"):
         try:
@@ -42,18 +38,15 @@ def mean_curve(logs: Sequence[Log], key: str, series: int, *, band: bool = False
     """A number over epochs: at each step the mean over the seeds that logged it there, and how many these are.
 
     Args:
-        logs: one per seed.
+        logs: one per seed. None is returned where none of them has the number.
         band: also the lowest and the highest seed, where there are several.
-
-    Returns:
-        None where no seed has the number.
     """
     at: dict[float, list[tuple[float, float]]] = defaultdict(list)
     for log in logs:
         for record in log:
             step, value = number(record.get("step")), number(record.get(key))
             if step is not None and value is not None:
-                at[step].append((_epoch(record) or step, value))
+                at[step].append((number(record.get("epoch")) or step, value))
     if not at:
         return None
     points = [np.array(found) for _, found in sorted(at.items())]  # [seeds, 2] each
@@ -68,11 +61,7 @@ def mean_curve(logs: Sequence[Log], key: str, series: int, *, band: bool = False
 
 def seeds_told(logs: Sequence[Log]) -> str:
     """How many seeds there are, and how many are left where some stopped early: "3 seeds; 2 after epoch 4"."""
-    ends = sorted(max((_epoch(record) or 0.0 for record in log), default=0.0) for log in logs)
+    ends = sorted(max((number(record.get("epoch")) or 0.0 for record in log), default=0.0) for log in logs)
     left = {round(end, 1): sum(other > end for other in ends) for end in ends}
     parts = [f"{count} after epoch {end:g}" for end, count in left.items() if count]
     return "; ".join([f"{len(logs)} seed{'s' * (len(logs) != 1)}", *parts])
-
-
-def _epoch(record: Mapping[str, Any]) -> float | None:
-    return number(record.get("epoch"))

@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 # After Okabe and Ito, darker where a line would not stand out from white (at least 3 : 1, also in dark mode).
@@ -17,77 +18,42 @@ INK, FAINT, RULE = "#1b1f24", "#59636e", "#d8dee4"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#b5568f", "#a87400", "#6a6f76")
 DASHES = ("solid", (0, (6, 2)), (0, (2, 2)), (0, (6, 2, 2, 2)))
 # What stands for each colour on a page: a variable of its style sheet; and its value in dark mode.
-VARIABLES = {INK: "--ink", FAINT: "--faint", RULE: "--rule"} | {
-    color: f"--s{number}" for number, color in enumerate(SERIES)
-}
-DARK = dict(
-    zip(
-        VARIABLES,
-        ("#e6e9ec", "#a6b0ba", "#3a424b", "#56b4e9", "#f08c4a", "#2fc79a", "#e39cc4", "#e6b93a", "#b4bcc4"),
-        strict=True,
-    )
-)
+VARIABLES = {INK: "--ink", FAINT: "--faint", RULE: "--rule", **{color: f"--s{i}" for i, color in enumerate(SERIES)}}
+_DARK = ("#e6e9ec", "#a6b0ba", "#3a424b", "#56b4e9", "#f08c4a", "#2fc79a", "#e39cc4", "#e6b93a", "#b4bcc4")
+DARK = dict(zip(VARIABLES, _DARK, strict=True))
 WIDTH, HEIGHT = 5.0, 3.1  # inches; 360 x 223 units of an SVG, which is about the width of a phone
 SIZE = 11  # of most letters; the page's style sheet says it, too
 LATENCY, PARAMETERS = "latency of one call, median, ms", "parameters, millions"  # what quality is drawn over
 LONGEST = 34  # characters of a name in a figure
 _STYLE = {
-    "font.size": SIZE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": FAINT,
-    "axes.grid": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    "text.parse_math": False,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "xtick.labelcolor": FAINT,
-    "ytick.labelcolor": FAINT,
-    "xtick.bottom": False,
-    "ytick.left": False,
-    "xtick.minor.bottom": False,
-    "ytick.minor.left": False,
-    "axes.formatter.useoffset": False,
-    "figure.constrained_layout.use": True,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "kdbert",
-}
+    "font.size": SIZE, "text.color": INK, "text.parse_math": False, "figure.constrained_layout.use": True,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": RULE, "axes.labelcolor": FAINT,
+    "axes.grid": True, "grid.color": RULE, "grid.linewidth": 0.6, "axes.formatter.useoffset": False,
+    "xtick.color": RULE, "ytick.color": RULE, "xtick.labelcolor": FAINT, "ytick.labelcolor": FAINT,
+    "xtick.bottom": False, "ytick.left": False, "xtick.minor.bottom": False, "ytick.minor.left": False,
+    "svg.fonttype": "none", "svg.hashsalt": "kdbert",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Point:
-    """A model in a figure of quality over cost.
-
-    Attributes:
-        cost: where it is on the x axis.
-        quality: in the figure's metric.
-        size_mib: its files on disk; None where that is not known.
-        backend: what runs it; points of one backend share a colour ("": one colour).
-    """
+    """A model in a figure of quality over cost."""
 
     name: str
-    cost: float
-    quality: float
-    size_mib: float | None
-    backend: str = ""
+    cost: float  # where it is on the x axis
+    quality: float  # in the figure's metric
+    size_mib: float | None  # its files on disk; None where that is not known
+    backend: str = ""  # what runs it; points of one backend share a colour
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The mean over seeds, and the lowest and highest of them where there is a band.
-
-    Attributes:
-        series: which colour and dash it has, see `look`.
-        n: the number of seeds at each point.
-    """
+    """The mean over seeds, and the lowest and highest of them where there is a band."""
 
     x: Sequence[float]
     mean: Sequence[float]
-    series: int
-    n: Sequence[int]
+    series: int  # which colour and dash it has, see `look`
+    n: Sequence[int]  # of seeds at each point
     low: Sequence[float] = ()
     high: Sequence[float] = ()
 
@@ -98,7 +64,7 @@ def look(series: int) -> tuple[str, Any]:
 
 
 @contextlib.contextmanager
-def _style() -> Iterator[None]:
+def _styled() -> Iterator[None]:
     """Our style, and no warning of characters that matplotlib's own font lacks."""
     import matplotlib
 
@@ -107,29 +73,29 @@ def _style() -> Iterator[None]:
         yield
 
 
+@_styled()
 def lines(curves: Sequence[Curve], *, x_label: str, y_label: str, reference: float | None = None) -> Any:
     """A matplotlib figure of curves with their bands; `reference` is a dashed level.
 
     A curve is thinner where it is the mean of fewer seeds than elsewhere.
     """
-    with _style():
-        figure, axes = _axes()
-        for curve in curves:
-            color, dash = look(curve.series)
-            if len(curve.low):
-                axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.18, linewidth=0, clip_on=False)
-            for few, part in groupby(range(len(curve.x)), key=lambda i: curve.n[i] < max(curve.n)):
-                points = list(part)
-                drawn = slice(max(points[0] - few, 0), points[-1] + 1 + few)  # up to the full line on both sides
-                axes.plot(
-                    curve.x[drawn], curve.mean[drawn], color=color, linestyle=dash, linewidth=0.8 if few else 1.8,
-                    marker="o" if len(curve.x) <= 12 else None, markersize=3.5, clip_on=False,
-                )  # fmt: skip
-        if reference is not None:
-            axes.axhline(reference, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.2, clip_on=False)
-        axes.set_xlabel(shown(x_label))
-        axes.set_ylabel(shown(y_label))
-        _few_ticks(axes)
+    figure, axes = _axes()
+    for curve in curves:
+        color, dash = look(curve.series)
+        if len(curve.low):
+            axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.18, linewidth=0, clip_on=False)
+        for few, part in groupby(range(len(curve.x)), key=lambda i: curve.n[i] < max(curve.n)):
+            points = list(part)
+            drawn = slice(max(points[0] - few, 0), points[-1] + 1 + few)  # up to the full line on both sides
+            axes.plot(
+                curve.x[drawn], curve.mean[drawn], color=color, linestyle=dash, linewidth=0.8 if few else 1.8,
+                marker="o" if len(curve.x) <= 12 else None, markersize=3.5, clip_on=False,
+            )  # fmt: skip
+    if reference is not None:
+        axes.axhline(reference, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.2, clip_on=False)
+    axes.set_xlabel(shown(x_label))
+    axes.set_ylabel(shown(y_label))
+    _few_ticks(axes)
     return figure
 
 
@@ -148,23 +114,14 @@ def _axes(height: float = HEIGHT) -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
+@_styled()
 def quality_over(points: Sequence[Point], x_label: str, *, metric: str, split: str, task: str) -> Any:
     """A matplotlib figure: each model by its cost (logarithmic where it ranges over more than a factor of 5) and
     quality, the area of its bubble by its size on disk, with its name beside it.
 
     Args:
         x_label: what the cost is, such as `LATENCY`.
-
-    Raises:
-        ValueError: no points.
     """
-    if not points:
-        raise ValueError("no points to draw")
-    with _style():
-        return _scatter(points, shown(x_label), shown(f"{split} {metric}"), shown(task))
-
-
-def _scatter(points: Sequence[Point], x_label: str, y_label: str, title: str) -> Any:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure, axes = _axes(height=4.0)
@@ -173,11 +130,9 @@ def _scatter(points: Sequence[Point], x_label: str, y_label: str, title: str) ->
     for number, backend in enumerate(backends):
         some = [point for point in points if point.backend == backend]
         axes.scatter(
-            [point.cost for point in some],
-            [point.quality for point in some],
+            [point.cost for point in some], [point.quality for point in some],
             s=[_area(point.size_mib, largest) for point in some],
-            color=look(number)[0], alpha=0.55, linewidth=1, clip_on=False,
-            label=shown(backend) or None,
+            color=look(number)[0], alpha=0.55, linewidth=1, clip_on=False, label=shown(backend) or None,
         )  # fmt: skip
     costs = [point.cost for point in points]
     if min(costs) > 0 and max(costs) / min(costs) > 5:
@@ -187,9 +142,9 @@ def _scatter(points: Sequence[Point], x_label: str, y_label: str, title: str) ->
         axes.xaxis.set_minor_formatter(NullFormatter())
     _few_ticks(axes, of_x=axes.get_xscale() == "linear")
     axes.margins(x=0.12, y=0.16)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel(shown(x_label))
+    axes.set_ylabel(shown(f"{split} {metric}"))
+    axes.set_title(shown(task), loc="left", fontsize=11)
     if len(backends) > 1:
         figure.legend(loc="outside lower center", ncols=min(3, len(backends)), frameon=False, markerscale=0.6)
     _name_points(figure, axes, points, [_area(point.size_mib, largest) for point in points])
@@ -216,7 +171,7 @@ def _name_points(figure: Any, axes: Any, points: Sequence[Point], areas: Sequenc
     for centre, radius, point in sorted(
         zip(centres, radii, points, strict=True), key=lambda one: (one[0][1], one[0][0])
     ):
-        best: tuple[float, Any, Bbox, float] | None = None
+        places: list[tuple[float, tuple[float, float], Bbox, float]] = []  # cost, shift, place, distance
         text = axes.annotate(
             shown(point.name), (point.cost, point.quality), xytext=(0, 0), textcoords="offset points", fontsize=10,
             ha="center", va="center", annotation_clip=False,
@@ -230,11 +185,8 @@ def _name_points(figure: Any, axes: Any, points: Sequence[Point], areas: Sequenc
                 place = extent.translated(*shift)
                 covered = sum(_overlap(place, other) for other in taken)
                 outside = place.width * place.height - _overlap(place, frame)
-                cost = covered + 3 * outside + 2 * away
-                if best is None or cost < best[0]:
-                    best = cost, shift, place, away
-        assert best is not None
-        _, shift, place, away = best
+                places.append((covered + 3 * outside + 2 * away, shift, place, away))
+        _, shift, place, away = min(places, key=itemgetter(0))
         text.set_position((shift[0] / scale, shift[1] / scale))
         taken.append(place)
         if away > 3.0:
@@ -264,7 +216,7 @@ def svg(figure: Any, *, label: str, prefix: str) -> str:
         prefix: put before its ids, so that those of two figures on a page differ.
     """
     file = io.BytesIO()
-    with _style():
+    with _styled():
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     root = ElementTree.fromstring(file.getvalue())
     for node in root.iter():

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 from kdbert.reporting.cells import Difference, ResultCell, ResultTable
 from kdbert.reporting.published import PublishedCell
@@ -23,21 +24,13 @@ Grid = list[list[str]]
 
 @dataclass(frozen=True)
 class Style:
-    """How numbers and their surroundings are written.
+    """How numbers and their surroundings are written."""
 
-    Attributes:
-        percent: scores times 100 with two decimals, instead of as they are with four.
-        escape: makes a text safe.
-        bold: marks the best.
-        plus_minus: between mean and deviation.
-        stack: puts several lines into one cell.
-    """
-
-    percent: bool
-    escape: Callable[[str], str]
-    bold: Callable[[str], str]
+    percent: bool  # scores times 100 with two decimals, instead of as they are with four
+    escape: Callable[[str], str]  # makes a text safe
+    bold: Callable[[str], str]  # marks the best
     plus_minus: str
-    stack: Callable[[list[str]], str]
+    stack: Callable[[list[str]], str]  # several lines in one cell
 
     def number(self, value: float, sign: str = "") -> str:
         """A score or a difference of scores."""
@@ -94,11 +87,11 @@ class Style:
         """The rows, teachers first, published ones last."""
         grid = []
         for index, row in enumerate(table.rows):
-            line = [self.escape(label) for label in row.labels]
-            for column in table.columns:
-                place = not table.headings[column]
-                line.append(self.cell(row.cells.get(column), (index, column) in table.best, place))
-            grid.append(line)
+            cells = (
+                self.cell(row.cells.get(column), (index, column) in table.best, place=not table.headings[column])
+                for column in table.columns
+            )
+            grid.append([*map(self.escape, row.labels), *cells])
         blanks = [""] * (len(table.keys) - 1)
         for published in table.published:
             cells = (self.published(published.cells.get(column)) for column in table.columns)
@@ -107,14 +100,9 @@ class Style:
 
     def differences(self, table: ResultTable) -> Grid:
         """The rows that are compared with the baseline."""
-        return [
-            [
-                *map(self.escape, row.labels),
-                *(self.difference(row.differences.get(column)) for column in table.columns),
-            ]
-            for row in table.rows
-            if row.baseline is not None
-        ]
+        compared = [row for row in table.rows if row.baseline is not None]
+        found = [[self.difference(row.differences.get(column)) for column in table.columns] for row in compared]
+        return [[*map(self.escape, row.labels), *cells] for row, cells in zip(compared, found, strict=True)]
 
 
 page_style = Style(False, html.escape, lambda text: f"<b>{text}</b>", "±", "<br>".join)  # of an HTML page
@@ -191,43 +179,40 @@ def html_text(tables: Sequence[ResultTable]) -> str:
     return "".join(out)
 
 
-def csv_text(tables: Sequence[ResultTable], percent: bool = False) -> str:
-    """One line per number, full precision: row keys, column, split, metric, mean, deviation, n, differences, source.
+FIELDS = (
+    "column", "split", "metric", "mean", "deviation", "n", "seeds", "diverged", "unfinished", "constant_answer",
+    "one_answer", "best", "baseline", "difference", "difference_deviation", "difference_n", "p", "interval_low",
+    "interval_high", "source",
+)  # fmt: skip
 
-    Args:
-        tables: one, of all tasks together.
-    """
+
+def csv_text(tables: Sequence[ResultTable], percent: bool = False) -> str:
+    """One line per number, at full precision; `tables` is one, of all tasks together."""
     (table,) = tables
-    scale = 100 if percent else 1
 
     def number(value: float | None) -> str:
-        return "" if value is None else repr(float(value) * scale)
+        return "" if value is None else repr(float(value) * (100 if percent else 1))
 
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([
-        *table.keys, "column", "split", "metric", "mean", "deviation", "n", "seeds", "diverged", "unfinished",
-        "constant_answer", "one_answer", "best", "baseline", "difference", "difference_deviation", "difference_n", "p",
-        "interval_low", "interval_high", "source",
-    ])  # fmt: skip
+    lines: list[dict[str, Any]] = []
     for index, row in enumerate(table.rows):
-        for column in table.columns:
-            cell = row.cells.get(column)
-            if cell is None:
-                continue
-            found, delta = cell.summary, row.differences.get(column)
-            low, high = delta.interval if delta is not None and delta.interval is not None else (None, None)
-            writer.writerow([
-                *row.labels, column, cell.split, cell.metric,
-                number(found.mean if found else None), number(found.deviation if found else None),
-                found.n if found else 0, " ".join(map(str, cell.scores)), cell.diverged, cell.unfinished,
-                number(cell.constant), len(cell.same), int((index, column) in table.best),
-                row.baseline if row.baseline is not None and delta is not None else "",
-                number(delta.summary.mean if delta else None), number(delta.summary.deviation if delta else None),
-                delta.summary.n if delta else "", "" if delta is None or delta.p is None else repr(delta.p),
-                number(low), number(high), "measured",
-            ])  # fmt: skip
-    blanks = [""] * (len(table.keys) - 1)
+        for column in filter(row.cells.__contains__, table.columns):
+            cell, delta = row.cells[column], row.differences.get(column)
+            line = {
+                **dict(zip(table.keys, row.labels, strict=True)), "column": column, "split": cell.split,
+                "metric": cell.metric, "n": len(cell.scores), "seeds": " ".join(map(str, cell.scores)),
+                "diverged": cell.diverged, "unfinished": cell.unfinished, "constant_answer": number(cell.constant),
+                "one_answer": len(cell.same), "best": int((index, column) in table.best), "source": "measured",
+            }  # fmt: skip
+            if (found := cell.summary) is not None:
+                line |= {"mean": number(found.mean), "deviation": number(found.deviation)}
+            if delta is not None:
+                low, high = delta.interval or (None, None)
+                line |= {
+                    "baseline": row.baseline, "difference": number(delta.summary.mean), "difference_n": delta.summary.n,
+                    "difference_deviation": number(delta.summary.deviation), "interval_low": number(low),
+                    "interval_high": number(high), "p": "" if delta.p is None else repr(delta.p),
+                }  # fmt: skip
+            lines.append(line)
     for published in table.published:
         for column in table.columns:
             one = published.cells.get(column)
@@ -237,9 +222,15 @@ def csv_text(tables: Sequence[ResultTable], percent: bool = False) -> str:
             if one is not None:
                 values = {**({metric: one.value} if one.value is not None else {}), **one.parts}
             for name, value in values.items():
-                shown = "" if value is None else str(value.scaleb(2) if percent else value)
-                runs = "" if one is None or one.n == "?" else one.n
-                writer.writerow([published.label, *blanks, column, split, name, shown, "", runs, *[""] * 13, source])
+                lines.append({
+                    table.keys[0]: published.label, "column": column, "split": split, "metric": name,
+                    "mean": "" if value is None else value.scaleb(2) if percent else value,
+                    "n": "" if one is None or one.n == "?" else one.n, "source": source,
+                })  # fmt: skip
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [*table.keys, *FIELDS], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return out.getvalue()
 
 
@@ -278,10 +269,8 @@ def _notes(tables: Sequence[ResultTable], style: Style) -> list[str]:
     notes += [note for table in tables for note in _same_answers(table)]
     constants = [note for table in tables for note in _constants(table, style)]
     if constants:
-        notes += [
-            *constants,
-            "constant answer: the best that one and the same answer to every example of the split reaches",
-        ]
+        notes += constants
+        notes.append("constant answer: the best that one and the same answer to every example of the split reaches")
     broken = len(tables[0].broken)
     if broken:
         notes.append(f"{broken} broken run folder{'s' * (broken > 1)} left out")
@@ -292,11 +281,10 @@ def _same_answers(table: ResultTable) -> list[str]:
     """Which runs give one answer to every example, column by column."""
     notes = []
     for column in table.columns:
-        marked = [(row, cell) for row in table.rows if (cell := row.cells.get(column)) and cell.runs and cell.same]
         told = [
-            f"{row.name} ({len(cell.same)} of {len(cell.scores)}: {', '.join(sorted(answers))})"
-            for row, cell in marked
-            for answers in [{*cell.same.values()}]
+            f"{row.name} ({len(cell.same)} of {len(cell.scores)}: {', '.join(sorted({*cell.same.values()}))})"
+            for row in table.rows
+            if (cell := row.cells.get(column)) and cell.runs and cell.same
         ]
         if told:
             notes.append(f"{ONE_ANSWER} on {column}, runs that give one answer to every example: {'; '.join(told)}")

@@ -77,13 +77,30 @@ def short(key: str, text: str) -> str:
     return f"{SHORT.get(key, key.rpartition('.')[2].replace('_', ' '))} {text}"
 
 
+def telling(keys: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """What tells rows of values apart, for each row: `lr 1e-4`. No key is named without which they differ as well.
+
+    Args:
+        rows: the text of each key.
+    """
+    words = [[short(*pair) if pair[1] != "-" else "" for pair in zip(keys, row, strict=True)] for row in rows]
+    kept, different = [*range(len(keys))], len({*map(tuple, words)})
+    for i in range(len(keys))[::-1]:
+        fewer = [j for j in kept if j != i]
+        if len({tuple(row[j] for j in fewer) for row in words}) == different:
+            kept = fewer
+    return [[row[j] for j in kept if row[j]] for row in words]
+
+
 def told_apart(runs: Sequence[Run]) -> dict[Path, str]:
-    """What tells each run from the others: `lr 1e-4`; the seed where they differ in nothing else."""
+    """What tells each run from the others: `lr 1e-4`; and the seed where that is not enough."""
     keys = differing(runs)
-    words = {run.path: ", ".join(short(key, text_of(run, key)) for key in keys) for run in runs}
-    if len({*words.values()}) == len(runs):
-        return words
-    return {run.path: ", ".join(filter(None, (words[run.path], f"seed {run.seed}"))) for run in runs}
+    words = telling(keys, [[text_of(run, key) for key in keys] for run in runs])
+    enough = len({*map(tuple, words)}) == len(runs)
+    return {
+        run.path: ", ".join(some if enough else [*some, f"seed {run.seed}"])
+        for run, some in zip(runs, words, strict=True)
+    }
 
 
 class Labels:
@@ -101,11 +118,9 @@ class Labels:
             if run.content in taught:
                 teachers[run.task].append(run)
         for some in teachers.values():
-            words = told_apart(some) if len(some) > 1 else {}
+            words = told_apart(some)
             for run in some:
-                self._teachers[str(run.content)] = ", ".join(
-                    filter(None, (text_of(run, "student"), words.get(run.path, "")))
-                )
+                self._teachers[str(run.content)] = ", ".join(filter(None, (text_of(run, "student"), words[run.path])))
         self._values: dict[tuple[str, str, str], set[str]] = defaultdict(set)
         for run in runs:
             for key in keys:

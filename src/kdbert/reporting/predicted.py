@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,18 +21,13 @@ from kdbert.tasks import CUSTOM, TaskSpec, get_task
 
 @dataclass(frozen=True)
 class Predictions:
-    """A run's answers to a split, sorted by the example's id.
-
-    Attributes:
-        answers, labels: in the form of `Head.predicted`: one row per example, or per word.
-        groups: what a metric counts together, see `kdbert.metrics.score`.
-    """
+    """A run's answers to a split, sorted by the example's id."""
 
     head: Head
     ids: list[str]
-    answers: np.ndarray
+    answers: np.ndarray  # in the form of `Head.predicted`: one row per example, or per word; labels, too
     labels: np.ndarray
-    groups: np.ndarray | None = None
+    groups: np.ndarray | None = None  # what a metric counts together, see `kdbert.metrics.score`
 
     @cached_property
     def example_of(self) -> np.ndarray:
@@ -45,36 +39,16 @@ class Predictions:
         return self.head == other.head and self.ids == other.ids and np.array_equal(self.labels, other.labels)
 
 
-class PredictionFiles:
-    """The predictions of runs that give the scores in run.json; each file is read once."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[Path, str, str], Predictions | Damaged] = {}
-
-    def of(self, run: Run, split: str, metric: str) -> Predictions:
-        """A run's predictions of a split.
-
-        Raises:
-            Damaged: there are none, or they are damaged, or they give another score.
-        """
-        key = run.path, split, metric
-        if key not in self._known:
-            try:
-                self._known[key] = _scored(run, split, metric)
-            except Damaged as error:
-                self._known[key] = Damaged(f"{run.path}: {error}")
-        found = self._known[key]
-        if isinstance(found, Damaged):
-            raise found
-        return found
+def scored_predictions(run: Run, split: str, metric: str) -> Predictions:
+    """A run's predictions of a split; `Damaged` if there are none, or they do not give the score in run.json."""
+    try:
+        return _scored(run, split, metric)
+    except Damaged as error:
+        raise Damaged(f"{run.path}: {error}") from None
 
 
 def task_of_run(run: Run, data_dir: str | None = None) -> TaskSpec:
-    """The task that a run was trained on.
-
-    Raises:
-        UserError: run.json does not say enough of it.
-    """
+    """The task that a run was trained on."""
     return saved_task(run.path, run.facts, data_dir, None) if run.task == CUSTOM else get_task(run.task)
 
 
@@ -92,11 +66,7 @@ def _scored(run: Run, split: str, metric: str) -> Predictions:
 
 
 def read_predictions(run: Run, split: str) -> Predictions:
-    """A finished run's predictions of a split.
-
-    Raises:
-        Damaged: no file, or one that is damaged.
-    """
+    """A finished run's predictions of a split."""
     name = f"predictions/{split}.jsonl"
     lines = run.json_lines(name)
     try:

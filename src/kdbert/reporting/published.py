@@ -34,17 +34,11 @@ MEANS = {"accuracy_and_f1": ("f1", "accuracy"), "pearson_and_spearman": ("pearso
 
 @dataclass(frozen=True)
 class PublishedCell:
-    """What a paper reports where our table has a number.
+    """What a paper reports where our table has a number."""
 
-    Attributes:
-        value: in the column's own metric, with the digits of the paper; None where it reports only a part.
-        parts: metric -> value, where the column's metric is a mean of two that are reported separately.
-        n: number of runs; "?" where the paper does not say.
-    """
-
-    value: Decimal | None
-    parts: Mapping[str, Decimal]
-    n: str
+    value: Decimal | None  # in the column's own metric, with the digits of the paper; None where it reports only a part
+    parts: Mapping[str, Decimal]  # by metric, where the column's is a mean of two that are reported separately
+    n: str  # of runs; "?" where the paper does not say
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,6 @@ class PublishedRow:
 
     @property
     def label(self) -> str:
-        """What it is called in a table."""
         return f"{self.paper}: {self.model}"
 
 
@@ -67,9 +60,6 @@ def published_rows(paper: str, wanted: Mapping[str, tuple[str, str, str]]) -> li
     Args:
         paper: a key of `SOURCES`.
         wanted: column label -> task, split, metric.
-
-    Raises:
-        UserError: unknown paper.
     """
     if paper not in SOURCES:
         raise UserError(f"no published numbers of {paper!r}{near_miss(paper, SOURCES)} (known: {', '.join(SOURCES)})")
@@ -79,14 +69,11 @@ def published_rows(paper: str, wanted: Mapping[str, tuple[str, str, str]]) -> li
         if line["paper"] == paper:
             place = line["task"], line["split"], line["metric"]
             reported.setdefault(line["model"], {})[place] = Decimal(line["value"]), line["n"]
-    return [
-        PublishedRow(
-            paper,
-            model,
-            {column: cell for column, place in wanted.items() if (cell := _cell(numbers, *place)) is not None},
-        )
-        for model, numbers in reported.items()
-    ]
+    rows = []
+    for model, numbers in reported.items():
+        cells = {column: cell for column, place in wanted.items() if (cell := _cell(numbers, *place)) is not None}
+        rows.append(PublishedRow(paper, model, cells))
+    return rows
 
 
 def _cell(

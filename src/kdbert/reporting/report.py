@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import logging
 import re
@@ -10,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,19 @@ from kdbert.reporting.cells import ResultCell, ResultTable
 from kdbert.reporting.collect import Damaged, Run, mapping, number
 from kdbert.reporting.compare import compared
 from kdbert.reporting.curves import Log, keys_of, mean_curve, read_log, seeds_told
-from kdbert.reporting.example_texts import MOST_CHARACTERS, ExampleTexts
 from kdbert.reporting.figures import Point
 from kdbert.reporting.formats import html_text, page_style
-from kdbert.reporting.predicted import PredictionFiles
+from kdbert.reporting.predicted import scored_predictions
 from kdbert.reporting.table import make_tables
-from kdbert.reporting.versus_teacher import class_scores, disagreements, given_teacher, pair, teacher_of
+from kdbert.reporting.versus_teacher import (
+    MOST_CHARACTERS,
+    ExampleTexts,
+    class_scores,
+    disagreements,
+    given_teacher,
+    predictions_of_both,
+    teacher_of,
+)
 from kdbert.version import __version__
 
 log = logging.getLogger("kdbert")
@@ -43,11 +50,7 @@ Notes = dict[str, None]  # what could not be shown, and why: sentences, each onc
 
 
 def write_report(path: Path, page: Callable[[], str]) -> None:
-    """Write a page, whole or not at all; an older report is replaced.
-
-    Raises:
-        UserError: `path` is a folder, or a file that is not a report.
-    """
+    """Write a page, whole or not at all; an older report is replaced, and no other file."""
     if path.is_dir():
         raise UserError(f"--output {str(path)!r} is a folder; name a file, such as {path / 'report.html'}")
     if path.exists():
@@ -74,9 +77,6 @@ def make_report(
         title: heading; by default the names of the tasks.
         data_dir: folder with the tasks' files, for the texts of examples; else what the runs' recipes say.
         now: the time in the page.
-
-    Raises:
-        UserError: no run, an unknown key or baseline.
     """
     paths = list(paths)
     tables = make_tables(paths, where=where, baseline=baseline)
@@ -87,19 +87,19 @@ def make_report(
     parts = {name: getattr(page, name)() for name in ("curves", "heat_maps", "classes", "examples")}
     for note in (note for part in parts.values() for note in part["notes"]):
         log.info("%s", note)
-    loader = PackageLoader("kdbert.reporting", ".")
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+        loader=PackageLoader("kdbert.reporting", "."), undefined=StrictUndefined, autoescape=True,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     environment.filters["score"] = lambda value: "-" if value is None else page_style.number(value)
     environment.filters["told"] = lambda value, form="{:.1f}": "-" if value is None else form.format(value)
+    environment.filters["shade"] = lambda value: round(SHADES * min(max(value, 0), 1))
     environment.filters["breakable"] = lambda name: escape(name).replace("_", Markup("_<wbr>"))
     text = environment.get_template("report.html.jinja").render(
         title=title or f"kdbert: {', '.join(page.tasks)}",
         version=__version__,
         made=(now or datetime.now(timezone.utc)).strftime("%Y-%m-%d %H:%M UTC"),
-        light=[(variable, color) for color, variable in figures.VARIABLES.items()],
-        dark=[(variable, figures.DARK[color]) for color, variable in figures.VARIABLES.items()],
+        colors=[(variable, color, figures.DARK[color]) for color, variable in figures.VARIABLES.items()],
         shades=_shades(),
         statuses=[run.status for run in page.runs],
         broken=tables[0].broken,
@@ -126,15 +126,10 @@ def _shades() -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class _Member:
-    """A row of a table on one task, with its finished runs by seed.
-
-    Attributes:
-        series: its number among the table's rows, which gives it its colour.
-        logs: what its runs logged.
-    """
+    """A row of a table on one task, with its finished runs by seed."""
 
     name: str
-    series: int
+    series: int  # its number among the table's rows, which gives it its colour
     cell: ResultCell
     runs: list[Run]
     logs: list[Log]
@@ -157,12 +152,11 @@ class _Page:
                     if cell is not None and cell.runs:
                         members[task].append(_Member(row.name, series, cell, [*cell.runs.values()], []))
         self.environments: dict[str, int] = {}  # text -> number of runs
-        self._files = PredictionFiles()
-        self._prefix = itertools.count(1)
+        self._predictions = cache(scored_predictions)
+        self._prefixes = (f"f{number}" for number in itertools.count(1))  # of the ids of each figure
 
     def draw(self, figure: Any, label: str) -> Markup:
-        """A figure, with ids that no other figure on this page has."""
-        return Markup(figures.svg(figure, label=label, prefix=f"f{next(self._prefix)}"))
+        return Markup(figures.svg(figure, label=label, prefix=next(self._prefixes)))
 
     # ---- quality over latency
 
@@ -249,11 +243,7 @@ class _Page:
             if len({values.shape for values in found}) > 1:
                 notes[f"no heat map of {member.name} on {task}: its runs have other layers"] = None
             elif found:
-                rows = [
-                    [{"text": f"{value:.2f}", "shade": round(SHADES * min(max(value, 0), 1))} for value in row]
-                    for row in np.mean(found, axis=0)
-                ]
-                maps.append({"task": task, "name": member.name, "n": len(found), "rows": rows})
+                maps.append({"task": task, "name": member.name, "n": len(found), "rows": np.mean(found, 0).tolist()})
         return {"maps": maps, "notes": notes}
 
     # ---- teacher and student
@@ -292,11 +282,11 @@ class _Page:
         columns = []
         taught = None
         for member in members:
-            apart = []
+            apart, split = [], member.cell.split
             for run in member.runs:
                 try:
-                    both = pair(self._files, run, teacher, member.cell.split, member.cell.metric)
-                    own, taught = class_scores(both.student), class_scores(both.teacher)
+                    both = predictions_of_both(run, teacher, split, member.cell.metric, self._predictions)
+                    own, taught = map(class_scores, both)
                 except Damaged as error:
                     notes[f"{member.name} on {task}: {error}"] = None
                     continue
@@ -332,20 +322,16 @@ class _Page:
                 if not run.teachers:
                     continue
                 try:
-                    both = pair(self._files, run, teacher, split, member.cell.metric)
-                    groups = disagreements(both, run, teacher, split)
+                    own, taught = predictions_of_both(run, teacher, split, member.cell.metric, self._predictions)
+                    groups = disagreements(own, taught, run, teacher, split)
                 except Damaged as error:
                     notes[f"{member.name} on {task}: {error}"] = None
                     continue
                 if split not in texts:
                     texts[split] = ExampleTexts(run, split, self.data_dir)
-                shown = [
-                    {"of": group, "examples": [{"of": one, "parts": texts[split].parts(one)} for one in group.examples]}
-                    for group in groups
-                ]
                 made.append(
-                    {"name": member.name, "seed": run.seed, "total": len(both.student.ids), "groups": shown,
-                     "split": split, "teachers": len(run.teachers)}
+                    {"name": member.name, "run": run, "split": split, "total": len(own.ids), "groups": groups,
+                     "texts": texts[split]}
                 )  # fmt: skip
             warning = next((text.warning for text in texts.values() if text.warning), "")
             faults = [text.fault for text in texts.values() if text.fault]
@@ -393,16 +379,9 @@ class _Page:
 
 
 def _read_cka(text: str) -> np.ndarray:
-    """The numbers of a cka.csv: [teacher layers, student layers].
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    try:
-        rows = list(csv.reader(text.splitlines()))
-        values = np.array([[float(value) for value in row[1:]] for row in rows[1:]], dtype=np.float64)
-    except csv.Error as error:
-        raise ValueError(str(error)) from None
+    """The numbers of a cka.csv, [teacher layers, student layers]; ValueError if it is damaged."""
+    rows = [line.split(",")[1:] for line in text.splitlines()[1:]]
+    values = np.array(rows, dtype=np.float64)
     if values.ndim != 2 or not values.size or not np.isfinite(values).all():
         raise ValueError("not a table of numbers")
     return values

@@ -16,16 +16,10 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Summary:
-    """Scores of one configuration over seeds.
-
-    Attributes:
-        mean: their mean.
-        deviation: sample standard deviation; None for one seed.
-        n: number of seeds.
-    """
+    """Scores of one configuration over n seeds."""
 
     mean: float
-    deviation: float | None
+    deviation: float | None  # of the sample; None for one seed
     n: int
 
 

@@ -12,23 +12,14 @@ WIDTH = 120  # of a table that goes to a file
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One model in the table: quality on each split, size. None is shown as a dash.
-
-    Attributes:
-        same: split -> the answer that it gives to every example there, where it gives one only.
-    """
+    """One model in the table: quality on each split, size. None is shown as a dash."""
 
     name: str
     metrics: Mapping[str, Mapping[str, float]]
     layers: int | None = None
     parameters: int | None = None
     size_mib: float | None = None
-    same: Mapping[str, str] = field(default_factory=dict)
-
-
-def constant_row(constant: Mapping[str, Mapping[str, float]]) -> list[SummaryRow]:
-    """The line of the constant answer, where it is known."""
-    return [SummaryRow("constant answer", constant)] if constant else []
+    same: Mapping[str, str] = field(default_factory=dict)  # by split: the answer to every example, where there is one
 
 
 def remarks(rows: Sequence[SummaryRow], constant: Mapping[str, Mapping[str, float]], selection: str) -> list[str]:
@@ -58,60 +49,48 @@ def print_table(*tables: Any) -> None:
     Console(width=max(room, widths[number])).print(tables[number])
 
 
+def _table(title: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+
+
+def _told(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
 def summary_tables(title: str, rows: Sequence[SummaryRow]) -> tuple[Any, Any]:
     """A rich table with every metric of every split that some row has; and the same with models side by side."""
-    wide = _summary_table(title, rows)
-    from rich import box
-    from rich.table import Table
-
-    tall = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    scored = dict.fromkeys((split, name) for row in rows for split, values in row.metrics.items() for name in values)
+    columns = {
+        f"{split}\n{name.replace('_', ' ')}": [_told(row.metrics.get(split, {}).get(name), "{:.4f}") for row in rows]
+        for split, name in scored
+    }
+    if any(row.parameters is not None for row in rows):
+        columns["layers"] = [_told(row.layers, "{}") for row in rows]
+        columns["parameters"] = [_told(row.parameters and row.parameters / 1e6, "{:.2f} M") for row in rows]
+        columns["size"] = [_told(row.size_mib, "{:.1f} MiB") for row in rows]
+    wide, tall = _table(title), _table(title)
+    wide.add_column("")
+    for heading in columns:
+        wide.add_column(heading, justify="right", no_wrap="\n" in heading)
     tall.add_column("")
-    for row in rows:
+    for number, row in enumerate(rows):
+        wide.add_row(row.name, *(cells[number] for cells in columns.values()))
         tall.add_column(row.name, justify="right", no_wrap=True)
-    for column in wide.columns[1:]:
-        tall.add_row(str(column.header).replace("\n", " "), *map(str, column.cells))
+    for heading, cells in columns.items():
+        tall.add_row(heading.replace("\n", " "), *cells)
     return wide, tall
-
-
-def _summary_table(title: str, rows: Sequence[SummaryRow]) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    columns: dict[tuple[str, str], None] = {}
-    for row in rows:
-        for split, values in row.metrics.items():
-            columns.update({(split, name): None for name in values})
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("")
-    for split, name in columns:
-        table.add_column(f"{split}\n{name.replace('_', ' ')}", justify="right", no_wrap=True)
-    sized = any(row.parameters is not None for row in rows)
-    for name in ("layers", "parameters", "size") if sized else ():
-        table.add_column(name, justify="right")
-    for row in rows:
-        scores = [row.metrics.get(split, {}).get(name) for split, name in columns]
-        size = (
-            "-" if row.layers is None else str(row.layers),
-            "-" if row.parameters is None else f"{row.parameters / 1e6:.2f} M",
-            "-" if row.size_mib is None else f"{row.size_mib:.1f} MiB",
-        )
-        table.add_row(
-            row.name, *("-" if score is None else f"{score:.4f}" for score in scores), *(size if sized else ())
-        )
-    return table
 
 
 def benchmark_table(content: Mapping[str, Any]) -> Any:
     """A rich table of benchmark.json: one row an engine."""
-    from rich import box
-    from rich.table import Table
-
     settings, metric = content["settings"], content["metric"]
-    title = (
+    table = _table(
         f"{content['task']}: {content['examples']} texts of {content['split']}, {settings['threads']} threads, "
         f"{settings['calls']} calls; tokenisation included"
     )
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("", "backend"):
         table.add_column(name)
     for name in ("parameters", "size", "peak\nmemory"):
@@ -125,17 +104,14 @@ def benchmark_table(content: Mapping[str, Any]) -> Any:
         table.add_column("agrees with\nthe teacher", justify="right")
     for engine in content["engines"]:
         row = [
-            engine["name"],
-            engine["backend"],
-            f"{engine['parameters'] / 1e6:.2f} M",
-            "-" if engine["size_mib"] is None else f"{engine['size_mib']:.1f} MiB",
-            f"{engine['memory_mib']:.0f} MiB",
-        ]
+            engine["name"], engine["backend"], f"{engine['parameters'] / 1e6:.2f} M",
+            _told(engine["size_mib"], "{:.1f} MiB"), f"{engine['memory_mib']:.0f} MiB",
+        ]  # fmt: skip
         for batch in engine["batches"]:
             total = batch["total_ms"]
             row += [f"{total['p50']:.2f} ({total['p95']:.2f})", f"{batch['examples_per_second']:.0f}"]
         row.append(f"{engine['quality'][metric]:.4f}")
         if with_teacher:
-            row.append("-" if engine["agreement"] is None else f"{engine['agreement']:.4f}")
+            row.append(_told(engine["agreement"], "{:.4f}"))
         table.add_row(*row)
     return table

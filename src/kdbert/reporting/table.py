@@ -14,7 +14,7 @@ from kdbert.errors import UserError, near_miss
 from kdbert.metrics import LOWER_IS_BETTER
 from kdbert.reporting.cells import ResultCell, ResultRow, ResultTable
 from kdbert.reporting.collect import Run, collect
-from kdbert.reporting.labels import ALIASES, FACTS, Labels, differing, is_one_of, short, sort_key, text_of
+from kdbert.reporting.labels import ALIASES, FACTS, Labels, differing, is_one_of, sort_key, telling, text_of
 from kdbert.reporting.published import SOURCES, published_rows
 from kdbert.tasks.blurb import GROUPS
 
@@ -22,6 +22,7 @@ log = logging.getLogger("kdbert")
 AVERAGE = "average"
 BLURB = "BLURB"  # the mean over BLURB's groups of tasks
 SHOWN = 5  # lines of one kind on stderr
+ENDED = ("finished", "diverged")
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,6 @@ def make_tables(
         baseline: value of the first row key; the other rows are compared with its rows.
         papers: whose published numbers are shown below (see `kdbert.reporting.published`).
         together: always one table.
-
-    Raises:
-        UserError: no run, an unknown key, metric, split, baseline or paper.
     """
     asked = _Question(tuple(rows), tuple(columns), metric, split, tuple(papers))
     if not rows or not columns:
@@ -88,9 +86,6 @@ def make_tables(
     extra = dict.fromkeys(key for table in tables for key in table.keys[len(rows) :])
     if extra:
         log.warning("rows are split by %s, in which runs differ", ", ".join(extra))
-    if len(tables) > 1:
-        keys = ",".join((*rows, *extra))
-        log.warning("one table per task, since not every row has runs on all; for one table: --rows %s", keys)
     tables = [replace(table, broken=broken) for table in tables]
     if baseline is None:
         return tables
@@ -107,15 +102,10 @@ def _check_words(asked: _Question, where: Mapping[str, str], runs: Sequence[Run]
     keys = {*FACTS, *ALIASES, "student", *(name for run in runs for name in run.told)}
     for key in (*asked.rows, *asked.columns, *where):
         if key not in keys:
-            raise UserError(
-                f"no run has the key {key!r}{near_miss(key, keys)} (expected a key of the recipe, such as method)"
-            )
-    splits = {name for run in runs for name in run.metrics}
+            raise UserError(f"no run has the key {key!r}{near_miss(key, keys)} (expected a recipe key, such as method)")
     metrics = {name for run in runs for values in run.metrics.values() for name in values}
-    for what, word, known in (
-        ("metric", asked.metric, metrics),
-        ("split", asked.split, splits | {name.partition("_")[0] for name in splits}),
-    ):
+    splits = {word for run in runs for name in run.metrics for word in (name, name.partition("_")[0])}
+    for what, word, known in (("metric", asked.metric, metrics), ("split", asked.split, splits)):
         if word is not None and word not in known:
             there = f" (they have: {', '.join(sorted(known))})" if known else " (no run is finished)"
             raise UserError(f"no run has the {what} {word!r}{near_miss(word, known)}{there}")
@@ -125,11 +115,7 @@ def _check_words(asked: _Question, where: Mapping[str, str], runs: Sequence[Run]
 
 
 def _chosen(runs: Sequence[Run], where: Mapping[str, str]) -> tuple[list[Run], set[Path]]:
-    """The runs with the wanted values and their teachers; and the paths of those that are shown as teachers.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The runs with the wanted values and their teachers; and the paths of those that are shown as teachers."""
     fitting = [run for run in runs if all(is_one_of(text_of(run, key), value) for key, value in where.items())]
     if not fitting:
         raise UserError(f"no run has {' and '.join(f'{key}={value}' for key, value in where.items())}")
@@ -174,9 +160,8 @@ def _without_copies(runs: list[Run]) -> tuple[list[Run], list[str]]:
         same[f"{sorted(run.identity.items())!r} {run.seed}"].append(run)
     kept, left_out, differ = [], [], 0
     for copies in same.values():
-        *others, chosen = sorted(
-            copies, key=lambda run: (run.status == "finished", str(run.facts.get("finished", "")), str(run.path))
-        )
+        copies.sort(key=lambda run: (run.status == "finished", str(run.facts.get("finished", "")), str(run.path)))
+        *others, chosen = copies
         kept.append(chosen)
         for other in others:
             disagree = other.status == "finished" and other.metrics != chosen.metrics
@@ -195,49 +180,69 @@ def _without_copies(runs: list[Run]) -> tuple[list[Run], list[str]]:
 
 def _by_task(runs: Sequence[Run], teaching: set[Path], rows: Sequence[str]) -> list[list[Run]]:
     """All runs together; or the runs of each task, where rows are split and some have no runs on some task."""
-    extra = _differing_keys(runs, teaching, rows, ("task",))
-    labels = Labels(runs, extra)
+    keys, labels = _keys_and_labels(runs, teaching, rows, ("task",))
     tasks: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for run in runs:
         if run.path not in teaching:
-            tasks[_row_labels(run, rows, extra, labels)].add(run.task)
-    if not extra or len({frozenset(some) for some in tasks.values()}) < 2:
+            tasks[_row_labels(run, keys, rows, labels)].add(run.task)
+    if len(keys) == len(rows) or len({frozenset(some) for some in tasks.values()}) < 2:
         return [list(runs)]
     names = sorted({run.task for run in runs}, key=_column_order)
     return [[run for run in runs if run.task == name] for name in names]
 
 
-def _differing_keys(
+def _keys_and_labels(
     runs: Sequence[Run], teaching: set[Path], rows: Sequence[str], columns: Sequence[str]
-) -> tuple[str, ...]:
-    """Recipe keys, besides the seed, and data files that differ among runs of one row and column."""
+) -> tuple[tuple[str, ...], Labels]:
+    """The keys of rows: those asked for, and those in which ended runs of one row and column differ besides the seed.
+
+    Unfinished runs have nothing to show yet, so they split no row.
+    """
+    ended = [run for run in runs if run.status in ENDED]
     shared: dict[tuple[bool, tuple[str, ...]], list[Run]] = defaultdict(list)
-    for run in runs:
+    for run in ended:
         shared[run.path in teaching, tuple(text_of(run, key) for key in (*rows, *columns))].append(run)
-    aliases = {"method.name": "method", "task.name": "task"}
-    return tuple(dict.fromkeys(aliases.get(key, key) for group in shared.values() for key in differing(group)))
+    names = {"method.name": "method", "task.name": "task"}
+    extra = dict.fromkeys(names.get(key, key) for group in shared.values() for key in differing(group))
+    return (*rows, *extra), Labels(ended, [*extra])
 
 
-def _row_labels(run: Run, rows: Sequence[str], extra: Sequence[str], labels: Labels) -> tuple[str, ...]:
-    return (*(text_of(run, key) for key in rows), *(labels.label(run, key) for key in extra))
+def _row_labels(run: Run, keys: Sequence[str], rows: Sequence[str], labels: Labels) -> tuple[str, ...]:
+    return (*(text_of(run, key) for key in rows), *(labels.label(run, key) for key in keys[len(rows) :]))
+
+
+def _of_one_recipe(runs: Sequence[Run]) -> Sequence[Run]:
+    """The ended runs of a cell, and the unfinished ones with their recipe; all, where none has ended."""
+    first = next((run for run in runs if run.status in ENDED), None)
+    return [run for run in runs if first is None or run.status in ENDED or not differing([first, run])]
 
 
 def _arranged(runs: Sequence[Run], teaching: set[Path], asked: _Question, notes: Sequence[str]) -> ResultTable:
-    extra = _differing_keys(runs, teaching, asked.rows, asked.columns)
-    labels = Labels(runs, extra)
+    keys, labels = _keys_and_labels(runs, teaching, asked.rows, asked.columns)
     groups: dict[tuple[bool, tuple[str, ...]], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         column = ", ".join(text_of(run, key) for key in asked.columns)
-        groups[run.path in teaching, _row_labels(run, asked.rows, extra, labels)][column].append(run)
+        groups[run.path in teaching, _row_labels(run, keys, asked.rows, labels)][column].append(run)
     columns = sorted({column for row in groups.values() for column in row}, key=_column_order)
     in_order = sorted(groups.items(), key=lambda item: (not item[0][0], *map(sort_key, item[0][1])))
-    rows = []
+    alike: dict[tuple[bool, str], list[tuple[str, ...]]] = defaultdict(list)  # rows that share their first label
+    for teacher, words in groups:
+        alike[teacher, words[0]].append(words)
+    names = {
+        (teacher, words): told
+        for (teacher, _), some in alike.items()
+        for words, told in zip(some, telling(keys[1:], [words[1:] for words in some]), strict=True)
+    }
+    rows, left_out = [], 0
     for (teacher, words), found in in_order:
-        alike = [other for (same, other) in groups if same == teacher and other[0] == words[0]]
-        cells = {column: _cell(some, asked.metric, asked.split) for column, some in found.items()}
+        kept = {column: _of_one_recipe(some) for column, some in found.items()}
+        left_out += sum(len(some) - len(kept[column]) for column, some in found.items())
+        cells = {column: _cell(some, asked.metric, asked.split) for column, some in kept.items()}
         first = _as_teacher(words[0], found) if teacher else words[0]
-        name = ", ".join([first, *_telling((*asked.rows, *extra), words, alike)])
-        rows.append(ResultRow((first, *words[1:]), name, cells, teacher))
+        rows.append(ResultRow((first, *words[1:]), ", ".join([first, *names[teacher, words]]), cells, teacher))
+    if left_out:
+        runs_left_out = f"{left_out} unfinished run{'s' * (left_out > 1)} left out"
+        notes = [*notes, f"{runs_left_out}: they have other settings than the ended runs of their row"]
     headings = {column: _heading(rows, column) for column in columns}
     wanted = {column: (column, *heading.partition(" ")[::2]) for column, heading in headings.items()}
     published = [row for paper in asked.papers for row in published_rows(paper, wanted)]
@@ -247,7 +252,7 @@ def _arranged(runs: Sequence[Run], teaching: set[Path], asked: _Question, notes:
         rows = [replace(row, cells={**row.cells, name: _average(row, parts)}) for row in rows]
         headings[name] = f"mean of {len(parts)} {'figures' if name == AVERAGE else 'groups'}"
     return ResultTable(
-        keys=(*asked.rows, *extra),
+        keys=keys,
         columns=(*columns, *averages),
         headings=headings,
         rows=tuple(rows),
@@ -257,15 +262,6 @@ def _arranged(runs: Sequence[Run], teaching: set[Path], asked: _Question, notes:
         notes=(*notes, *(SOURCES[paper] for paper in asked.papers)),
         runs=tuple(runs),
     )
-
-
-def _telling(keys: Sequence[str], words: Sequence[str], alike: Sequence[Sequence[str]]) -> list[str]:
-    """The labels behind the first one in which rows differ that share it: `lr 1e-4`."""
-    return [
-        short(keys[i], words[i])
-        for i in range(1, len(words))
-        if words[i] != "-" and len({other[i] for other in alike}) > 1
-    ]
 
 
 def _as_teacher(label: str, row: Mapping[str, Sequence[Run]]) -> str:
@@ -283,7 +279,7 @@ def _column_order(column: str) -> tuple[tuple[int, tuple[bool, float, str]], ...
 
 def _heading(rows: Sequence[ResultRow], column: str) -> str:
     """Split and metric of a column, if all its cells share them."""
-    found = {(cell.split, cell.metric) for row in rows if (cell := row.cells.get(column)) is not None and cell.scores}
+    found = {(cell.split, cell.metric) for row in rows if (cell := row.cells.get(column)) and cell.scores}
     return " ".join(found.pop()) if len(found) == 1 else ""
 
 
@@ -309,8 +305,8 @@ def _cell(runs: Sequence[Run], metric: str | None, split: str | None) -> ResultC
         scores=scores,
         runs=kept,
         diverged=sum(run.status == "diverged" for run in runs),
-        unfinished=sum(run.status not in ("finished", "diverged") for run in runs),
-        dev_chose=place.startswith("dev") and any(run.dev_chose for run in kept.values()),
+        unfinished=sum(run.status not in ENDED for run in runs),
+        dev_chose=place.startswith("dev") and any(run.told.get("train.selection") == "best" for run in kept.values()),
         constant=max(constants, default=None),
         same={seed: same for seed, run in kept.items() if (same := run.same_answer(place)) is not None},
     )
@@ -378,7 +374,7 @@ def _best(rows: Sequence[ResultRow], columns: Sequence[str]) -> frozenset[tuple[
         for group in rivals.values()
         if len(group) > 1
         for value, number, column in group
-        if value == max(group)[0] and rows[number].cells[column].may_be_best
+        if value == max(group)[0] and (cell := rows[number].cells[column]).beats_constant and not cell.same
     )
 
 

@@ -13,9 +13,7 @@ CUSTOM = "custom"
 _FAMILIES = (quickstart, glue, intent, sentiment, hate_speech, blurb)
 _LISTED: dict[str, TaskSpec] = {spec.name: spec for family in _FAMILIES for spec in family.TASKS}
 _TASKS = _LISTED | {spec.name: spec for spec in intent.MORE}
-_ALIASES: dict[str, str] = {
-    alias: name for family in _FAMILIES for alias, name in getattr(family, "ALIASES", {}).items()
-}
+_ALIASES = {alias: name for family in _FAMILIES for alias, name in getattr(family, "ALIASES", {}).items()}
 
 
 def task_names() -> list[str]:
@@ -24,11 +22,7 @@ def task_names() -> list[str]:
 
 
 def task_name(name: str) -> str:
-    """The registered name of `name` (any case, or an alias such as `STS-B` or `clinc150/small`).
-
-    Raises:
-        UserError: unknown task, with the nearest known one.
-    """
+    """The registered name of `name` (any case, or an alias such as `STS-B` or `clinc150/small`)."""
     key = name.lower().replace("/", "-")  # clinc150/small, as a data set and its configuration are often written
     key = _ALIASES.get(key, key)
     if key.startswith("massive-") and key not in _TASKS:
@@ -40,11 +34,7 @@ def task_name(name: str) -> str:
 
 
 def get_task(name: str) -> TaskSpec:
-    """The registered task of that name.
-
-    Raises:
-        UserError: unknown; or `custom`, which is made of a person's files by `kdbert.tasks.custom`.
-    """
+    """The registered task of that name."""
     key = task_name(name)
     if key == CUSTOM:
         raise UserError("task 'custom' is your own files; it exists only with --train-file and --dev-file")

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from kdbert.tasks.readers import Reader, read_columns, read_multi_label, read_tagged
-from kdbert.tasks.spec import Split, TaskSpec
+from kdbert.tasks.spec import Split, TaskSpec, counts
 
 RELATION = ("relation_f1", "relation_precision", "relation_recall")
 ENTITY = ("entity_f1", "entity_precision", "entity_recall")
@@ -18,13 +18,12 @@ SOURCE = "https://github.com/michiyasunaga/LinkBERT"
 
 
 def _blurb(name: str, folder: str, read: Reader, rows: tuple[int, int, int], **spec: Any) -> TaskSpec:
-    splits = ("train", "dev", "test")
     spec.setdefault("max_length", 512)
     return TaskSpec(
         name=name,
-        splits={split: Split((f"{split}.json",), read) for split in splits},
+        splits={split: Split((f"{split}.json",), read) for split in ("train", "dev", "test")},
         folder=folder,
-        rows={split: count for split, count in zip(splits, rows, strict=True) if count},
+        rows=counts(*rows),
         licence="each corpus keeps its own terms",
         source=SOURCE,
         **spec,
@@ -59,24 +58,15 @@ HALLMARKS = (
     "tumor promoting inflammation",
 )  # fmt: skip
 
-HOC = _blurb(
-    "hoc", "blurb/seqcls/HoC_hf", partial(read_multi_label, text="sentence", labels=HALLMARKS), (12119, 1798, 3547),
-    title="Hallmarks of Cancer: which hallmarks a sentence speaks of, scored by abstract",
-    kind="multi_label", labels=HALLMARKS, metrics=("document_f1", "document_precision", "document_recall"),
-    document=lambda name: name.partition("_")[0],
-)  # fmt: skip
-
-EBM_PICO = _blurb(
-    "ebm-pico", "blurb/tokcls/ebmnlp_hf", read_tagged, (0, 0, 2076),
-    title="EBM PICO: participants, interventions and outcomes, word by word",
-    kind="token", labels=("B-INT", "B-OUT", "B-PAR", "O"),
-    metrics=("macro_token_f1", "macro_token_precision", "macro_token_recall"),
-)  # fmt: skip
-
 TASKS = (
     _pairs("pubmedqa", "PubMedQA: does the abstract answer the question?", ("maybe", "no", "yes"), (450, 50, 500)),
     _pairs("bioasq", "BioASQ 7b: yes or no questions", ("no", "yes"), (670, 75, 140)),
-    HOC,
+    _blurb(
+        "hoc", "blurb/seqcls/HoC_hf", partial(read_multi_label, text="sentence", labels=HALLMARKS), (12119, 1798, 3547),
+        title="Hallmarks of Cancer: which hallmarks a sentence speaks of, scored by abstract",
+        kind="multi_label", labels=HALLMARKS, metrics=("document_f1", "document_precision", "document_recall"),
+        document=lambda name: name.partition("_")[0],
+    ),
     _relations(
         "chemprot", "chemprot", "ChemProt: relations of chemicals and proteins",
         ("0", "CPR:3", "CPR:4", "CPR:5", "CPR:6", "CPR:9"), (18035, 11268, 15745),
@@ -91,7 +81,12 @@ TASKS = (
     _entities("bc5cdr-disease", "BC5CDR-disease", "BioCreative V: diseases", (4560, 4581, 4797)),
     _entities("ncbi-disease", "NCBI-disease", "NCBI: diseases", (5424, 923, 940)),
     _entities("jnlpba", "JNLPBA", "JNLPBA: genes, proteins, cells", (0, 1739, 3856)),
-    EBM_PICO,
+    _blurb(
+        "ebm-pico", "blurb/tokcls/ebmnlp_hf", read_tagged, (0, 0, 2076),
+        title="EBM PICO: participants, interventions and outcomes, word by word",
+        kind="token", labels=("B-INT", "B-OUT", "B-PAR", "O"),
+        metrics=("macro_token_f1", "macro_token_precision", "macro_token_recall"),
+    ),
 )  # fmt: skip
 # The BLURB score is the mean over these groups; a task counts with its first metric.
 GROUPS = {

@@ -19,11 +19,7 @@ DEFAULTS = {
 
 
 def corpus_task(train: str) -> TaskSpec:
-    """A task of a person's own text, which `kdbert.data.corpus` reads, as it may be larger than RAM.
-
-    Args:
-        train: a text file, or a folder of text files.
-    """
+    """A task of a person's own text, a file or folder, which `kdbert.data.corpus` reads: it may be larger than RAM."""
     return TaskSpec(
         name=CORPUS,
         title=f"plain text ({Path(train).name})",

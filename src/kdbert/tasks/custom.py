@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from kdbert.data.data_file import DataFile, open_data_file
+from kdbert.data.data_file import DataFile, cell_text, open_data_file
 from kdbert.data.examples import RawExample
+from kdbert.data.files import log_once
 from kdbert.data.labels import NO_LABEL, alike, label_text, no_class, number
 from kdbert.errors import UserError, near_miss
 from kdbert.tasks.spec import Own, Split, TaskSpec
@@ -40,6 +40,7 @@ ABOUT = (
 _ID = re.compile(r"(?:.*[^a-zA-Z]|)[iI][dD]\d*|.*[a-z]I[dD]")
 _LABEL = re.compile(r"(^|_)labels?(_|$)")  # another form of the label, such as `label_text`
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d{1,2}:\d{2}\S*)?|\d{1,2}:\d{2}(:\d{2})?")
+_QUOTED = re.compile(r'".*"".*"')  # as csv writers do it: in quotes, with doubled quotes inside
 _SHOWN = 60  # characters of a text in a message
 
 
@@ -52,83 +53,60 @@ def infer_columns(
     the only other column that holds text, or the two that do if their names are one of `TEXT_PAIRS`. A column holds
     text if some cell is a text and not a number, date or truth value; a column of `ABOUT` only if some cell has several
     words, and a column like `label_text` never.
-
-    Raises:
-        UserError: a named column is missing, or the columns are ambiguous.
     """
-    _require(table, [*(text_columns or []), *([label_column] if label_column else [])])
-    if text_columns and len(text_columns) > 2:
-        raise UserError(f"--text-columns takes one or two columns, not {len(text_columns)}")
-    if text_columns and len(set(text_columns)) < len(text_columns):
-        raise UserError(f"--text-columns names {text_columns[0]!r} twice")
-    _refuse_tagged_words(table)
+    table.require([*(text_columns or []), *([label_column] if label_column else [])])
+    if text_columns and not len(set(text_columns)) == len(text_columns) <= 2:
+        raise UserError(f"--text-columns takes one or two different columns, not {', '.join(text_columns)}")
     label = label_column or _label_column(table, text_columns)
     if text_columns:
         if label in text_columns:
             raise UserError(f"{table.path}: column {label!r} is the label, so it cannot be a text column too")
         return tuple(text_columns), label
     rest = [name for name in table.columns if name != label]
-    pair = next(filter(None, (_both(pair, rest) for pair in TEXT_PAIRS)), ())
-    text = _text_like(table, rest)
-    if len(pair) == 2 and set(text) <= set(pair):
-        return pair, label
-    if len(text) == 1:
-        return (text[0],), label
-    if not text and len(rest) == 1:
-        return (rest[0],), label
-    if not text:
-        listed = ", ".join(table.columns)
-        raise UserError(
-            f"{table.path}: cannot tell the text columns (columns: {listed}); name them with --text-columns"
-        )
+    text, lower = _text_like(table, rest), [name.lower() for name in rest]
+    for names in TEXT_PAIRS:
+        if all(lower.count(name) == 1 for name in names):
+            pair = tuple(rest[lower.index(name)] for name in names)
+            if set(text) <= set(pair):
+                return pair, label
+            break
+    if len(text or rest) == 1:
+        return tuple(text or rest), label
+    shown = f"{', '.join(text)} all hold text" if text else f"columns: {', '.join(table.columns)}"
     raise UserError(
-        f"{table.path}: cannot tell the text columns: {', '.join(text)} all hold text; name the one or two that are to "
-        f"be read, such as --text-columns {','.join((pair or text)[:2])}"
+        f"{table.path}: cannot tell the text columns ({shown}); name the one or two to be read with --text-columns"
     )
 
 
 def _label_column(table: DataFile, text_columns: list[str] | None) -> str:
-    """The label column by its name, or the second of two.
-
-    Raises:
-        UserError: no column fits, or several do.
-    """
+    """The label column by its name, or the second of two."""
     known = [name for name in table.columns if name.lower() in LABEL_COLUMNS and name not in (text_columns or [])]
-    exact = [name for name in known if name.lower() == "label"]
-    if len(exact or known) == 1:
-        return (exact or known)[0]
-    listed = ", ".join(table.columns)
-    if known:
-        may = ", ".join(exact or known)
-        raise UserError(f"{table.path}: cannot tell the label column: {may} may be it; name it with --label-column")
-    if text_columns is None and len(table.columns) == 2 and table.columns[1].lower() not in TEXT_COLUMNS:
-        return table.columns[1]
+    known = [name for name in known if name.lower() == "label"] or known
+    if not known and text_columns is None and len(table.columns) == 2:
+        known = [name for name in table.columns[1:] if name.lower() not in TEXT_COLUMNS]
+    if len(known) == 1:
+        return known[0]
+    shown = f"{', '.join(known)} may be it" if known else f"columns: {', '.join(table.columns)}"
     raise UserError(
-        f"{table.path}: cannot tell the label column (columns: {listed}); name it with --label-column, or write a "
-        "header line if the file has none"
+        f"{table.path}: cannot tell the label column ({shown}); name it with --label-column, or write a header line if "
+        "the file has none"
     )
-
-
-def _both(pair: tuple[str, str], names: list[str]) -> tuple[str, ...]:
-    """The columns with the names of this pair, in any case, if each occurs once."""
-    found = [[name for name in names if name.lower() == one] for one in pair]
-    return tuple(names[0] for names in found) if [len(names) for names in found] == [1, 1] else ()
 
 
 def _text_like(table: DataFile, names: list[str]) -> list[str]:
     """The columns that hold text."""
-    open_ = {name: _about(name) for name in names if not _LABEL.search(name.lower())}
-    found = {name for name in open_ if name.lower() in TEXT_COLUMNS}
-    for _, record in table.rows:
-        left = [name for name in open_ if name not in found]
+    found = {name for name in names if name.lower() in TEXT_COLUMNS}
+    left = {}  # column -> how many words a text must have there
+    for name in names:
+        if name not in found and not _LABEL.search(name.lower()):
+            about = not name or name.lower().rstrip("_0123456789") in ABOUT or _ID.fullmatch(name)
+            left[name] = 2 if about else 1
+    for _, record in table.rows():
         if not left:
             break
-        found.update(name for name in left if _is_text(record.get(name), words=2 if open_[name] else 1))
+        found.update(name for name, words in left.items() if _is_text(record.get(name), words))
+        left = {name: words for name, words in left.items() if name not in found}
     return [name for name in names if name in found]
-
-
-def _about(name: str) -> bool:
-    return not name or name.lower().rstrip("_0123456789") in ABOUT or _ID.fullmatch(name) is not None
 
 
 def _is_text(cell: Any, words: int) -> bool:
@@ -139,96 +117,33 @@ def _is_text(cell: Any, words: int) -> bool:
     return number(text) is None and text.lower() not in ("true", "false", "nan") and not _DATE.fullmatch(text)
 
 
-def _refuse_tagged_words(table: DataFile) -> None:
-    """Refuse a table whose first row has a list of words and a list of as many tags.
-
-    Raises:
-        UserError: it has both.
-    """
-    _, first = next(table.rows)
-    lists = {name: value for name, value in first.items() if isinstance(value, list) and value}
-    for words in lists:
-        if words.lower() in ("tokens", "words"):
-            tags = [name for name, value in lists.items() if name != words and len(value) == len(lists[words])]
-            if tags:
-                raise UserError(
-                    f"{table.path}: columns {words!r} and {tags[0]!r} look like words and their tags; tagged words of "
-                    "your own are not read yet, only those of registered tasks (kind token in `kdbert data list`)"
-                )
-
-
-def _require(table: DataFile, names: list[str]) -> None:
-    """Refuse a table without one of these columns.
-
-    Raises:
-        UserError: with the columns that it has.
-    """
-    for name in names:
-        if name not in table.columns:
-            listed = ", ".join(table.columns)
-            raise UserError(f"{table.path} has no column {name!r}{near_miss(name, table.columns)} (it has: {listed})")
-
-
-def has_labels(table: DataFile, label: str) -> bool:
-    """Whether some row has a label that is neither missing nor -1."""
-    return any(label_text(record.get(label)) not in (None, NO_LABEL) for _, record in table.rows)
-
-
 def own_rows(table: DataFile, own: Own, labelled: bool, known: Collection[str] = ()) -> Iterator[RawExample]:
-    """The rows of a table as examples.
-
-    Args:
-        known: labels of the training file.
-
-    Raises:
-        UserError: a cell without text, a label that is neither a class nor a score, a csv field that contains whole
-            rows; with the line.
-    """
+    """The rows of a table as examples; `known` are the labels of the training file."""
     empty = quoted = 0
     tabbed = ".tsv" in table.path.suffixes
-    for count, (place, record) in enumerate(table.rows):
+    for count, (place, record) in enumerate(table.rows()):
         where = f"{table.path}, {place}"
-        cells = []
-        for column in own.text:
-            value = record.get(column)
-            if not isinstance(value, str):
-                what = " but a list" if isinstance(value, list) else ", it is missing (null)" if value is None else ""
-                raise UserError(f"{where}: column {column!r} holds no text{what}")
-            cells.append(value)
+        cells = [cell_text(record, column, where) for column in own.text]
         empty += not all(cell.strip() for cell in cells)
-        quoted += tabbed and any(_quoted(cell) for cell in cells)
+        quoted += tabbed and any(map(_QUOTED.fullmatch, cells))
         if table.broken:
             _refuse_swallowed(record, known, where)
-        yield RawExample(
-            id=str(count),
-            text_a=cells[0],
-            text_b=cells[1] if len(cells) > 1 else None,
-            label=_label(record.get(own.label), where) if labelled else None,
-            place=place,
-        )
+        label = _label(record.get(own.label), where) if labelled else None
+        yield RawExample(str(count), cells[0], cells[1] if len(cells) > 1 else None, label, place)
     if table.broken:
-        _tell(f"{table.path}: {table.broken} of the rows have a quoted field with line breaks")
+        log_once(f"{table.path}: {table.broken} of the rows have a quoted field with line breaks")
     if empty:
-        _tell(f"{table.path}: {empty} of the rows have an empty text", logging.WARNING)
+        log_once(f"{table.path}: {empty} of the rows have an empty text", logging.WARNING)
     if quoted:
-        _tell(
+        log_once(
             f"{table.path}: {quoted} of the texts look quoted as in csv, but in .tsv a quote is a character; "
             "write the file without quoting, or as .csv",
             logging.WARNING,
         )
 
 
-def _quoted(cell: str) -> bool:
-    """Whether a cell is quoted as csv writers do it: in quotes, with doubled quotes inside."""
-    return len(cell) > 3 and cell[0] == cell[-1] == '"' and '""' in cell[1:-1]
-
-
 def _label(value: Any, where: str) -> str | None:
-    """A cell of the label column as a label.
-
-    Raises:
-        UserError: it is neither a class nor a score.
-    """
+    """A cell of the label column as a label."""
     what = no_class(value)
     if what is not None:
         raise UserError(
@@ -243,11 +158,7 @@ def _cut(text: str) -> str:
 
 
 def _refuse_swallowed(record: Mapping[str, Any], known: Collection[str], where: str) -> None:
-    """Refuse a field of several lines if one of them has a label among its cells: it is probably a row.
-
-    Raises:
-        UserError: with the line on which the field's row begins.
-    """
+    """Refuse a field of several lines if one of them has a label among its cells: it is probably a row."""
     for cell in record.values():
         for line in cell.split("\n") if "\n" in cell else ():
             parts = line.replace('"', "").split(",")
@@ -258,90 +169,63 @@ def _refuse_swallowed(record: Mapping[str, Any], known: Collection[str], where: 
                 )
 
 
-@cache
-def _tell(sentence: str, level: int = logging.INFO) -> None:
-    """Log a sentence once per process, which may ask for its task several times."""
-    log.log(level, "%s", sentence)
+class _Labels(NamedTuple):
+    """The labels of a training file."""
+
+    names: list[str]  # the distinct ones, sorted
+    kind: str
+    rows: int
+    told: str  # how they are read, for a person
 
 
-class _Labels:
-    """The labels of a training file.
-
-    Attributes:
-        names: the distinct labels, sorted.
-        kind: as asked; else regression if all are numbers and some are not whole.
-        rows: number of rows.
-    """
-
-    def __init__(self, table: DataFile, column: str, kind: str | None) -> None:
-        """Raises: UserError: a label is missing, or does not fit the kind."""
-        names: set[str] = set()
-        missing = ""
-        self.rows = 0
-        for place, record in table.rows:
-            where = f"{table.path}, {place}"
-            name = _label(record.get(column), where)
-            self.rows += 1
-            if name is None:
-                missing = missing or where
-                continue
-            if kind == "regression" and name not in names and number(name) is None:
-                raise UserError(
-                    f"{where}: label {name!r} is not a number such as 2.5 (with a point), so --kind regression cannot "
-                    "read it"
-                )
-            names.add(name)
-        if not names or names == {NO_LABEL}:
-            raise UserError(f"{table.path}: column {column!r} has no labels (all are missing or {NO_LABEL})")
-        if missing:
-            raise UserError(f"{missing}: the label is missing")
-        self.names = sorted(names)
-        values = [number(name) for name in self.names]
-        self.numbers = None not in values
-        self.whole = self.numbers and all(value == int(value) for value in values if value is not None)
-        scores = kind == "regression" if kind is not None else self.numbers and not self.whole
-        self.kind = "regression" if scores else "single_label"
-        self._check(f"{table.path}: column {column!r}", asked=kind is not None)
-
-    def _check(self, where: str, asked: bool) -> None:
-        names = self.names
-        if len(names) < 2:
-            raise UserError(f"{where} has one label only ({names[0]!r}); two or more are needed")
-        if self.kind == "regression":
-            return
-        scores = "; if the labels are scores, say --kind regression" if self.numbers else ""
-        if len(names) > max(2, self.rows // 2) and not asked:
-            odd = [name for name in names if number(name) is None]
-            if 0 < len(odd) <= len(names) // 5:
-                scores = f"; if the labels are scores, {odd[0]!r} is no number"
+def _labels(table: DataFile, column: str, kind: str | None) -> _Labels:
+    """The labels in a column. Without a kind it is regression if all are numbers and some are not whole."""
+    where, missing, rows = f"{table.path}: column {column!r}", "", 0
+    found: dict[str, str] = {}  # label -> where it is first
+    for place, record in table.rows():
+        here = f"{table.path}, {place}"
+        name = _label(record.get(column), here)
+        rows += 1
+        if name is None:
+            missing = missing or here
+        else:
+            found.setdefault(name, here)
+    words = [name for name in found if number(name) is None]
+    if kind == "regression" and words:
+        raise UserError(
+            f"{found[words[0]]}: label {words[0]!r} is not a number such as 2.5 (with a point), so --kind regression "
+            "cannot read it"
+        )
+    names = sorted(found)
+    if names in ([], [NO_LABEL]):
+        raise UserError(f"{where} has no labels (all are missing or {NO_LABEL})")
+    if missing:
+        raise UserError(f"{missing}: the label is missing")
+    if len(names) < 2:
+        raise UserError(f"{where} has one label only ({names[0]!r}); two or more are needed")
+    whole = not words and all(float(name).is_integer() for name in names)
+    if kind == "regression" or (kind is None and not words and not whole):
+        return _Labels(names, "regression", rows, "scores (regression)")
+    if kind is None and len(names) > max(2, rows // 2):
+        scores = "" if words else "; if the labels are scores, say --kind regression"
+        if 0 < len(words) <= len(names) // 5:
+            scores = f"; if the labels are scores, {words[0]!r} is no number"
+        raise UserError(
+            f"{where} has {len(names)} different labels in {rows} rows; if each is a class, say --kind single-label; "
+            f"if another column is the label, name it with --label-column{scores}"
+        )
+    if same := alike(names):
+        raise UserError(f"{where} has the labels {same[0]!r} and {same[1]!r}, which count as one; write them alike")
+    for name in names if kind is None else ():
+        parts = re.split(r"\s*[,;|]\s*", name)
+        if len(parts) > 1 and all(part in found for part in parts):
             raise UserError(
-                f"{where} has {len(names)} different labels in {self.rows} rows; if each is a class, say --kind "
-                f"single-label; if another column is the label, name it with --label-column{scores}"
+                f"{where} has labels such as {name!r}, which look like several classes; own data of that form is not "
+                "read yet (--kind single-label takes each as one class)"
             )
-        if same := alike(names):
-            raise UserError(f"{where} has the labels {same[0]!r} and {same[1]!r}, which count as one; write them alike")
-        known = set(names)
-        several = next((name for name in names if _several(name, known)), None)
-        if several is not None and not asked:
-            raise UserError(
-                f"{where} has labels such as {several!r}, which look like several classes; own data of that form is "
-                "not read yet (--kind single-label takes each as one class)"
-            )
-
-    def words(self) -> str:
-        """How they are read, for a person."""
-        if self.kind == "regression":
-            return "scores (regression)"
-        shown = ", ".join(self.names[:8]) + (", …" if len(self.names) > 8 else "")
-        read = f"{len(self.names)} classes ({shown})"
-        scores = self.whole and len(self.names) > 2
-        return f"{read}; if these numbers are scores, say --kind regression" if scores else read
-
-
-def _several(name: str, names: Collection[str]) -> bool:
-    """Whether a label joins other labels by commas and the like."""
-    parts = re.split(r"\s*[,;|]\s*", name)
-    return len(parts) > 1 and all(part in names for part in parts)
+    told = f"{len(names)} classes ({', '.join(names[:8])}{', …' * (len(names) > 8)})"
+    told += "; if these numbers are scores, say --kind regression" * (whole and len(names) > 2)
+    return _Labels(names, "single_label", rows, told)
 
 
 def custom_task(
@@ -354,20 +238,14 @@ def custom_task(
 ) -> TaskSpec:
     """A task made of a person's files; its classes are the labels of the training file.
 
-    Args:
-        kind: `single-label` or `regression`; inferred from the labels by default.
-
-    Raises:
-        UserError: a fault in a file or its columns, fewer than two classes, the same file as train and dev.
+    The kind is `single-label` or `regression`, and inferred from the labels by default.
     """
-    files = {"train": train_file, "dev": dev_file}
-    if test_file is not None:
-        files["test"] = test_file
+    files = {"dev": dev_file} | ({"test": test_file} if test_file is not None else {})
     if Path(train_file).resolve() == Path(dev_file).resolve() and not Path(train_file).is_dir():
         raise UserError(f"--train-file and --dev-file are the same file ({train_file}); give a dev file of its own")
     train = open_data_file(Path(train_file), "train")
     text, label = infer_columns(train, text_columns, label_column)
-    labels = _Labels(train, label, kind)
+    labels = _labels(train, label, kind)
     name = label_text(label) or ""
     by_place = label_column is None and label.lower() not in LABEL_COLUMNS
     if by_place and (name in labels.names or number(name) is not None):
@@ -382,32 +260,25 @@ def custom_task(
         )  # fmt: skip
     own = Own(text, label)
     _tell_columns(train, own, labels)
-
-    def split(name: str) -> Split:
-        table = train if name == "train" else open_data_file(Path(files[name]), name)
-        return own_split(table, own, name, labels.names)
-
-    return own_task(own, labels.kind, labels.names, {name: split(name) for name in files}, Path(train_file))
+    splits = {"train": own_split(train, own, "train", labels.names)}
+    for name, file in files.items():
+        splits[name] = own_split(open_data_file(Path(file), name), own, name, labels.names)
+    return own_task(own, labels.kind, labels.names, splits, Path(train_file))
 
 
 def own_split(table: DataFile, own: Own, name: str, known: Collection[str]) -> Split:
-    """A file of own data as a split; a test file may have no labels.
-
-    Args:
-        known: labels of the training file.
-
-    Raises:
-        UserError: a column or the labels are missing.
-    """
+    """A file of own data as a split; a test file may have no labels. `known` are those of the training file."""
     known = frozenset(known)
-    labelled = name == "train" or has_labels(table, own.label)
+    labelled = name == "train" or any(
+        label_text(record.get(own.label)) not in (None, NO_LABEL) for _, record in table.rows()
+    )
     if own.label not in table.columns:
         other = [column for column in table.columns if column not in own.text and column.lower() in LABEL_COLUMNS]
         if other or near_miss(own.label.lower(), [column.lower() for column in table.columns]):
-            _require(table, [own.label])  # the labels may be there under another name
+            table.require([own.label])  # the labels may be there under another name
     elif not labelled and NO_LABEL in known:
-        _tell(f"{table.path}: every label is {NO_LABEL} or missing, so it counts as a file without labels")
-    _require(table, [*own.text, own.label] if labelled or name != "test" else list(own.text))
+        log_once(f"{table.path}: every label is {NO_LABEL} or missing, so it counts as a file without labels")
+    table.require([*own.text, own.label] if labelled or name != "test" else list(own.text))
     if not labelled and name != "test":
         raise UserError(f"{table.path}: column {own.label!r} has no labels (all are missing or {NO_LABEL})")
     return Split((), lambda path: own_rows(table, own, labelled, known), labelled, place=table.path)
@@ -432,10 +303,10 @@ def own_task(own: Own, kind: str, labels: Collection[str], splits: Mapping[str, 
 def _tell_columns(table: DataFile, own: Own, labels: _Labels) -> None:
     """Say what is read of a training file and how, with its first row."""
     left = [name or "(without a name)" for name in table.columns if name not in (*own.text, own.label)]
-    _, first = next(table.rows)
+    _, first = next(table.rows())
     texts = ["(missing)" if (text := first.get(name)) is None else repr(_cut(str(text))) for name in own.text]
-    _tell(
+    log_once(
         f"{table.path}: {labels.rows} rows; text from {' + '.join(own.text)}; label from {own.label!r}: "
-        f"{labels.words()}" + (f"; not read: {', '.join(left)}" if left else "")
+        f"{labels.told}" + (f"; not read: {', '.join(left)}" if left else "")
         + f"; the first row: {' + '.join(texts)} -> {label_text(first.get(own.label))}"
     )  # fmt: skip

@@ -17,7 +17,7 @@ from kdbert.data.files import find_file, read_lines
 from kdbert.errors import UserError
 from kdbert.tasks.readers import Columns, read_columns, read_tsv
 from kdbert.tasks.sentiment import SLURS
-from kdbert.tasks.spec import Split, TaskSpec
+from kdbert.tasks.spec import Split, TaskSpec, counts
 
 BINARY = ("macro_f1", "f1", "accuracy")
 SEVERAL = ("macro_f1", "weighted_f1", "accuracy")
@@ -42,7 +42,7 @@ HATEVAL = _hate(
         for split in ("train", "dev", "test")
     },
     folder="hateval2019",
-    rows={"train": 9000, "dev": 1000, "test": 3000},
+    rows=counts(9000, 1000, 3000),
     licence="none stated; the organisers hand the files out on request (tweeteval-hate is openly distributed)",
     source="https://github.com/msang/hateval",
 )
@@ -88,15 +88,10 @@ def _olid(
             "test": Split((f"testset-level{level}.tsv",), read, beside=(f"labels-level{level}.csv",)),
         },
         folder="olid",
-        rows=dict(zip(("train", "dev", "test"), rows, strict=True)),
+        rows=counts(*rows),
         licence="research; cite Zampieri et al. 2019",
         source="https://sites.google.com/site/offensevalsharedtask/olid",
     )
-
-
-OLID_A = _olid("a", "offensive or not", ("NOT", "OFF"), (11958, 1282, 860), BINARY)
-OLID_B = _olid("b", "targeted or not", ("UNT", "TIN"), (3997, 403, 240), BINARY)
-OLID_C = _olid("c", "target: individual, group or other", ("IND", "GRP", "OTH"), (3524, 352, 213), SEVERAL)
 
 
 def read_abuseval(path: Path, split: str, binary: bool) -> Iterator[RawExample]:
@@ -131,14 +126,11 @@ def _abuseval(name: str, title: str, labels: tuple[str, ...], metrics: tuple[str
             "test": split("test"),
         },
         folder="abuseval",
-        rows={"train": 11958, "dev": 1282, "test": 860},
+        rows=counts(11958, 1282, 860),
         licence="CC BY-NC-SA 4.0; tweets as OLID",
         source="https://github.com/tommasoc80/AbuseEval",
     )
 
-
-ABUSEVAL = _abuseval("abuseval", "abusive or not", ("NOTABU", "ABU"), BINARY)
-ABUSEVAL_KINDS = _abuseval("abuseval-kinds", "not abusive, explicit or implicit", ("NOTABU", "EXP", "IMP"), SEVERAL)
 
 _DAVIDSON = ("hate_speech", "offensive_language", "neither")
 _davidson = partial(
@@ -154,10 +146,18 @@ DAVIDSON = _hate(
         for split, tenths in (("train", TRAIN), ("dev", DEV), ("test", TEST))
     },
     folder="davidson",
-    rows={"train": 19768, "dev": 2513, "test": 2502},
+    rows=counts(19768, 2513, 2502),
     licence="MIT (the repository)",
     source="https://github.com/t-davidson/hate-speech-and-offensive-language",
 )
 
-TASKS = (HATEVAL, OLID_A, OLID_B, OLID_C, ABUSEVAL, ABUSEVAL_KINDS, DAVIDSON)
+TASKS = (
+    HATEVAL,
+    _olid("a", "offensive or not", ("NOT", "OFF"), (11958, 1282, 860), BINARY),
+    _olid("b", "targeted or not", ("UNT", "TIN"), (3997, 403, 240), BINARY),
+    _olid("c", "target: individual, group or other", ("IND", "GRP", "OTH"), (3524, 352, 213), SEVERAL),
+    _abuseval("abuseval", "abusive or not", ("NOTABU", "ABU"), BINARY),
+    _abuseval("abuseval-kinds", "not abusive, explicit or implicit", ("NOTABU", "EXP", "IMP"), SEVERAL),
+    DAVIDSON,
+)
 ALIASES = {"olid": "olid-a", "offenseval": "olid-a", "hateval2019": "hateval"}

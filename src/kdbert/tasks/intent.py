@@ -6,28 +6,25 @@ https://github.com/alexa/massive.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from kdbert.data.data_file import open_data_file
+from kdbert.data.data_file import cell_text, open_data_file
 from kdbert.data.examples import RawExample
-from kdbert.data.files import read_text
+from kdbert.data.files import read_lines
 from kdbert.disk.sealed import parse_json
 from kdbert.errors import UserError
 from kdbert.tasks.readers import label_file, read_columns
-from kdbert.tasks.spec import Split, TaskSpec
+from kdbert.tasks.spec import Split, TaskSpec, counts
 
 
 def read_clinc(path: Path, parts: tuple[str, ...]) -> Iterator[RawExample]:
     """Rows of a `data_*.json` file: the lists named by `parts`, one after the other."""
     try:
-        content = parse_json(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not valid JSON (is the file truncated?)") from None
-    except ValueError as error:  # a number of thousands of digits, thousands of brackets
-        raise UserError(f"{path}: no JSON that can be read ({error})") from None
+        content = parse_json("\n".join(line for _, line in read_lines(path)))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); is the file truncated?") from None
     for part in parts:
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
             raise UserError(f"{path}: no list {part!r}; it is not a CLINC150 data_*.json file")
@@ -37,19 +34,8 @@ def read_clinc(path: Path, parts: tuple[str, ...]) -> Iterator[RawExample]:
             yield RawExample(f"{part}-{number}", entry[0], None, entry[1], f"{part}[{number}]")
 
 
-# Of each configuration: training examples, and what it is.
-CONFIGURATIONS = {
-    "oos_plus": (15250, "plus: 250 training queries out of scope"),
-    "full": (15100, "full: 100 training queries out of scope"),
-    "small": (7600, "small: 50 training queries an intent"),
-    "imbalanced": (10625, "imbalanced: 25 to 100 training queries an intent"),
-}
-
-
-def _clinc(name: str, configuration: str) -> TaskSpec:
+def _clinc(name: str, file: str, rows: int, title: str) -> TaskSpec:
     """CLINC150; out of scope is a class of its own, the last."""
-    file = f"data_{configuration}.json"
-    rows, title = CONFIGURATIONS[configuration]
     parts = {"train": ("train", "oos_train"), "dev": ("val", "oos_val"), "test": ("test", "oos_test")}
     return TaskSpec(
         name=name,
@@ -59,7 +45,7 @@ def _clinc(name: str, configuration: str) -> TaskSpec:
         metrics=("accuracy", "in_scope_accuracy", "out_of_scope_recall"),
         splits={split: Split((file,), partial(read_clinc, parts=lists)) for split, lists in parts.items()},
         folder="clinc150",
-        rows={"train": rows, "dev": 3100, "test": 5500},
+        rows=counts(rows, 3100, 5500),
         max_length=64,
         licence="CC BY 3.0",
         source=f"https://github.com/clinc/oos-eval/blob/master/data/{file}",
@@ -72,11 +58,9 @@ def read_massive(path: Path, partition: str) -> Iterator[RawExample]:
     if "partition" not in table.columns:
         yield from read_columns(path, ("text",), label="label_text")
         return
-    for place, record in table.rows:
+    for place, record in table.rows():
         if record.get("partition") == partition:
-            text, label = record.get("utt"), record.get("intent")
-            if not isinstance(text, str):
-                raise UserError(f"{path}, {place}: column 'utt' holds no text")
+            text, label = cell_text(record, "utt", f"{path}, {place}"), record.get("intent")
             yield RawExample(str(record.get("id", place)), text, None, None if label is None else str(label), place)
 
 
@@ -102,7 +86,7 @@ def _massive(name: str, locale: str) -> TaskSpec:
             for split, (file, partition) in parts.items()
         },
         folder=f"massive_{locale}",
-        rows={"train": 11514, "dev": 2033, "test": 2974},
+        rows=counts(11514, 2033, 2974),
         max_length=64,
         licence="CC BY 4.0",
         source="https://github.com/alexa/massive",
@@ -110,15 +94,12 @@ def _massive(name: str, locale: str) -> TaskSpec:
 
 
 TASKS = (
-    _clinc("clinc150", "oos_plus"),
-    *(_clinc(f"clinc150-{name}", name) for name in ("full", "small", "imbalanced")),
+    _clinc("clinc150", "data_oos_plus.json", 15250, "plus: 250 training queries out of scope"),
+    _clinc("clinc150-full", "data_full.json", 15100, "full: 100 training queries out of scope"),
+    _clinc("clinc150-small", "data_small.json", 7600, "small: 50 training queries an intent"),
+    _clinc("clinc150-imbalanced", "data_imbalanced.json", 10625, "imbalanced: 25 to 100 training queries an intent"),
     _massive("massive", "en-US"),
 )
 # Not shown in lists.
 MORE = tuple(_massive(f"massive-{locale.lower()}", locale) for locale in LOCALES if locale != "en-US")
-ALIASES = {
-    "clinc": "clinc150",
-    "clinc_oos": "clinc150",
-    "clinc150-plus": "clinc150",
-    "massive-en-us": "massive",
-}
+ALIASES = {**dict.fromkeys(("clinc", "clinc_oos", "clinc150-plus"), "clinc150"), "massive-en-us": "massive"}

@@ -52,14 +52,7 @@ BY_HAND = {
 
 @dataclass(frozen=True)
 class File:
-    """A file of a data set.
-
-    Attributes:
-        path: its place below the data folder.
-        sha256: of its content; "" if unknown.
-        url: its address; "" if it has none.
-        made_here: how the copy with this checksum was made if it is not the official file ("rebuilt"); else "".
-    """
+    """A file of a data set, as a row of `files.tsv`: `path` is its place below the data folder, "" is unknown."""
 
     path: str
     sha256: str
@@ -103,19 +96,14 @@ class Wanted:
 
 def base_folder(spec: TaskSpec, data_dir: str | None) -> Path:
     """The folder of a task's files; `data_dir` may be that folder or its parent, as everywhere."""
-    root = spec.root(data_dir)
+    if not spec.folder:
+        raise UserError(f"task {spec.name!r} has no files to fetch: they are part of kdbert")
     found = [path.parent for split in spec.splits if (path := spec.path(split, data_dir)) is not None]
-    return found[0] if found else root / spec.folder
+    return found[0] if found else spec.root(data_dir) / spec.folder
 
 
 def missing_files(spec: TaskSpec, data_dir: str | None) -> list[Wanted]:
-    """The files that are missing for reading every split of a task.
-
-    Raises:
-        UserError: the task has no files.
-    """
-    if not spec.folder:
-        raise UserError(f"task {spec.name!r} has no files to fetch: they are part of kdbert")
+    """The files that are missing for reading every split of a task."""
     base = base_folder(spec, data_dir)
     wanted: dict[Path, Wanted] = {}
 
@@ -140,11 +128,7 @@ def missing_files(spec: TaskSpec, data_dir: str | None) -> list[Wanted]:
 
 
 def check_published(spec: TaskSpec, data_dir: str | None) -> None:
-    """Refuse to fetch if some of a task's files differ from the published ones.
-
-    Raises:
-        UserError: with the first such file.
-    """
+    """Refuse to fetch if some of a task's files differ from the published ones."""
     for name in spec.splits:
         for path in spec.files(name, data_dir):
             file = known(spec, path.name)
@@ -164,35 +148,21 @@ def _wanted(spec: TaskSpec, file: File, folder: Path) -> Wanted:
 
 
 def fetch(spec: TaskSpec, data_dir: str | None) -> list[Path]:
-    """Fetch a task's files that are not there yet, each checked before it gets its name.
-
-    Returns:
-        The files that were written.
-
-    Raises:
-        UserError: a file cannot be fetched (the others are then there); whatever `missing_files` and
-            `kdbert.data.download` raise.
-    """
-    if not spec.folder:
-        missing_files(spec, data_dir)
+    """Fetch a task's files that are not there yet, each checked before it gets its name; returns those written."""
+    base = base_folder(spec, data_dir)
     try:
-        with alone(base_folder(spec, data_dir).parent / ".fetch"):
+        with alone(base.parent / ".fetch"):
             return _fetch(spec, data_dir)
     except OSError as error:
-        raise UserError(f"cannot write to {base_folder(spec, data_dir)}: {error.strerror or error}") from None
+        raise UserError(f"cannot write to {base}: {error.strerror or error}") from None
 
 
 def _fetch(spec: TaskSpec, data_dir: str | None) -> list[Path]:
-    """`fetch`, alone."""
     check_published(spec, data_dir)
     missing = missing_files(spec, data_dir)
     written: list[Path] = []
-    addresses: dict[str, list[Wanted]] = {}
-    for one in missing:
-        if one.file.url:
-            addresses.setdefault(one.file.url.partition("#")[0], []).append(one)
-    for url, several in addresses.items():
-        written += _fetch_address(url, several)
+    for url in dict.fromkeys(one.file.url.partition("#")[0] for one in missing if one.file.url):
+        written += _fetch_address(url, [one for one in missing if one.file.url.partition("#")[0] == url])
     made = {one.file.name: one.file.sha256 for one in missing if not one.file.url and not one.by_hand}
     if made:
         written += MADE[spec.folder].make(base_folder(spec, data_dir), made)
@@ -213,11 +183,8 @@ def _fetch_address(url: str, wanted: list[Wanted]) -> list[Path]:
     with temporary_folder(targets[0].parent.parent) as folder:
         archive = folder / url.rpartition("/")[2]
         download(url, archive, ARCHIVES[url])
-        unpack(
-            archive,
-            {name: one.target for name, one in members.items()},
-            {name: one.file.sha256 for name, one in members.items() if one.file.sha256},
-        )
+        checksums = {name: one.file.sha256 for name, one in members.items() if one.file.sha256}
+        unpack(archive, {name: one.target for name, one in members.items()}, checksums)
         archive.unlink()
     return targets
 
@@ -255,26 +222,21 @@ def _emotion_address(name: str) -> str:
     return f"{hub}/datasets/dair-ai/emotion/resolve/main/split/{split}-00000-of-00001.parquet"
 
 
-def _told_address(name: str) -> str:
-    """Where the emotion data comes from, for messages."""
-    return without_credentials(_emotion_address(name))
-
-
 def make_emotion(folder: Path, checksums: Mapping[str, str]) -> list[Path]:
     """The emotion data's `text;label` files of the Hub's data set dair-ai/emotion."""
     import pyarrow.parquet
 
     rows = {}
-    with temporary_folder(folder.parent) as place:
+    with temporary_folder(folder.parent) as parts:
         for name in checksums:
-            source = place / f"emotion-{name}.parquet"
+            source = parts / f"emotion-{name}.parquet"
             download(_emotion_address(name), source, None)
             try:
                 table = pyarrow.parquet.read_table(source, columns=["text", "label"]).to_pylist()
                 rows[name] = [f"{row['text']};{EMOTION.labels[row['label']]}" for row in table]
             except (pyarrow.ArrowException, *FAULTS) as error:
-                reason = first_line(error)
-                raise UserError(f"{_told_address(name)} does not have the expected form ({reason})") from None
+                place = without_credentials(_emotion_address(name))
+                raise UserError(f"{place} does not have the expected form ({first_line(error)})") from None
             finally:
                 source.unlink()
     return _write(rows, folder, checksums)
@@ -294,17 +256,11 @@ def _write(rows: Mapping[str, list[str]], folder: Path, checksums: Mapping[str, 
 
 @dataclass(frozen=True)
 class Made:
-    """How the files of a folder are made from others, because nobody distributes them as they are.
+    """How the files of a folder are made from others, because nobody distributes them as they are."""
 
-    Attributes:
-        source: name of a file -> what it is made of, for a person.
-        make: writes the named files (name -> sha256) into a folder and returns them.
-        parts: files that are fetched into the folder first.
-    """
-
-    source: Callable[[str], str]
-    make: Callable[[Path, Mapping[str, str]], list[Path]]
-    parts: tuple[str, ...] = ()
+    source: Callable[[str], str]  # name of a file -> what it is made of, for a person
+    make: Callable[[Path, Mapping[str, str]], list[Path]]  # writes files (name -> sha256) and returns them
+    parts: tuple[str, ...] = ()  # files that are fetched first
 
 
 MADE = {
@@ -313,5 +269,5 @@ MADE = {
         make_mrpc,
         ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "dev_ids.tsv"),
     ),
-    "emotion": Made(_told_address, make_emotion),
+    "emotion": Made(lambda name: without_credentials(_emotion_address(name)), make_emotion),
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 from kdbert.data.examples import RawExample
 from kdbert.data.files import read_lines
 from kdbert.errors import UserError
-from kdbert.tasks.spec import Split, TaskSpec
+from kdbert.tasks.spec import Split, TaskSpec, counts
 
 LABELS = (
     "block_card", "book_ticket", "cancel_booking", "change_booking", "change_delivery", "dispute_charge",
@@ -31,31 +31,23 @@ def read_quickstart(path: Path, split: str) -> Iterator[RawExample]:
             yield RawExample(f"{split}-{number}", cells[2], None, cells[1], f"line {number}")
 
 
-def _split(name: str) -> Split:
-    place = Path(str(resources.files("kdbert.tasks").joinpath("quickstart.tsv")))
-    return Split((), partial(read_quickstart, split=name), place=place)
-
-
+PLACE = Path(str(resources.files("kdbert.tasks").joinpath("quickstart.tsv")))
 QUICKSTART = TaskSpec(
     name="quickstart",
     title="Customer-service requests in 16 intents with near misses (made for kdbert)",
     kind="single_label",
     labels=LABELS,
     metrics=("accuracy", "macro_f1"),
-    splits={name: _split(name) for name in ("train", "dev", "test")},
-    rows={"train": 896, "dev": 224, "test": 320},
+    splits={name: Split((), partial(read_quickstart, split=name), place=PLACE) for name in ("train", "dev", "test")},
+    rows=counts(896, 224, 320),
     max_length=64,
     # Small data and a small model want higher rates than the published GLUE scripts'.
     defaults={
-        "train.epochs": 8,
-        "train.learning_rate": 3e-4,
-        "train.warmup": 0.1,
-        "teacher_training.epochs": 6,
-        "teacher_training.learning_rate": 2e-4,
+        "train.epochs": 8, "train.learning_rate": 3e-4, "train.warmup": 0.1,
+        "teacher_training.epochs": 6, "teacher_training.learning_rate": 2e-4,
     },
     licence="CC0-1.0",
     source="shipped with kdbert",
-)
+)  # fmt: skip
 
 TASKS = (QUICKSTART,)
-ALIASES: dict[str, str] = {}

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from kdbert.data.data_file import open_data_file
+from kdbert.data.data_file import cell_text, open_data_file
 from kdbert.data.examples import RawExample
 from kdbert.data.files import find_file, read_lines
 from kdbert.errors import UserError
@@ -54,13 +54,9 @@ def read_tsv(path: Path, columns: Columns) -> Iterator[RawExample]:
             )
         # The originals name MRPC's and SST-2's first example 1 (the header is 0) and CoLA's 0.
         identity = cells[columns.id] if columns.id is not None else str(number - 1)
-        yield RawExample(
-            id=identity,
-            text_a=cells[columns.a],
-            text_b=None if columns.b is None else cells[columns.b],
-            label=None if columns.label is None else cells[columns.label],
-            place=f"line {number}",
-        )
+        text_b = None if columns.b is None else cells[columns.b]
+        label = None if columns.label is None else cells[columns.label]
+        yield RawExample(identity, cells[columns.a], text_b, label, f"line {number}")
     if skipped:
         log.warning("%s: skipped %d malformed rows, as the original readers do", path, skipped)
 
@@ -76,40 +72,28 @@ def read_columns(
         id: column of the examples' names; without it they are numbered from 0.
     """
     table = open_data_file(path)
-    for name in (*text, label):
-        if name not in table.columns:
-            raise UserError(f"{path} has no column {name!r} (it has: {', '.join(table.columns)})")
-    for number, (place, record) in enumerate(table.rows):
-        cells = [record.get(name) for name in text]
-        for name, cell in zip(text, cells, strict=True):
-            if not isinstance(cell, str):
-                raise UserError(f"{path}, {place}: column {name!r} holds no text")
-        word = record.get(label)
-        word = None if word is None else str(word)
-        yield RawExample(
-            id=str(record.get(id, number)),
-            text_a=str(cells[0]),
-            text_b=str(cells[1]) if len(cells) > 1 else None,
-            label=word if names is None or word is None else names.get(word, word),
-            place=place,
-        )
+    table.require((*text, label))
+    for number, (place, record) in enumerate(table.rows()):
+        cells = [cell_text(record, name, f"{path}, {place}") for name in text]
+        word = None if record.get(label) is None else str(record[label])
+        if names is not None and word is not None:
+            word = names.get(word, word)
+        yield RawExample(str(record.get(id, number)), cells[0], cells[1] if len(cells) > 1 else None, word, place)
 
 
 def read_multi_label(path: Path, text: str, labels: tuple[str, ...]) -> Iterator[RawExample]:
     """Rows of a json lines file whose `label` is a list of 0 and 1, one for each class."""
-    for number, (place, record) in enumerate(open_data_file(path).rows):
-        marks = record.get("label")
-        if not isinstance(record.get(text), str):
-            raise UserError(f"{path}, {place}: column {text!r} holds no text")
+    for number, (place, record) in enumerate(open_data_file(path).rows()):
+        cell, marks = cell_text(record, text, f"{path}, {place}"), record.get("label")
         if not isinstance(marks, list) or len(marks) != len(labels) or any(mark not in (0, 1) for mark in marks):
             raise UserError(f"{path}, {place}: the label must be a list of {len(labels)} numbers 0 or 1")
         chosen = tuple(name for name, mark in zip(labels, marks, strict=True) if mark)
-        yield RawExample(str(record.get("id", number)), record[text], None, chosen, place)
+        yield RawExample(str(record.get("id", number)), cell, None, chosen, place)
 
 
 def read_tagged(path: Path) -> Iterator[RawExample]:
     """Rows of a json lines file with `tokens` and `ner_tags`."""
-    for number, (place, record) in enumerate(open_data_file(path).rows):
+    for number, (place, record) in enumerate(open_data_file(path).rows()):
         words, tags = _strings(record.get("tokens")), _strings(record.get("ner_tags"))
         if words is None or tags is None:
             raise UserError(f'{path}, {place}: expected {{"tokens": ["…"], "ner_tags": ["…"]}}')
@@ -122,16 +106,11 @@ def _strings(value: Any) -> tuple[str, ...] | None:
     return tuple(value) if isinstance(value, list) and all(isinstance(one, str) for one in value) else None
 
 
-def read_beside(path: Path, labels: tuple[str, ...], text_name: str, label_name: str) -> Iterator[RawExample]:
-    """Rows of a file of texts, one a line, beside a file of class numbers, one a line (TweetEval).
-
-    Args:
-        path: the file of texts. labels: the classes in the order of their numbers.
-        text_name, label_name: parts of the two files' names, such as `_text` and `_labels`.
-    """
-    other = find_file(path.parent, (path.name.removesuffix(".gz").replace(text_name, label_name),))
+def read_beside(path: Path, labels: tuple[str, ...]) -> Iterator[RawExample]:
+    """Rows of a file `…_text.txt`, one text a line, beside a file `…_labels.txt`, one class number a line."""
+    other = find_file(path.parent, (path.name.removesuffix(".gz").replace("_text", "_labels"),))
     if other is None:
-        raise UserError(f"{path} has no file of labels beside it ({label_name.strip('_')})")
+        raise UserError(f"{path} has no file of labels beside it")
     texts, numbers = list(read_lines(path)), list(read_lines(other))
     if len(texts) != len(numbers):
         raise UserError(f"{path} has {len(texts)} lines, {other} has {len(numbers)}: is one of them truncated?")

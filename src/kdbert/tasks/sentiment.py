@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from kdbert.data.examples import RawExample
 from kdbert.data.files import read_lines
 from kdbert.errors import UserError
 from kdbert.tasks.readers import read_beside
-from kdbert.tasks.spec import Split, TaskSpec
+from kdbert.tasks.spec import Split, TaskSpec, counts
 
 SLURS = "it holds slurs and abuse"
 
@@ -40,49 +39,36 @@ EMOTION = TaskSpec(
         for name, file in (("train", "train"), ("dev", "val"), ("test", "test"))
     },
     folder="emotion",
-    rows={"train": 16000, "dev": 2000, "test": 2000},
+    rows=counts(16000, 2000, 2000),
     licence="educational and research use",
     source="https://github.com/dair-ai/emotion_dataset",
 )
 
 
-def _tweet_eval(name: str, labels: tuple[str, ...], rows: tuple[int, int, int], **spec: Any) -> TaskSpec:
-    read = partial(read_beside, labels=labels, text_name="_text", label_name="_labels")
+def _tweet_eval(name: str, labels: tuple[str, ...], rows: tuple[int, int, int], metrics: tuple[str, ...]) -> TaskSpec:
+    read = partial(read_beside, labels=labels)
     files = {"train": "train", "dev": "val", "test": "test"}
     return TaskSpec(
         name=f"tweeteval-{name}",
         title=f"TweetEval: {name}",
         kind="single_label",
         labels=labels,
+        metrics=metrics,
         splits={
             split: Split((f"{name}_text.txt",), read, beside=(f"{name}_labels.txt",)) for split, name in files.items()
         },
         folder=f"tweeteval/{name}",
-        rows=dict(zip(files, rows, strict=True)),
+        rows=counts(*rows),
         licence="as TweetEval: each task keeps its own terms and Twitter's",
         source=f"https://github.com/cardiffnlp/tweeteval/tree/main/datasets/{name}",
-        **spec,
+        warning=SLURS,
     )
 
 
 # The metrics are the benchmark's: F1 of the positive class or the mean over classes.
-TWEET_HATE = _tweet_eval(
-    "hate", ("not-hate", "hate"), (9000, 1000, 2970), metrics=("macro_f1", "f1", "accuracy"), warning=SLURS
+TASKS = (
+    EMOTION,
+    _tweet_eval("emotion", ("anger", "joy", "optimism", "sadness"), (3257, 374, 1421), ("macro_f1", "accuracy")),
+    _tweet_eval("hate", ("not-hate", "hate"), (9000, 1000, 2970), ("macro_f1", "f1", "accuracy")),
+    _tweet_eval("offensive", ("not-offensive", "offensive"), (11916, 1324, 860), ("macro_f1", "f1", "accuracy")),
 )
-TWEET_OFFENSIVE = _tweet_eval(
-    "offensive",
-    ("not-offensive", "offensive"),
-    (11916, 1324, 860),
-    metrics=("macro_f1", "f1", "accuracy"),
-    warning=SLURS,
-)
-TWEET_EMOTION = _tweet_eval(
-    "emotion",
-    ("anger", "joy", "optimism", "sadness"),
-    (3257, 374, 1421),
-    metrics=("macro_f1", "accuracy"),
-    warning=SLURS,
-)
-
-TASKS = (EMOTION, TWEET_EMOTION, TWEET_HATE, TWEET_OFFENSIVE)
-ALIASES: dict[str, str] = {}

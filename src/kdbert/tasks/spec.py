@@ -41,7 +41,9 @@ class Split:
 
     def rows(self, path: Path) -> Iterator[RawExample]:
         """The rows of this split in its file `path`."""
-        return (row for row in self.read(path) if not self.tenths or _tenth(row.id) in self.tenths)
+        for row in self.read(path):
+            if not self.tenths or int(hashlib.sha256(row.id.encode()).hexdigest()[:8], 16) % 10 in self.tenths:
+                yield row
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,9 @@ class Own:
         return self.text, self.label, self.digests.get(split)
 
 
-def _tenth(identity: str) -> int:
-    return int(hashlib.sha256(identity.encode()).hexdigest()[:8], 16) % 10
+def counts(train: int, dev: int, test: int) -> dict[str, int]:
+    """Published numbers of examples; 0 for a split that is not published."""
+    return {split: rows for split, rows in (("train", train), ("dev", dev), ("test", test)) if rows}
 
 
 @dataclass(frozen=True)
@@ -152,11 +155,7 @@ class TaskSpec:
         return "+".join(map(text_digest, self.files(split, data_dir)))
 
     def load(self, split: str, data_dir: str | None) -> Examples:
-        """Read one split from local files.
-
-        Raises:
-            UserError: no such split, no such file, or a fault in the file (with its line).
-        """
+        """Read one split from local files; a fault in a file is refused with its line."""
         if split not in self.splits:
             raise UserError(f"task {self.name!r} has no {split} split (it has: {', '.join(self.splits)})")
         path = self.path(split, data_dir)
@@ -168,19 +167,12 @@ class TaskSpec:
                 f"--data-dir or {DATA_DIR} (`kdbert data describe " + self.name + "` says where they come from)"
             )
         source = self.splits[split]
-        return examples_of(
-            source.rows(path),
-            path=path,
-            split=split,
-            reader=self.head if source.labelled else None,
-        )
+        read = self.head.read_label if source.labelled else None
+        rows = source.rows(path)
+        return examples_of(rows, path=path, split=split, read_label=read, label_type=self.head.label_type)
 
     def score(self, logits: np.ndarray, part: Examples | TextSplit) -> dict[str, float]:
-        """The task's metrics of a split that has labels (or of plain text).
-
-        Args:
-            logits: of `Head.label_logits`.
-        """
+        """The task's metrics of a split that has labels (or of plain text), from logits of `Head.label_logits`."""
         groups = self.label_groups(part.ids, part.words)
         return self.head.scores(self.metrics, self.head.predicted(logits), part.labels, groups)
 
@@ -191,10 +183,7 @@ class TaskSpec:
     def label_groups(self, ids: Sequence[str], words: Sequence[Sized] | None) -> np.ndarray | None:
         """What a metric counts together: int64, for each label the number of its document or sentence.
 
-        None where each example counts for itself.
-
-        Args:
-            words: where words have labels, those of each example.
+        None where each example counts for itself. `words` are those of each example, where words have labels.
         """
         if words is not None:
             return np.repeat(np.arange(len(words)), [len(some) for some in words])

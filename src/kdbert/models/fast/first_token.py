@@ -9,20 +9,14 @@ from typing import Any
 
 import torch
 
-from kdbert.models.architectures import built_as_bert
 from kdbert.models.fast.packing import current_packing, last_layer_forward
 
 
 def use_first_token(model: Any) -> None:
-    """Prepare a classifier's last layer for `first_token_only`; after `use_packing`, if both are used.
-
-    Nothing changes unless the model is built like BERT, or if its head reads every token.
-    """
-    reads_all = type(model).__name__.endswith(("ForTokenClassification", "ForMaskedLM"))
-    if built_as_bert(model.config) and not reads_all:
-        layer = model.base_model.encoder.layer[-1]
-        layer.first_token_only = False
-        layer.forward = types.MethodType(_forward, layer)
+    """Prepare the last layer of a classifier built like BERT for `first_token_only`; after any `use_packing`."""
+    layer = model.base_model.encoder.layer[-1]
+    layer.first_token_only = False
+    layer.forward = types.MethodType(_forward, layer)
 
 
 @contextlib.contextmanager
@@ -82,5 +76,4 @@ def _first_token(self: Any, hidden_states: torch.Tensor, *args: Any, **options: 
     attended = torch.matmul(context.transpose(0, 1), values.transpose(1, 2)).transpose(0, 1)
     attended = attended + shares.sum(-1, keepdim=True) * own.value.bias.view(per_head)
     output = self.attention.output(attended.reshape(len(first), 1, -1), first)
-    found: torch.Tensor = self.feed_forward_chunk(output)
-    return found
+    return self.feed_forward_chunk(output)

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 
 from kdbert.derivatives import once_differentiable
-from kdbert.models.architectures import built_as_bert
-from kdbert.models.fast import ATTENTION
 
 
 class Packing:
@@ -33,13 +31,11 @@ class Packing:
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:
         """[B, L, ...] -> [1, T, ...]."""
-        found: torch.Tensor = _Take.apply(padded.flatten(0, 1), self.index)
-        return found[None]
+        return _Take.apply(padded.flatten(0, 1), self.index)[None]
 
     def unpack(self, packed: torch.Tensor) -> torch.Tensor:
         """[1, T, ...] -> [B, L, ...], 0 at tokens that were not computed."""
-        found: torch.Tensor = _Put.apply(packed[0], self.index, self.shape.numel())
-        return found.unflatten(0, self.shape)
+        return _Put.apply(packed[0], self.index, self.shape.numel()).unflatten(0, self.shape)
 
 
 class _Take(torch.autograd.Function):
@@ -82,12 +78,11 @@ def current_packing() -> Packing | None:
 
 
 def use_packing(model: Any) -> None:
-    """Prepare a model for `packed`. Nothing changes unless it is built like BERT and uses kdbert's attention."""
-    if built_as_bert(model.config) and model.config._attn_implementation == ATTENTION:
-        model.can_pack = True
-        embeddings, layer = model.base_model.embeddings, model.base_model.encoder.layer[-1]
-        embeddings.forward = types.MethodType(_embeddings_forward, embeddings)
-        layer.forward = types.MethodType(last_layer_forward, layer)
+    """Prepare a model that is built like BERT and uses kdbert's attention for `packed`."""
+    model.can_pack = True
+    embeddings, layer = model.base_model.embeddings, model.base_model.encoder.layer[-1]
+    embeddings.forward = types.MethodType(_embeddings_forward, embeddings)
+    layer.forward = types.MethodType(last_layer_forward, layer)
 
 
 @contextlib.contextmanager

@@ -42,8 +42,7 @@ class UsedRows(nn.Module):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """The rows of these token ids; in training every id must be a used one."""
         if not self.training:
-            found: torch.Tensor = self.whole(input)
-            return found
+            return self.whole(input)
         return F.embedding(self.place[input], self.weight, self.padding)
 
     def train(self, mode: bool = True) -> UsedRows:

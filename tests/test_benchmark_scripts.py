@@ -1,0 +1,94 @@
+"""Each script of benchmarks/ runs to its end, on little data with a small model. What it measures is not looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import ROOT, make_bert
+
+pytestmark = [pytest.mark.long, pytest.mark.real_data]
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[..., str]:
+    """Run one; returns what it printed."""
+
+    def run(name: str, *words: object, **variables: object) -> str:
+        commands = Path(sys.executable).parent
+        environment = {
+            **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ["PYTHONPATH"]]),
+            "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+            **{key: str(value) for key, value in variables.items()},
+        }  # fmt: skip
+        done = subprocess.run(
+            [ROOT / "benchmarks" / name, *map(str, words)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def teacher(glue_dir: Path, tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of RTE, hardly trained."""
+    from kdbert.recipe import Recipe
+    from kdbert.runs.commands import finetune
+
+    keys = {
+        "task.name": "rte", "task.data_dir": str(glue_dir), "task.max_length": 32, "method.name": "finetune",
+        "train.max_steps": 2, "student.model": str(tiny_bert),
+        "output.dir": str(tmp_path_factory.mktemp("runs") / "teacher"),
+    }  # fmt: skip
+    return finetune(Recipe.build(flags=keys)).path
+
+
+def test_losses(script: Callable[..., str]) -> None:
+    small = {"rounds": 1, "threads": 1, "batch": 8, "length": 12, "width": 16, "centroids": 5}
+    assert "global" in script("losses", *(word for key, value in small.items() for word in (f"--{key}", value)))
+
+
+def test_vocabulary(script: Callable[..., str]) -> None:
+    sizes = ("--length", 16, "--pieces", 31000, "--hidden", 24, "--rounds", 1, "--steps", 1)
+    assert "dense" in script("vocabulary", "--batch-size", 2, *sizes)
+
+
+def test_prediction(script: Callable[..., str], teacher: Path, glue_dir: Path) -> None:
+    words = ("--task", "rte", "--data-dir", glue_dir, "--model", teacher, "--examples", 20, "--rounds", 1)
+    assert "kdbert" in script("prediction", *words)
+
+
+@pytest.mark.parametrize("more", [("--methods", "finetune,kd,ics,cka-ilg"), ("--levers", "--breakdown", "kd")])
+def test_step_time(script: Callable[..., str], teacher: Path, glue_dir: Path, more: tuple[str, ...]) -> None:
+    words = ("--task", "rte", "--data-dir", glue_dir, "--teacher", teacher, "--rounds", 1, "--steps", 1)
+    assert "ms a step" in script("step-time", *words, "--student-layers", 2, *more)
+
+
+def test_speed(script: Callable[..., str], glue_dir: Path, tmp_path: Path) -> None:
+    model = make_bert(tmp_path / "bert", positions=128)
+    words: tuple[Any, ...] = (
+        "--data-dir", glue_dir, "--tasks", "rte", "--methods", "kd,cka-ilg", "--model", model, "--examples", 120,
+        "--rounds", 1, "--epochs", 1, "--work", tmp_path / "work", "--json", tmp_path / "figures.json",
+    )  # fmt: skip
+    script("speed", *words)
+    assert json.loads((tmp_path / "figures.json").read_text())
+
+
+def test_first_step(script: Callable[..., str], teacher: Path, glue_dir: Path) -> None:
+    assert "first step after" in script("first-step", DATA=glue_dir, TEACHER=teacher, ROUNDS=1)
+
+
+def test_sweep_jobs(script: Callable[..., str], glue_dir: Path) -> None:
+    assert "median ratio" in script("sweep-jobs", DATA=glue_dir, ROUNDS=1, STEPS=2)
