@@ -216,7 +216,7 @@ def without_plugins() -> Iterator[None]:
     """Each test starts without the plug-ins of others, as each call of the command does."""
     yield
     if methods := sys.modules.get("kdbert.methods"):
-        methods._plugins.clear()
+        methods.plugins.clear()
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from in_processes import manifest
+from kdbert.sweep.grid import Cell, expand
 
 STARTED = re.compile(r"^\[\d+/\d+\] started   (.*)$", re.MULTILINE)
 THREADS = max(1, len(os.sched_getaffinity(0)) // 2)  # of each of two jobs
@@ -60,6 +61,11 @@ class Place:
             words += [text] if text.startswith("-") or "=" not in text else ["--grid", text]
         words += [f"{key}={value}" for key, value in self.shared.items() if key not in leave_out]
         return [*words, "--runs-dir", str(runs or self.runs)]
+
+    def cells(self, *grid: str, **changes: object) -> list[Cell]:
+        """The cells of a sweep of these axes; a change to None leaves a shared key out."""
+        keys = {**self.shared, "output.runs_dir": self.runs, **changes}
+        return expand(grid=grid, sets=[f"{key}={value}" for key, value in keys.items() if value is not None])
 
     def run_folders(self) -> list[Path]:
         """Every run folder."""

@@ -266,7 +266,7 @@ def test_whichever_bit_is_wrong_no_wrong_centroid_is_read(made: Centroids, file:
         ({"layer": 2}, "the teacher's layer 2, not 3"),
         ({"width": 8}, "a teacher of width 8, not 4"),
         ({"max_length": 32}, "--max-length 32, not 64"),
-        ({"algorithm": "legacy"}, "padding counts"),
+        ({"algorithm": "legacy"}, "variant original"),
         ({"task": "mrpc", "layer": 2}, "task 'mrpc', not 'rte', of the teacher's layer 2"),
     ],
     ids=str,

@@ -928,7 +928,6 @@ table(
     {
         "ics_without_neighbors": (["method.neighbors=0"], ("method.neighbors", "1")),
         "ics_half_a_neighbor": (["method.neighbors=1.5"], ("method.neighbors", "1.5")),
-        "ics_two_betas": (["method.beta=1", "method.alpha_mse=2"], ("alpha_mse",)),
         "ics_negative_alpha": (["method.alpha_ce=-1"], ("alpha_ce", "-1")),
         "ics_quirk_in_corrected": (["method.k_state=run"], ("k_state=run",)),
         "unknown_batch_sampler": (

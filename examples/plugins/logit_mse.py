@@ -4,15 +4,12 @@ kdbert distill --plugin logit_mse.py --method logit-mse --task rte --set method.
 kdbert methods show logit-mse --plugin logit_mse.py
 """
 
-from typing import Literal
-
 from pydantic import Field
 
 from kdbert.methods import LossTerms, Method, MethodOptions, Needs, Paper, Share
 
 
 class LogitMSEOptions(MethodOptions):
-    name: Literal["logit-mse"] = "logit-mse"
     alpha: Share = Field(0.5, description="weight of the hard loss; the other term has 1 - alpha")
 
 

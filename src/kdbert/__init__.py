@@ -27,17 +27,9 @@ _ORIGIN = {
     "UserError": "kdbert.errors",
 }
 __all__ = [
-    "KdbertError",
-    "Recipe",
-    "RunResult",
-    "UserError",
-    "__version__",
-    "distill",
-    "evaluate",
-    "expand_vocab",
-    "finetune",
+    "KdbertError", "Recipe", "RunResult", "UserError", "__version__", "distill", "evaluate", "expand_vocab", "finetune",
     "train_memory",
-]
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from kdbert.errors import KdbertError, UserError

@@ -27,9 +27,7 @@ class RunBusy(UserError):
 
 
 class Diverged(KdbertError):
-    """A number became NaN or infinite; `where` is what run.json says of it: ids of the examples, and of a loss its step
-    and term.
-    """
+    """A number became NaN or infinite; `where`: ids of the examples, and of a loss its step and term, for run.json."""
 
     exit_code = 4
 
@@ -54,14 +52,8 @@ def few(examples: Sequence[str], rest: str = "") -> str:
 
 def printable(text: str) -> str:
     """The text without what steers a terminal or turns the direction of writing; labels and names may hold it."""
-    return "".join(
-        letter
-        if letter.isprintable() or letter in "\n\r\t"
-        else " "
-        if letter.isspace()
-        else "\N{REPLACEMENT CHARACTER}"
-        for letter in text
-    )
+    bad = {letter for letter in text if not letter.isprintable() and letter not in "\n\r\t"}
+    return text.translate({ord(one): " " if one.isspace() else "\N{REPLACEMENT CHARACTER}" for one in bad})
 
 
 def without_credentials(text: str) -> str:
@@ -72,9 +64,8 @@ def without_credentials(text: str) -> str:
 def out_of_memory(error: BaseException) -> bool:
     """Whether there was no more memory, of the machine (torch: a plain RuntimeError) or of a GPU."""
     words = ("can't allocate memory", "out of memory", "Unable to allocate")
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )
+    plain = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return plain or isinstance(error, MemoryError)
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:

@@ -46,27 +46,23 @@ def expand_vocab(
 
     Returns:
         The report, which is also `expansion.json` in the folder.
-
-    Raises:
-        UserError: neither corpus nor pieces, not a WordPiece tokenizer, nothing to add, `out` holds something else, a
-            fault in a file.
     """
     if corpus is None and pieces is None:
         raise UserError("where do new pieces come from? name text with --corpus, or a list of pieces with --pieces")
     if pieces is not None and (add, min_count, min_gain) != (None, None, None):
         raise UserError("--pieces takes all of a list; --add, --min-count and --min-gain say which pieces are learned")
     add, min_count = add or ADD, min_count or MIN_COUNT
-    folder = Path(out).expanduser()
+    folder, listed = Path(out).expanduser(), Path(pieces or "").expanduser()
+    if pieces is not None and not listed.is_file():
+        raise UserError(f"--pieces {pieces!r}: no such file")
     if corpus is not None and Path(corpus).expanduser().absolute() in folder.absolute().parents:
-        raise UserError(
-            f"--out {out!r} is inside the corpus and would add its text files to it; choose a folder elsewhere"
-        )
+        raise UserError(f"--out {out!r} is inside the corpus and would add texts to it; choose a folder elsewhere")
     base = load_tokenizer(locate_tokenizer(tokenizer))
     check_wordpiece(base, tokenizer)
     about = {
         "tokenizer_digest": tokenizer_digest(base),
         "corpus_digest": None if corpus is None else corpus_digest(corpus),
-        "pieces_digest": None if pieces is None else text_digest(_file(pieces)),
+        "pieces_digest": None if pieces is None else text_digest(listed),
         **({"add": add, "min_count": min_count, "min_gain": min_gain} if pieces is None else {}),
     }
     report = _there(folder, about)
@@ -75,14 +71,14 @@ def expand_vocab(
         _warn_of_few(report)
         return report
     train, held = _words(corpus, base) if corpus is not None else (Counter[str](), Counter[str]())
+    chosen = None
     if pieces is None:
         if not train:
             raise UserError(f"all texts of {corpus!r} are kept for the report ({HELD}); give more text")
         chosen = choose(train, base, add=add, min_count=min_count, min_gain=min_gain)
         new, dropped = chosen.pieces, chosen.dropped
     else:
-        chosen = None
-        new, dropped = given_pieces((line for _, line in read_lines(_file(pieces))), base)
+        new, dropped = given_pieces((line for _, line in read_lines(listed)), base)
     reasons = Counter(dropped.values())
     if not new:
         why = f"no new piece is read {min_count} times in {corpus}"
@@ -118,24 +114,8 @@ def _warn_of_few(report: Mapping[str, Any]) -> None:
         log.warning("%d new pieces, fewer than the %d of --add: %s", new, add, report["short"])
 
 
-def _file(name: str) -> Path:
-    """A list of pieces.
-
-    Raises:
-        UserError: there is no such file.
-    """
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise UserError(f"--pieces {name!r}: no such file")
-    return path
-
-
 def _there(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The report of an expansion that was made in this way before; empty where the folder is.
-
-    Raises:
-        UserError: the folder holds something else.
-    """
+    """The report of an expansion that was made in this way before; empty where the folder is."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return {}
     try:
@@ -143,7 +123,7 @@ def _there(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
         known = report["about"]
     except (OSError, ValueError, LookupError, TypeError):
         raise UserError(f"--out {str(folder)!r} holds something else; choose another folder") from None
-    if known != dict(about):
+    if known != about:
         differ = ", ".join(key for key in {**known, **about} if known.get(key) != about.get(key))
         raise UserError(f"--out {str(folder)!r} holds another expansion ({differ} differ); choose another folder")
     if tokenizer_digest(load_tokenizer(locate_tokenizer(str(folder)))) != report.get("digest"):

@@ -27,30 +27,32 @@ class StopRequest:
         self.number = number
         try:
             os.write(2, f"\nstopping: {self.doing} (Ctrl-C again: at once)\n".encode())  # a handler may not print
-        except OSError:  # the terminal was closed: what is said from now on must not keep it from saving
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        except OSError:  # the terminal was closed
+            _silence()
+
+
+def _silence() -> None:
+    """Nobody reads what is said from now on, and that must not be an error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Let a signal end the block by an exception: nothing stays half-written, and what was ended says so. Inside,
+    """Let a signal end the block by `Interrupted`: nothing stays half-written, and what was ended says so. Inside,
     `stop_request` may listen instead.
-
-    Raises:
-        Interrupted: by one of them.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGHUP:  # nobody reads what is said from now on, and that must not be an error
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        if number == signal.SIGHUP:
+            _silence()
         raise Interrupted(f"stopped by {signal.Signals(number).name}; run the same command again to continue", number)
 
-    with _handled(handle, SIGNALS):
+    with _handled(handle):
         yield
 
 
 @contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None], signals: tuple[signal.Signals, ...]) -> Iterator[None]:
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Handle signals in the block (in the main thread; elsewhere Python allows none).
 
     A closed terminal is left alone where it was ignored before, as under `nohup`.
@@ -58,7 +60,7 @@ def _handled(handler: Callable[[int, FrameType | None], None], signals: tuple[si
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heard = [n for n in signals if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    heard = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in heard}
     try:
         yield
@@ -69,11 +71,7 @@ def _handled(handler: Callable[[int, FrameType | None], None], signals: tuple[si
 
 @contextmanager
 def stop_request(doing: str = "saving after this step") -> Iterator[StopRequest]:
-    """Listen for signals while the block runs (see `_handled`).
-
-    Args:
-        doing: what the person is told when the first signal comes.
-    """
+    """Listen for signals while the block runs; `doing` is what the person is told when the first one comes."""
     request = StopRequest(doing)
-    with _handled(request._handle, SIGNALS):
+    with _handled(request._handle):
         yield request

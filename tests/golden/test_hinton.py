@@ -15,7 +15,8 @@ def test_terms_total_and_gradient_are_the_originals(case: Case) -> Iterator[Valu
     inputs, hyper = case.inputs, case.hyper
     assert hyper.get("alpha_weights", "ce") == "ce"
     method = get_method("multi-kd" if case.family == "multi_teacher" else "kd")
-    options = method.Options.model_validate({"variant": "original", **case.options("alpha", "temperature")})
+    given = {"name": method.name, "variant": "original", **case.options("alpha", "temperature")}
+    options = method.Options.model_validate(given)
     batch = batch_of(inputs["labels"], 1)
     mask = batch.attention_mask
     teachers = [Outputs(inputs[name], mask=mask) for name in sorted(inputs) if name.startswith("teacher_logits")]

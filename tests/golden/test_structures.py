@@ -32,8 +32,8 @@ def test_ics_is_the_original(case: Case) -> Iterator[Values]:
 def with_a_shrunken_k(case: Case) -> Iterator[Values]:
     """The hate speech script keeps its k from batch to batch (quirk I2)."""
     hyper = case.hyper
-    options = case.options("alpha_ce", "alpha_soft", "alpha_mse", "temperature")
-    options |= {"neighbors": hyper["k"], "k_state": "run"}
+    options = case.options("alpha_ce", "alpha_soft", "temperature")
+    options |= {"beta": hyper["alpha_mse"], "neighbors": hyper["k"], "k_state": "run"}
     parts = [
         {name.removeprefix(f"b{number}."): v for name, v in case.inputs.items() if name.startswith(f"b{number}.")}
         for number in range(hyper["n_batches"])

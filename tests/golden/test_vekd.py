@@ -21,7 +21,7 @@ def test_terms_total_and_gradients_are_the_originals(case: Case) -> Iterator[Val
     inputs, hyper = case.inputs, case.hyper
     kind = get_method("ve-kd")
     options = case.options(*(f"alpha_{name}" for name in TERMS), "temperature") | {"tolerance": hyper["alpha_to"]}
-    method = kind(kind.Options.model_validate({"variant": "original", **options})).double()
+    method = kind(kind.Options.model_validate({"name": "ve-kd", "variant": "original", **options})).double()
     widths = hyper["hidden_teacher"], hyper["hidden_student"]
     method.prepare(Context(Models(Shape(2, widths[1]), (Shape(3, widths[0]),)), MaskedLM(), batch_size=1))
     method.double()

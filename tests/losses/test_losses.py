@@ -182,7 +182,7 @@ def test_alpha_one_is_fine_tuning_and_needs_no_teacher() -> None:
     plain = terms_of(student, [], batch_of(labels), method="finetune")
     assert terms.total == plain.total
     kd = get_method("kd")
-    assert kd.needs(kd.Options.model_validate({"alpha": 1.0}), None).teachers == (0, 0)
+    assert kd.needs(kd.Options.model_validate({"name": "kd", "alpha": 1.0}), None).teachers == (0, 0)
 
 
 def test_rows_that_only_fill_up_a_batch_do_not_count() -> None:

@@ -37,7 +37,7 @@ def test_the_bash_sweep_is_interrupted_and_started_again(glue_dir: Path, tiny_be
         "TASKS": "rte nonsense", "METHODS": "kd", "SEEDS": "1",
         "DATA": str(glue_dir), "RUNS": str(runs), "MODEL": str(tiny_bert),
     }  # fmt: skip
-    words = [ROOT / "scripts" / "glue-sweep", "train.max_steps=60", "task.max_train_examples=320", "task.max_length=48"]
+    words = [ROOT / "scripts" / "glue-sweep", "train.max_steps=30", "task.max_train_examples=160", "task.max_length=32"]
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -60,7 +60,7 @@ def test_the_bash_sweep_is_interrupted_and_started_again(glue_dir: Path, tiny_be
     out, err = again.communicate(timeout=300)
     assert again.returncode == 3, err  # one task does not exist
     assert err.count("failed (2): nonsense") == 1
-    assert len(out.splitlines()) == 1  # the folder of one task x one method
+    assert len(out.splitlines()) == 1, err  # the folder of one task x one method
     after = finished(runs)
     assert len(after) == 2  # and a teacher
     assert after == manifests(runs)

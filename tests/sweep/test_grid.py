@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +218,8 @@ def test_a_key_for_all_cells_cannot_be_in_the_grid_too(
 
 def test_an_option_that_a_method_lacks_is_told_with_the_cure() -> None:
     message = refused("method=finetune,kd", "method.temperature=3,5")
-    assert re.search(r"method 'finetune' has no option 'temperature' \(.*\bkd\b", message)
+    assert "'method.temperature'" in message
+    assert "'finetune'" in message
     assert "{name: kd, temperature: 3}" in message
 
 

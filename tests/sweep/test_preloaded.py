@@ -16,8 +16,9 @@ from typing import Any
 import psutil
 import pytest
 
-from in_processes import wait_until
+from in_processes import fork_server, in_place, place, processes, wait_until
 from kdbert.disk.lock import FileLock
+from kdbert.sweep import local
 from kdbert.sweep.preloaded import UNKNOWN, Preloaded
 from small_run import Setting
 
@@ -57,14 +58,10 @@ class Summary(str):
             time.sleep(0.005)
         return "waited"
 
-class ProbeOptions(Finetune.Options):
-    name: str = "probe"
-
 class Probe(Finetune):
     name = "probe"
     aliases = ()
     summary = Summary()
-    Options = ProbeOptions
 """
 
 
@@ -104,7 +101,7 @@ class Command:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Preloaded]:
-    """One for all tests that leave it alive. It hears a closed terminal, also where the tests do not (`nohup`)."""
+    """One for all tests. It hears a closed terminal, also where the tests do not (`nohup`)."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with Preloaded() as server:
         yield server
@@ -142,21 +139,22 @@ def test_a_forked_process_is_as_a_fresh_one(
 ) -> None:
     """What it sees of itself, and the bits of what it trains."""
     forked, fresh = command(), command()
-    monkeypatch.chdir(tmp_path)
-    assert command().start(server).wait() == 0  # the server is there, and was started elsewhere
-    (tmp_path / "folder").mkdir()
-    monkeypatch.chdir(tmp_path / "folder")
     given = {"KDBERT_TEST_ENVIRONMENT": "a b\n\udcff", "OMP_NUM_THREADS": "2"}
     changes = {"method.name": "cka-ilg", "student.layers": 3, "memory.centroids": 6, "max_steps": 5}
     for one in (forked, fresh):
         one.words = [*setting.words(one.folder / "runs" / "run", **changes), *one.words[2:]]
-    process = forked.start(server, **given)
+    (tmp_path / "folder").mkdir()
     with open(fresh.folder / "output", "ab") as output:
-        subprocess.run(
-            [sys.executable, "-m", "kdbert", *fresh.words], env={**os.environ, **given}, stdin=subprocess.DEVNULL,
-            stdout=output, stderr=output, check=True,
+        other_process = subprocess.Popen(
+            [sys.executable, "-m", "kdbert", *fresh.words], env={**os.environ, **given}, cwd=tmp_path / "folder",
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output,
         )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert command().start(server).wait() == 0  # the server is there, and was started elsewhere
+    monkeypatch.chdir(tmp_path / "folder")
+    process = forked.start(server, **given)
     assert process.wait() == 0, forked.output()
+    assert other_process.wait() == 0, fresh.output()
     one, other = forked.facts(), fresh.facts()
     for facts in (one, other):
         assert facts.pop("pid") != os.getpid()
@@ -259,18 +257,19 @@ def test_a_lock_that_it_inherits_is_held_as_long_as_it_lives(
     assert not FileLock(tmp_path / "lock").taken()
 
 
-def test_where_the_server_is_killed_commands_go_on_and_the_next_one_starts(command: Callable[..., Command]) -> None:
-    with Preloaded() as server:
-        first, second = command(wait=True), command()
-        process = first.start(server)
-        server_of(first).kill()
-        psutil.Process(process.pid).status()
-        assert process.poll() is None  # it lives
-        wait_until(lambda: server._server is not None and server._server.poll() is not None, lambda: True, "its end")
-        assert second.start(server).wait() == 0
-        assert process.poll() is None
-        first.go_on()
-        assert process.wait() == UNKNOWN  # nobody saw it end
+def test_where_the_server_is_killed_commands_go_on_and_the_next_one_starts(
+    server: Preloaded, command: Callable[..., Command]
+) -> None:
+    first, second = command(wait=True), command()
+    process = first.start(server)
+    server_of(first).kill()
+    psutil.Process(process.pid).status()
+    assert process.poll() is None  # it lives
+    wait_until(lambda: server._server is not None and server._server.poll() is not None, lambda: True, "its end")
+    assert second.start(server).wait() == 0
+    assert process.poll() is None
+    first.go_on()
+    assert process.wait() == UNKNOWN  # nobody saw it end
 
 
 def test_a_server_that_cannot_begin_says_why(tmp_path: Path) -> None:
@@ -283,24 +282,23 @@ def test_a_server_that_cannot_begin_says_why(tmp_path: Path) -> None:
     assert (tmp_path / "output").read_text().strip().splitlines()[-1] == "ImportError: broken on purpose"
 
 
-PARENT = """
-import os, sys, time
-from kdbert.sweep.preloaded import Preloaded
-server = Preloaded()
-with open(sys.argv[1], "ab") as output:
-    process = server.start(sys.argv[2:], os.environ, output.fileno())
-print(process.pid, flush=True)
-time.sleep(600)
-"""
+def start_and_wait(words: list[str], output: Path) -> None:
+    """Body of a process that starts a command by a server of its own."""
+    fork_server()
+    with open(output, "ab") as file:
+        local.Preloaded().start(words, os.environ, file.fileno())
+    time.sleep(600)
 
 
 def test_the_server_ends_with_its_parent_and_the_command_goes_on(command: Callable[..., Command]) -> None:
     one = command(wait=True)
-    words = [sys.executable, "-c", PARENT, one.folder / "output", *one.words]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as parent:
-        server = server_of(one)
-        parent.kill()
-        parent.wait()
+    parent = processes.Process(target=in_place, args=(place(), start_and_wait, one.words, one.folder / "output"))
+    parent.start()
+    server = psutil.Process(one.facts()["pid"]).parent()
+    assert server is not None
+    assert server.ppid() == parent.pid
+    parent.kill()
+    parent.join()
     wait_until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, lambda: True, "its end")
     left = psutil.Process(one.facts()["pid"])
     assert left.is_running()

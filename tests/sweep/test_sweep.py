@@ -21,6 +21,7 @@ from conftest import make_bert
 from in_processes import manifest, saved_steps, start, wait_until
 from kdbert.disk.lock import FileLock
 from kdbert.recipe import Recipe
+from kdbert.sweep.jobs import plan_jobs
 from kdbert.training.store import FOLDER
 from small_run import changed, run_recipe
 from small_sweep import STARTED, THREADS, Place, weights
@@ -66,9 +67,14 @@ GRID = ("method=finetune,kd", "--seeds=2", "--jobs=2")
 
 @dataclass(frozen=True)
 class Swept:
-    """What came of it."""
+    """What came of it.
+
+    Attributes:
+        keys: what its jobs were known by before.
+    """
 
     place: Place
+    keys: list[str]
     codes: list[int | None]
     outputs: list[str]
 
@@ -77,10 +83,11 @@ class Swept:
 def swept(new_place: Callable[[str], Place]) -> Swept:
     """Four cells and the teacher of two of them."""
     place = new_place("two")
+    keys = keys_of(place)
     files = [place.folder / f"output{number}" for number in (1, 2)]
     both = [start(place.words(*GRID), file) for file in files]
     codes = [finish(process) for process in both]
-    return Swept(place, codes, [file.read_text() for file in files])
+    return Swept(place, keys, codes, [file.read_text() for file in files])
 
 
 def test_two_sweeps_at_once_run_every_cell_once_and_the_teacher_once(swept: Swept) -> None:
@@ -91,6 +98,17 @@ def test_two_sweeps_at_once_run_every_cell_once_and_the_teacher_once(swept: Swep
     assert swept.place.statuses() == ["finished"] * 5
     assert all("4 runs: 4 finished" in output for output in swept.outputs)
     assert swept.place.litter() == []
+
+
+def keys_of(place: Place) -> list[str]:
+    """What the jobs of the sweep are known by."""
+    return [job.key for job in plan_jobs(place.cells("method=finetune,kd", "seed=1,2"))]
+
+
+def test_jobs_are_known_by_the_same_keys_once_their_teacher_is_made(swept: Swept) -> None:
+    """By which jobs that are queued on a cluster are found again."""
+    assert keys_of(swept.place) == swept.keys
+    assert len(set(swept.keys)) == 5
 
 
 def test_every_job_has_its_share_of_the_threads(swept: Swept) -> None:

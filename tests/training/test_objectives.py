@@ -298,43 +298,23 @@ def test_the_published_variant_runs_and_names_its_nonsense(
 
 
 @pytest.mark.parametrize(
-    ("keys", "told", "label"),
+    ("keys", "label"),
     [
-        (
-            {"method.name": "cka-ilg", "method.sigma": 5},
-            "sigma must be between 0 and 1",
-            "sigma 5 gives weights of 5 and -4",
-        ),
-        (
-            {"method.name": "cka-i", "method.beta": -1},
-            "beta is a weight and must be 0 or more (got -1)",
-            "beta gives a weight of -1",
-        ),
-        (
-            {"method.name": "ics", "method.alpha_soft": -0.5},
-            "alpha_soft is a weight and must be 0 or more",
-            "alpha_soft gives a weight of -0.5",
-        ),
-        (
-            {"method.name": "multi-kd", "method.weights": [1, -2]},
-            "weights must be 0 or more (got -2)",
-            "weights gives a teacher -2",
-        ),
-        (
-            {"method.name": "kd", "method.alpha": 2},
-            "alpha must be between 0 and 1",
-            "alpha 2 gives weights of 2 and -1",
-        ),
+        ({"method.name": "cka-ilg", "method.sigma": 5}, "sigma 5 gives weights of 5 and -4"),
+        ({"method.name": "cka-i", "method.beta": -1}, "beta gives a weight of -1"),
+        ({"method.name": "ics", "method.alpha_soft": -0.5}, "alpha_soft gives a weight of -0.5"),
+        ({"method.name": "multi-kd", "method.weights": [1, -2]}, "weights gives a teacher -2"),
+        ({"method.name": "kd", "method.alpha": 2}, "alpha 2 gives weights of 2 and -1"),
     ],
     ids=str,
 )
 def test_weights_that_mean_nothing_are_refused_and_in_original_labelled(
-    keys: dict[str, Any], told: str, label: str, setting: Setting, kdbert: Callable[..., Any], tmp_path: Path
+    keys: dict[str, Any], label: str, setting: Setting, kdbert: Callable[..., Any], tmp_path: Path
 ) -> None:
     more = ["--teacher", str(setting.teacher)] if keys["method.name"] == "multi-kd" else []
     refused = kdbert(*setting.words(tmp_path / "run", **keys), *more)
     assert refused.code == 2
-    assert told in refused.err
+    assert label in refused.err
     assert "variant original" in refused.err
     keys = {**keys, "method.variant": "original", "max_steps": 1, "task.max_train_examples": 40}
     more += ["memory.centroids=5"] if keys["method.name"].endswith("g") else []
@@ -344,7 +324,7 @@ def test_weights_that_mean_nothing_are_refused_and_in_original_labelled(
 
 
 def test_the_hate_speech_scripts_weights(setting: Setting, kdbert: Callable[..., Any], tmp_path: Path) -> None:
-    keys = {"method.name": "ics", "method.alpha_ce": 0.7, "method.alpha_soft": 0.6, "method.alpha_mse": 0.4}
+    keys = {"method.name": "ics", "method.alpha_ce": 0.7, "method.alpha_soft": 0.6, "method.beta": 0.4}
     done = kdbert(*setting.words(tmp_path / "run", **keys, max_steps=2))
     assert done.code == 0, done.err
     for line in logged(tmp_path / "run").values():

@@ -68,7 +68,7 @@ def by_hand(student: np.ndarray, teacher: np.ndarray, tau: float) -> float:
 )
 def test_sum_mean_and_weights_by_hand(options: dict[str, Any], shares: list[float]) -> None:
     method = get_method("multi-kd")
-    own = method(method.Options.model_validate(options))
+    own = method(method.Options.model_validate({"name": "multi-kd", **options}))
     random = np.random.default_rng(0)
     student, *logits = (random.normal(size=(5, 3)) * 4 for _ in range(4))
     labels = torch.tensor([0, 2, 1, 1, 0])

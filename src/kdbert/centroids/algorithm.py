@@ -64,8 +64,7 @@ def lloyd(
     less than `tolerance`. The centroids returned are the true means of the clusters returned.
 
     Args:
-        features: reads all examples anew at every call, in any order.
-        count: N, the number of examples.
+        features: reads all N = `count` examples anew at every call, in any order.
         centroids: float [K, D], where they start.
         refill: an empty cluster takes the example that is farthest from its centroid (from a cluster that has
             others); if False it keeps its centroid, as in the published code (docs/quirks.md, F18).
@@ -122,12 +121,7 @@ def spread_out(distances: torch.Tensor, clusters: int, generator: torch.Generato
     """k-means++ (Arthur & Vassilvitskii 2007): each example is drawn with probability proportional to its squared
     distance to the nearest one drawn before.
 
-    Args:
-        distances: squared distances of all pairs of examples, [m, m].
-        clusters: how many to draw, at most m.
-
-    Returns:
-        Numbers of distinct examples.
+    From squared distances of all pairs of examples [m, m]; the numbers of distinct examples.
     """
     weights = torch.ones(len(distances), dtype=torch.float64)
     nearest = torch.full_like(weights, torch.inf)
@@ -153,13 +147,8 @@ def kmeans(
     passes: int,
     progress: Callable[[int, float], None] = lambda done, inertia: None,
 ) -> Clusters:
-    """Centroids of N examples: k-means++ on a random sample of 10 examples per cluster, then `lloyd`.
-
-    Args:
-        count: N.
-        clusters: K, at most N.
-        width: D.
-        passes: most passes of `lloyd`.
+    """K = `clusters` centroids [K, width] of N = `count` examples: k-means++ on a random sample of 10 examples per
+    cluster, then at most `passes` of `lloyd`.
     """
     generator = torch.Generator().manual_seed(seed)
     sample = torch.randperm(count, generator=generator)[: 10 * clusters]
@@ -171,8 +160,7 @@ def kmeans(
             kept = torch.zeros(len(sample), width, dtype=values.dtype)
         inside = place[rows] >= 0
         kept[place[rows][inside], : values.shape[1]] = values[inside]
-    start = spread_out(squared_distances(kept, kept, kept.square().sum(1)), clusters, generator)
-    centroids = kept[start]
+    centroids = kept[spread_out(squared_distances(kept, kept, kept.square().sum(1)), clusters, generator)]
     del kept
     return lloyd(features, count, centroids, passes=passes, progress=progress)
 
@@ -206,7 +194,7 @@ def legacy(
     Args:
         features: reads the examples in the order of the file.
         centroids: float [K, D], the random draw that the first assignment uses.
-        passes: number of passes, including the initial one (number 0, `legacy_statistics`).
+        passes: number of passes, including number 0, `legacy_statistics`.
         batch_size: examples of a step; 1 in the published script.
     """
     assignments, inertia = torch.zeros(count, dtype=torch.int64), 0.0
@@ -236,12 +224,9 @@ def legacy(
 
 def _cut(features: Features, size: int) -> Iterator[torch.Tensor]:
     """The features in batches of `size`, in whatever batches they are read."""
-    rest: torch.Tensor | None = None
+    rest: list[torch.Tensor] = []
     for _, values in features():
-        rest = values if rest is None else torch.cat([rest, values])
-        whole = len(rest) - len(rest) % size
-        if whole:
-            yield from rest[:whole].split(size)
-            rest = rest[whole:]
-    if rest is not None and len(rest):
-        yield rest
+        *whole, last = torch.cat([*rest, values]).split(size)
+        yield from whole
+        rest = [last]
+    yield from rest

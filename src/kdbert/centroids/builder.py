@@ -42,17 +42,13 @@ def find_or_build(
     """The centroids in `path`; if there are none, or damaged ones, they are computed and written first.
 
     All processes of a run call it together, and the first of them computes. Another run that wants the same file
-    waits.
+    waits. Nothing is kept of an interrupted computation.
 
     Args:
         features: called by all processes together, only if there is something to compute; what it returns is read by
             the first process, once per pass.
         examples: N of the training split.
         length: tokens of a feature: a feature is [length x H], flattened.
-
-    Raises:
-        UserError: the file cannot be written.
-        Interrupted: nothing is kept of an interrupted computation.
     """
     main = accelerator.is_main_process
     with _alone(path) if main else contextlib.nullcontext():

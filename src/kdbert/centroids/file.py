@@ -21,38 +21,23 @@ VERSION = 1  # raise it when kdbert computes centroids in another way
 
 @dataclass(frozen=True)
 class Origin:
-    """What centroids are made of.
-
-    Attributes:
-        task: its name.
-        train_file: fingerprint of a training file of one's own; "" for a task with known files.
-        teacher: its fingerprint.
-        layer: of the teacher, and
-        width: of its hidden states.
-        max_length: tokens per example.
-    """
+    """What centroids are made of."""
 
     task: str
-    train_file: str
-    teacher: str
+    train_file: str  # fingerprint of a training file of one's own; "" for a task with known files
+    teacher: str  # its fingerprint
     layer: int
-    width: int
-    max_length: int
+    width: int  # of its hidden states
+    max_length: int  # tokens per example
 
 
 @dataclass(frozen=True)
 class Description(Origin):
-    """All that centroids depend on: equal descriptions mean equal centroids.
+    """All that centroids depend on: equal descriptions mean equal centroids."""
 
-    Attributes:
-        data: fingerprint of the training split as the teacher reads it.
-        precision: that the teacher runs in.
-        centroids, algorithm, passes, batch_size, seed: the keys of the recipe's section `memory`.
-    """
-
-    data: str
-    precision: str
-    centroids: int
+    data: str  # fingerprint of the training split as the teacher reads it
+    precision: str  # that the teacher runs in
+    centroids: int  # this and the following: keys of the recipe's section `memory`
     algorithm: Literal["kmeans", "legacy"]
     passes: int
     batch_size: int
@@ -62,17 +47,11 @@ class Description(Origin):
 
 @dataclass(frozen=True)
 class Centroids:
-    """Centroids of a teacher's features.
+    """Centroids of a teacher's features."""
 
-    Attributes:
-        values: float32 [K, length, H].
-        counts: int64 [K], examples of each.
-        about: their description, and how the clustering ended.
-    """
-
-    values: torch.Tensor
-    counts: torch.Tensor
-    about: dict[str, Any]
+    values: torch.Tensor  # float32 [K, length, H]
+    counts: torch.Tensor  # int64 [K], examples of each
+    about: dict[str, Any]  # their description, and how the clustering ended
 
     @property
     def fingerprint(self) -> str:
@@ -83,11 +62,7 @@ class Centroids:
         """Write one safetensors file: `centroids`, `counts`, `assignments` [N]; the rest as JSON in its metadata."""
         from safetensors.torch import save_file
 
-        tensors = {
-            "centroids": self.values.contiguous(),
-            "counts": self.counts,
-            "assignments": assignments.to(torch.int32),
-        }
+        tensors = {"centroids": self.values.contiguous(), "counts": self.counts, "assignments": assignments.int()}
         # One entry only: safetensors writes several in any order, and equal centroids should be equal files.
         facts = {"format": FORMAT, "about": self.about, "sha256": _checksum(tensors, self.about)}
         metadata = {"kdbert": json.dumps(facts, sort_keys=True)}
@@ -95,11 +70,7 @@ class Centroids:
 
     @classmethod
     def load(cls, path: Path) -> Centroids:
-        """Read a file that `save` wrote.
-
-        Raises:
-            UserError: there is no such file, it is of another kind, or it is damaged.
-        """
+        """Read a file that `save` wrote, unless it is damaged."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -112,28 +83,17 @@ class Centroids:
                 found = cls(tensors["centroids"], tensors["counts"], dict(facts["about"]))
                 damaged = found.values.ndim != 3 or facts["sha256"] != _checksum(tensors, found.about)
         except FileNotFoundError:
-            raise UserError(
-                f"no memory file {str(path)!r}: check the path, or make one with `kdbert train-memory`"
-            ) from None
+            raise UserError(f"no memory file {str(path)!r}: check it, or make one with `kdbert train-memory`") from None
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(
-                f"memory file {path} cannot be read ({error}); make it again with `kdbert train-memory`"
-            ) from None
+            raise UserError(f"memory file {path} cannot be read ({error}); run `kdbert train-memory` again") from None
         if damaged:
-            raise UserError(f"memory file {path} is damaged (its checksum is wrong); make it again")
+            raise UserError(f"memory file {path} is damaged (its checksum is wrong); run `kdbert train-memory` again")
         return found
 
     def check(self, path: str | Path, origin: Origin, variant: str, longest: int = 0) -> None:
-        """Refuse centroids that are not of this run's teacher, task, layer and length.
+        """Refuse centroids of another origin than the run's, and of the other variant.
 
-        Args:
-            path: for the message.
-            origin: of the run.
-            variant: `corrected` takes no centroids in which padding counts, `original` takes no others.
-            longest: tokens of the longest training example, once that is known.
-
-        Raises:
-            UserError: with what differs.
+        `longest` is the length of the longest training example, once that is known.
         """
         words = {
             "task": "task {there!r}, not {here!r}",
@@ -144,30 +104,25 @@ class Centroids:
             "max_length": "--max-length {there}, not {here}",
         }
         here = asdict(origin)
+        there = {key: self.about.get(key) for key in words}
         differ = [
-            text.format(there=self.about.get(key), here=here[key])
-            for key, text in words.items()
-            if self.about.get(key) != here[key]
+            text.format(there=there[key], here=here[key]) for key, text in words.items() if there[key] != here[key]
         ]
         if differ:
             raise UserError(
                 f"memory {path} is of {', of '.join(differ)}: make one with `kdbert train-memory`, or omit --memory"
             )
-        legacy = self.about.get("algorithm") == "legacy"
-        if legacy and variant == "corrected":
+        algorithm = self.about.get("algorithm")
+        made_for = "original" if algorithm == "legacy" else "corrected"
+        if made_for != variant:
             raise UserError(
-                f"memory {path} was made by the published procedure, in which padding counts; variant corrected needs "
-                "true centroids: omit --memory, or use --variant original"
-            )
-        if not legacy and variant == "original":
-            raise UserError(
-                f"memory {path} holds true centroids, without padding; variant original reads what the published "
-                "procedure makes (`kdbert train-memory --algorithm legacy`): omit --memory, or use --variant corrected"
+                f"memory {path} was made by the algorithm {algorithm}, for variant {made_for}: omit --memory, or use "
+                f"--variant {made_for}"
             )
         if longest > self.values.shape[1]:
             raise UserError(
                 f"memory {path} is {self.values.shape[1]} tokens long, the longest training example has {longest}: "
-                "it was made of other examples; make one with `kdbert train-memory`"
+                "it was made of other examples; omit --memory"
             )
 
 

@@ -34,8 +34,8 @@ def show(name: Annotated[str, typer.Argument(help="Method or alias.")], plugin: 
     from kdbert.methods import get_method
 
     method = get_method(name)
-    options = method.Options()  # type: ignore[call-arg]
-    original = method.Options(variant="original")  # type: ignore[call-arg]
+    options = method.Options(name=method.name)
+    original = method.Options(name=method.name, variant="original")
     needs = method.needs(options, None)
     least, most = needs.teachers
     print(f"{method.name}: {method.summary}")

@@ -15,14 +15,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk, and rename it.
 
     Temporary files of `path` that killed processes of this machine left are removed.
-
-    Raises:
-        OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear(path, "tmp")
@@ -68,13 +67,10 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
 
     Folders that killed processes of this machine left are removed: half-written ones at once, an old one that was to be
     replaced only when the new one is in its place.
-
-    Raises:
-        OSError: it cannot be written.
     """
-    temporary = _own(path, "tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear(path, "tmp")
+    temporary, old = _own(path, "tmp"), _own(path, "old")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -85,12 +81,9 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
                 file.chmod(0o644)  # safetensors makes its files readable for their owner only
                 fsync(file)
         if path.exists():
-            old = _own(path, "old")
             path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            temporary.rename(path)
+        temporary.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
         fsync(path.parent)
         _clear(path, "old")
     finally:
@@ -108,19 +101,8 @@ def _clear(path: Path, kind: str) -> None:
     with contextlib.suppress(OSError):  # another process may remove the same; the folder may be unreadable
         for litter in path.parent.iterdir():
             match = name.fullmatch(litter.name)
-            if match and not _alive(int(match[1])):
+            if match and not psutil.pid_exists(int(match[1])):
                 remove(litter)
-
-
-def _alive(process: int) -> bool:
-    """Whether a process of this id exists on this machine."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        pass
-    return True
 
 
 def remove(path: Path) -> None:
@@ -130,12 +112,10 @@ def remove(path: Path) -> None:
 
 def move_aside(path: Path) -> Path:
     """Rename a folder to `<name>.old-<time>`, so that nothing is deleted; returns its new path."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    target = path.with_name(f"{path.name}.old-{stamp}")
-    for number in range(2, 1000):
-        if not target.exists():
-            break
-        target = path.with_name(f"{path.name}.old-{stamp}-{number}")
+    stem = f"{path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}"
+    target, number = path.with_name(stem), 2
+    while target.exists():
+        target, number = path.with_name(f"{stem}-{number}"), number + 1
     path.rename(target)
     return target
 
@@ -192,10 +172,5 @@ def content_digest(path: Path) -> str:
 
 
 def no_link(path: str, flags: int) -> int:
-    """An `opener` that writes through no symbolic link, which somebody may have put there to have another file
-    overwritten.
-
-    Raises:
-        OSError: ELOOP if it is a link.
-    """
+    """An `opener` that fails on a symbolic link, which somebody may have put there to have another file overwritten."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)

@@ -29,8 +29,11 @@ class FileLock:
         self.path = path
         self._file: IO[str] | None = None
 
-    def acquire(self, *, wait: bool = False) -> bool:
+    def acquire(self, *, wait: bool = False, sign: bool = True) -> bool:
         """Take the lock; returns False if another process has it (with `wait`: waits instead).
+
+        Args:
+            sign: write into the file which process has it, for `holder`.
 
         Raises:
             OSError: the file cannot be written, or its file system has no locks.
@@ -54,18 +57,15 @@ class FileLock:
                     file.close()
                     raise
                 file.close()
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        if sign:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
         self._file = file
         return True
 
     def wait_for(self, what: str) -> None:
-        """Take the lock; if another process has it, log that this one waits for `what`.
-
-        Raises:
-            OSError: see `acquire`.
-        """
+        """Take the lock; if another process has it, log that this one waits for `what`."""
         if not self.acquire():
             log.info("waiting for %s, which %s makes", what, self.holder())
             self.acquire(wait=True)
@@ -95,8 +95,9 @@ class FileLock:
             return True
 
     def release(self) -> None:
-        """Remove the file and release the lock."""
-        assert self._file is not None
+        """Remove the file and release the lock, if it is held."""
+        if self._file is None:
+            return
         with contextlib.suppress(OSError):
             if os.fstat(self._file.fileno()).st_ino == self.path.stat().st_ino:  # the folder may have been moved
                 self.path.unlink()
@@ -109,25 +110,18 @@ def alone(path: Path) -> Iterator[None]:
     """Inside, no other process of this machine works on `path`; they wait. Without effect if the file system has no
     locks.
     """
-    lock = path.with_name(path.name + ".lock")
-    made = [folder for folder in lock.parents if not folder.exists()]
-    while True:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            held = open(lock, "a", opener=no_link)
-        except FileNotFoundError:  # the process that held it has removed its empty folder
-            continue
-        with contextlib.suppress(OSError):
-            fcntl.flock(held, fcntl.LOCK_EX)
-        with contextlib.suppress(FileNotFoundError):
-            if os.fstat(held.fileno()).st_ino == lock.stat().st_ino:
-                break
-        held.close()  # the process that held it has removed it
+    lock = FileLock(path.with_name(path.name + ".lock"))
+    made = [folder for folder in lock.path.parents if not folder.exists()]
+    try:
+        lock.acquire(wait=True, sign=False)
+    except OSError as error:
+        if error.filename is not None:  # the file cannot be made
+            raise
+        lock.path.unlink(missing_ok=True)
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
-        held.close()
+        lock.release()
         with contextlib.suppress(OSError):  # an empty folder is not left behind
             for folder in made:
                 folder.rmdir()

@@ -12,13 +12,8 @@ TWICE = "a key is there twice"
 
 
 def parse_json(text: str | bytes, *, once: bool = False) -> Any:
-    """The values of a JSON text.
-
-    Args:
-        once: refuse a key that is twice in one object.
-
-    Raises:
-        ValueError: it is not JSON, is nested too deeply for Python, or has a key twice.
+    """The values of a JSON text; ValueError if it is none, is nested too deeply for Python, or (with `once`) an object
+    has a key twice.
     """
     try:
         return json.loads(text, object_pairs_hook=_each_once if once else None)
@@ -42,11 +37,7 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(text: str) -> dict[str, Any]:
-    """What `sealed` was given.
-
-    Raises:
-        ValueError: it is not JSON, not a mapping, nested too deeply, or its checksum is missing or wrong.
-    """
+    """What `sealed` was given; ValueError if its checksum is missing or wrong, or it is no such document."""
     content = parse_json(text)
     if not isinstance(content, dict):
         raise ValueError("it is not a mapping")

@@ -1,1 +1,4 @@
-"""Pure loss functions: tensors in, a tensor out. They know no model, no file and no device."""
+"""Pure loss functions: tensors in, a tensor out. They know no model, no file and no device.
+
+No gradient flows into a teacher's side.
+"""

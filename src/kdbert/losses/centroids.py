@@ -15,13 +15,9 @@ def relations(
     The shorter of the two counts as extended by zeros, but only the columns that both have are multiplied:
     |x - c|^2 = |x|^2 - 2 x.c + |c|^2, with the whole sequence and the whole centroid in the outer terms.
 
-    Args:
-        features: float [B, L, H], zero at padding (or not, as published).
-        centroids: [K, M, H].
-        epsilon: added under the root, as one of the published scripts does for the teacher.
-
-    Returns:
-        Distances [B, K] and cosines [B, K]; the cosine with an all-zero centroid is 0. At distance 0 the gradient is 0.
+    From features [B, L, H], zero at padding (or not, as published), and centroids [K, M, H]; `epsilon` is added under
+    the root, as one of the published scripts does for the teacher. The cosine with an all-zero centroid is 0, and so is
+    the gradient at distance 0. Both results are [B, K].
     """
     shared = min(features.shape[1], centroids.shape[1])
     flat = features.flatten(1)
@@ -40,12 +36,5 @@ def _norm(squares: torch.Tensor) -> torch.Tensor:
 
 
 def relation_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Mean over the centroids of the squared difference of two sides' distances (or cosines), of each example.
-
-    Args:
-        student, teacher: [B, K]; no gradient flows into `teacher`.
-
-    Returns:
-        [B].
-    """
+    """Mean over the centroids of the squared difference of two sides' distances or cosines [B, K], of each example."""
     return (student - teacher.detach()).square().mean(1)

@@ -9,21 +9,16 @@ TINY = 1e-30  # under it a root's gradient leaves float32
 
 
 def centered_gram(features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """H X X^T H with H = I - 11^T/n: inner products of the rows after their mean is subtracted.
-
-    Rows are the tokens of a sample, or the samples of a batch.
+    """H X X^T H with H = I - 11^T/n: inner products [..., n, n] of the rows after their mean is subtracted.
 
     Args:
-        features: float [..., n, d].
-        mask: [..., n], 0 for rows that do not count; the mean is that of the others. With a mask, features that do
-            not vary (beyond rounding) become exactly 0, so that no quotient of rounding errors follows.
-
-    Returns:
-        [..., n, n]; zero in the rows and columns that do not count.
+        features: [..., n, d]: the tokens of a sample, or the samples of a batch.
+        mask: [..., n], 0 for rows that do not count: their products are 0, and the mean is that of the others. With a
+            mask, features that do not vary (beyond rounding) become exactly 0, so that no quotient of rounding errors
+            follows.
     """
     if mask is None:
-        centered = features - features.mean(-2, keepdim=True)
-        return _inner_products(centered)
+        return _inner_products(features - features.mean(-2, keepdim=True))
     weight = mask.to(features.dtype)
     count = weight.sum(-1)
     mean = weight.unsqueeze(-2) @ features / count.clamp(min=1)[..., None, None]
@@ -45,32 +40,20 @@ def _inner_products(rows: torch.Tensor) -> torch.Tensor:
 
 
 def hsic(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Sum of the products of two centred Gram matrices; divided by n^2 - 1 for a single matrix, as published.
-
-    Args:
-        first, second: [n, n] (samples of a batch), or [B, n, n] (tokens of each sample).
-
-    Returns:
-        A scalar, or [B].
+    """Sum of the products of two centred Gram matrices: a scalar of [n, n] (samples of a batch), divided by n^2 - 1 as
+    published; or [B] of [B, n, n] (tokens of each sample).
     """
     product = (first * second).sum((-1, -2))
     return product if first.ndim == 3 else product / max(first.shape[-1] ** 2 - 1, 1)
 
 
 def cka(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """|HSIC(X, Y)| / sqrt(HSIC(X, X) HSIC(Y, Y)) of centred Gram matrices, in 0..1; NaN where one of them is 0.
-
-    Args, returns: as `hsic`.
-    """
+    """|HSIC(X, Y)| / sqrt(HSIC(X, X) HSIC(Y, Y)) of centred Gram matrices, in 0..1; NaN where one of them is 0."""
     return hsic(first, second).abs() / (hsic(first, first).sqrt() * hsic(second, second).sqrt())
 
 
 def defined_cka(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`cka`, with 0 in place of NaN and no NaN in the gradient either.
-
-    Returns:
-        The values, and a mask of the same shape: whether there was anything to compare.
-    """
+    """`cka`, with 0 in place of NaN and no NaN in the gradient either; and where there was anything to compare."""
     own, other = hsic(first, first), hsic(second, second)
     defined = (own > TINY) & (other > TINY)
     norm = torch.where(defined, own, 1.0).sqrt() * torch.where(defined, other, 1.0).sqrt()
@@ -80,12 +63,7 @@ def defined_cka(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor
 def cka_loss(values: torch.Tensor, defined: torch.Tensor | None = None) -> torch.Tensor:
     """-log(mean of the CKA values + 1e-8): the mean is inside the logarithm (docs/quirks.md, F19).
 
-    Args:
-        values: a scalar, or [B].
-        defined: which of them count; if none does, the loss is 0.
-
-    Returns:
-        A scalar >= 0 (up to the 1e-8).
+    `defined` says which of the values (a scalar, or [B]) count; if none does, the loss is 0.
     """
     if defined is None:
         return -(values.mean() + EPSILON).log()

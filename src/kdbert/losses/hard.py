@@ -7,14 +7,8 @@ import torch.nn.functional as F
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each example or token, in nats.
-
-    Args:
-        logits: float [B, C], or [B, L, C] of tokens.
-        labels: int64 [B], or [B, L] with -100 where there is no label.
-
-    Returns:
-        Like `labels`; 0 where there is no label.
+    """Cross-entropy in nats of each example or token: logits float [B, C] or [B, L, C], labels int64 [B] or [B, L] with
+    -100 where there is no label; it is 0 there.
     """
     return F.cross_entropy(logits.movedim(-1, 1), labels, reduction="none", ignore_index=-100)
 

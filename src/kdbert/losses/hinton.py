@@ -9,15 +9,9 @@ import torch.nn.functional as F
 def soft_label_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
     """tau^2 * KL(softmax(teacher / tau) || softmax(student / tau)) of each example.
 
-    The mean over examples is `kl_div(..., reduction="batchmean") * tau**2`, as published code has it (docs/quirks.md,
-    section 1). With one logit both softmaxes are 1 and the loss is 0.
-
-    Args:
-        student, teacher: logits, float [..., C]; no gradient flows into `teacher`.
-        temperature: tau > 0.
-
-    Returns:
-        [...], in nats (scaled by tau^2, so that gradients keep their size when tau changes).
+    From logits [..., C], in nats; scaled by tau^2, so that gradients keep their size when tau changes. The mean over
+    examples is `kl_div(..., reduction="batchmean") * tau**2`, as published code has it (docs/quirks.md, section 1).
+    With one logit both softmaxes are 1 and the loss is 0.
     """
     log_teacher = F.log_softmax(teacher.detach() / temperature, dim=-1)
     log_student = F.log_softmax(student / temperature, dim=-1)
@@ -27,14 +21,7 @@ def soft_label_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: f
 def bernoulli_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
     """tau^2 * mean over classes of KL(Bern(sigmoid(teacher / tau)) || Bern(sigmoid(student / tau))).
 
-    For tasks whose examples have any number of classes; no published code distils those.
-
-    Args:
-        student, teacher: logits, float [B, C]; no gradient flows into `teacher`.
-        temperature: tau > 0.
-
-    Returns:
-        [B], in nats (scaled by tau^2).
+    From logits [B, C], in nats. For tasks whose examples have any number of classes; no published code distils those.
     """
     teacher, student = teacher.detach() / temperature, student / temperature
     share = torch.sigmoid(teacher)
@@ -44,12 +31,5 @@ def bernoulli_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: fl
 
 
 def score_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Squared difference of the scores of each example; the published loss is 0 (docs/quirks.md, I5).
-
-    Args:
-        student, teacher: float [B, 1]; no gradient flows into `teacher`.
-
-    Returns:
-        [B], in squared score units.
-    """
+    """Squared difference of the scores [B, 1] of each example; the published loss is 0 (docs/quirks.md, I5)."""
     return (student - teacher.detach()).squeeze(-1) ** 2

@@ -13,12 +13,7 @@ def pairwise_mean_square(
     The mean goes over the positions that are real in either one (the other side counts as zero there) and
     over H. With masks of ones it is the published (1/(S H)) sum_{s,h} (T[j] - S[i])^2.
 
-    Args:
-        student: float [B, S, H]. teacher: [G, S, H]; no gradient flows into it.
-        student_mask: [B, S]. teacher_mask: [G, S]. 1 for real positions, which come first.
-
-    Returns:
-        [B, G], all >= 0.
+    From [B, S, H] and [G, S, H], and masks with 1 for real positions, which come first; the result is [B, G].
     """
     teacher = teacher.detach()
     width = student.shape[-1]
@@ -31,15 +26,9 @@ def pairwise_mean_square(
 
 
 def nearest(distances: torch.Tensor, candidates: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """The nearest candidates of each row; the lower number wins a tie.
+    """The nearest candidates of each row, bool [B, G], at most `count` [B]; the lower number wins a tie.
 
-    Args:
-        distances: [B, G]; no gradient flows through the choice.
-        candidates: bool [B, G].
-        count: int [B], how many at most.
-
-    Returns:
-        bool [B, G].
+    Among `candidates`, bool [B, G], by their distances [B, G]. No gradient flows through the choice.
     """
     with torch.no_grad():
         order = distances.masked_fill(~candidates, torch.inf).argsort(dim=1, stable=True)
@@ -50,27 +39,15 @@ def nearest(distances: torch.Tensor, candidates: torch.Tensor, count: torch.Tens
 
 
 def shrinking_count(candidates: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
-    """k_i = min(k, |J_1|, ..., |J_i|): the published k shrinks along the batch (docs/quirks.md, I1).
+    """k_i = min(k, |J_1|, ..., |J_i|), int [B]: the published k shrinks along the batch (docs/quirks.md, I1).
 
-    Args:
-        candidates: bool [B, G]. limit: int scalar, k at the start of the batch.
-
-    Returns:
-        int [B].
+    From the candidates J, bool [B, G], and k at the start of the batch, an int scalar.
     """
-    sizes = torch.cat([limit.reshape(1), candidates.sum(1)])
-    return sizes.cummin(0).values[1:]
+    return torch.cat([limit.reshape(1), candidates.sum(1)]).cummin(0).values[1:]
 
 
 def intra_class_cosine(features: torch.Tensor, same_class: torch.Tensor) -> torch.Tensor:
-    """Mean cosine of each sample with the samples of its class, itself included (the published MICS, BSC).
-
-    Args:
-        features: float [B, D]. same_class: bool [B, B], true on the diagonal.
-
-    Returns:
-        A scalar in -1..1.
-    """
+    """Mean cosine of each sample [B, D] with the samples of its class, itself included (the published MICS, BSC)."""
     norm = features.norm(dim=1)
     cosine = features @ features.T / (norm[:, None] * norm[None, :] + 1e-8)
     return ((cosine * same_class).sum(1) / same_class.sum(1)).mean()

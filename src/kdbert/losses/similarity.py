@@ -23,14 +23,10 @@ def patience(pairs: list[tuple[torch.Tensor, torch.Tensor]], half: bool = False)
 
 
 def compare_distances(teacher: torch.Tensor, student: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Euclidean distances of every two rows, in both models.
+    """Euclidean distances of every two rows, in both models: `COMPARED`, [5].
 
-    Args:
-        teacher, student: float [n, d] or [B, n, d]; their widths may differ.
-        mask: [B, n], 0 for rows that do not count.
-
-    Returns:
-        [5], in the order of `COMPARED`: mean |teacher - student|, then mean and standard deviation of each.
+    That is mean |teacher - student|, then mean and standard deviation of each. Rows are [n, d] or [B, n, d], of any
+    width; those where `mask` [B, n] is 0 do not count.
     """
     return _compare(torch.cdist(teacher, teacher), torch.cdist(student, student), mask)
 

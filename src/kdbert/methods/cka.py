@@ -14,31 +14,20 @@ Which terms a method has is what the `weights` of its options say, and which lay
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from torch import nn
 
 from kdbert.data.batches import Batch
 from kdbert.heads.head import Variant
 from kdbert.losses.centroids import relation_loss, relations
 from kdbert.losses.cka import centered_gram, cka, cka_loss, defined_cka
-from kdbert.methods.contract import (
-    Context,
-    LossTerms,
-    Method,
-    Models,
-    Needs,
-    Outputs,
-    Paper,
-    Reduced,
-    Share,
-    Weight,
-)
-from kdbert.methods.terms import KD_FORMULA, LayerOptions, kd_terms, read_pairs
+from kdbert.methods.contract import Context, LossTerms, Method, Models, Needs, Outputs, Paper, Reduced, Share, Weight
+from kdbert.methods.terms import KD_FORMULA, LayerOptions, Pairs, kd_terms
 from kdbert.models.layers import Pair, check_pairs, last_pair, layerwise_pairs, penultimate_pair
 
 INITIALIZER_RANGE = 0.02  # BERT's
@@ -47,13 +36,12 @@ INITIALIZER_RANGE = 0.02  # BERT's
 class CKAOptions(LayerOptions):
     """What the terms read of a method's options."""
 
+    def default_pairs(self, teacher: int, student: int) -> tuple[Pair, ...]:
+        return penultimate_pair(teacher, student)
+
     def weights(self) -> dict[str, float]:
         """The weights of the structure terms; one of weight 0 is not formed."""
         raise NotImplementedError
-
-    def default_pairs(self, teacher: int, student: int) -> tuple[Pair, ...]:
-        """The last but one layers."""
-        return penultimate_pair(teacher, student)
 
     def global_pairs(self, models: Models) -> tuple[Pair, ...]:
         """The one pair of layers for the terms that read centroids."""
@@ -75,11 +63,17 @@ class LayerwiseOptions(CKAOptions):
 
     def pairs(self, models: Models) -> tuple[Pair, ...]:
         """The layers to compare."""
-        if self.layerwise:
-            return layerwise_pairs(models.teachers[0].layers, models.student.layers)
-        return super().pairs(models)
+        depths = models.teachers[0].layers, models.student.layers
+        return layerwise_pairs(*depths) if self.layerwise else super().pairs(models)
 
 
+def _one(value: list[Pair]) -> list[Pair]:
+    if len(value) != 1:
+        raise ValueError("the memory is of one layer, so expected one pair such as 11:5")
+    return value
+
+
+OnePair = Annotated[Pairs, AfterValidator(_one)]
 OptionsT = TypeVar("OptionsT", bound=CKAOptions)
 
 
@@ -154,14 +148,14 @@ class _CKA(Method[OptionsT]):
         """Terms `hard`, `soft`, and the structure terms that have a weight."""
         found = kd_terms(self.head, self.options, student, teachers[0] if teachers else None, batch)
         weights = self.options.weights()
-        if "intra" in self.pairs:
-            found.add("intra", self._intra(student, teachers[0], batch), weights["intra"])
-        if "local" in self.pairs:
-            found.add("local", self._local(student, teachers[0], batch), weights["local"])
+        for name, compute in (("intra", self._intra), ("local", self._local)):
+            if name in self.pairs:
+                values = [compute(student, teachers[0], batch, pair) for pair in self.pairs[name]]
+                found.add(name, torch.stack(values).mean() * batch.share, weights[name])
         if self.centroids is not None:
             ((teacher_layer, layer),) = self.pairs["global"]
             teacher = teachers[0].reduced[f"global.{teacher_layer}"]
-            sides = self.centroids.of_student(student.hidden[layer], student.mask)
+            sides = self.centroids.relations(student.hidden[layer], student.mask, self.centroids.student)
             for number, name in enumerate(("distance", "cosine")):
                 if weights[name]:
                     term = batch.mean(relation_loss(sides[number], teacher[:, number]))
@@ -173,27 +167,14 @@ class _CKA(Method[OptionsT]):
         """Centred inner products of each sample's tokens, [B, L, L]; `original` counts padding as tokens."""
         return centered_gram(hidden, None if self.options.variant == "original" else mask)
 
-    def _intra(self, student: Outputs, teacher: Outputs, batch: Batch) -> torch.Tensor:
-        total = []
-        for teacher_layer, layer in self.pairs["intra"]:
-            grams = teacher.reduced[f"gram.{teacher_layer}"], self._token_gram(student.hidden[layer], student.mask)
-            if self.options.variant == "original":
-                total.append(cka_loss(batch.gather(cka(*grams))))
-            else:
-                values, defined = defined_cka(*grams)
-                total.append(cka_loss(batch.gather(values), batch.gather(defined.to(values.dtype)) > 0))
-        return torch.stack(total).mean() * batch.share
+    def _intra(self, student: Outputs, teacher: Outputs, batch: Batch, pair: Pair) -> torch.Tensor:
+        grams = teacher.reduced[f"gram.{pair[0]}"], self._token_gram(student.hidden[pair[1]], student.mask)
+        return structure_loss(*grams, self.options.variant, batch.gather)
 
-    def _local(self, student: Outputs, teacher: Outputs, batch: Batch) -> torch.Tensor:
-        total = []
-        for layers in self.pairs["local"]:
-            rows = [self._rows(side, layer, batch) for side, layer in zip((teacher, student), layers, strict=True)]
-            if self.options.variant == "original":
-                total.append(cka_loss(cka(*map(centered_gram, rows))))
-            else:
-                every = torch.ones(len(rows[0]), device=rows[0].device)
-                total.append(cka_loss(*defined_cka(*(centered_gram(side, every) for side in rows))))
-        return torch.stack(total).mean() * batch.share
+    def _local(self, student: Outputs, teacher: Outputs, batch: Batch, pair: Pair) -> torch.Tensor:
+        rows = self._rows(teacher, pair[0], batch), self._rows(student, pair[1], batch)
+        first, second = (row_gram(side, self.options.variant) for side in rows)
+        return structure_loss(first, second, self.options.variant)
 
     def _rows(self, side: Outputs, layer: int, batch: Batch) -> torch.Tensor:
         """The samples of the micro-batch, one row each.
@@ -207,13 +188,30 @@ class _CKA(Method[OptionsT]):
         return hidden.reshape(self.batch_size if hidden.numel() % self.batch_size == 0 else len(hidden), -1)
 
 
+def row_gram(rows: torch.Tensor, variant: Variant) -> torch.Tensor:
+    """Centred inner products [n, n] of rows [n, d] that all count."""
+    return centered_gram(rows, None if variant == "original" else torch.ones(len(rows), device=rows.device))
+
+
+def structure_loss(
+    first: torch.Tensor,
+    second: torch.Tensor,
+    variant: Variant,
+    gather: Callable[[torch.Tensor], torch.Tensor] = lambda values: values,
+) -> torch.Tensor:
+    """-log of the (mean) CKA of Gram matrices; `corrected` leaves out those with nothing to compare."""
+    if variant == "original":
+        return cka_loss(gather(cka(first, second)))
+    values, defined = defined_cka(first, second)
+    return cka_loss(gather(values), gather(defined.to(values.dtype)) > 0)
+
+
 class AmongCentroids(nn.Module):
     """Where samples are among centroids: the teacher's among those of its layer, the student's among its own.
 
     The student's centroids are trained. `corrected` draws them from N(0, 0.02), as BERT's weights are drawn and as the
     published code meant to (docs/quirks.md, F12); `original` from N(0, 1). `corrected` divides distances by
-    sqrt(length x width), so that the weight of the term depends on neither and models of different widths can be
-    compared (at length 128 and width 768 the published term is 98,304 times as large, and drowns every other).
+    sqrt(length x width), so that the weight of the term depends on neither.
 
     Args:
         teacher: [K, length, H]. width: of the student. teacher_epsilon: see `relations`.
@@ -228,31 +226,22 @@ class AmongCentroids(nn.Module):
         self.teacher_epsilon = teacher_epsilon
         std = 1.0 if variant == "original" else INITIALIZER_RANGE
         self.student = nn.Parameter(torch.randn(*teacher.shape[:2], width) * std)
-        self.register_buffer("teacher_gram", self._gram(teacher), persistent=False)
+        self.register_buffer("teacher_gram", row_gram(teacher.flatten(1), variant), persistent=False)
 
     def of_teacher(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The teacher's distances and cosines, [B, 2, K]: constant over a run."""
         if self.teacher.device != hidden.device or self.teacher.dtype != hidden.dtype:
             self.teacher = self.teacher.to(hidden)
-        return torch.stack(self._relations(hidden, mask, self.teacher, self.teacher_epsilon), 1)
-
-    def of_student(self, hidden: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The student's distances [B, K] and cosines [B, K]."""
-        return self._relations(hidden, mask, self.student)
+        return torch.stack(self.relations(hidden, mask, self.teacher, self.teacher_epsilon), 1)
 
     def cka_term(self) -> torch.Tensor:
         """-log of the CKA of both sides' centroids."""
-        if self.variant == "original":
-            return cka_loss(cka(self.teacher_gram, self._gram(self.student)))
-        return cka_loss(*defined_cka(self.teacher_gram, self._gram(self.student)))
+        return structure_loss(self.teacher_gram, row_gram(self.student.flatten(1), self.variant), self.variant)
 
-    def _gram(self, centroids: torch.Tensor) -> torch.Tensor:
-        flat = centroids.flatten(1)
-        return centered_gram(flat, None if self.variant == "original" else torch.ones(len(flat), device=flat.device))
-
-    def _relations(
+    def relations(
         self, hidden: torch.Tensor, mask: torch.Tensor, centroids: torch.Tensor, epsilon: float = 0.0
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Distances [B, K] and cosines [B, K]."""
         if self.variant == "original":
             return relations(hidden, centroids, epsilon)
         distances, cosines = relations(hidden * mask.to(hidden.dtype).unsqueeze(-1), centroids)
@@ -262,12 +251,10 @@ class AmongCentroids(nn.Module):
 class IntraOptions(LayerwiseOptions):
     """Options of `cka-i`."""
 
-    name: Literal["cka-i"] = "cka-i"
     beta: Weight = Field(30.0, description="weight of the structure term")
     internal: bool = Field(True, description="compare the tokens of a sample; false: the samples of a batch, as cka-l")
 
     def weights(self) -> dict[str, float]:
-        """One term."""
         return {"intra" if self.internal else "local": self.beta}
 
 
@@ -282,29 +269,25 @@ class CKAIntra(_CKA[IntraOptions]):
         "(|KT| |KS|), K: centred inner products of a sample's tokens"
     )
     differences = (
-        "Default layers: the last but one of both (11:5 for 12 and 6 layers), as the published "
-        "script has it. The mean over samples stands inside the logarithm, in both variants. `original` counts padding "
-        "as tokens, and a sample with constant features makes the loss NaN; `corrected` centres each sample over its "
-        "own real tokens and leaves out samples with fewer than two tokens or no variance. internal=false is the "
-        "published script without its flag --internal: samples of the batch are compared, not tokens. beta 30 is the "
-        "script's default; the paper's values for each task could not be found."
+        "`original` counts padding as tokens, and a sample with constant features makes the loss NaN; `corrected` "
+        "centres each sample over its own real tokens and leaves out samples with fewer than two tokens or no "
+        "variance. In both the mean over samples stands inside the logarithm. internal=false is the published script "
+        "without its flag --internal. beta 30 is the script's default; the paper's values for each task could not be "
+        "found."
     )
     Options = IntraOptions
 
 
 class LocalOptions(LayerwiseOptions):
-    """Options of `cka-l`."""
+    """Options of `cka-l`, which compares the last layers, unlike the rest of the family."""
 
-    name: Literal["cka-l"] = "cka-l"
     beta: Weight = Field(30.0, description="weight of the structure term")
 
-    def weights(self) -> dict[str, float]:
-        """One term."""
-        return {"local": self.beta}
-
     def default_pairs(self, teacher: int, student: int) -> tuple[Pair, ...]:
-        """The last layers, unlike the rest of the family."""
         return last_pair(teacher, student)
+
+    def weights(self) -> dict[str, float]:
+        return {"local": self.beta}
 
 
 class CKALocal(_CKA[LocalOptions]):
@@ -318,11 +301,11 @@ class CKALocal(_CKA[LocalOptions]):
         "inner products of a batch's samples, each sample one flattened row"
     )
     differences = (
-        "Default layers: the LAST of both (12:6), unlike cka-i, cka-g and cka-ilg, whose scripts take the last but "
-        "one. `original` cuts the smaller last batch of an epoch into as many rows as a full one has, pieces of "
-        "samples, and lets padding in; `corrected` takes the samples there are, zero at padding, and gives 0 for a "
-        "batch of one sample. beta 30 is the script's default; on the quickstart task (one seed, dev accuracy; kd "
-        ".59) 30, 10, 3, 1 gave .49, .65, .67, .68."
+        "The LAST layers of both are compared (12:6), unlike in cka-i, cka-g and cka-ilg. `original` cuts the smaller "
+        "last batch of an epoch into as many rows as a full one has, pieces of samples, and lets padding in; "
+        "`corrected` takes the samples there are, zero at padding, and gives 0 for a batch of one sample. beta 30 is "
+        "the script's default; on the quickstart task (one seed, dev accuracy; kd .59) 30, 10, 3, 1 gave .49, .65, "
+        ".67, .68."
     )
     Options = LocalOptions
 
@@ -332,23 +315,12 @@ class GlobalOptions(CKAOptions):
 
     original_defaults = MappingProxyType({"beta": 30.0})
 
-    name: Literal["cka-g"] = "cka-g"
+    layer_map: OnePair | None = Field(None, description="the teacher:student layers to compare, such as 11:5")
     beta: Weight = Field(0.3, description="weight of the global terms")
     gamma: Share = Field(0.5, description="share of the distances; the cosines have 1 - gamma")
 
-    @model_validator(mode="after")
-    def _one_pair(self) -> GlobalOptions:
-        if self.layer_map is not None and len(self.layer_map) != 1:
-            raise ValueError("layer_map: the memory is of one layer, so expected one pair such as 11:5")
-        return self
-
     def weights(self) -> dict[str, float]:
-        """Three terms."""
-        return {
-            "distance": self.beta * self.gamma,
-            "cosine": self.beta * (1 - self.gamma),
-            "memory_cka": self.beta,
-        }
+        return {"distance": self.beta * self.gamma, "cosine": self.beta * (1 - self.gamma), "memory_cka": self.beta}
 
 
 class CKAGlobal(_CKA[GlobalOptions]):
@@ -363,39 +335,30 @@ class CKAGlobal(_CKA[GlobalOptions]):
         "-log CKA(student's centroids, teacher's centroids)"
     )
     differences = (
-        "`corrected` has root mean square distances, divided by sqrt(length x width), so that the weight of the "
-        "term depends on neither; the published term is Euclidean, at length 128 and width 768 98,304 times as "
-        "large, and drowns the labels. beta 30 is the published script's default (its README adds the term "
-        "without a weight). `corrected` has 0.3: on the quickstart task (one seed, dev accuracy; kd .59) beta 30, "
-        "3, 1, 0.3 gave .30, .17, .20, .47, so it helped nowhere there. The student's centroids are trained. The "
-        "published code draws them from N(0, 1), because the call that would draw them from N(0, 0.02) is "
-        "commented out: `original` does so, `corrected` does what was meant. The paper speaks of clustering, "
-        "which the published code never calls: its memory is an exponential average of the last members in file "
-        "order (memory.algorithm=legacy, for `original`); `corrected` has true k-means. Padding counts in "
-        "`original`, with memory and batches at the same full length."
+        "The published distances are Euclidean and drown the labels: at length 128 and width 768 their term is 98,304 "
+        "times that of `corrected`, which divides distances by sqrt(length x width). beta 30 is the published "
+        "script's default (its README adds the term without a weight); on the quickstart task (one seed, dev "
+        "accuracy; kd .59) `corrected` with beta 30, 3, 1, 0.3 gave .30, .17, .20, .47, so it helped nowhere there. "
+        "The student's centroids are trained; they start from N(0, 1) in `original` and from N(0, 0.02), as the code "
+        "meant to, in `corrected`. The published memory is an exponential average of the last members in file order "
+        "(memory.algorithm=legacy, for `original`), though the paper speaks of clustering; that of `corrected` is by "
+        "true k-means. Padding counts in `original`, with memory and batches at the same full length."
     )
     Options = GlobalOptions
     teacher_epsilon = 1e-8  # this script alone
 
 
-class SeveralOptions(LayerwiseOptions):
-    """Options that `cka-il` and `cka-ilg` share."""
+class IntraLocalOptions(LayerwiseOptions):
+    """Options of `cka-il`."""
+
+    original_defaults = MappingProxyType({"alpha": 0.0, "gamma": 0.0})
 
     temperature: float = Field(3.0, gt=0, description="tau, softens both distributions")
     gamma: Share = Field(0.5, description="share of the intra term; the local term has 1 - gamma")
     epsilon: Weight = Field(0.1, description="weight of all structure terms together (beta in the published README)")
 
     def weights(self) -> dict[str, float]:
-        """Two terms."""
         return {"intra": self.epsilon / 2 * self.gamma, "local": self.epsilon / 2 * (1 - self.gamma)}
-
-
-class IntraLocalOptions(SeveralOptions):
-    """Options of `cka-il`."""
-
-    original_defaults = MappingProxyType({"alpha": 0.0, "gamma": 0.0})
-
-    name: Literal["cka-il"] = "cka-il"
 
 
 class CKAIntraLocal(_CKA[IntraLocalOptions]):
@@ -415,32 +378,18 @@ class CKAIntraLocal(_CKA[IntraLocalOptions]):
     Options = IntraLocalOptions
 
 
-class IntraLocalGlobalOptions(SeveralOptions):
+class IntraLocalGlobalOptions(IntraLocalOptions):
     """Options of `cka-ilg`."""
 
     original_defaults = MappingProxyType({"alpha": 0.0, "beta": 5.0, "gamma": 0.0, "sigma": 5.0})
 
-    name: Literal["cka-ilg"] = "cka-ilg"
     beta: Share = Field(0.5, description="share of the distances in the global term; the cosines have 1 - beta")
     sigma: Share = Field(0.5, description="share of the global term; intra and local have 1 - sigma")
-    global_layer_map: list[Pair] | None = Field(
+    global_layer_map: OnePair | None = Field(
         None, description="the pair of the global term, such as 11:5, where layer_map gives several"
     )
 
-    @field_validator("global_layer_map", mode="before")
-    @classmethod
-    def _read_global(cls, value: Any) -> Any:
-        return read_pairs(value)
-
-    @field_validator("global_layer_map")
-    @classmethod
-    def _one(cls, value: Any) -> Any:
-        if value is not None and len(value) != 1:
-            raise ValueError("the memory is of one layer, so expected one pair such as 11:5")
-        return value
-
     def weights(self) -> dict[str, float]:
-        """Five terms."""
         whole = self.epsilon * self.sigma
         return {
             **{name: (1 - self.sigma) * weight for name, weight in super().weights().items()},
@@ -475,10 +424,9 @@ class CKAIntraLocalGlobal(_CKA[IntraLocalGlobalOptions]):
     differences = (
         "All terms compare the last but one layers (11:5), the local one too, unlike cka-l. The script's defaults "
         "(alpha 0, beta 5, gamma 0, sigma 5) give negative weights, 1 - beta = 1 - sigma = -4: they are the defaults "
-        "of `original`; `corrected` refuses them and has 0.5 each. Its README speaks of gamma_m (here beta), gamma_g "
-        "(sigma), gamma_i and gamma_l (gamma and 1 - gamma, which are tied) and beta (epsilon), flags that do not "
-        "exist. FSD_IL is sigma 0 (see cka-il). epsilon 0.1 is the script's default, chosen for its Euclidean "
-        "distances: `corrected` keeps it, but there the structure terms weigh little beside hard and soft loss, and "
-        "it is hardly more than kd; raise it. For memory, padding and degenerate samples see cka-g and cka-i."
+        "of `original`; `corrected` refuses them and has 0.5 each. Its README calls beta gamma_m, sigma gamma_g, gamma "
+        "and 1 - gamma gamma_i and gamma_l, and epsilon beta. epsilon 0.1 is the script's default, chosen for its "
+        "Euclidean distances: in `corrected` the structure terms then weigh little beside hard and soft loss; raise "
+        "it. For memory, padding and degenerate samples see cka-g and cka-i."
     )
     Options = IntraLocalGlobalOptions

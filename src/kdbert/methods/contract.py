@@ -78,28 +78,22 @@ class MethodOptions(BaseModel):
     def _no_nonsense(cls, value: Any, info: ValidationInfo) -> Any:
         fault = cls.fault(str(info.field_name), value)
         if fault and info.data.get("variant") == "corrected":
-            raise ValueError(f"{fault[0]} (variant original takes what the published code takes)")
+            raise ValueError(f"{fault}; expected 0 or more (variant original takes what the published code takes)")
         return value
 
     @classmethod
-    def fault(cls, key: str, value: Any) -> tuple[str, str] | None:
-        """Whether a value makes a weight negative.
-
-        Returns:
-            What is wrong with it, and which weights it gives; None if nothing is wrong.
-        """
+    def fault(cls, key: str, value: Any) -> str:
+        """Which negative weight a value gives; "" if it gives none."""
         kinds = cls.model_fields[key].metadata
         if "weight" in kinds and value is not None and value < 0:
-            return f"{key} is a weight and must be 0 or more (got {value:g})", f"{key} gives a weight of {value:g}"
-        if "share" in kinds and value is not None and not 0 <= value <= 1:
-            wrong = f"{key} must be between 0 and 1, since 1 - {key} is a weight too (got {value:g})"
-            return wrong, f"{key} {value:g} gives weights of {value:g} and {1 - value:g}"
-        return None
+            return f"{key} gives a weight of {value:g}"
+        if "share" in kinds and not 0 <= value <= 1:
+            return f"{key} {value:g} gives weights of {value:g} and {1 - value:g}"
+        return ""
 
     def nonsense(self) -> list[str]:
         """The negative weights that the options give: only `original` takes any."""
-        found = [self.fault(key, getattr(self, key)) for key in type(self).model_fields]
-        return [fault[1] for fault in found if fault]
+        return [fault for key in type(self).model_fields if (fault := self.fault(key, getattr(self, key)))]
 
 
 @dataclass(frozen=True)
@@ -123,83 +117,51 @@ class Reduced:
     """A quantity computed from a teacher's hidden states and read in their place.
 
     `Method.reduce` computes it once per example; it is kept with the teacher's outputs.
-
-    Attributes:
-        name: `gram.5`; the key in `Outputs.reduced`.
-        layer: the hidden states that it is computed from.
-        of: what it has one row for: an `example` ([B, ...]) or a pair of its tokens (`token_pair`, [B, L, L]).
-        by_centroids: whether it depends on the centroids.
     """
 
-    name: str
-    layer: int
-    of: Literal["example", "token_pair"]
-    by_centroids: bool = False
+    name: str  # such as `gram.5`; the key in `Outputs.reduced`
+    layer: int  # the hidden states that it is computed from
+    of: Literal["example", "token_pair"]  # what it has a row for: [B, ...], or [B, L, L]
+    by_centroids: bool = False  # whether it depends on the centroids
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method reads, known before any weight is loaded.
+    """What a method reads, known before any weight is loaded."""
 
-    Attributes:
-        teachers: the fewest and the most teachers (None: any number); (0, 0) where none is read.
-        reads_centroids: whether it reads centroids of a teacher's layer.
-        centroids_layer: that layer, once the models are known.
-        teacher_logits: whether it reads the teachers' logits.
-        teacher_hidden: layers of each teacher that are read as they are.
-        reduced: what is read of a teacher in place of hidden states.
-        student_hidden: layers of the student.
-        pairs: term -> the layers that it compares, (teacher, student).
-        compares_examples: whether a term compares the examples of a micro-batch with each other, so that its value
-            depends on the micro-batch size.
-        compares_tokens: whether a term compares teacher and student token by token, so that both must read the same
-            tokens.
-        reads_padding: whether padding counts, so that batches are padded to the maximum length.
-    """
-
-    teachers: tuple[int, int | None] = (0, 0)
-    reads_centroids: bool = False
-    centroids_layer: int | None = None
+    teachers: tuple[int, int | None] = (0, 0)  # the fewest and the most (None: any number)
+    reads_centroids: bool = False  # of a teacher's layer
+    centroids_layer: int | None = None  # that layer, once the models are known
     teacher_logits: bool = False
-    teacher_hidden: tuple[int, ...] = ()
-    reduced: tuple[Reduced, ...] = ()
-    student_hidden: tuple[int, ...] = ()
-    pairs: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict)
+    teacher_hidden: tuple[int, ...] = ()  # layers of each teacher that are read as they are
+    reduced: tuple[Reduced, ...] = ()  # what is read of a teacher in place of hidden states
+    student_hidden: tuple[int, ...] = ()  # layers of the student
+    pairs: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict)  # term -> layers compared, (teacher, student)
+    # Whether a term compares the examples of a micro-batch with each other, so that its value depends on their number;
     compares_examples: bool = False
+    # teacher and student token by token, so that both must read the same tokens.
     compares_tokens: bool = False
-    reads_padding: bool = False
+    reads_padding: bool = False  # whether padding counts, so that batches are padded to the maximum length
 
 
 @dataclass(frozen=True)
 class Context:
-    """What `Method.prepare` gets, once, before training.
-
-    Attributes:
-        models: depths and widths.
-        head: what the task's labels mean: its losses.
-        batch_size: examples of a full micro-batch, over all processes.
-        centroids: [K, length, H] of the teacher's layer `Needs.centroids_layer`, if the method reads them.
-    """
+    """What `Method.prepare` gets, once, before training."""
 
     models: Models
-    head: Head
-    batch_size: int
-    centroids: torch.Tensor | None = None
+    head: Head  # what the task's labels mean: its losses
+    batch_size: int  # examples of a full micro-batch, over all processes
+    centroids: torch.Tensor | None = None  # [K, length, H] of the layer `Needs.centroids_layer`, if they are read
 
 
 @dataclass(kw_only=True)
 class HiddenStates:
-    """Hidden states of a batch, and what was computed from them; float32 (float64 passes through).
+    """Hidden states of a batch, and what was computed from them; float32 (float64 passes through)."""
 
-    Attributes:
-        mask: [B, L], 1 for real positions.
-        hidden: layer -> [B, L, H], for the layers asked for. Values at padding are arbitrary.
-        reduced: name -> the `Reduced` quantity; of a teacher.
-    """
-
-    mask: torch.Tensor
+    mask: torch.Tensor  # [B, L], 1 for real positions
+    # Layer -> [B, L, H], for the layers asked for. Values at padding are arbitrary.
     hidden: Mapping[int, torch.Tensor] = field(default_factory=dict)
-    reduced: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    reduced: Mapping[str, torch.Tensor] = field(default_factory=dict)  # name -> the `Reduced` quantity; of a teacher
 
     def real(self, layer: int) -> torch.Tensor:
         """Hidden states of a layer with zero at padding, [B, L, H]."""
@@ -209,22 +171,17 @@ class HiddenStates:
 
 @dataclass
 class Outputs(HiddenStates):
-    """What a model said about a batch of a task with labels.
+    """What a model said about a batch of a task with labels."""
 
-    Attributes:
-        logits: [B, C], or [B, L, C] where tokens have labels; of a teacher, in the task's order of classes.
-    """
-
-    logits: torch.Tensor
+    logits: torch.Tensor  # [B, C], or [B, L, C] where tokens have labels; of a teacher, in the task's order of classes
 
 
 @dataclass
 class MaskedLMOutputs(HiddenStates):
     """What a masked-LM said about a batch: it forms logits where they are asked for.
 
-    Attributes:
-        head: `head(positions, columns)` gives logits [n, columns] over the first `columns` pieces of the vocabulary
-            (None: all); positions are int64 [n], numbers of tokens in the flattened batch [B * L].
+    `head(positions, columns)` gives logits [n, columns] over the first `columns` pieces of the vocabulary (None: all);
+    positions are int64 [n], numbers of tokens in the flattened batch [B * L].
     """
 
     head: VocabularyHead
@@ -239,11 +196,7 @@ class LossTerms:
     monitors: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def add(self, name: str, term: torch.Tensor, weight: float) -> None:
-        """One more term.
-
-        Raises:
-            ValueError: it is one number for each example; their mean over the batch is `Batch.mean`.
-        """
+        """One more term, a scalar: of one number for each example take `Batch.mean`."""
         if term.dim():
             raise ValueError(f"term {name!r} has shape {tuple(term.shape)}, not one number: take batch.mean of it")
         self.terms[name], self.weights[name] = term, weight
@@ -251,22 +204,17 @@ class LossTerms:
     @property
     def total(self) -> torch.Tensor:
         """The weighted sum: what is minimised."""
-        parts = [self.weights[name] * term for name, term in self.terms.items()]
-        return torch.stack(parts).sum()
+        return torch.stack([self.weights[name] * term for name, term in self.terms.items()]).sum()
 
 
 OptionsT = TypeVar("OptionsT", bound=MethodOptions)
 
 
 class Method(nn.Module, Generic[OptionsT]):
-    """A training objective: `class KD(Method[KDOptions])`. One file for a published method, or for a family.
+    """A training objective: `class ICS(Method[ICSOptions])`. One file for a published method, or for a family.
 
     A method may own trainable parameters and buffers; they are optimised with the student, go into
     checkpoints, and are saved beside the student, not inside it.
-
-    Attributes:
-        heads: the kinds of tasks that it is made for.
-        Options: the class of its options.
     """
 
     name: ClassVar[str]
@@ -275,7 +223,7 @@ class Method(nn.Module, Generic[OptionsT]):
     formula: ClassVar[str]
     papers: ClassVar[tuple[Paper, ...]]
     differences: ClassVar[str] = ""
-    heads: ClassVar[tuple[str, ...]] = ("single_label", "multi_label", "regression", "token")
+    heads: ClassVar[tuple[str, ...]] = ("single_label", "multi_label", "regression", "token")  # kinds of tasks
     Options: ClassVar[type[MethodOptions]]
 
     head: Head
@@ -288,11 +236,8 @@ class Method(nn.Module, Generic[OptionsT]):
     def needs(cls, options: OptionsT, models: Models | None) -> Needs:
         """What the method reads with these options, of these models. A term of weight 0 needs nothing.
 
-        Args:
-            models: None before any is known; then only `teachers` and `reads_centroids` are asked for.
-
-        Raises:
-            UserError: layers that a model does not have, widths that do not fit.
+        `models` is None before any is known; then only `teachers` and `reads_centroids` are asked for. A `UserError`
+        refuses layers that a model does not have, and widths that do not fit.
         """
         return Needs()
 
@@ -308,16 +253,12 @@ class Method(nn.Module, Generic[OptionsT]):
         raise KeyError(name)
 
     def remark(self, batches: Sequence[np.ndarray]) -> str | None:
-        """A warning to print before training, given the labels of the first epoch's micro-batches.
-
-        Not called where words have labels.
-        """
+        """A warning to print before training, by the labels of the first epoch's micro-batches (if texts have them)."""
         return None
 
     def forward(self, student: Any, teachers: Sequence[Any], batch: Batch) -> LossTerms:
         """The terms of one micro-batch, as this process sees it (see `Batch.mean` and `Batch.gather`).
 
-        Args:
-            student, teachers: `Outputs`; `MaskedLMOutputs` on plain text.
+        Student and teachers are `Outputs`, on plain text `MaskedLMOutputs`.
         """
         raise TypeError(f"{type(self).__name__} does not define forward")

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from kdbert.data.batches import Batch
 from kdbert.methods.contract import LossTerms, MaskedLMOutputs, Method, MethodOptions, Outputs, Paper
 from kdbert.methods.terms import masked_lm_loss
 
 
-class FinetuneOptions(MethodOptions):
-    """No options beyond the variant, which changes nothing here."""
-
-    name: Literal["finetune"] = "finetune"
-
-
-class Finetune(Method[FinetuneOptions]):
+class Finetune(Method[MethodOptions]):
     """Cross-entropy against the labels or the hidden pieces of plain text; squared error for scores."""
 
     name = "finetune"
@@ -33,11 +27,13 @@ class Finetune(Method[FinetuneOptions]):
     )
 
     heads = (*Method.heads, "masked_lm")
-    Options = FinetuneOptions
+    Options = MethodOptions
 
     def forward(self, student: Outputs | MaskedLMOutputs, teachers: Sequence[Any], batch: Batch) -> LossTerms:
         """One term, `hard`."""
         if isinstance(student, MaskedLMOutputs):
-            return LossTerms({"hard": masked_lm_loss(self.head, student, batch)}, {"hard": 1.0})
-        assert batch.labels is not None
-        return LossTerms({"hard": batch.mean(self.head.hard_loss(student.logits, batch.labels))}, {"hard": 1.0})
+            loss = masked_lm_loss(self.head, student, batch)
+        else:
+            assert batch.labels is not None
+            loss = batch.mean(self.head.hard_loss(student.logits, batch.labels))
+        return LossTerms({"hard": loss}, {"hard": 1.0})

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -14,16 +14,7 @@ from torch import nn
 from kdbert.data.batches import Batch
 from kdbert.errors import UserError
 from kdbert.losses.neighbors import nearest, pairwise_mean_square, shrinking_count
-from kdbert.methods.contract import (
-    Context,
-    LossTerms,
-    Method,
-    Models,
-    Needs,
-    Outputs,
-    Paper,
-    Weight,
-)
+from kdbert.methods.contract import Context, LossTerms, Method, Models, Needs, Outputs, Paper, Weight
 from kdbert.methods.terms import KD_FORMULA, LayerOptions, kd_terms
 from kdbert.models.layers import Pair
 
@@ -33,7 +24,6 @@ class ICSOptions(LayerOptions):
 
     original_defaults = MappingProxyType({"beta": 0.01})
 
-    name: Literal["ics"] = "ics"
     beta: Weight = Field(0.32, description="weight of the feature term")
     neighbors: int = Field(3, ge=1, description="k, nearest teacher representations of the class (its own among them)")
     alpha_ce: Annotated[float | None, "weight"] = Field(
@@ -42,22 +32,12 @@ class ICSOptions(LayerOptions):
     alpha_soft: Annotated[float | None, "weight"] = Field(
         None, description="weight of the soft loss on its own, in place of 1 - alpha"
     )
-    alpha_mse: Annotated[float | None, "weight"] = Field(None, description="another name of beta in that script")
     k_state: Literal["batch", "run"] = Field(
         "batch", description="original only: how long k stays shrunk; run is the hate-speech script's"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _one_weight(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and values.get("alpha_mse") is not None and "beta" not in values:
-            return {**values, "beta": values["alpha_mse"]}
-        return values
-
     @model_validator(mode="after")
     def _agree(self) -> ICSOptions:
-        if self.alpha_mse is not None and self.beta != self.alpha_mse:
-            raise ValueError("beta and alpha_mse are the same weight; give one of them")
         if self.k_state == "run" and self.variant == "corrected":
             raise ValueError("k_state=run is a quirk of the published code; it goes with variant original")
         return self
@@ -96,13 +76,12 @@ class ICS(Method[ICSOptions]):
     )
     differences = (
         "`original`: the feature term is a SUM over the batch (beta 0.01 for batches of 32; `corrected` takes the "
-        "mean, and beta 0.32 = 32 x 0.01 is the default that corresponds). k shrinks along the batch to the size of "
-        "the smallest class met so far, so it depends on the order of examples, and in the hate-speech script "
-        "for the rest of training (k_state=run); `corrected` has k_i = min(k, class size). Padding counts in "
-        "distance and loss; `corrected` never sees it. For scores, classes are equal scores, mostly of one "
-        "example; `corrected` rounds scores to 0.5. The hate-speech script has independent weights alpha_ce 0.5, "
-        "alpha_soft 0.5, alpha_mse 0.01, neighbors 2 and temperature 2. Teacher and student must be equally wide in "
-        "`original`; `corrected` learns a linear projection of the student where they are not."
+        "mean, and beta 0.32 = 32 x 0.01 corresponds). k shrinks along the batch to the size of the smallest class met "
+        "so far, in the hate-speech script for the rest of training (k_state=run); `corrected` has k_i = min(k, class "
+        "size). Padding counts in distance and loss; `corrected` never sees it. For scores, a class is one exact "
+        "score; `corrected` rounds scores to 0.5. The hate-speech script has independent weights alpha_ce 0.5, "
+        "alpha_soft 0.5, alpha_mse 0.01 (here beta), neighbors 2 and temperature 2. Teacher and student must be "
+        "equally wide in `original`; `corrected` learns a linear projection of the student where they are not."
     )
 
     heads = ("single_label", "multi_label", "regression")  # a tag belongs to a word, the term compares whole examples
@@ -149,8 +128,7 @@ class ICS(Method[ICSOptions]):
         models = context.models
         self.pairs = self.needs(self.options, models).pairs.get("feature", ())
         if self.pairs and models.student.width != models.teachers[0].width:
-            for _ in self.pairs:
-                self.projections.append(nn.Linear(models.student.width, models.teachers[0].width))
+            self.projections.extend(nn.Linear(models.student.width, models.teachers[0].width) for _ in self.pairs)
 
     def remark(self, batches: Sequence[np.ndarray]) -> str | None:
         """A warning where the batches hold hardly any other example of a class."""
@@ -198,7 +176,7 @@ class ICS(Method[ICSOptions]):
             count = torch.cat([count, count.new_zeros(len(same) - len(count))])  # rows that only fill up
         mask = torch.ones_like(student.mask) if original else student.mask
         every_mask = batch.gather(mask)
-        losses, others, alone = [], [], []
+        losses, others = [], []
         for number, (teacher_layer, student_layer) in enumerate(self.pairs):
             own = student.hidden[student_layer]
             if self.projections:
@@ -208,17 +186,15 @@ class ICS(Method[ICSOptions]):
             chosen = nearest(distances, same, count)
             losses.append((distances * chosen).sum(1))
             numbers = torch.arange(len(own), device=own.device)
-            besides = chosen.sum(1) - chosen[numbers, (numbers + batch.start).clamp(max=chosen.shape[1] - 1)].long()
-            others.append(besides.to(own.dtype))
-            alone.append((besides == 0).to(own.dtype))
+            itself = chosen[numbers, (numbers + batch.start).clamp(max=chosen.shape[1] - 1)]
+            others.append((chosen.sum(1) - itself.long()).to(own.dtype))
         value = batch.mean(torch.stack(losses).mean(0))
         if original:
             value = value * batch.count  # the published loss is the sum over the micro-batch
         found.add("feature", value, feature)
-        found.monitors = {
-            "ics/neighbors": batch.mean(torch.stack(others).mean(0)),
-            "ics/alone": batch.mean(torch.stack(alone).mean(0)),
-        }
+        besides = torch.stack(others)
+        found.monitors["ics/neighbors"] = batch.mean(besides.mean(0))
+        found.monitors["ics/alone"] = batch.mean((besides == 0).to(value.dtype).mean(0))
         return found
 
     def _shrunk(self, classes: torch.Tensor) -> torch.Tensor:

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from kdbert.data.batches import Batch
 from kdbert.methods.contract import LossTerms, Method, Models, Needs, Outputs, Paper
 from kdbert.methods.terms import KD_FORMULA, HardAndSoftOptions, kd_terms
 
 
-class KDOptions(HardAndSoftOptions):
-    """Options of `kd`."""
-
-    name: Literal["kd"] = "kd"
-
-
-class KD(Method[KDOptions]):
+class KD(Method[HardAndSoftOptions]):
     """alpha * hard loss + (1 - alpha) * soft loss (section 2 of the paper; docs/quirks.md, section 1)."""
 
     name = "kd"
@@ -37,10 +30,10 @@ class KD(Method[KDOptions]):
         "softmax over one score is 1, so the published soft term is always 0 and the teacher is ignored; "
         "`original` keeps that, `corrected` distils the mean squared difference of the scores (tau unused)."
     )
-    Options = KDOptions
+    Options = HardAndSoftOptions
 
     @classmethod
-    def needs(cls, options: KDOptions, models: Models | None) -> Needs:
+    def needs(cls, options: HardAndSoftOptions, models: Models | None) -> Needs:
         """One teacher's logits, unless alpha is 1."""
         return Needs() if options.alpha == 1 else Needs(teachers=(1, 1), teacher_logits=True)
 

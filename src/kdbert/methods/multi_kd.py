@@ -18,7 +18,6 @@ class MultiKDOptions(HardAndSoftOptions):
 
     original_defaults = MappingProxyType({"reduction": "sum"})
 
-    name: Literal["multi-kd"] = "multi-kd"
     temperature: float = Field(3.0, gt=0, description="tau, softens all distributions")
     reduction: Literal["sum", "mean", "weights"] = Field(
         "mean", description="how the teachers' soft losses are put together"
@@ -46,12 +45,10 @@ class MultiKDOptions(HardAndSoftOptions):
         return self
 
     @classmethod
-    def fault(cls, key: str, value: Any) -> tuple[str, str] | None:
-        """Negative weights too."""
-        negative = [weight for weight in value or () if weight < 0] if key == "weights" else []
-        if negative:
-            return f"weights must be 0 or more (got {negative[0]:g})", f"weights gives a teacher {negative[0]:g}"
-        return super().fault(key, value)
+    def fault(cls, key: str, value: Any) -> str:
+        """Negative weights of teachers too."""
+        least = min(value or [0]) if key == "weights" else 0
+        return f"weights gives a teacher {least:g}" if least < 0 else super().fault(key, value)
 
     def shares(self, count: int) -> list[float]:
         """The weight of each teacher's soft loss."""
@@ -81,11 +78,9 @@ class MultiKD(Method[MultiKDOptions]):
     differences = (
         "The published notebooks ADD the two KL terms (`original`, reduction sum), so that with alpha 0.5 the labels "
         "weigh 0.5 and the teachers 1.0 together; `corrected` takes their mean, so that alpha keeps its meaning for "
-        "any number of teachers. The notebooks used temperature 3 and alpha 0.5 (their class has 2 and 0.5 as "
-        "defaults). They read the second teacher's tokenizer for all models; here each teacher reads its own encoding "
-        "of the same example, so a RoBERTa can teach beside BERTs. The notebooks cite no paper for their objective; "
-        "the one named here averages the soft labels of several teachers and adds a term on their intermediate "
-        "features."
+        "any number of teachers. They use temperature 3 and one tokenizer for all models; here each teacher reads its "
+        "own encoding, so a RoBERTa can teach beside BERTs. They cite no paper; the one named here averages soft "
+        "labels too and adds a term on intermediate features."
     )
 
     Options = MultiKDOptions

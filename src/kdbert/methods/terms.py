@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 from torch.utils.checkpoint import checkpoint
 
 from kdbert.data.batches import Batch
@@ -27,34 +27,31 @@ class HardAndSoftOptions(MethodOptions):
     temperature: float = Field(5.0, gt=0, description="tau, softens both distributions")
 
 
-def read_pairs(value: Any) -> Any:
+def _read_pairs(value: Any) -> Any:
     """Text such as 2:1,4:2, or a list of such, as pairs; YAML reads a bare 11:5 as a number to the base of 60."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 60:
         return [divmod(value, 60)]
     if isinstance(value, list):
-        parts = [read_pairs(part) if isinstance(part, (int, str)) else [part] for part in value]
+        parts = [_read_pairs(part) if isinstance(part, (int, str)) else [part] for part in value]
         return [pair for part in parts for pair in part] if all(isinstance(part, list) for part in parts) else value
     return parse_pairs(value) if isinstance(value, str) else value
+
+
+def _each_once(value: list[Pair]) -> list[Pair]:
+    if not value or len(set(value)) != len(value):
+        raise ValueError("expected at least one pair of layers, each once")
+    return value
+
+
+Pairs = Annotated[list[Pair], BeforeValidator(_read_pairs), AfterValidator(_each_once)]
 
 
 class LayerOptions(HardAndSoftOptions):
     """Options of a method that compares layers."""
 
-    layer_map: list[Pair] | None = Field(
+    layer_map: Pairs | None = Field(
         None, description="teacher:student layers to compare, such as 2:1,4:2 (flag --layer-map); their mean is taken"
     )
-
-    @field_validator("layer_map", mode="before")
-    @classmethod
-    def _read(cls, value: Any) -> Any:
-        return read_pairs(value)
-
-    @field_validator("layer_map")
-    @classmethod
-    def _some(cls, value: list[Pair] | None) -> list[Pair] | None:
-        if value is not None and (not value or len(set(value)) != len(value)):
-            raise ValueError("expected at least one pair of layers, each once")
-        return value
 
     def pairs(self, models: Models) -> tuple[Pair, ...]:
         """The layers to compare: those of `layer_map`, or the default ones."""
@@ -62,7 +59,7 @@ class LayerOptions(HardAndSoftOptions):
         return self.default_pairs(*depths) if self.layer_map is None else check_pairs(self.layer_map, *depths)
 
     def default_pairs(self, teacher: int, student: int) -> tuple[Pair, ...]:
-        """The layers of models of these depths that are compared without `layer_map`: the last ones."""
+        """Without `layer_map`, of models of these depths: the last layers."""
         return last_pair(teacher, student)
 
 
@@ -91,17 +88,12 @@ def in_parts(compute: Callable[[torch.Tensor], T], positions: torch.Tensor) -> l
     Logits of thousands of tokens and tens of thousands of pieces take many GiB. So those of a part are dropped, and
     computed again for the gradient.
     """
-    return [
-        checkpoint(compute, part, use_reentrant=False, preserve_rng_state=False)
-        for part in positions.split(VOCABULARY_CHUNK)
-    ]
+    parts = positions.split(VOCABULARY_CHUNK)
+    return [checkpoint(compute, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
 
 
 def masked_lm_loss(head: Head, student: MaskedLMOutputs, batch: Batch) -> torch.Tensor:
-    """Mean cross-entropy of the step's hidden tokens over the student's whole vocabulary; 0 where there are none.
-
-    Logits are formed at hidden tokens only.
-    """
+    """Mean cross-entropy of the step's hidden tokens over the student's whole vocabulary; 0 where there are none."""
     assert batch.labels is not None
     labels = batch.labels.masked_fill((batch.valid == 0)[:, None], IGNORE_INDEX).reshape(-1)
     positions = (labels != IGNORE_INDEX).nonzero()[:, 0]

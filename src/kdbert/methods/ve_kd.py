@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import MappingProxyType
-from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -32,7 +31,6 @@ class VEKDOptions(MethodOptions):
 
     original_defaults = MappingProxyType({"alpha_ce": 0.5, "alpha_cos": 0.0, "alpha_mlm": 0.0, "tolerance": 0.1})
 
-    name: Literal["ve-kd"] = "ve-kd"
     alpha_ce: Weight = Field(2.0, description="weight of the teacher's soft labels")
     alpha_mse: Weight = Field(0.0, description="weight of the squared difference of logits (README of VE-KD: 1)")
     alpha_cos: Weight = Field(5.0, description="weight of the cosine distance of the last hidden states")

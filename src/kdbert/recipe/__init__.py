@@ -231,12 +231,10 @@ def _explain(error: ValidationError, prefix: str = "", method: str = "") -> list
         option = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("literal", "list[")))
         key, value = prefix + option, problem["input"]
         if problem["type"] == "extra_forbidden":
-            others = [one.name for one in all_methods().values() if prefix and option in one.Options.model_fields]
-            why = near_miss(key, [known for known in _known_keys() if known != key])
-            if others:
-                have = "have" if len(others) > 1 else "has"
-                why = f": method {method!r} has no option {option!r} ({', '.join(others)} {have} it)"
-            sentences.append(f"unknown key {key!r}{why}")
+            elsewhere = prefix and any(option in one.Options.model_fields for one in all_methods().values())
+            why = f": method {method!r} has no option {option!r} (its options: kdbert methods show {method})"
+            close = near_miss(key, [known for known in _known_keys() if known != key])
+            sentences.append(f"unknown key {key!r}{why if elsewhere else close}")
             continue
         message = _plain(problem)
         if "." not in key and message.startswith(("task ", "--", f"{key}.")):  # it says itself what it is about

@@ -83,7 +83,7 @@ def teacher_recipes(recipe: Recipe) -> list[Recipe]:
                 "student": recipe.student.model_copy(
                     update={"model": base_model(recipe), "layers": None, "init": "first"}
                 ),
-                "method": get_method("finetune").Options(),  # type: ignore[call-arg]
+                "method": get_method("finetune").Options(name="finetune"),
                 "memory": None,
                 "train": _teacher_train(recipe, training),
                 "seed": training.seed + number,
@@ -112,7 +112,7 @@ def baseline_recipe(recipe: Recipe) -> Recipe:
         update={
             "teachers": [],
             "teacher_training": None,
-            "method": get_method("finetune").Options(),  # type: ignore[call-arg]
+            "method": get_method("finetune").Options(name="finetune"),
             "memory": None,
             "train": recipe.train.model_copy(update={"cache_precision": "fp32"}),  # it reads no teacher
             "output": recipe.output.model_copy(update={"dir": None, "diagnose": False}),

@@ -464,7 +464,7 @@ def _ending(folder: RunFolder) -> Iterator[None]:
     except BaseException as error:
         status = {Interrupted: "interrupted", KeyboardInterrupt: "interrupted", Diverged: "diverged"}
         with contextlib.suppress(OSError, UserError):  # a full disk must not hide the error itself
-            if folder.manifest():
+            if folder.manifest().get("status", "finished") != "finished":  # which a late signal does not undo
                 where = {"divergence": error.where} if isinstance(error, Diverged) else {}
                 message = str(error) or type(error).__name__
                 folder.update(status=status.get(type(error), "failed"), message=message, **where)

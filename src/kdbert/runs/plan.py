@@ -80,7 +80,7 @@ def _of_centroids(recipe: Recipe) -> Recipe:
     if section.train == "never":
         raise UserError("memory.train=never forbids what train-memory does; unset it")
     variant = "original" if section.algorithm == "legacy" else "corrected"
-    options = get_method("cka-g").Options.model_validate({"variant": variant})
+    options = get_method("cka-g").Options(name="cka-g", variant=variant)
     return recipe.model_copy(update={"method": options, "memory": section})
 
 

@@ -28,55 +28,46 @@ from kdbert.disk.lock import FileLock
 from kdbert.disk.sealed import parse_json
 from kdbert.errors import Interrupted, UserError
 from kdbert.signals import stop_request
-from kdbert.sweep.jobs import DONE, SweepJob, now_on
-from kdbert.sweep.local import count_finished, last_line
+from kdbert.sweep.jobs import DONE, SweepJob, note_time
+from kdbert.sweep.local import POLL_SECONDS, count_finished, last_line
 from kdbert.sweep.progress import Progress, counted
 from kdbert.sweep.submitted import Submitted
 
 log = logging.getLogger("kdbert")
-POLL_SECONDS = 0.2
 LARGEST_ARRAY = 1000  # Slurm's MaxArraySize is 1001 unless a cluster has changed it
 
 
 @dataclass
 class Queued:
-    """A job's id on the cluster, the folder with its pickle and its output, and whether the last look missed it."""
+    """A job on the cluster."""
 
     id: str
-    files: Path
-    missed: bool = False
+    files: Path  # the folder with its pickle and its output
+    missed: bool = False  # by the last look at the queue
 
     @property
     def errors(self) -> Path:
-        """What the job has written to stderr."""
+        """Its stderr."""
         return self.files / f"{self.id}_0_log.err"
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A queue that takes jobs. Called with the jobs of a sweep, it runs them.
+    """A queue that takes jobs. Called with the jobs of a sweep, it runs them."""
 
-    Attributes:
-        executor: makes submitit's executor, which keeps its files in the folder that it is given.
-        queue: id -> state (`PENDING`, `RUNNING`, …) of the jobs that are queued or running now, or raises UserError.
-        look_seconds: how often the queue is asked.
-    """
-
-    executor: Callable[[Path], PicklingExecutor]
-    queue: Callable[[], Mapping[str, str]]
-    look_seconds: float = 15.0
+    executor: Callable[[Path], PicklingExecutor]  # submitit's, which keeps its files in the folder that it is given
+    queue: Callable[[], Mapping[str, str]]  # id -> state of the jobs that are queued or running now
+    look_seconds: float = 15.0  # how often the queue is asked
 
     def __call__(self, jobs: list[SweepJob], progress: Progress) -> None:
         """Submit what is neither done nor queued, and wait until it has left the queue. Every job ends in `DONE`.
 
         Raises:
-            UserError: the queue cannot be asked, or refuses; submitit's folder is not safe.
             Interrupted: a signal asked to stop watching; the jobs stay queued.
         """
-        roots = sorted({_root(job) for job in jobs if job.state not in DONE})
-        since = {root: now_on(root) for root in roots}
+        note_time(job for job in jobs if job.state not in DONE)
         with stop_request("the jobs stay in the queue") as stop:
-            queued = self._queue_up(jobs, roots)
+            queued = self._queue_up(jobs)
             next_look = 0.0
             while any(job.state not in DONE for job in queued):
                 if stop.number:
@@ -89,17 +80,17 @@ class Cluster:
                     )
                 if time.monotonic() >= next_look:
                     next_look = time.monotonic() + self.look_seconds
-                    self._look(queued, since, progress)
+                    self._look(queued, progress)
                 running = [job for job in queued if job.state == "running"]
                 progress.slots = max(1, len(running))
                 progress.show(running)
                 time.sleep(POLL_SECONDS)
         progress.close()
 
-    def _queue_up(self, jobs: list[SweepJob], roots: Iterable[Path]) -> dict[SweepJob, Queued]:
+    def _queue_up(self, jobs: list[SweepJob]) -> dict[SweepJob, Queued]:
         """Submit the jobs that are neither done nor queued; returns all that are queued then."""
         with contextlib.ExitStack() as stack:
-            for root in roots:  # one sweep at a time, or two would submit the same runs
+            for root in sorted({job.root for job in jobs if job.state not in DONE}):  # or two sweeps submit the same
                 lock = FileLock(root / ".sweep" / "slurm" / "submitting.lock")
                 lock.acquire(wait=True)
                 stack.callback(lock.release)
@@ -137,7 +128,7 @@ class Cluster:
             raise UserError(f"sbatch refused: {' '.join(str(error).split())}{before}") from None
         log.info("submitted %s: %s; their output while they run: %s", counted(len(jobs), "job"), _arrays_of(new), files)
 
-    def _look(self, queued: Mapping[SweepJob, Queued], since: Mapping[Path, float], progress: Progress) -> None:
+    def _look(self, queued: Mapping[SweepJob, Queued], progress: Progress) -> None:
         """Ask the queue, and read how the jobs that have left it ended."""
         try:
             listed = self.queue()
@@ -149,7 +140,7 @@ class Cluster:
                 continue
             state = listed.get(one.id)
             if state is None:
-                _left_queue(job, one, since[_root(job)])
+                _left_queue(job, one)
                 progress.ended(job)
             elif state == "RUNNING" and job.state == "waiting":
                 job.state = "running"
@@ -159,13 +150,13 @@ class Cluster:
             one.missed = state is None
 
 
-def _left_queue(job: SweepJob, one: Queued, since: float) -> None:
+def _left_queue(job: SweepJob, one: Queued) -> None:
     """Set how a job ended that the queue does not list.
 
     Without a result it is failed at the second look only: a shared file system may show the last files late.
     """
     job.state = "waiting"
-    job.look(since)
+    job.look()
     if job.state == "waiting" and one.missed and not job.job.folder.busy():  # busy: somebody makes it by hand
         last = last_line(one.errors) if one.errors.exists() else "it left the queue without output (cancelled?)"
         job.state, job.message = "failed", f"job {one.id}: {last}"
@@ -204,13 +195,9 @@ def queued_jobs(jobs: Iterable[SweepJob], queue: Callable[[], Mapping[str, str]]
     return {job: one for job, one in recorded.items() if one.id in listed}
 
 
-def _root(job: SweepJob) -> Path:
-    return Path(job.recipe.output.runs_dir)
-
-
 def _record(job: SweepJob) -> Path:
     """The file that says under which id a job is queued."""
-    return _root(job) / ".sweep" / "slurm" / f"{hashlib.sha256(job.key.encode()).hexdigest()[:16]}.json"
+    return job.root / ".sweep" / "slurm" / f"{hashlib.sha256(job.key.encode()).hexdigest()[:16]}.json"
 
 
 def _recorded(job: SweepJob) -> Queued | None:
@@ -254,11 +241,8 @@ def private_folder() -> Path:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that only this user can read and write.
-
-    Raises:
-        UserError: it cannot be made; or somebody else could write to it or replace it. Folders above the home folder
-            are not checked, since a user cannot change them.
+    """Make a folder that only this user can read and write, or refuse it if somebody else could write to it or replace
+    it. Folders above the home folder are not checked, since a user cannot change them.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

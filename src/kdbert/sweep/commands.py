@@ -38,7 +38,7 @@ def command_of(recipe: Recipe, command: str) -> list[str]:
     for key, value in wanted.items():
         if key not in FLAGS and (key not in defaults or defaults[key] != value):
             words.append(f"{key}={_text(value)}")
-    for file, methods in plugins().items():
+    for file, methods in plugins.items():
         if recipe.method.name in {method.name for method in methods}:
             words += ["--plugin", str(file)]
     return words

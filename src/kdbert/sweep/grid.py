@@ -14,26 +14,18 @@ from kdbert.errors import UserError, near_miss
 from kdbert.recipe import Recipe
 from kdbert.recipe.yaml_files import load_yaml, read_yaml
 
-SECTION_NAMES = {
-    "method": "method.name",
-    "task": "task.name",
-    "student": "student.model",
-}  # what people write for short
+# What people write for short.
+SECTION_NAMES = {"method": "method.name", "task": "task.name", "student": "student.model"}
 SHORT_NAMES = {name: section for section, name in SECTION_NAMES.items()}
 MOST_SEEDS = 10_000
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep.
+    """One run of a sweep."""
 
-    Attributes:
-        name: its values of the grid's keys.
-        recipe: as a person would have written it; nothing is resolved yet.
-    """
-
-    name: str
-    recipe: Recipe
+    name: str  # its values of the grid's keys
+    recipe: Recipe  # as a person would have written it; nothing is resolved yet
 
 
 def expand(
@@ -51,9 +43,6 @@ def expand(
         grid: texts such as `train.learning_rate=5e-5,1e-4`; they replace the file's values of that key.
         seeds: `3` for the seeds 1, 2, 3; `5,7` for these two; replaces the file's.
         flags, sets: what all cells share, as in `Recipe.build`.
-
-    Raises:
-        UserError: a malformed grid, or the problems of all cells at once.
     """
     flags, sets = dict(flags or {}), list(sets)
     tree = read_yaml(Path(config)) if config is not None else {}
@@ -93,8 +82,7 @@ def expand(
     if problems:
         message = "; ".join(f"cell {name}: {problem}" for problem, name in problems.items())
         if "has no option" in message:
-            message += "; options of one method go with its name, --grid 'method=finetune,{name: kd, temperature: 3}', "
-            message += "or into a grid of its own (docs/sweeps-and-tables.md)"
+            message += "; options of one method go with its name: --grid 'method=finetune,{name: kd, temperature: 3}'"
         raise UserError(message)
     if any(cell.recipe.output.dir is not None for cell in cells.values()):
         raise UserError("output.dir is the folder of one run, and a sweep has many; set their root with --runs-dir")
@@ -102,11 +90,7 @@ def expand(
 
 
 def parse_axis(text: str) -> tuple[str, list[Any]]:
-    """`key=a,b,c` -> key and values, read as YAML: `[1,3],[2,4]` are two values, `{name: kd, temperature: 3}` is one.
-
-    Raises:
-        UserError: no key, no value, or not YAML.
-    """
+    """`key=a,b,c` -> key and values, read as YAML: `[1,3],[2,4]` are two values, `{name: kd, alpha: 0}` is one."""
     key, _, listed = text.partition("=")
     key = key.strip()
     try:
@@ -121,11 +105,8 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
 def _grids(value: Any, file: str) -> list[dict[str, list[Any]]]:
     """The file's `grid` as a list of grids."""
     grids = [{}] if value is None else value if isinstance(value, list) else [value]
-    if not grids or not all(
-        isinstance(one, dict)
-        and all(isinstance(key, str) and isinstance(values, list) and values for key, values in one.items())
-        for one in grids
-    ):
+    pairs = [pair for one in grids for pair in (one.items() if isinstance(one, dict) else [(None, None)])]
+    if not grids or not all(isinstance(key, str) and isinstance(values, list) and values for key, values in pairs):
         raise UserError(
             f"{file}: grid must give a list of values for each key, such as `train.learning_rate: [5e-5, 1e-4]`, "
             "or be a list of such grids"

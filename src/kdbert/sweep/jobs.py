@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,29 +32,18 @@ DONE: tuple[State, ...] = ("finished", "diverged", "failed", "interrupted")
 
 @dataclass(eq=False)
 class SweepJob:
-    """One run of a sweep. A process of its own makes it.
+    """One run of a sweep. A process of its own makes it."""
 
-    Attributes:
-        name: for people.
-        recipe: as written.
-        job: its plan. Where teachers were missing, `folder` plans again once they are made.
-        teachers: the runs of this sweep that make its teachers.
-        state: as far as this sweep knows.
-        message: why it failed or diverged, in one line.
-        status: what its run.json said at the last look.
-        seconds: how long its process ran in this sweep.
-        made_here: whether this sweep started it.
-    """
-
-    name: str
-    recipe: Recipe
-    job: Job
-    teachers: list[SweepJob] = field(default_factory=list)
-    state: State = "waiting"
-    message: str = ""
-    status: str = ""
-    seconds: float = 0.0
-    made_here: bool = False
+    name: str  # for people
+    recipe: Recipe  # as written
+    job: Job  # its plan; where teachers were missing, `folder` plans again once they are made
+    teachers: list[SweepJob] = field(default_factory=list)  # the runs of this sweep that make its teachers
+    state: State = "waiting"  # as far as this sweep knows
+    message: str = ""  # why it failed or diverged, in one line
+    since: float = math.inf  # a failure written after this time is another sweep's and counts; an older one is retried
+    status: str = ""  # what its run.json said at the last look
+    seconds: float = 0.0  # how long its process ran in this sweep
+    made_here: bool = False  # whether this sweep started it
 
     @property
     def command(self) -> Literal["distill", "finetune-teacher"]:
@@ -78,23 +68,15 @@ class SweepJob:
 
     @property
     def folder(self) -> RunFolder:
-        """Its run folder, whose name is final once its teachers are made.
-
-        Raises:
-            UserError: the models of the recipe cannot be read.
-        """
+        """Its run folder, whose name is final once its teachers are made."""
         if self.job.waits:
             job = plan(self.recipe)[-1]
             assert isinstance(job, Job)
             self.job = job
         return self.job.folder
 
-    def look(self, since: float = math.inf) -> None:
-        """Set `state` and `message` by its teachers and its run folder; if it is still to be made they stay.
-
-        Args:
-            since: a failure written after this time is another sweep's and counts; an older one is retried.
-        """
+    def look(self) -> None:
+        """Set `state` and `message` by its teachers and its run folder; if it is still to be made they stay."""
         untaught = [teacher.state for teacher in self.teachers if teacher.state != "finished"]
         for ended in untaught:
             if ended in DONE:
@@ -111,7 +93,7 @@ class SweepJob:
             self.state, self.message = "failed", str(error)
             return
         for state in ("finished", "diverged", "failed"):
-            if self.status == state and (state != "failed" or folder.manifest_path.stat().st_mtime > since):
+            if self.status == state and (state != "failed" or folder.manifest_path.stat().st_mtime > self.since):
                 self.state, self.message = state, str(manifest.get("message", ""))
 
     @property
@@ -124,9 +106,14 @@ class SweepJob:
         """The output of its process."""
         return self._file("logs", "log")
 
+    @property
+    def root(self) -> Path:
+        """The folder of all runs."""
+        return Path(self.recipe.output.runs_dir)
+
     def _file(self, folder: str, suffix: str) -> Path:
         name = "--".join(self.job.folder.path.parts[-3:])
-        return Path(self.recipe.output.runs_dir) / ".sweep" / folder / f"{name}.{suffix}"
+        return self.root / ".sweep" / folder / f"{name}.{suffix}"
 
     @property
     def group(self) -> tuple[Any, ...]:
@@ -135,11 +122,7 @@ class SweepJob:
 
 
 def plan_jobs(cells: list[Cell]) -> list[SweepJob]:
-    """Teachers, then cells. Their state says which are done already. What can be refused early is refused here.
-
-    Raises:
-        UserError: the problems of all cells at once.
-    """
+    """Teachers, then cells. Their state says which are done already. The problems of all cells are refused at once."""
     for root in {Path(cell.recipe.output.runs_dir) for cell in cells}:
         if root.exists() and not root.is_dir():
             raise UserError(f"cannot write runs to {root}: it is a file; choose another --runs-dir")
@@ -184,19 +167,20 @@ def _teacher(job: Job, known: dict[Path, SweepJob]) -> SweepJob:
     return known[path]
 
 
-def now_on(folder: Path) -> float:
-    """The time by the file system of `folder` (another machine's clock may differ).
-
-    Raises:
-        UserError: the folder cannot be written, or its file system has no locks.
+def note_time(jobs: Iterable[SweepJob]) -> None:
+    """Let failures count that are written from now on, by the clock of the runs' file system (another machine's time
+    may differ).
     """
-    lock = FileLock(folder / ".sweep" / f"clock-{time.time_ns()}")
-    try:
-        lock.acquire()
-        if not lock.taken():
-            raise UserError(f"the file system of {folder} does not keep locks (flock), so no run can be claimed there")
-        now = lock.path.stat().st_mtime
-        lock.release()
-    except OSError as error:
-        raise UserError(f"cannot claim runs in {folder}: {error.strerror}; choose another --runs-dir") from None
-    return now
+    waiting = list(jobs)
+    for root in {job.root for job in waiting}:
+        lock = FileLock(root / ".sweep" / f"clock-{time.time_ns()}")
+        try:
+            lock.acquire()
+            if not lock.taken():
+                raise UserError(f"the file system of {root} has no locks (flock), so no run can be claimed there")
+            now = lock.path.stat().st_mtime
+            lock.release()
+        except OSError as error:
+            raise UserError(f"cannot claim runs in {root}: {error.strerror}; choose another --runs-dir") from None
+        for job in waiting:
+            job.since = now if job.root == root else job.since

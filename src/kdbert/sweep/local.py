@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdbert.disk.lock import FileLock
 from kdbert.errors import Interrupted
 from kdbert.runs.environment import cores
-from kdbert.signals import StopRequest, stop_request
-from kdbert.sweep.jobs import DONE, SweepJob, now_on
+from kdbert.signals import stop_request
+from kdbert.sweep.jobs import DONE, SweepJob, note_time
 from kdbert.sweep.preloaded import Preloaded, Started
 from kdbert.sweep.progress import Progress
 
-POLL_SECONDS = 0.2
-ELSEWHERE_SECONDS = 2.0  # how often jobs that other sweeps hold are looked at
+POLL_SECONDS = 0.05
+ELSEWHERE_SECONDS = 1.0  # how often jobs that other sweeps hold are looked at
 
 
 @dataclass
@@ -46,91 +46,70 @@ def run_jobs(jobs: list[SweepJob], slots: int, progress: Progress) -> None:
     Raises:
         Interrupted: a signal asked to stop; running jobs have saved their state.
     """
-    unfinished = [job for job in jobs if job.state not in ("finished", "diverged")]
-    since = {root: now_on(root) for root in {Path(job.recipe.output.runs_dir) for job in unfinished}}
+    note_time(job for job in jobs if job.state not in ("finished", "diverged"))
     running: list[Running] = []
     environments = [job_environment(slot, slots) for slot in range(slots)]
     next_look = 0.0
     with Preloaded() as server, stop_request("letting the running jobs save, starting no more") as stop:
         while any(job.state not in DONE for job in jobs):
-            for one in list(running):
-                if one.process.poll() is not None:
-                    running.remove(one)
-                    _ended(one, bool(stop.number))
-                    progress.ended(one.job)
-                    next_look = 0.0
-            if stop.number:
-                _stop(running, jobs, stop)
-                for one in running:
-                    _ended(one, stopping=True)
-                    progress.ended(one.job)
+            number = stop.number
+            if number:
+                _stop(running)
+            for one in [one for one in running if one.process.poll() is not None]:
+                running.remove(one)
+                _ended(one, stopping=bool(number))
+                progress.ended(one.job)
+                next_look = 0.0
+            if number:
+                for job in jobs:
+                    job.state = "interrupted" if job.state == "waiting" else job.state
                 progress.close()
                 raise Interrupted(
-                    f"stopped; {count_finished(jobs)}; run the same command again to continue",
-                    signal_number=stop.number,
+                    f"stopped; {count_finished(jobs)}; run the same command again to continue", signal_number=number
                 )
             if len(running) < slots and time.monotonic() >= next_look:
                 next_look = time.monotonic() + ELSEWHERE_SECONDS
                 for job in jobs:
-                    if len(running) == slots:
-                        break
-                    free = min(set(range(slots)) - {one.slot for one in running})
-                    started = None
-                    if job.state == "waiting":
-                        started = _start(job, server, environments[free], free, since, progress)
-                    if started is not None:
-                        running.append(started)
-                        progress.started(job)
+                    free = set(range(slots)) - {one.slot for one in running}
+                    if free and job.state == "waiting":
+                        started = _start(job, server, min(free), environments)
+                        if started is not None:
+                            running.append(started)
+                            progress.started(job)
+                        progress.ended(job)
             if not running and not stop.number:
                 progress.waiting(sum(job.state not in DONE for job in jobs))
             progress.show([one.job for one in running])
             time.sleep(POLL_SECONDS)
     for job in jobs:
-        _remove_claim(job)
+        if job.state in ("finished", "diverged"):  # nobody needs the claim, which a killed sweep may have left
+            with contextlib.suppress(OSError):
+                job.claim.path.unlink()
     progress.close()
 
 
-def _start(
-    job: SweepJob,
-    server: Preloaded,
-    environment: Mapping[str, str],
-    slot: int,
-    since: Mapping[Path, float],
-    progress: Progress,
-) -> Running | None:
-    """Start a job's process, unless it is not ready, done, or somebody else's."""
+def _start(job: SweepJob, server: Preloaded, slot: int, environments: list[dict[str, str]]) -> Running | None:
+    """Start a job's process, unless it waits for its teachers, is done, or is somebody else's."""
     if any(teacher.state not in DONE for teacher in job.teachers):
         return None
-    started = since[Path(job.recipe.output.runs_dir)]
-    job.look(started)
-    if job.state != "waiting":
-        progress.ended(job)
-        return None
-    running = None
+    job.look()
     try:
         claim = job.claim
-        if claim.acquire():
-            running = _launch(job, claim, server, environment, slot, started)
+        if job.state != "waiting" or not claim.acquire():
+            return None
+        with contextlib.ExitStack() as stack:
+            stack.callback(claim.release)
+            job.look()  # it may have been finished between the look and the claim
+            if job.state != "waiting" or job.folder.busy():
+                return None
+            job.log.parent.mkdir(parents=True, exist_ok=True)
+            with open(job.log, "ab") as log:
+                log_start = log.tell()
+                process = server.start(job.words, environments[slot], log.fileno(), keep=[claim.fileno()])
+            stack.pop_all()
     except OSError as error:  # a full disk, too many processes
         job.state, job.message = "failed", f"cannot start: {error}"
-    progress.ended(job)
-    return running
-
-
-def _launch(
-    job: SweepJob, claim: FileLock, server: Preloaded, environment: Mapping[str, str], slot: int, since: float
-) -> Running | None:
-    """Start the process of a job that is claimed, and hand the claim on; or let go of it."""
-    with contextlib.ExitStack() as stack:
-        stack.callback(claim.release)
-        job.look(since)  # it may have been finished between the look and the claim
-        if job.state != "waiting" or job.folder.busy():
-            return None
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        with open(job.log, "ab") as log:
-            log_start = log.tell()
-            process = server.start(job.words, environment, log.fileno(), keep=[claim.fileno()])
-        stack.pop_all()
+        return None
     job.state, job.made_here = "running", True
     return Running(job, process, claim, slot, time.monotonic(), log_start)
 
@@ -140,25 +119,13 @@ def _ended(one: Running, stopping: bool) -> None:
     job, code = one.job, one.process.wait()
     job.seconds = time.monotonic() - one.started
     one.claim.release()
-    job.state = "waiting"
+    job.state, job.since = "waiting", math.inf
     job.look()
     if job.state == "waiting":
         job.state = "interrupted" if stopping else "failed"
-        job.message = _reason(job.log, one.log_start, code)
-
-
-def _remove_claim(job: SweepJob) -> None:
-    """Remove the claim file that a killed sweep has left; nobody needs the claim of a job that is never run again."""
-    if job.state in ("finished", "diverged"):
-        with contextlib.suppress(OSError):
-            job.claim.path.unlink()
-
-
-def _reason(log: Path, start: int, code: int) -> str:
-    """Why a process ended: the last line that it wrote behind `start`, or the signal that ended it."""
-    if code < 0:
-        return f"killed by signal {-code}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
-    return f"exit code {code}: {last_line(log, start)}"
+        job.message = f"exit code {code}: {last_line(job.log, one.log_start)}"
+        if code < 0:
+            job.message = f"killed by signal {-code}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
 
 
 def last_line(log: Path, start: int = 0) -> str:
@@ -170,7 +137,7 @@ def last_line(log: Path, start: int = 0) -> str:
     return last.removeprefix("kdbert: ")
 
 
-def _stop(running: list[Running], jobs: list[SweepJob], stop: StopRequest) -> None:
+def _stop(running: list[Running]) -> None:
     """Ask the running processes to save and end, and wait for them; a second Ctrl-C is passed on.
 
     The first signal is passed on as SIGTERM: a Ctrl-C in a terminal has reached them already, and a second
@@ -184,9 +151,6 @@ def _stop(running: list[Running], jobs: list[SweepJob], stop: StopRequest) -> No
         except KeyboardInterrupt:
             for one in running:
                 one.process.send_signal(signal.SIGINT)
-    for job in jobs:
-        if job.state == "waiting":
-            job.state = "interrupted"
 
 
 def count_finished(jobs: list[SweepJob]) -> str:

@@ -104,7 +104,7 @@ class Preloaded:
     def start(
         self, words: Sequence[str], environment: Mapping[str, str], output: int, keep: Sequence[int] = ()
     ) -> subprocess.Popen[bytes] | Started:
-        """Start a `kdbert` command in the current folder.
+        """Start a `kdbert` command in the current folder; OSError if it cannot be started.
 
         Args:
             words: what follows `kdbert`.
@@ -112,9 +112,6 @@ class Preloaded:
                 command was given.
             output: the file that gets its output, both streams.
             keep: further open files that it inherits, such as a lock's.
-
-        Raises:
-            OSError: it cannot be started.
         """
         if sys.platform != "linux":  # elsewhere, system libraries that are loaded may not survive a fork
             return subprocess.Popen(
@@ -176,10 +173,8 @@ def run(control: int) -> None:
 
 
 def serve(control: socket.socket) -> list[str] | None:
-    """Fork a process for every request, and tell how each ends.
-
-    Returns:
-        In a forked process, the words of its command; in the server None, when its parent has ended.
+    """Fork a process for every request, and tell how each ends. Returns in a forked process, with the words of its
+    command; and in the server when its parent has ended, with None.
     """
     heard, woken = os.pipe()
     for end in (heard, woken):
@@ -234,11 +229,7 @@ def _tell(connection: socket.socket, number: int) -> None:
 
 
 def _take_over(connection: socket.socket, output: int) -> list[str]:
-    """Give this process the output, environment and folder of a command.
-
-    Returns:
-        The words of the command.
-    """
+    """Give this process the output, environment and folder of a command; returns its words."""
     for stream, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
         os.dup2(source, stream)
     request: dict[str, Any] = json.loads(b"".join(iter(lambda: connection.recv(65536), b"")))

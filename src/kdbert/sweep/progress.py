@@ -88,15 +88,10 @@ class Progress:
                 continue
             ran = time.monotonic() - self._started[job] if job in self._started else 0.0
             share = fraction(job) if ran else 0.0
-            if job.group in self._seconds:
-                whole = mean(self._seconds[job.group])
-            elif share > 0.1:
-                whole = ran / share
-            elif known:
-                whole = mean(known)
-            else:
+            alike = self._seconds.get(job.group) or ([ran / share] if share > 0.1 else known)
+            if not alike:
                 return ""
-            left += max(whole - ran, 0.0)
+            left += max(mean(alike) - ran, 0.0)
         return f"; about {duration(left / self.slots)} left"
 
     def _learn(self, job: SweepJob) -> float:
@@ -116,7 +111,6 @@ class Progress:
             log.log(logging.WARNING if job.state == "failed" else logging.INFO, "%s", line)
 
     def _view(self, running: list[SweepJob]) -> Any:
-        from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
@@ -126,10 +120,9 @@ class Progress:
             bar = ProgressBar(total=1.0, completed=fraction(job), width=20)
             grid.add_row(Text(job.name), bar, duration(time.monotonic() - self._started[job]))
         done, jobs = len(self._done()), len(self.jobs)
-        grid.add_row(
-            Text(f"{done} of {jobs} done{self._left()}"), ProgressBar(total=jobs, completed=done, width=20), ""
-        )
-        return Group(grid)
+        bar = ProgressBar(total=jobs, completed=done, width=20)
+        grid.add_row(Text(f"{done} of {jobs} done{self._left()}"), bar, "")
+        return grid
 
 
 def fraction(job: SweepJob) -> float:
@@ -172,9 +165,8 @@ def summary(jobs: list[SweepJob], runs: Path) -> str:
     """The last lines: how many runs ended how; each that failed or diverged, and why."""
     cells = [job for job in jobs if job.command == "distill"]
     counts = {state: sum(job.state == state for job in cells) for state in DONE}
-    lines = [
-        f"{counted(len(cells), 'run')}: " + ", ".join(f"{number} {state}" for state, number in counts.items() if number)
-    ]
+    ended = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
+    lines = [f"{counted(len(cells), 'run')}: {ended}"]
     for job in sorted(jobs, key=lambda job: job.state):  # diverged, failed, finished
         if job.state in ("diverged", "failed"):
             lines.append(f"{job.state}: {job.name}: {job.message}")

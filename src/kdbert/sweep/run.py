@@ -35,7 +35,6 @@ def sweep(
         cluster: runs the jobs instead of this machine: `kdbert.sweep.slurm.slurm_cluster`.
 
     Raises:
-        UserError: what can be refused before anything starts, of all cells at once.
         Interrupted: a signal; the running jobs have saved their state (those of a cluster stay queued).
     """
     planned = plan_jobs(cells)

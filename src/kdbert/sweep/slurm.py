@@ -39,28 +39,14 @@ EXPECTED = {  # parameters that kdbert reads; sbatch reads the others
 
 
 def slurm_cluster(parameters: Mapping[str, Any]) -> Cluster:
-    """The Slurm cluster of this machine.
-
-    Args:
-        parameters: from `parse_parameters`.
-
-    Raises:
-        UserError: there is no sbatch.
-    """
+    """The Slurm cluster of this machine, with parameters of `parse_parameters`."""
     if shutil.which("sbatch") is None:
-        raise UserError(
-            "--engine slurm: no sbatch on the PATH; start the sweep on a login node of the cluster (--dry-run works "
-            "everywhere)"
-        )
+        raise UserError("--engine slurm: no sbatch on the PATH; start the sweep on a login node (or add --dry-run)")
     return Cluster(lambda folder: _executor(folder, parameters), _squeue)
 
 
 def parse_parameters(texts: Iterable[str]) -> dict[str, Any]:
-    """`KEY=VALUE` texts as submitit's parameters of a Slurm job; `exclusive` needs no value.
-
-    Raises:
-        UserError: an unknown key, one that a sweep does not take, no time limit, or one that leaves no time to work.
-    """
+    """`KEY=VALUE` texts as submitit's parameters of a Slurm job; `exclusive` needs no value."""
     known = SlurmExecutor._valid_parameters() - set(NOT_TAKEN)
     given: dict[str, Any] = {}
     for text in texts:
@@ -68,9 +54,8 @@ def parse_parameters(texts: Iterable[str]) -> dict[str, Any]:
         if key in NOT_TAKEN:
             raise UserError(f"--slurm {text}: leave it out, {NOT_TAKEN[key]}")
         if key not in known:
-            raise UserError(
-                f"--slurm {text}: unknown key {key!r}{near_miss(key, known)}; known: {', '.join(sorted(known))}"
-            )
+            near = near_miss(key, known)
+            raise UserError(f"--slurm {text}: unknown key {key!r}{near}; known: {', '.join(sorted(known))}")
         if not value and text != "exclusive":
             raise UserError(f"--slurm {text}: the value is missing, as in {key}=…")
         if key == "setup":
