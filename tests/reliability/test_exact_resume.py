@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from equal_runs import differences
 
-from conftest import VOCABULARY, WORDS, make_bert
+from conftest import VOCABULARY, WORDS, make_bert, often
 from in_processes import manifest, saved_steps
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import resolve_distill
@@ -79,11 +79,10 @@ FAMILIES = ["finetune", "kd", "ics", "cka-ilg", "ve-kd"]
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        *((method, {"accumulation": 1 + number % 2, **LEVERS}) for number, method in enumerate(FAMILIES)),
         ("kd", PLAIN),  # a teacher that runs in every step
-        *(
-            pytest.param(method, {"accumulation": 2 - number % 2, **LEVERS}, marks=pytest.mark.long)
-            for number, method in enumerate(FAMILIES)
+        *often(
+            [(method, {"accumulation": micro, **LEVERS}) for method in FAMILIES for micro in (1, 2)],
+            lambda case: (case[0], case[1]["accumulation"]) in {("kd", 2), ("cka-ilg", 2), ("ve-kd", 1)},
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else f"accumulation {value.get('accumulation', 1)}",

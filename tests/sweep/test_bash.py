@@ -27,7 +27,7 @@ def finished(runs: Path) -> dict[Path, bytes]:
     return {path: content for path, content in manifests(runs).items() if json.loads(content)["status"] == "finished"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.real_data
 def test_the_bash_sweep_is_interrupted_and_started_again(glue_dir: Path, tiny_bert: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"

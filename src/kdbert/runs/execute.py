@@ -83,7 +83,7 @@ def execute(job: Job, *, overwrite: bool = False) -> RunResult:
         if run.session.accelerator.num_processes == 1 and folder.manifest().get("status") == "finished":
             log.info("finished meanwhile by another process: %s", folder.path)
             return folder.result()
-        with _ending(folder):
+        with noted_end(folder):
             return run.result()
 
 
@@ -457,7 +457,7 @@ def baseline_of(job: Job) -> RunResult | None:
 
 
 @contextlib.contextmanager
-def _ending(folder: RunFolder) -> Iterator[None]:
+def noted_end(folder: RunFolder) -> Iterator[None]:
     """Note in run.json how a run ended that did not finish."""
     try:
         yield
