@@ -22,13 +22,14 @@ _ORIGIN = {
     "finetune": "kdbert.runs.commands",
     "train_memory": "kdbert.runs.commands",
     "evaluate": "kdbert.runs.evaluate",
+    "predict": "kdbert.runs.predict",
     "expand_vocab": "kdbert.expansion",
     "KdbertError": "kdbert.errors",
     "UserError": "kdbert.errors",
 }
 __all__ = [
     "KdbertError", "Recipe", "RunResult", "UserError", "__version__", "distill", "evaluate", "expand_vocab", "finetune",
-    "train_memory",
+    "predict", "train_memory",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from kdbert.runs.commands import distill, finetune, train_memory
     from kdbert.runs.evaluate import evaluate
     from kdbert.runs.folder import RunResult
+    from kdbert.runs.predict import predict
 
 
 def __getattr__(name: str) -> Any:

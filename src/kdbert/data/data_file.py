@@ -16,6 +16,7 @@ from kdbert.errors import UserError, near_miss
 Record = tuple[str, Mapping[str, Any]]
 # What Arrow and `datasets` raise of damaged bytes, besides Arrow's own errors.
 FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+FORMS = {".csv": "csv", ".tsv": "tsv", ".json": "jsonl", ".jsonl": "jsonl", ".parquet": "parquet"}
 _LONGEST_FIELD = 2**31 - 1
 _AT_A_TIME = 1000  # rows of a parquet file or saved dataset that are Python objects at once
 _NO_HEADER = {
@@ -61,31 +62,46 @@ def open_data_file(path: Path, split: str | None = None) -> DataFile:
     """
     if not path.exists():
         raise UserError(f"no file {str(path)!r}: check the path")
-    suffix = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
-    if path.is_dir():
-        read = partial(_saved_dataset, path, split)
-    elif suffix == ".csv":
-        read = partial(_delimited, path, _comma_separated)
-    elif suffix == ".tsv":
-        read = partial(_delimited, path, _tab_separated)
-    elif suffix in (".json", ".jsonl"):
-        read = partial(_json_lines, path)
-    elif suffix == ".parquet":
-        read = partial(_parquet, path)
-    else:
-        raise UserError(
-            f"{path}: cannot tell its format; expected .csv, .tsv, .jsonl, .json (plain or .gz), .parquet or a folder "
-            "written by datasets.save_to_disk (plain text: --corpus; tagged words of your own are not read yet)"
-        )
+    form = form_of(path)
+    read = partial(rows_of, path, form, split)
     columns: dict[str, None] = {}
     count = broken = 0
     for _, record in read():
         columns.update(dict.fromkeys(record))
         count += 1
-        broken += suffix == ".csv" and any("\n" in cell for cell in record.values())
+        broken += form == "csv" and any("\n" in cell for cell in record.values())
     if not count:
         raise UserError(f"{path} has no examples" + (" (only a header?)" if path.is_file() else ""))
     return DataFile(path, tuple(columns), read, broken)
+
+
+def form_of(path: Path) -> str:
+    """How a file is read, by its name: csv, tsv, jsonl, parquet, or saved (a folder).
+
+    Raises:
+        UserError: the name does not tell.
+    """
+    suffix = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
+    form = "saved" if path.is_dir() else FORMS.get(suffix)
+    if form is None:
+        raise UserError(
+            f"{path}: cannot tell its format; expected .csv, .tsv, .jsonl, .json (plain or .gz), .parquet or a folder "
+            "written by datasets.save_to_disk (plain text: --corpus; tagged words of your own are not read yet)"
+        )
+    return form
+
+
+def rows_of(path: Path, form: str, split: str | None = None) -> Iterator[Record]:
+    """The rows of a file in a form that `form_of` names, or in `txt` (each line is the column `text`), as they come."""
+    readers: dict[str, Callable[[], Iterator[Record]]] = {
+        "csv": partial(_delimited, path, _comma_separated),
+        "tsv": partial(_delimited, path, _tab_separated),
+        "jsonl": partial(_json_lines, path),
+        "txt": partial(_text_lines, path),
+        "parquet": partial(_parquet, path),
+        "saved": partial(_saved_dataset, path, split),
+    }
+    return readers[form]()
 
 
 def _delimited(path: Path, split: Callable[[Path], Iterator[tuple[int, list[str]]]]) -> Iterator[Record]:
@@ -155,6 +171,11 @@ def _comma_separated(path: Path) -> Iterator[tuple[int, list[str]]]:
     except csv.Error as error:  # a quote is not closed, or text follows a closed one
         cure = _NO_HEADER["\r"] if "new-line" in str(error) else "is a quote not closed, or the file truncated?"
         raise UserError(f"{path}, line {start}: {error} ({cure})") from None
+
+
+def _text_lines(path: Path) -> Iterator[Record]:
+    for number, line in read_lines(path):
+        yield f"line {number}", {"text": line}
 
 
 def _json_lines(path: Path) -> Iterator[Record]:

@@ -141,6 +141,11 @@ class Head(ABC):
         """The answers that logits give (one row for each label), in the form of the labels."""
         return logits.argmax(axis=1)
 
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """The probability of each class, float64 [N, C], from logits (one row for each label)."""
+        shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+        return shifted / shifted.sum(axis=1, keepdims=True)
+
     def in_words(self, answer: Any) -> str:
         """One answer for a person to read."""
         return self.classes[int(answer)]

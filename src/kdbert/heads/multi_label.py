@@ -49,6 +49,10 @@ class MultiLabel(Head):
         """The classes with a probability above a half."""
         return logits > 0
 
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Of each class by itself."""
+        return 1 / (1 + np.exp(-logits.astype(np.float64)))
+
     def in_words(self, answer: Any) -> str:
         return ", ".join(self.written(answer)) or "none of the classes"
 

@@ -1,0 +1,238 @@
+"""`kdbert predict`: what a model answers to new texts, which have no labels. Texts are read and answered in parts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdbert.data.data_file import Record, cell_text
+from kdbert.data.examples import RawExample, examples_of
+from kdbert.errors import UserError, near_miss
+from kdbert.runs.answers import SavedModel, answers, saved_model
+from kdbert.tasks.custom import TEXT_COLUMNS, TEXT_PAIRS
+from kdbert.training.forward import check_runs
+from kdbert.training.loggers import progress_bar
+from kdbert.training.precision import choose_precision, make_accelerator
+
+log = logging.getLogger("kdbert")
+
+AT_A_TIME = 2048  # texts that are in RAM, sorted by length into batches, and answered before the next are read
+WORD_COLUMNS = ("tokens", "words")
+SCORES = ("logits", "probabilities")
+Text = str | Sequence[str]
+
+
+def predict(
+    model: str,
+    texts: Iterable[Text],
+    *,
+    task: str | None = None,
+    scores: str | None = None,
+    labels: list[str] | None = None,
+    max_length: int | None = None,
+    batch_size: int = 64,
+    precision: str = "auto",
+    runs_dir: str = "runs",
+) -> list[dict[str, Any]]:
+    """What a fine-tuned model answers to texts, in their order.
+
+    Args:
+        model: run folder or handle, model folder, or Hub id.
+        texts: strings; pairs of strings where the task has two texts; of a tagger, lists of words (or strings, which
+            are split at white space).
+        task: a registered task, where the model is not a run.
+        scores: also give the logits, or the probabilities, by label.
+        labels: the model's labels in order, where its configuration does not name them.
+
+    Returns:
+        For each text a dict: `prediction` (a label, a list of labels, a score, or a tag for each word), and with
+        `scores` its `logits` or `probabilities`, label -> value (a list of such for words).
+
+    Raises:
+        UserError: no such model or task, or texts of another form.
+        Diverged: an output is not finite.
+    """
+    from kdbert.models.locate import find_run
+
+    predictor = Predictor.of(
+        find_run(model, runs_dir), task, scores=scores, labels=labels, max_length=max_length, batch_size=batch_size,
+        precision=precision,
+    )  # fmt: skip
+    if isinstance(texts, str):
+        raise UserError("predict takes a list of texts, not one text")
+    return [row for _, row in predictor.rows(predictor.given(texts), "texts")]
+
+
+@dataclass
+class Predictor:
+    """A model that answers texts.
+
+    Attributes:
+        cut: how many texts were longer than it reads, so far.
+        empty: how many were empty.
+    """
+
+    saved: SavedModel
+    scores: str | None
+    batch_size: int
+    precision: str
+    cut: int = field(default=0, init=False)
+    empty: int = field(default=0, init=False)
+
+    @classmethod
+    def of(
+        cls,
+        model: str,
+        task: str | None,
+        *,
+        scores: str | None,
+        labels: list[str] | None,
+        max_length: int | None,
+        batch_size: int,
+        precision: str,
+    ) -> Predictor:
+        """Open nothing yet, but refuse what cannot work."""
+        if scores is not None and scores not in SCORES:
+            raise UserError(f"--scores {scores!r}: expected {' or '.join(SCORES)}")
+        saved = saved_model(model, task, labels=labels, max_length=max_length)
+        head = saved.spec.head
+        if head.plain_text:
+            raise UserError(
+                f"{model!r} is a masked-LM, which labels no text yet; fine-tune it first: "
+                f"`kdbert finetune-teacher --task TASK --model {model}`"
+            )
+        if scores is not None and not head.classes:
+            raise UserError(f"task {saved.spec.name!r} {head.takes}, which is the prediction itself: omit --scores")
+        saved.check()
+        return cls(saved, scores, batch_size, precision)
+
+    def given(self, texts: Iterable[Text]) -> Iterator[tuple[RawExample, Mapping[str, Any]]]:
+        """Texts from Python as rows."""
+        spec = self.saved.spec
+        for number, text in enumerate(texts):
+            place = f"text {number}"
+            parts: Sequence[Any] = (text,) if isinstance(text, str) else text
+            if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
+                raise UserError(f"{place} is no text: {text!r}")
+            if spec.head.of_words:
+                yield self._of_words(text.split() if isinstance(text, str) else parts, number, place), {}
+                continue
+            if len(parts) != 1 + spec.pair:
+                wanted = "a pair of texts" if spec.pair else "one text"
+                raise UserError(f"{place} has {len(parts)} part(s), and task {spec.name!r} takes {wanted}")
+            yield self._of_texts(parts, number, place), {}
+
+    def read(
+        self, records: Iterator[Record], source: str, text_columns: list[str] | None
+    ) -> Iterator[tuple[RawExample, Mapping[str, Any]]]:
+        """Rows of a file, with their columns."""
+        first = next(records, None)
+        if first is None:
+            raise UserError(f"{source} has no texts")
+        columns = self.columns(source, tuple(first[1]), text_columns)
+        log.info("%s: text from %s", source, " + ".join(columns))
+        for number, (place, record) in enumerate(chain([first], records)):
+            where = f"{source}, {place}"
+            missing = next((name for name in columns if name not in record), None)
+            if missing is not None:
+                raise UserError(f"{where}: there is no {missing!r}")
+            if self.saved.spec.head.of_words:
+                cell = record[columns[0]]
+                words = cell.split() if isinstance(cell, str) else cell
+                if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+                    raise UserError(f"{where}: {columns[0]!r} is neither a text nor a list of words")
+                yield self._of_words(words, number, place), record
+            else:
+                yield self._of_texts([cell_text(record, name, where) for name in columns], number, place), record
+
+    def columns(self, source: str, there: tuple[str, ...], named: list[str] | None) -> tuple[str, ...]:
+        """The columns that hold the texts: those named, those of the run's own data, or known names.
+
+        Raises:
+            UserError: they cannot be told.
+        """
+        spec, lower = self.saved.spec, [name.lower() for name in there]
+        wanted = 2 if spec.pair else 1
+        for names in (named, spec.own.text if spec.own is not None and named is None else None):
+            if names is None:
+                continue
+            if len(names) != wanted:
+                raise UserError(f"task {spec.name!r} takes {wanted} column(s) of text, not {', '.join(names)}")
+            absent = next((name for name in names if name not in there), None)
+            if absent is None:
+                return tuple(names)
+            if named is not None or wanted == 2 or len(there) > 1:
+                raise UserError(
+                    f"{source} has no column {absent!r}{near_miss(absent, there)} (it has: {', '.join(there)}); name "
+                    "the text with --text-columns"
+                )
+        if len(there) == wanted:
+            return there
+        known: list[tuple[str, ...]] = [*TEXT_PAIRS] if spec.pair else [(name,) for name in TEXT_COLUMNS]
+        if spec.head.of_words:
+            known = [(name,) for name in (*WORD_COLUMNS, *TEXT_COLUMNS)]
+        found = [names for names in known if all(lower.count(name) == 1 for name in names)]
+        if len(found) == 1 or (found and spec.head.of_words):
+            return tuple(there[lower.index(name)] for name in found[0])
+        raise UserError(
+            f"{source}: cannot tell which {'two columns hold the texts' if spec.pair else 'column holds the text'} "
+            f"(columns: {', '.join(there)}); name {'them' if spec.pair else 'it'} with --text-columns"
+        )
+
+    def _of_texts(self, texts: Sequence[str], number: int, place: str) -> RawExample:
+        self.empty += not all(text.strip() for text in texts)
+        return RawExample(str(number), texts[0], texts[1] if len(texts) > 1 else None, None, place)
+
+    def _of_words(self, words: Sequence[str], number: int, place: str) -> RawExample:
+        if not words:
+            raise UserError(f"{place}: there are no words")
+        return RawExample(str(number), " ".join(words), None, None, place, tuple(words))
+
+    def rows(
+        self, texts: Iterator[tuple[RawExample, Mapping[str, Any]]], source: str
+    ) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]]]:
+        """(columns, what is answered) of each text, in order.
+
+        Raises:
+            UserError: a text that cannot be read.
+            Diverged: an output is not finite.
+        """
+        saved, spec = self.saved, self.saved.spec
+        accelerator = make_accelerator()
+        precision = choose_precision(self.precision if saved.way.half else "fp32", accelerator.device)
+        network = None
+        with progress_bar(None, saved.given, "text", True) as bar:
+            while some := list(islice(texts, AT_A_TIME)):
+                part = examples_of((row for row, _ in some), path=Path(source), split=source, read_label=None)
+                data = saved.encode(part)
+                self.cut += data.truncated
+                if network is None:
+                    network = saved.network().to(accelerator.device)
+                    check_runs(network, data, saved.given)
+                found = answers(
+                    network, spec, part, data, columns=saved.columns, batch_size=self.batch_size, precision=precision,
+                    accelerator=accelerator, whose=f"the outputs of {saved.given}",
+                )  # fmt: skip
+                predicted = spec.head.predicted(found.logits)
+                for (_, record), place in zip(some, spec.head.places(part), strict=True):
+                    yield (
+                        record,
+                        {"prediction": spec.head.written(predicted[place])} | self._scores(found.logits[place]),
+                    )
+                bar.update(len(some))
+
+    def _scores(self, logits: np.ndarray) -> dict[str, Any]:
+        """What is asked for of the logits of one text: [C], or [words, C]."""
+        if self.scores is None:
+            return {}
+        head = self.saved.spec.head
+        rows = np.atleast_2d(logits)
+        values = np.round(head.probabilities(rows) if self.scores == "probabilities" else rows.astype(np.float64), 6)
+        named = [dict(zip(head.classes, row, strict=True)) for row in values.tolist()]
+        return {self.scores: named if head.of_words else named[0]}
