@@ -201,3 +201,13 @@ def test_the_last_run_is_no_baseline_and_the_last_teacher_no_student(here: Path)
         write_json(run / "run.json", sealed(facts))
     assert find_run("@last") == "runs/rte/made/bert-bbbb0000-seed1"
     assert find_run("@last", teacher=True) == "runs/rte/made/bert-aaaa0000-seed1"
+
+
+@pytest.mark.parametrize("name", ["4fe", "zzzz1234", "run"])
+def test_a_name_that_is_no_run_is_not_taken_for_a_model_of_the_hub(
+    name: str, kdbert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = kdbert("evaluate", name)
+    assert done.code == 2
+    assert f"no run or model folder {name!r}" in done.err

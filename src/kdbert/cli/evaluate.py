@@ -18,7 +18,9 @@ def evaluate(
         str | None, typer.Option(help="A run on your own data: another file with the same columns.")
     ] = None,
     data_dir: o.DataDir = None,
-    output_dir: Annotated[str | None, typer.Option(help="Folder for the predictions. [the run's own]")] = None,
+    output_dir: Annotated[
+        str | None, typer.Option(help="Folder for the predictions. [the run's; for other data predictions/]")
+    ] = None,
     labels: o.Labels = None,
     max_length: o.MaxLength = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 64,

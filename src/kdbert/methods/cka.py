@@ -27,7 +27,8 @@ from kdbert.heads.head import Variant
 from kdbert.losses.centroids import relation_loss, relations
 from kdbert.losses.cka import centered_gram, cka, cka_loss, defined_cka
 from kdbert.methods.contract import Context, LossTerms, Method, Models, Needs, Outputs, Paper, Reduced, Share, Weight
-from kdbert.methods.terms import KD_FORMULA, LayerOptions, Pairs, kd_terms
+from kdbert.methods.kd import KD_FORMULA, kd_terms
+from kdbert.methods.terms import LayerOptions, Pairs
 from kdbert.models.layers import Pair, check_pairs, last_pair, layerwise_pairs, penultimate_pair
 
 INITIALIZER_RANGE = 0.02  # BERT's

@@ -15,7 +15,8 @@ from kdbert.data.batches import Batch
 from kdbert.errors import UserError
 from kdbert.losses.neighbors import nearest, pairwise_mean_square, shrinking_count
 from kdbert.methods.contract import Context, LossTerms, Method, Models, Needs, Outputs, Paper, Weight
-from kdbert.methods.terms import KD_FORMULA, LayerOptions, kd_terms
+from kdbert.methods.kd import KD_FORMULA, kd_terms
+from kdbert.methods.terms import LayerOptions
 from kdbert.models.layers import Pair
 
 

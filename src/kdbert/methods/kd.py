@@ -4,9 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pydantic import Field
+
 from kdbert.data.batches import Batch
-from kdbert.methods.contract import LossTerms, Method, Models, Needs, Outputs, Paper
-from kdbert.methods.terms import KD_FORMULA, HardAndSoftOptions, kd_terms
+from kdbert.heads import Head
+from kdbert.methods.contract import LossTerms, Method, MethodOptions, Models, Needs, Outputs, Paper, Share
+
+KD_FORMULA = "alpha * CE(student, label) + (1 - alpha) * tau^2 * KL(softmax(teacher/tau) || softmax(student/tau))"
+
+
+class HardAndSoftOptions(MethodOptions):
+    """Options of a method that has a hard and a soft loss."""
+
+    alpha: Share = Field(0.5, description="weight of the hard loss; the soft loss has 1 - alpha")
+    temperature: float = Field(5.0, gt=0, description="tau, softens both distributions")
+
+
+def kd_terms(
+    head: Head,
+    options: HardAndSoftOptions,
+    student: Outputs,
+    teacher: Outputs | None,
+    batch: Batch,
+    weights: tuple[float, float] | None = None,
+) -> LossTerms:
+    """Terms `hard` and `soft`, weighted alpha and 1 - alpha, or as `weights` says; no soft term at weight 0."""
+    assert batch.labels is not None
+    hard, soft = weights if weights is not None else (options.alpha, 1 - options.alpha)
+    found = LossTerms()
+    found.add("hard", batch.mean(head.hard_loss(student.logits, batch.labels)), hard)
+    if soft and teacher is not None:
+        loss = head.soft_loss(student.logits, teacher.logits, batch.labels, options.temperature, options.variant)
+        found.add("soft", batch.mean(loss), soft)
+    return found
 
 
 class KD(Method[HardAndSoftOptions]):

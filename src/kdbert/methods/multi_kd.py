@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from kdbert.data.batches import Batch
 from kdbert.methods.contract import LossTerms, Method, Models, Needs, Outputs, Paper
-from kdbert.methods.terms import HardAndSoftOptions, kd_terms
+from kdbert.methods.kd import HardAndSoftOptions, kd_terms
 
 
 class MultiKDOptions(HardAndSoftOptions):

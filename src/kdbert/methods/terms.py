@@ -1,4 +1,4 @@
-"""Options and terms that several methods share."""
+"""Options of layers, and the masked-LM term, that several methods share."""
 
 from __future__ import annotations
 
@@ -13,18 +13,11 @@ from kdbert.data.batches import Batch
 from kdbert.data.masking import IGNORE_INDEX
 from kdbert.heads import Head
 from kdbert.heads.masked_lm import VOCABULARY_CHUNK
-from kdbert.methods.contract import LossTerms, MaskedLMOutputs, MethodOptions, Models, Outputs, Share
+from kdbert.methods.contract import MaskedLMOutputs, Models
+from kdbert.methods.kd import HardAndSoftOptions
 from kdbert.models.layers import Pair, check_pairs, last_pair, parse_pairs
 
 T = TypeVar("T")
-KD_FORMULA = "alpha * CE(student, label) + (1 - alpha) * tau^2 * KL(softmax(teacher/tau) || softmax(student/tau))"
-
-
-class HardAndSoftOptions(MethodOptions):
-    """Options of a method that has a hard and a soft loss."""
-
-    alpha: Share = Field(0.5, description="weight of the hard loss; the soft loss has 1 - alpha")
-    temperature: float = Field(5.0, gt=0, description="tau, softens both distributions")
 
 
 def _read_pairs(value: Any) -> Any:
@@ -61,25 +54,6 @@ class LayerOptions(HardAndSoftOptions):
     def default_pairs(self, teacher: int, student: int) -> tuple[Pair, ...]:
         """Without `layer_map`, of models of these depths: the last layers."""
         return last_pair(teacher, student)
-
-
-def kd_terms(
-    head: Head,
-    options: HardAndSoftOptions,
-    student: Outputs,
-    teacher: Outputs | None,
-    batch: Batch,
-    weights: tuple[float, float] | None = None,
-) -> LossTerms:
-    """Terms `hard` and `soft`, weighted alpha and 1 - alpha, or as `weights` says; no soft term at weight 0."""
-    assert batch.labels is not None
-    hard, soft = weights if weights is not None else (options.alpha, 1 - options.alpha)
-    found = LossTerms()
-    found.add("hard", batch.mean(head.hard_loss(student.logits, batch.labels)), hard)
-    if soft and teacher is not None:
-        loss = head.soft_loss(student.logits, teacher.logits, batch.labels, options.temperature, options.variant)
-        found.add("soft", batch.mean(loss), soft)
-    return found
 
 
 def in_parts(compute: Callable[[torch.Tensor], T], positions: torch.Tensor) -> list[T]:

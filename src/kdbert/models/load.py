@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from kdbert.errors import KdbertError, UserError, out_of_memory, without_credentials
+from kdbert.errors import KdbertError, UserError, near_miss, out_of_memory, without_credentials
 from kdbert.heads import Head
 from kdbert.hub import ask_only_if_it_answers
 from kdbert.models.architectures import architecture
-from kdbert.models.locate import ModelPlace
+from kdbert.models.locate import QUICKSTART_MODEL, ModelPlace
 from kdbert.tasks import TaskSpec
 
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
@@ -218,7 +218,9 @@ def explained(place: ModelPlace) -> Iterator[None]:
             reason = f"its files are not as they should be ({type(error).__name__}: {reason})"
         if place.local:
             raise UserError(f"cannot load model {place.given!r}: {reason}") from None
+        built_in = place.given.lower() in QUICKSTART_MODEL.lower()
+        meant = f"; did you mean {QUICKSTART_MODEL}?" if built_in else near_miss(place.given, [QUICKSTART_MODEL])
         raise UserError(
-            f"model {place.given!r} is not a local folder and could not be fetched from the Hugging Face Hub; "
-            f"check the name and the connection, or give a local folder ({reason})"
+            f"model {place.given!r} is no folder or run here, and could not be fetched from the Hugging Face Hub{meant}"
+            f" ({reason}); check the name and the connection, or name a local folder"
         ) from None

@@ -27,7 +27,7 @@ from kdbert.errors import Diverged, UserError, few
 from kdbert.models.fast.late_head import use_late_head
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import check_trained_head, check_weights, label_names, load_config, load_tokenizer
-from kdbert.models.locate import ModelPlace, locate, run_facts
+from kdbert.models.locate import LEAST_DIGITS, ModelPlace, locate, run_facts
 from kdbert.models.open import open_classifier, open_masked_lm
 from kdbert.models.way import Asked, Way, check_length, decide, device_type, fit_tokenizer
 from kdbert.recipe import Recipe
@@ -285,6 +285,11 @@ def saved_model(
     if corpus is not None or CORPUS in (task, own.name if own is not None and task is None else None):
         return _of_plain_text(model, place, own, corpus, task, max_length, test_file)
     if task is None and own is None:
+        if not place.local and "/" not in model:
+            raise UserError(
+                f"no run or model folder {model!r}: check the name (a handle has at least {LEAST_DIGITS} digits); for "
+                "a model of the Hub name its task with --task"
+            )
         raise UserError(f"{model!r} is not a run folder, so its task is not known; name it with --task")
     if own is not None and (task is None or task_name(task) == own.name):
         if own.name == CUSTOM:
