@@ -554,6 +554,47 @@ def test_each_row_is_compared_with_the_baseline_of_its_own_setting(kdbert: Kdber
     assert "1000 resamples" in shown
 
 
+def test_a_difference_says_in_what_else_its_sides_differ(kdbert: Kdbert, tmp_path: Path) -> None:
+    write_run(tmp_path, method="finetune", rate=5e-5, batch_sampler="random")
+    write_run(
+        tmp_path, method="kd", rate=1e-3, teacher="t", teacher_cache=False, batch_sampler="random"
+    )  # finetune has no teacher to store
+    write_run(tmp_path, method="ics", rate=5e-5, batch_sampler="class-balanced")
+    write_run(tmp_path, method="cka-ilg", rate=5e-5, batch_sampler="random")
+    words = [tmp_path, "--baseline", "finetune"]
+    told = {line["method"]: line["also_differs"] for line in tabled(kdbert, *words)}
+    assert told == {"finetune": "", "kd": "train.learning_rate", "ics": "train.batch_sampler", "cka-ilg": ""}
+    page = tmp_path / "page.html"
+    assert kdbert("report", tmp_path, "-o", page).code == 0
+    for text in (kdbert("table", *words).out, kdbert("table", *words, "--format", "latex").out, page.read_text()):
+        text = text.replace("\\_", "_")
+        assert "kd and finetune also differ in train.learning_rate" in text.replace("Kd", "kd")
+        assert "ics and finetune also differ in train.batch_sampler" in text.replace("Ics", "ics")
+        assert "cka-ilg and finetune also" not in text
+    assert "also differ" not in kdbert("table", *words, "--rows", "method,train.learning_rate,train.batch_sampler").out
+
+
+def test_of_two_taught_rows_other_teachers_are_told(kdbert: Kdbert, tmp_path: Path) -> None:
+    for task in ("rte", "cola"):
+        write_run(tmp_path, task=task, teacher="a")
+        write_run(tmp_path, task=task, method="ics", teacher="b" if task == "rte" else "a")
+    lines = tabled(kdbert, tmp_path, "--baseline", "kd", "--where", "method=kd,ics")
+    told = {line["column"]: line["also_differs"] for line in lines if line["method"] == "ics"}
+    assert told == {"cola": "", "rte": "teachers", "average": "teachers"}
+    assert "ics and kd also differ on rte in teachers (b, not a)" in kdbert("table", tmp_path, "--baseline", "kd").out
+
+
+def test_rows_of_other_keys_than_methods_say_where_the_method_differs(kdbert: Kdbert, tmp_path: Path) -> None:
+    write_run(tmp_path, method="finetune", rate=1e-4)
+    write_run(tmp_path, method="kd", rate=2e-4, layers=6)
+    (line,) = (
+        x
+        for x in tabled(kdbert, tmp_path, "--rows", "student", "--baseline", "bert-base-uncased, first 3")
+        if x["baseline"]
+    )
+    assert line["also_differs"].split() == ["method.name", "train.learning_rate"]
+
+
 def test_a_baseline_is_a_value_however_it_is_written(kdbert: Kdbert, compared: Path) -> None:
     words = [compared, "--rows", "train.learning_rate,method", "--where", "method=kd"]
     assert tabled(kdbert, *words, "--baseline", "1e-4") == tabled(kdbert, *words, "--baseline", "0.0001")

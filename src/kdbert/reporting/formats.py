@@ -182,7 +182,7 @@ def html_text(tables: Sequence[ResultTable]) -> str:
 FIELDS = (
     "column", "split", "metric", "mean", "deviation", "n", "seeds", "diverged", "unfinished", "constant_answer",
     "one_answer", "best", "baseline", "difference", "difference_deviation", "difference_n", "p", "interval_low",
-    "interval_high", "source",
+    "interval_high", "also_differs", "source",
 )  # fmt: skip
 
 
@@ -211,6 +211,7 @@ def csv_text(tables: Sequence[ResultTable], percent: bool = False) -> str:
                     "baseline": row.baseline, "difference": number(delta.summary.mean), "difference_n": delta.summary.n,
                     "difference_deviation": number(delta.summary.deviation), "interval_low": number(low),
                     "interval_high": number(high), "p": "" if delta.p is None else repr(delta.p),
+                    "also_differs": " ".join(delta.besides),
                 }  # fmt: skip
             lines.append(line)
     for published in table.published:
@@ -262,6 +263,7 @@ def _notes(tables: Sequence[ResultTable], style: Style) -> list[str]:
             f"examples would change: {CONFIDENCE:.0%} bootstrap interval over the examples for these very runs, "
             f"{RESAMPLES} resamples, without the spread over seeds; p: what other seeds would change, a paired t-test"
         )
+    notes += _by_table(tables, _besides)
     if any(cell.dev_chose for cell in cells):
         notes.append("dev figures of runs with train.selection=best are optimistic: dev chose their epoch")
     if any(cell.diverged or cell.unfinished for cell in cells):
@@ -274,7 +276,35 @@ def _notes(tables: Sequence[ResultTable], style: Style) -> list[str]:
     broken = len(tables[0].broken)
     if broken:
         notes.append(f"{broken} broken run folder{'s' * (broken > 1)} left out")
-    return [*dict.fromkeys([*notes, *(note for table in tables for note in table.notes)])]
+    return [*dict.fromkeys([*notes, *_by_table(tables, lambda table: table.notes)])]
+
+
+def _by_table(tables: Sequence[ResultTable], notes: Callable[[ResultTable], Sequence[str]]) -> list[str]:
+    """The notes of each table; what holds of some tables only begins with their task."""
+    found = [(table.columns[0], notes(table)) for table in tables]
+    return [
+        note if all(note in others for _, others in found) or f" {task}" in note else f"{task}: {note}"
+        for task, some in found
+        for note in some
+    ]
+
+
+def _besides(table: ResultTable) -> list[str]:
+    """Which rows differ from the row that they are compared with in other keys too."""
+    columns: dict[tuple[str, str, str], list[str]] = {}  # by row, baseline and what differs
+    for row in table.rows:
+        for column, found in row.differences.items():
+            if found.besides and column not in table.averages:
+                told = ", ".join(f"{key} ({values})" if values else key for key, values in found.besides.items())
+                columns.setdefault((row.name, str(row.baseline), told), []).append(column)
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for (name, baseline, told), some in columns.items():
+        everywhere = len(some) + len(table.averages) == len(table.columns)
+        rows.setdefault((baseline, told, "" if everywhere else f" on {', '.join(some)}"), []).append(name)
+    return [
+        f"{'; '.join(names)} and {baseline} also differ{where} in {told}"
+        for (baseline, told, where), names in rows.items()
+    ]
 
 
 def _same_answers(table: ResultTable) -> list[str]:
