@@ -55,7 +55,12 @@ def sort_key(text: str) -> tuple[bool, float, str]:
 
 def is_one_of(text: str, wanted: str) -> bool:
     """Whether a value is the wanted one, or one of several with commas; numbers by value (2e-4 is 0.0002)."""
-    return any(sort_key(text) == sort_key(part.strip()) for part in (wanted, *wanted.split(",")))
+    return any(sort_key(text) == sort_key(part) for part in (wanted, *parts_of(wanted)))
+
+
+def parts_of(wanted: str) -> list[str]:
+    """The values of which one is wanted."""
+    return [part.strip() for part in wanted.split(",") if part.strip()]
 
 
 def differing(runs: Iterable[Run]) -> list[str]:
