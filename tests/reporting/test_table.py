@@ -216,7 +216,10 @@ def test_of_tables_by_task_one_may_lack_the_baseline(kdbert: Kdbert, tmp_path: P
     write_run(tmp_path, task="cola", score=0.6)
     done = kdbert("table", tmp_path, "--baseline", "finetune")
     assert done.code == 0, done.err
-    assert "no difference where no rows of finetune fit: kd" in done.out
+    assert "- cola: no difference where no rows of finetune fit: kd" in done.out
+    assert done.out.count("Difference to finetune") == done.out.count("Difference to finetune on rte:") == 1
+    assert kdbert("report", tmp_path, "-o", tmp_path / "page.html").code == 0
+    assert "cola: no difference where no rows of finetune fit: kd" in (tmp_path / "page.html").read_text()
     assert kdbert("table", tmp_path, "--baseline", "ics").code == 2
 
 
@@ -485,6 +488,36 @@ def test_runs_of_one_answer_are_marked_in_every_format_and_never_bold(kdbert: Kd
     assert {float(line["constant_answer"]) for line in lines} == {0.5271}
     write_run(tmp_path, method="ics", seed=1, score=0.6, constant=0.5271)
     assert [line["method"] for line in tabled(kdbert, tmp_path) if line["best"] == "1"] == ["ics"]
+
+
+def test_notes_on_most_rows_do_not_list_them(kdbert: Kdbert, tmp_path: Path) -> None:
+    for method in ("a", "b", "c", "d", "e"):
+        for seed in (1, 2):
+            write_run(tmp_path, method=method, seed=seed, score=0.5, constant=0.5, same="entailment")
+    shown = kdbert("table", tmp_path).out
+    assert "to every example: all 5 rows (10 of 10: entailment)" in shown
+    assert "answer on rte (0.5000): all 5 rows" in shown
+    write_run(tmp_path, method="f", score=0.6, constant=0.5)
+    shown = kdbert("table", tmp_path).out
+    assert "to every example: all 6 rows but f (10 of 10: entailment)" in shown
+    assert "answer on rte (0.5000): all 6 rows but f" in shown
+
+
+def test_the_legend_explains_what_is_shown(kdbert: Kdbert, compared: Path) -> None:
+    words = [compared, "--rows", "method,train.learning_rate", "--baseline", "finetune"]
+    shown = kdbert("table", *words, "--where", "seed=1").out
+    assert ("bootstrap" in shown, "p: what" in shown) == (True, False)
+    shown = kdbert("table", *words).out
+    assert ("bootstrap" in shown, "p: what" in shown) == (True, True)
+    for path in compared.glob("rte/*/*/predictions"):
+        shutil.rmtree(path)
+    shown = kdbert("table", *words).out
+    assert ("bootstrap" in shown, "p: what" in shown) == (False, True)
+    apart = [compared / "rte/kd/bert-0.0001-3-last-seed1", compared / "rte/finetune/bert-0.0002-3-last-seed1"]
+    done = kdbert("table", *apart, *words[1:])
+    assert done.code == 0
+    assert "Difference to" not in done.out  # there is none
+    assert "no difference where no rows of finetune fit: kd" in done.out
 
 
 def test_a_mean_that_equals_the_constant_answer_up_to_rounding_is_not_better(kdbert: Kdbert, tmp_path: Path) -> None:
