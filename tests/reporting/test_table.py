@@ -131,6 +131,15 @@ def test_only_seeds_are_pooled(kdbert: Kdbert, tmp_path: Path) -> None:
     assert named == lines
 
 
+def test_values_of_keys_are_written_by_one_rule(kdbert: Kdbert, tmp_path: Path) -> None:
+    for rate in (5e-5, 1e-3, 0.00125, 0.01, 0.5, 2.0, 1e9):
+        write_run(tmp_path, rate=rate)
+    written = [line["train.learning_rate"] for line in tabled(kdbert, tmp_path)]
+    assert written == ["5e-5", "1e-3", "1.25e-3", "0.01", "0.5", "2", "1e9"]
+    for text in ("1e-3", "0.001"):
+        assert len(tabled(kdbert, tmp_path, "--where", f"train.learning_rate={text}")) == 1
+
+
 def tables_of(text: str) -> list[list[list[str]]]:
     """The tables of a Markdown text, by row and cell, without the rule below the heading."""
     parts = [part for part in text.split("\n\n") if part.startswith("|")]

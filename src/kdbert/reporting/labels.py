@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -38,8 +39,8 @@ def text_of(run: Run, key: str) -> str:
 
 
 def _number(value: float) -> str:
-    """As `g` writes it, but 1e-4 and 5e-5 for 0.0001 and 5e-05."""
-    if not 0 < abs(value) < 1e-3:
+    """Six digits; below 0.01 and from a million up with a power of ten: 5e-5, 1e-3, 0.01, 1e9."""
+    if value == 0 or not math.isfinite(value) or 0.01 <= abs(value) < 1e6:
         return f"{value:g}"
     digits, _, power = f"{value:.5e}".partition("e")
     return f"{float(digits):g}e{int(power)}"
