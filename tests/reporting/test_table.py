@@ -85,6 +85,7 @@ def test_cells_are_what_run_json_says(kdbert: Kdbert, real_runs: Path) -> None:
         float(kd["mean"]) - float(only(lines, method="finetune")["mean"]), abs=1e-12
     )
     assert float(kd["interval_low"]) <= float(kd["difference"]) <= float(kd["interval_high"])
+    assert kd["also_differs"] == ""  # all of a real recipe, besides what kd brings with it
 
 
 def test_the_teacher_stands_apart_and_takes_no_part(kdbert: Kdbert, real_runs: Path) -> None:
