@@ -85,6 +85,7 @@ def test_cells_are_what_run_json_says(kdbert: Kdbert, real_runs: Path) -> None:
         float(kd["mean"]) - float(only(lines, method="finetune")["mean"]), abs=1e-12
     )
     assert float(kd["interval_low"]) <= float(kd["difference"]) <= float(kd["interval_high"])
+    assert kd["also_differs"] == ""  # all of a real recipe, besides what kd brings with it
 
 
 def test_the_teacher_stands_apart_and_takes_no_part(kdbert: Kdbert, real_runs: Path) -> None:
@@ -129,6 +130,15 @@ def test_only_seeds_are_pooled(kdbert: Kdbert, tmp_path: Path) -> None:
     assert [line["seeds"] for line in tabled(kdbert, tmp_path, "--where", "seed=1,3")] == ["1 3", "1 3"]
     named = tabled(kdbert, tmp_path, "--rows", "method,train.learning_rate")
     assert named == lines
+
+
+def test_values_of_keys_are_written_by_one_rule(kdbert: Kdbert, tmp_path: Path) -> None:
+    for rate in (5e-5, 1e-3, 0.00125, 0.01, 0.5, 2.0, 1e9):
+        write_run(tmp_path, rate=rate)
+    written = [line["train.learning_rate"] for line in tabled(kdbert, tmp_path)]
+    assert written == ["5e-5", "1e-3", "1.25e-3", "0.01", "0.5", "2", "1e9"]
+    for text in ("1e-3", "0.001"):
+        assert len(tabled(kdbert, tmp_path, "--where", f"train.learning_rate={text}")) == 1
 
 
 def tables_of(text: str) -> list[list[list[str]]]:
@@ -216,7 +226,10 @@ def test_of_tables_by_task_one_may_lack_the_baseline(kdbert: Kdbert, tmp_path: P
     write_run(tmp_path, task="cola", score=0.6)
     done = kdbert("table", tmp_path, "--baseline", "finetune")
     assert done.code == 0, done.err
-    assert "no difference where no rows of finetune fit: kd" in done.out
+    assert "- cola: no difference where no rows of finetune fit: kd" in done.out
+    assert done.out.count("Difference to finetune") == done.out.count("Difference to finetune on rte:") == 1
+    assert kdbert("report", tmp_path, "-o", tmp_path / "page.html").code == 0
+    assert "cola: no difference where no rows of finetune fit: kd" in (tmp_path / "page.html").read_text()
     assert kdbert("table", tmp_path, "--baseline", "ics").code == 2
 
 
@@ -487,6 +500,36 @@ def test_runs_of_one_answer_are_marked_in_every_format_and_never_bold(kdbert: Kd
     assert [line["method"] for line in tabled(kdbert, tmp_path) if line["best"] == "1"] == ["ics"]
 
 
+def test_notes_on_most_rows_do_not_list_them(kdbert: Kdbert, tmp_path: Path) -> None:
+    for method in ("a", "b", "c", "d", "e"):
+        for seed in (1, 2):
+            write_run(tmp_path, method=method, seed=seed, score=0.5, constant=0.5, same="entailment")
+    shown = kdbert("table", tmp_path).out
+    assert "to every example: all 5 rows (10 of 10: entailment)" in shown
+    assert "answer on rte (0.5000): all 5 rows" in shown
+    write_run(tmp_path, method="f", score=0.6, constant=0.5)
+    shown = kdbert("table", tmp_path).out
+    assert "to every example: all 6 rows but f (10 of 10: entailment)" in shown
+    assert "answer on rte (0.5000): all 6 rows but f" in shown
+
+
+def test_the_legend_explains_what_is_shown(kdbert: Kdbert, compared: Path) -> None:
+    words = [compared, "--rows", "method,train.learning_rate", "--baseline", "finetune"]
+    shown = kdbert("table", *words, "--where", "seed=1").out
+    assert ("bootstrap" in shown, "p: what" in shown) == (True, False)
+    shown = kdbert("table", *words).out
+    assert ("bootstrap" in shown, "p: what" in shown) == (True, True)
+    for path in compared.glob("rte/*/*/predictions"):
+        shutil.rmtree(path)
+    shown = kdbert("table", *words).out
+    assert ("bootstrap" in shown, "p: what" in shown) == (False, True)
+    apart = [compared / "rte/kd/bert-0.0001-3-last-seed1", compared / "rte/finetune/bert-0.0002-3-last-seed1"]
+    done = kdbert("table", *apart, *words[1:])
+    assert done.code == 0
+    assert "Difference to" not in done.out  # there is none
+    assert "no difference where no rows of finetune fit: kd" in done.out
+
+
 def test_a_mean_that_equals_the_constant_answer_up_to_rounding_is_not_better(kdbert: Kdbert, tmp_path: Path) -> None:
     share = 146 / 277
     for seed in (1, 2, 3):
@@ -552,6 +595,47 @@ def test_each_row_is_compared_with_the_baseline_of_its_own_setting(kdbert: Kdber
     assert "paired t-test" in shown
     assert "bootstrap interval over the examples" in shown
     assert "1000 resamples" in shown
+
+
+def test_a_difference_says_in_what_else_its_sides_differ(kdbert: Kdbert, tmp_path: Path) -> None:
+    write_run(tmp_path, method="finetune", rate=5e-5, batch_sampler="random")
+    write_run(
+        tmp_path, method="kd", rate=1e-3, teacher="t", teacher_cache=False, batch_sampler="random"
+    )  # finetune has no teacher to store
+    write_run(tmp_path, method="ics", rate=5e-5, batch_sampler="class-balanced")
+    write_run(tmp_path, method="cka-ilg", rate=5e-5, batch_sampler="random")
+    words = [tmp_path, "--baseline", "finetune"]
+    told = {line["method"]: line["also_differs"] for line in tabled(kdbert, *words)}
+    assert told == {"finetune": "", "kd": "train.learning_rate", "ics": "train.batch_sampler", "cka-ilg": ""}
+    page = tmp_path / "page.html"
+    assert kdbert("report", tmp_path, "-o", page).code == 0
+    for text in (kdbert("table", *words).out, kdbert("table", *words, "--format", "latex").out, page.read_text()):
+        text = text.replace("\\_", "_")
+        assert "kd and finetune also differ in train.learning_rate" in text.replace("Kd", "kd")
+        assert "ics and finetune also differ in train.batch_sampler" in text.replace("Ics", "ics")
+        assert "cka-ilg and finetune also" not in text
+    assert "also differ" not in kdbert("table", *words, "--rows", "method,train.learning_rate,train.batch_sampler").out
+
+
+def test_of_two_taught_rows_other_teachers_are_told(kdbert: Kdbert, tmp_path: Path) -> None:
+    for task in ("rte", "cola"):
+        write_run(tmp_path, task=task, teacher="a")
+        write_run(tmp_path, task=task, method="ics", teacher="b" if task == "rte" else "a")
+    lines = tabled(kdbert, tmp_path, "--baseline", "kd", "--where", "method=kd,ics")
+    told = {line["column"]: line["also_differs"] for line in lines if line["method"] == "ics"}
+    assert told == {"cola": "", "rte": "teachers", "average": "teachers"}
+    assert "ics and kd also differ on rte in teachers (b, not a)" in kdbert("table", tmp_path, "--baseline", "kd").out
+
+
+def test_rows_of_other_keys_than_methods_say_where_the_method_differs(kdbert: Kdbert, tmp_path: Path) -> None:
+    write_run(tmp_path, method="finetune", rate=1e-4)
+    write_run(tmp_path, method="kd", rate=2e-4, layers=6)
+    (line,) = (
+        x
+        for x in tabled(kdbert, tmp_path, "--rows", "student", "--baseline", "bert-base-uncased, first 3")
+        if x["baseline"]
+    )
+    assert line["also_differs"].split() == ["method.name", "train.learning_rate"]
 
 
 def test_a_baseline_is_a_value_however_it_is_written(kdbert: Kdbert, compared: Path) -> None:
@@ -797,6 +881,9 @@ def test_latex_compiles(kdbert: Kdbert, compared: Path) -> None:
         (["--columns", "tasks"], "did you mean 'task'"),
         (["--where", "learning_rate"], "expected KEY=VALUE"),
         (["--where", "train.learning_rate=7"], "no run has train.learning_rate=7"),
+        (["--where", "task=rte,method=kd"], "--where method=kd"),
+        (["--where", "method=kd,kdd"], "no run has method=kdd; did you mean 'kd'"),
+        (["--where", "task=rte", "--where", "task=mrpc"], "task=A,B"),
         (["--metric", "acuracy"], "did you mean 'accuracy'"),
         (["--split", "tset"], "no run has the split 'tset'"),
         (["--paper", "isc"], "did you mean 'ics'"),

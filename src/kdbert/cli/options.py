@@ -75,6 +75,8 @@ def where_of(words: Strings) -> dict[str, str]:
         key, sign, value = text.partition("=")
         if not sign:
             raise UserError(f"--where {text!r}: expected KEY=VALUE, such as train.learning_rate=0.0002")
+        if key.strip() in wanted:
+            raise UserError(f"--where names {key.strip()} twice; give its values with commas: {key.strip()}=A,B")
         wanted[key.strip()] = value.strip()
     return wanted
 

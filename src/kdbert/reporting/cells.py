@@ -45,6 +45,7 @@ class Difference:
     summary: Summary
     p: float | None  # of a paired t-test over seeds; None where it is undefined
     interval: tuple[float, float] | None  # over examples; None where predictions are missing or do not fit
+    besides: Mapping[str, str]  # the other keys in which the two differ, with both values: "1e-3, not 5e-5"
 
 
 @dataclass(frozen=True)

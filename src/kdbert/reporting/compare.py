@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,12 +16,13 @@ from tqdm import tqdm
 from kdbert.metrics import METRICS
 from kdbert.metrics.grouped import GROUPED
 from kdbert.reporting.cells import Difference, ResultCell, ResultRow, ResultTable
-from kdbert.reporting.collect import Damaged
-from kdbert.reporting.labels import is_one_of
+from kdbert.reporting.collect import Damaged, Run
+from kdbert.reporting.labels import ALIASES, differing, is_one_of, text_of
 from kdbert.reporting.predicted import Predictions, scored_predictions
 from kdbert.reporting.statistics import bootstrap_interval, paired_p_value, summarise
 
 log = logging.getLogger("kdbert")
+FOR_TEACHERS = ("teachers", "train.teacher_cache", "train.cache_precision")  # mean nothing where no teacher is
 
 
 def compared(table: ResultTable, baseline: str) -> ResultTable:
@@ -40,11 +41,16 @@ def compared(table: ResultTable, baseline: str) -> ResultTable:
             rows.append(row)
             continue
         other = fitting[0]
-        differences = {
-            column: found
-            for column, cell in row.cells.items()
-            if (found := _difference(cell, other.cells.get(column, ResultCell()), predictions, faults)) is not None
-        }
+        differences: dict[str, Difference] = {}
+        for column, cell in row.cells.items():  # averages last
+            theirs = other.cells.get(column, ResultCell())
+            if column in table.averages:
+                besides = {key: text for one in differences.values() for key, text in one.besides.items()}
+            else:
+                besides = _besides(table.keys[0], cell, theirs)
+            found = _difference(cell, theirs, besides, predictions, faults)
+            if found is not None:
+                differences[column] = found
         rows.append(replace(row, differences=differences, baseline=other.name))
     notes = [f"no difference where {why}: {'; '.join(names)}" for why, names in unfit.items()]
     if faults:
@@ -63,8 +69,36 @@ def _fitting(row: ResultRow, candidates: Sequence[ResultRow]) -> list[ResultRow]
     ]
 
 
+def _besides(compared_key: str, cell: ResultCell, other: ResultCell) -> dict[str, str]:
+    """The keys in which two cells differ besides the compared one, with both values.
+
+    Left out are keys that a method brings with it, where methods are compared, and those that cannot matter.
+    """
+    sides: list[Run] = [run for one in (cell, other) for run in [*one.runs.values()][:1]]
+    if len(sides) < 2:
+        return {}
+    named = ALIASES.get(compared_key, compared_key)
+    skipped = [named, "teacher_training", "train.used_rows"]
+    if sides[0].method != sides[1].method:
+        skipped += ["method.", "memory"]
+    if not all(run.teachers for run in sides):
+        skipped += FOR_TEACHERS
+    if any(run.told.get("train.batch_sampler") != "class-balanced" for run in sides):
+        skipped.append("train.examples_per_class")
+    found = {}
+    for key in differing(sides):
+        if not key.startswith(tuple(skipped)) or key == "method.name" != named:
+            ours, theirs = (text_of(run, key) for run in sides)
+            found[key] = f"{ours}, not {theirs}" if ours != theirs else ""
+    return found
+
+
 def _difference(
-    cell: ResultCell, other: ResultCell, predictions: Callable[..., Predictions], faults: dict[Path, str]
+    cell: ResultCell,
+    other: ResultCell,
+    besides: Mapping[str, str],
+    predictions: Callable[..., Predictions],
+    faults: dict[Path, str],
 ) -> Difference | None:
     """The difference over the seeds that both have; `faults` takes the runs whose predictions cannot be used."""
     seeds = sorted(cell.scores.keys() & other.scores.keys())
@@ -86,6 +120,7 @@ def _difference(
         summary=summarise({seed: cell.scores[seed] - other.scores[seed] for seed in seeds}),
         p=paired_p_value(cell.scores, other.scores),
         interval=_interval(cell.metric, found[: len(seeds)], found[len(seeds) :]) if whole else None,
+        besides=besides,
     )
 
 

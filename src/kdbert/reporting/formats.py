@@ -19,6 +19,7 @@ NOT_AVAILABLE = "not available"
 ONE_ANSWER = "†"  # marks scores of models that give one answer to everything
 # Shrinks what is wider than the line, and only that.
 _FIT = "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%"
+FEW = 3  # rows that a note names
 Grid = list[list[str]]
 
 
@@ -105,6 +106,11 @@ class Style:
         return [[*map(self.escape, row.labels), *cells] for row, cells in zip(compared, found, strict=True)]
 
 
+def _compared_with(table: ResultTable, tables: Sequence[ResultTable]) -> str:
+    """The heading of a table's differences."""
+    return f"Difference to {table.baseline}" + (f" on {table.columns[0]}" if len(tables) > 1 else "")
+
+
 page_style = Style(False, html.escape, lambda text: f"<b>{text}</b>", "±", "<br>".join)  # of an HTML page
 
 
@@ -119,8 +125,8 @@ def markdown(tables: Sequence[ResultTable], percent: bool = False) -> str:
     out = []
     for table in tables:
         out += grid(table, style.body(table))
-        if table.baseline is not None:
-            out += [f"Difference to {style.escape(table.baseline)}:", "", *grid(table, style.differences(table))]
+        if (lines := style.differences(table)) and table.baseline is not None:
+            out += [f"{style.escape(_compared_with(table, tables))}:", "", *grid(table, lines)]
     out += [f"- {style.escape(note)}" for note in _notes(tables, style)]
     return "\n".join(out) + "\n"
 
@@ -135,9 +141,9 @@ def latex(tables: Sequence[ResultTable], percent: bool = False) -> str:
         teachers = sum(row.teacher for row in table.rows)
         out += ["\\begin{table}[t]", "\\centering\\small\\setlength{\\tabcolsep}{4pt}"]
         out += _tabular(table, style, [body[:teachers], body[teachers:own], body[own:]])
-        if table.baseline is not None:
+        if (lines := style.differences(table)) and table.baseline is not None:
             out += ["", "\\medskip", f"Difference to {style.escape(table.baseline)}", "", "\\smallskip"]
-            out += _tabular(table, style, [style.differences(table)])
+            out += _tabular(table, style, [lines])
         caption = " ".join(f"{style.escape(note[0].upper() + note[1:])}." for note in _notes([table], style))
         label = "tab:kdbert" if len(tables) == 1 else f"tab:kdbert-{number + 1}"
         out += [f"\\caption{{{caption}}}", f"\\label{{{label}}}", "\\end{table}"]
@@ -172,9 +178,8 @@ def html_text(tables: Sequence[ResultTable]) -> str:
     out = []
     for table in tables:
         out += grid(table, style.body(table), sum(row.teacher for row in table.rows))
-        differences = style.differences(table)
-        if table.baseline is not None and differences:
-            out += [f"<h3>Difference to {style.escape(table.baseline)}</h3>", *grid(table, differences, 0)]
+        if (lines := style.differences(table)) and table.baseline is not None:
+            out += [f"<h3>{style.escape(_compared_with(table, tables))}</h3>", *grid(table, lines, 0)]
     out += ['<ul class="notes">', *(f"<li>{style.escape(note)}</li>" for note in _notes(tables, style)), "</ul>"]
     return "".join(out)
 
@@ -182,7 +187,7 @@ def html_text(tables: Sequence[ResultTable]) -> str:
 FIELDS = (
     "column", "split", "metric", "mean", "deviation", "n", "seeds", "diverged", "unfinished", "constant_answer",
     "one_answer", "best", "baseline", "difference", "difference_deviation", "difference_n", "p", "interval_low",
-    "interval_high", "source",
+    "interval_high", "also_differs", "source",
 )  # fmt: skip
 
 
@@ -211,6 +216,7 @@ def csv_text(tables: Sequence[ResultTable], percent: bool = False) -> str:
                     "baseline": row.baseline, "difference": number(delta.summary.mean), "difference_n": delta.summary.n,
                     "difference_deviation": number(delta.summary.deviation), "interval_low": number(low),
                     "interval_high": number(high), "p": "" if delta.p is None else repr(delta.p),
+                    "also_differs": " ".join(delta.besides),
                 }  # fmt: skip
             lines.append(line)
     for published in table.published:
@@ -256,12 +262,18 @@ def _notes(tables: Sequence[ResultTable], style: Style) -> list[str]:
         )
     if any(table.averages for table in tables):
         notes.append("average: the mean over the tasks' figures, seed by seed, over the seeds that every task has")
-    if any(table.baseline is not None for table in tables):
-        notes.append(
-            "difference: mean ± deviation over the seeds that both have (their number); in brackets what other "
-            f"examples would change: {CONFIDENCE:.0%} bootstrap interval over the examples for these very runs, "
-            f"{RESAMPLES} resamples, without the spread over seeds; p: what other seeds would change, a paired t-test"
-        )
+    differences = [found for table in tables for row in table.rows for found in row.differences.values()]
+    if differences:
+        parts = ["difference: mean ± deviation over the seeds that both have (their number)"]
+        if any(found.interval is not None for found in differences):
+            parts.append(
+                f"in brackets what other examples would change: {CONFIDENCE:.0%} bootstrap interval over the examples "
+                f"for these very runs, {RESAMPLES} resamples, without the spread over seeds"
+            )
+        if any(found.p is not None for found in differences):
+            parts.append("p: what other seeds would change, a paired t-test")
+        notes.append("; ".join(parts))
+    notes += _by_table(tables, _besides)
     if any(cell.dev_chose for cell in cells):
         notes.append("dev figures of runs with train.selection=best are optimistic: dev chose their epoch")
     if any(cell.diverged or cell.unfinished for cell in cells):
@@ -274,34 +286,81 @@ def _notes(tables: Sequence[ResultTable], style: Style) -> list[str]:
     broken = len(tables[0].broken)
     if broken:
         notes.append(f"{broken} broken run folder{'s' * (broken > 1)} left out")
-    return [*dict.fromkeys([*notes, *(note for table in tables for note in table.notes)])]
+    return [*dict.fromkeys([*notes, *_by_table(tables, lambda table: table.notes)])]
+
+
+def _by_table(tables: Sequence[ResultTable], notes: Callable[[ResultTable], Sequence[str]]) -> list[str]:
+    """The notes of each table; what holds of some tables only begins with their task."""
+    found = [(table.columns[0], notes(table)) for table in tables]
+    return [
+        note if all(note in others for _, others in found) or f" {task}" in note else f"{task}: {note}"
+        for task, some in found
+        for note in some
+    ]
+
+
+def _besides(table: ResultTable) -> list[str]:
+    """Which rows differ from the row that they are compared with in other keys too."""
+    columns: dict[tuple[str, str, str], list[str]] = {}  # by row, baseline and what differs
+    for row in table.rows:
+        for column, found in row.differences.items():
+            if found.besides and column not in table.averages:
+                told = ", ".join(f"{key} ({values})" if values else key for key, values in found.besides.items())
+                columns.setdefault((row.name, str(row.baseline), told), []).append(column)
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for (name, baseline, told), some in columns.items():
+        everywhere = len(some) + len(table.averages) == len(table.columns)
+        rows.setdefault((baseline, told, "" if everywhere else f" on {', '.join(some)}"), []).append(name)
+    return [
+        f"{'; '.join(names)} and {baseline} also differ{where} in {told}"
+        for (baseline, told, where), names in rows.items()
+    ]
 
 
 def _same_answers(table: ResultTable) -> list[str]:
     """Which runs give one answer to every example, column by column."""
     notes = []
     for column in table.columns:
-        told = [
-            f"{row.name} ({len(cell.same)} of {len(cell.scores)}: {', '.join(sorted({*cell.same.values()}))})"
-            for row in table.rows
-            if (cell := row.cells.get(column)) and cell.runs and cell.same
-        ]
-        if told:
-            notes.append(f"{ONE_ANSWER} on {column}, runs that give one answer to every example: {'; '.join(told)}")
+        cells = {row.name: cell for row in table.rows if (cell := row.cells.get(column)) and cell.runs}
+        same = {name: cell for name, cell in cells.items() if cell.same}
+
+        def told(name: str, some: Sequence[ResultCell]) -> str:
+            answers = ", ".join(sorted({answer for cell in some for answer in cell.same.values()}))
+            counts = [
+                sum(len(part) for part in parts) for parts in zip(*((x.same, x.scores) for x in some), strict=True)
+            ]
+            return f"{name} ({' of '.join(map(str, counts))}: {answers})"
+
+        rows = _most_rows([*same], [*cells])
+        words = [told(rows, [*same.values()])] if rows else [told(name, [cell]) for name, cell in same.items()]
+        if words:
+            notes.append(f"{ONE_ANSWER} on {column}, runs that give one answer to every example: {'; '.join(words)}")
     return notes
 
 
 def _constants(table: ResultTable, style: Style) -> list[str]:
     """The rows, teachers too, whose mean is no better than a constant answer, column by column."""
     found: dict[tuple[str, float], list[str]] = {}
+    scored: dict[str, list[str]] = {}
     for row in table.rows:
         for column, cell in row.cells.items():
+            if cell.scores:
+                scored.setdefault(column, []).append(row.name)
             if not cell.beats_constant and cell.constant is not None and column not in table.averages:
                 found.setdefault((column, cell.constant), []).append(row.name)
     return [
-        f"no better than the constant answer on {column} ({style.number(value)}): {'; '.join(rows)}"
+        f"no better than the constant answer on {column} ({style.number(value)}): "
+        f"{_most_rows(rows, scored[column]) or '; '.join(rows)}"
         for (column, value), rows in found.items()
     ]
+
+
+def _most_rows(rows: Sequence[str], of: Sequence[str]) -> str:
+    """Many rows in few words: all of them, or all but a few; "" where it is shorter to list them."""
+    others = [name for name in of if name not in rows]
+    if len(rows) <= FEW or len(others) > FEW:
+        return ""
+    return f"all {len(of)} rows but {'; '.join(others)}" if others else f"all {len(of)} rows"
 
 
 # ---- LaTeX

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -38,8 +39,8 @@ def text_of(run: Run, key: str) -> str:
 
 
 def _number(value: float) -> str:
-    """As `g` writes it, but 1e-4 and 5e-5 for 0.0001 and 5e-05."""
-    if not 0 < abs(value) < 1e-3:
+    """Six digits; below 0.01 and from a million up with a power of ten: 5e-5, 1e-3, 0.01, 1e9."""
+    if value == 0 or not math.isfinite(value) or 0.01 <= abs(value) < 1e6:
         return f"{value:g}"
     digits, _, power = f"{value:.5e}".partition("e")
     return f"{float(digits):g}e{int(power)}"
@@ -55,7 +56,12 @@ def sort_key(text: str) -> tuple[bool, float, str]:
 
 def is_one_of(text: str, wanted: str) -> bool:
     """Whether a value is the wanted one, or one of several with commas; numbers by value (2e-4 is 0.0002)."""
-    return any(sort_key(text) == sort_key(part.strip()) for part in (wanted, *wanted.split(",")))
+    return any(sort_key(text) == sort_key(part) for part in (wanted, *parts_of(wanted)))
+
+
+def parts_of(wanted: str) -> list[str]:
+    """The values of which one is wanted."""
+    return [part.strip() for part in wanted.split(",") if part.strip()]
 
 
 def differing(runs: Iterable[Run]) -> list[str]:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from kdbert.errors import UserError, near_miss
+from kdbert.errors import UserError, few, near_miss
 from kdbert.metrics import LOWER_IS_BETTER
 from kdbert.reporting.cells import ResultCell, ResultRow, ResultTable
 from kdbert.reporting.collect import Run, collect
-from kdbert.reporting.labels import ALIASES, FACTS, Labels, differing, is_one_of, sort_key, telling, text_of
+from kdbert.reporting.labels import ALIASES, FACTS, Labels, differing, is_one_of, parts_of, sort_key, telling, text_of
 from kdbert.reporting.published import SOURCES, published_rows
 from kdbert.tasks.blurb import GROUPS
 
@@ -116,6 +116,14 @@ def _check_words(asked: _Question, where: Mapping[str, str], runs: Sequence[Run]
 
 def _chosen(runs: Sequence[Run], where: Mapping[str, str]) -> tuple[list[Run], set[Path]]:
     """The runs with the wanted values and their teachers; and the paths of those that are shown as teachers."""
+    for key, value in where.items():
+        known = {text_of(run, key) for run in runs}
+        missing = [part for part in parts_of(value) if not any(is_one_of(text, part) for text in known)]
+        if missing and not any(sort_key(text) == sort_key(value) for text in known):
+            there = near_miss(missing[0], known) + f" (they have: {few(sorted(known, key=sort_key))})"
+            if "=" in missing[0]:
+                there = f"; for another key repeat the flag: --where {missing[0]}"
+            raise UserError(f"no run has {key}={missing[0]}{there}")
     fitting = [run for run in runs if all(is_one_of(text_of(run, key), value) for key, value in where.items())]
     if not fitting:
         raise UserError(f"no run has {' and '.join(f'{key}={value}' for key, value in where.items())}")
