@@ -70,7 +70,7 @@ TEACHER_CACHE = (
 )
 STUDENT = (
     Flag("--student", "student.model", str, "Run, model folder, Hub id, or a config.json. [the teacher's base, cut]"),
-    Flag("--student-layers", "student.layers", int, "Number of encoder layers to keep. [half; all of --student]"),
+    Flag("--student-layers", "student.layers", int, "Encoder layers to keep. [half, or every one of --student]"),
     Flag("--student-init", "student.init", str, "Which layers to keep: first, last, even, or 1,3,5. [first]"),
 )
 MODEL = (Flag("--model", "student.model", str, "Run, model folder or Hub id to fine-tune. [quickstart: its own]"),)

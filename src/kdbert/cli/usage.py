@@ -9,11 +9,12 @@ from typing import Any
 import typer
 
 from kdbert.cli import flags
-from kdbert.errors import UserError, near_miss
+from kdbert.errors import near_miss
 
 UsageError: Any = typer.BadParameter.__base__  # click's, which may be typer's own copy
 TABLE = [flag for _, group in inspect.getmembers(flags, lambda one: isinstance(one, tuple)) for flag in group]
 EVERYTHING = ("distill", "sweep")  # commands whose recipe has a use for every key
+NAMED = {"methods": ("method", "show"), "data": ("task", "describe")}  # what a group's commands are about
 
 
 def sentence(error: Any) -> str:
@@ -58,22 +59,13 @@ def _spelled(command: Any) -> set[str]:
 def _no_command(word: str, context: Any) -> str:
     known, group = context.command.commands, context.command.name
     told = f"no command `{context.command_path} {word}`"
-    for verb, family in {"show": "methods", "describe": "data"}.items():
-        if group == family and _known(family, word):
+    if group in NAMED:
+        from kdbert.recipe import is_name
+
+        section, verb = NAMED[group]
+        if is_name(section, word):
             return f"{told}; did you mean `{context.command_path} {verb} {word}`?"
     return told + (near_miss(word, known) or f"; there are {', '.join(known)}")
-
-
-def _known(family: str, word: str) -> bool:
-    """Whether this is the name of a method or task."""
-    from kdbert.methods import get_method
-    from kdbert.tasks import task_name
-
-    try:
-        get_method(word) if family == "methods" else task_name(word)
-    except UserError:
-        return False
-    return True
 
 
 def _wrong_value(problem: Any, parameter: Any, context: Any) -> str:

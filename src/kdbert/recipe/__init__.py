@@ -260,6 +260,15 @@ def plain(problem: Any) -> str:
     return message[0].lower() + message[1:]
 
 
+def is_name(section: str, word: str) -> bool:
+    """Whether this is the name of a method or of a task."""
+    try:
+        get_method(word) if section == "method" else task_name(word)
+    except UserError:
+        return False
+    return True
+
+
 def known_keys() -> list[str]:
     sections = {name: field.annotation for name, field in Recipe.model_fields.items()}
     sections |= {"teacher_training": TeacherTraining, "memory": MemorySection}
