@@ -21,8 +21,8 @@ def sentence(error: Any) -> str:
     """What `UsageError` found wrong."""
     context = error.ctx
     help_ = f"; see `{context.command_path} --help`" if context is not None else ""
-    if name := getattr(error, "option_name", None):
-        return _no_flag(name, context) if type(error).__name__ == "NoSuchOption" else f"{name} needs a value"
+    if type(error).__name__ == "NoSuchOption":
+        return _no_flag(error.option_name, context)
     if unknown := re.match(r"No such command '(.+?)'", error.message):
         return _no_command(unknown[1], context)
     if hasattr(error.__cause__, "errors"):  # pydantic's, by which typer reads values
