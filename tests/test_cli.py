@@ -364,6 +364,8 @@ def test_dry_run_tells_everything_and_makes_nothing(
     folder = re.search(r"^run folder: (.+)$", done.out, re.MULTILINE)
     assert folder
     assert re.fullmatch(r"runs/custom/kd/tiny-bert-2-4-[0-9a-f]{8}-seed1", folder[1])
+    quiet = kdbert("distill", *common, "--teacher", teacher, "--student-init", "2,4", "--dry-run", "--quiet")
+    assert (quiet.code, quiet.out) == (0, f"{folder[1]}\n")
 
 
 def test_the_folder_and_parameters_of_a_dry_run_are_those_of_the_run(kdbert: Callable[..., Any], run: Path) -> None:

@@ -13,7 +13,7 @@ import typer
 
 from conftest import ROOT
 from kdbert.cli import app, flags
-from kdbert.recipe import Recipe, _known_keys
+from kdbert.recipe import Recipe, known_keys
 
 TRAINING = ("distill", "finetune-teacher", "train-memory", "sweep")
 NOT_OF_THE_RECIPE = {
@@ -53,7 +53,7 @@ def test_every_flag_of_a_training_command_is_in_the_table_or_not_of_the_recipe(c
 
 
 def test_every_key_of_the_table_is_a_recipe_key() -> None:
-    assert {flag.key for flag in TABLE} <= set(_known_keys())
+    assert {flag.key for flag in TABLE} <= set(known_keys())
     assert {flag.key.partition(".")[0] for flag in TABLE} <= set(Recipe.model_fields)
 
 
@@ -81,6 +81,45 @@ def test_flags_that_exclude_each_other_or_do_not_exist_are_refused(words: tuple[
     done = kdbert("distill", *words, "--dry-run")
     assert done.code == 2
     assert "--teacher" in done.err or "--corpus" in done.err or "--learning-rate" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("distill", "--temperature", "-1"), "--set method.temperature="),
+        (("distill", "--warmup", "0.1"), "--set train.warmup="),
+        (("distill", "--layers", "3"), "--student-layers"),
+        (("distill", "--centroids", "5"), "--set memory.centroids="),
+        (("train-memory", "--epochs", "1"), "distill, finetune-teacher, sweep"),
+        (("train-memory", "--centroid", "1"), "'--centroids'"),
+        (("export", "x", "--frmat", "onnx"), "'--format'"),
+    ],
+)
+def test_a_flag_that_a_command_lacks_is_told_with_what_sets_it(words: tuple[str, ...], told: str, kdbert: Any) -> None:
+    done = kdbert(*words)
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1
+    assert f"no flag {next(word for word in words if word.startswith('--'))}" in done.err
+    assert told in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("distill", "--learning-rate", "abc"), "--learning-rate='abc': expected a number"),
+        (("distill", "--seed", "x"), "--seed='x': expected a whole number"),
+        (("export", "x", "--min-agreement", "2"), "--min-agreement='2': must be at most 1"),
+        (("sweep", "--epochs", "3,5"), "--grid train.epochs=3,5"),
+        (("distill", "--seed"), "'--seed' requires"),
+        (("distill", "--dry-run=3"), "'--dry-run' does not take a value"),
+        (("distill", "--layer-map", "2:1"), "--layer-map: method 'kd'"),
+    ],
+)
+def test_a_value_that_a_flag_does_not_take_is_shown(words: tuple[str, ...], told: str, kdbert: Any) -> None:
+    done = kdbert(*words)
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1
+    assert told in done.err
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_a_sweep_passes_the_plugin_on_to_who_needs_it(
 
 def test_a_sweeps_processes_have_the_plugin(setting: Setting, tmp_path: Path) -> None:
     process = start(
-        [str(word) for word in sweep_words(setting, tmp_path, "--method", "logit-mse")], tmp_path / "output"
+        [str(word) for word in sweep_words(setting, tmp_path, "--grid", "method=logit-mse")], tmp_path / "output"
     )
     process.join()
     assert process.exitcode == 0, (tmp_path / "output").read_text()

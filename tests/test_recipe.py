@@ -187,6 +187,20 @@ def test_a_value_that_is_not_yaml_is_told_in_one_sentence(tmp_path: Path, value:
 
 
 @pytest.mark.parametrize(
+    ("text", "line"),
+    [("task: [rte\n", 2), ("task: rte\n seed: 1\n", 2), ("seed: 1\nseed: 2\n", 1), ("seed: *x", 1), ("a: 'b\n\nc", 3)],
+)
+def test_a_broken_file_is_told_with_its_line_and_no_words_of_the_yaml_library(
+    tmp_path: Path, text: str, line: int
+) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UserError) as error:
+        Recipe.build(path)
+    assert str(error.value).startswith(f"{path} is not valid YAML: line {line}: ")
+    assert not {"<", "\n"} & set(str(error.value))
+
+
+@pytest.mark.parametrize(
     ("value", "init"),
     [("1,3,5", [1, 3, 5]), (" 2 , 4", [2, 4]), ("3", [3]), ([1, 2], [1, 2]), ("even", "even"), (2, [2])],
 )

@@ -136,7 +136,7 @@ def export_model(
         ExportRefused: the bound was passed; nothing is written.
     """
     if format not in FORMATS:
-        raise UserError(f"--format {format!r} is unknown{near_miss(format, FORMATS)}; expected {' or '.join(FORMATS)}")
+        raise UserError(f"--format {format!r} is unknown (known: {', '.join(FORMATS)}){near_miss(format, FORMATS)}")
     for package in ("onnx", "onnxruntime"):
         _extra(package)
     saved = saved_model(model, task, data_dir=data_dir, labels=labels, max_length=max_length)

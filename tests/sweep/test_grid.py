@@ -249,7 +249,7 @@ def test_two_lists_cannot_set_the_same_key() -> None:
 )
 def test_wrong_seeds_are_told_in_one_sentence(told: str) -> None:
     message = refused(seeds=told)
-    assert message.startswith("seeds ")
+    assert message.startswith("--seeds ")
     assert "seeds" in message
     assert len(message) < 200
 
@@ -257,6 +257,22 @@ def test_wrong_seeds_are_told_in_one_sentence(told: str) -> None:
 @pytest.mark.parametrize("text", ["0", "[]", "[-1]", "[a]", "[1.5]", "[true]", "true", "{a: 1}", "2.5", "10000000000"])
 def test_wrong_seeds_of_the_file(tmp_path: Path, text: str) -> None:
     assert refused(config=write(tmp_path, f"seeds: {text}\n")).startswith("seeds ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "sets", "told"),
+    [
+        ({"method.name": "kd,ics"}, [], "--grid method=kd,ics"),
+        ({"task.name": "rte,cola"}, [], "--grid task=rte,cola"),
+        ({}, ["method=kd,ics"], "--grid method=kd,ics"),
+    ],
+)
+def test_several_values_for_all_cells_are_told_where_they_go(flags: dict[str, str], sets: list[str], told: str) -> None:
+    assert refused(seeds="2", flags=flags, sets=sets).endswith(told)
+
+
+def test_a_list_with_an_unknown_name_is_told_as_that() -> None:
+    assert "unknown method" in refused(flags={"method.name": "kd,icss"})
 
 
 def test_seeds_are_given_once(tmp_path: Path) -> None:

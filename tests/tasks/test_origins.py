@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
+from urllib.error import URLError
 
 import pyarrow
 import pyarrow.parquet
@@ -91,6 +93,16 @@ def test_other_copies_of_a_rebuilt_file_are_no_fault(data_dir: Path, kdbert: Any
     assert done.code == 0, done.err
     assert "no official checksum is known, not the rebuilt file" in done.out
     assert "everything is there" in kdbert("data", "fetch", "chemprot", "--data-dir", tmp_path).out
+
+
+def test_without_network_it_says_how_to_get_this_task(
+    kdbert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdbert.data.download.TRIES", 1)
+    monkeypatch.setattr("urllib.request.urlopen", Mock(side_effect=URLError("no network")))
+    done = kdbert("data", "fetch", "rte", "--data-dir", tmp_path)
+    assert done.code == 2
+    assert "kdbert data describe rte" in done.err
 
 
 def test_what_is_got_by_hand_is_said_wherever_one_looks(kdbert: Any, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_an_exploding_run_names_step_and_term_and_exits_4(
     ended = kdbert(*words)
     assert ended.code == 4, ended.err
     last = ended.err.strip().splitlines()[-1]
-    assert re.search(r"diverged at step [2-9]: (hard|soft|gradient) is not finite", last)
+    assert re.search(r"diverged at step [2-9]: the (loss term hard|loss term soft|gradient) is not finite", last)
     assert "learning_rate" in last
     assert "Traceback" not in ended.err
     manifest = json.loads((run / "run.json").read_text())
@@ -89,7 +89,7 @@ def test_the_watch_remembers_the_first_step_and_the_first_term(tmp_path: Path) -
     watch.see(2, {"hard": good, "soft": torch.tensor(float("inf")), "gradient": bad}, np.array([7, 30, 2]))
     watch.see(3, {"hard": bad, "soft": bad, "gradient": bad}, np.array([9]))
     save_checkpoint(tmp_path, 1, {"weights": {}, "optimizer": {}}, {})
-    told = r"step 2: soft is not finite in the batch of examples text-7, text-30, text-2; the last good .*step-1"
+    told = r"the loss term soft is not finite in the batch of examples text-7, text-30, text-2; the last good .*step-1"
     with pytest.raises(Diverged, match=told) as caught:
         watch.check(tmp_path)
     assert caught.value.where == {"step": 2, "term": "soft", "examples": ["text-7", "text-30", "text-2"]}

@@ -31,6 +31,7 @@ from kdbert.cli import (
     sweep,
     table,
     train_memory,
+    usage,
 )
 from kdbert.errors import Interrupted, KdbertError, out_of_memory, printable
 from kdbert.signals import ended_by_signals
@@ -155,7 +156,15 @@ def main() -> None:
     debug = "--debug" in sys.argv
     try:
         with ended_by_signals():
-            app(standalone_mode=True)
+            code = app(prog_name="kdbert", standalone_mode=False)
+        sys.exit(code or 0)
+    except usage.UsageError as error:
+        if len(sys.argv) == 1:  # the help is asked for
+            error.show()
+            sys.exit(2)
+        _end(usage.sentence(error), 2)
+    except typer.Abort:
+        sys.exit(1)
     except KdbertError as error:
         _end(str(error), error.exit_code, debug and not isinstance(error, Interrupted))
     except KeyboardInterrupt:

@@ -180,7 +180,7 @@ def verify(task: Tasks, data_dir: DataDir = None, debug: o.Debug = False) -> Non
     if faulty:
         raise UserError(
             f"{', '.join(faulty)} are missing, faulty or not those that were published; get them with `kdbert data "
-            "fetch TASK`, or name their folder with --data-dir"
+            f"fetch {task}`, or name their folder with --data-dir"
         )
 
 
@@ -234,13 +234,18 @@ def fetch(
 
     Files that are already here are kept. An interrupted download continues.
     """
+    from kdbert.errors import UserError
     from kdbert.tasks import origins
 
     o.start(quiet)
     for spec in _specs(task):
         if dry_run:
             origins.check_published(spec, data_dir)
-        found = origins.missing_files(spec, data_dir) if dry_run else origins.fetch(spec, data_dir)
+        try:
+            found = origins.missing_files(spec, data_dir) if dry_run else origins.fetch(spec, data_dir)
+        except UserError as error:
+            error.args = (str(error).replace("describe TASK`", f"describe {spec.name}`"),)
+            raise
         for one in found:
             print(one)
         if not found and not quiet:

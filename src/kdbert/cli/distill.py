@@ -43,7 +43,7 @@ def distill(
     if dry_run:
         from kdbert.cli.dry_run import print_plan
 
-        print_plan(recipe, baseline=commands.wants_baseline(recipe, baseline))
+        print_plan(recipe, baseline=commands.wants_baseline(recipe, baseline), quiet=quiet)
         return
     result = commands.distill(recipe, overwrite=overwrite, baseline=baseline)
     taught_by = result.manifest["teachers"]
@@ -53,7 +53,7 @@ def distill(
         rows.append(o.row_of("baseline (no teacher)", without.manifest))
     variant = "" if recipe.method.variant == "corrected" else f", {recipe.method.variant}"
     rows.append(o.row_of(f"student ({recipe.method.name}{variant})", result.manifest))
-    title = f"{recipe.task.name}: {recipe.method.name}, seed {recipe.seed}, n = 1 run"
+    title = f"{recipe.task.name}: {recipe.method.name}, seed {recipe.seed}"
     cure = "no baseline yet: the same command with --baseline also trains this student without a teacher"
     o.print_results(title, rows, result, quiet, note=cure if taught_by and without is None else "")
     o.push(result.path / "model", push_to_hub)

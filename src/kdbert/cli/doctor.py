@@ -30,7 +30,7 @@ def doctor(
     device = make_accelerator().device
     precision = choose_precision("auto", device)
     print(f"python      {facts['python']} on {facts['platform']}")
-    print(f"processor   {facts['processor']}, {facts['cores']} cores, torch uses {facts['threads']} threads")
+    print(f"processor   {facts['processor']}, cores: {facts['cores']}, torch threads: {facts['threads']}")
     for number, name in enumerate(facts["accelerators"]):
         free, total = torch.cuda.mem_get_info(number)
         print(f"cuda:{number}      {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")

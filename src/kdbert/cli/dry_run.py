@@ -12,8 +12,11 @@ from kdbert.training.frozen_teacher import KnownTeacher
 LATER = "known once the teacher is made"
 
 
-def print_plan(recipe: Recipe, goal: Goal = "student", *, layer: int | None = None, baseline: bool = False) -> None:
-    """Print what a command would do: a line for each job that leads to its goal, and all that is known of the goal.
+def print_plan(
+    recipe: Recipe, goal: Goal = "student", *, layer: int | None = None, baseline: bool = False, quiet: bool = False
+) -> None:
+    """Print what a command would do: a line for each job that leads to its goal, and all that is known of the goal;
+    with `quiet` only the path of the result, if it is known yet.
 
     Raises:
         UserError: whatever a run would refuse before training.
@@ -23,6 +26,10 @@ def print_plan(recipe: Recipe, goal: Goal = "student", *, layer: int | None = No
     for job in before:
         if isinstance(job, Job) and job.role == "teacher" and not job.finished:
             check(job)
+    if quiet:
+        if wanted.writes:
+            print(wanted.writes)
+        return
     for job in before:
         print(f"# {job.role}: {_line(job)}")
     print(f"# {wanted.role}:")

@@ -32,7 +32,7 @@ def finetune_teacher(
     if dry_run:
         from kdbert.cli.dry_run import print_plan
 
-        print_plan(recipe, "model")
+        print_plan(recipe, "model", quiet=quiet)
         return
     result = finetune(recipe, overwrite=overwrite)
     rows = [o.row_of("model", result.manifest)]

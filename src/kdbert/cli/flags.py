@@ -70,7 +70,7 @@ TEACHER_CACHE = (
 )
 STUDENT = (
     Flag("--student", "student.model", str, "Run, model folder, Hub id, or a config.json. [the teacher's base, cut]"),
-    Flag("--student-layers", "student.layers", int, "Number of encoder layers to keep. [half; with --student all]"),
+    Flag("--student-layers", "student.layers", int, "Encoder layers to keep. [half, or every one of --student]"),
     Flag("--student-init", "student.init", str, "Which layers to keep: first, last, even, or 1,3,5. [first]"),
 )
 MODEL = (Flag("--model", "student.model", str, "Run, model folder or Hub id to fine-tune. [quickstart: its own]"),)
@@ -128,6 +128,7 @@ def takes(*groups: tuple[Flag, ...]) -> Callable[[Callable[..., None]], Callable
 def as_typed(sentence: str, flags: Iterable[Flag]) -> str:
     """A sentence about recipe keys with the flags that set them: `--epochs=0: …` for `train.epochs=0: …`."""
     for flag in flags:
+        sentence = sentence.replace(f"unknown key {flag.key!r}:", f"{flag.name}:")
         sentence = re.sub(rf"(?<![\w.]){re.escape(flag.key)}(?=[=:])", flag.name, sentence)
     return sentence
 

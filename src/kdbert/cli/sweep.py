@@ -12,6 +12,7 @@ import typer
 
 from kdbert.cli import flags as f
 from kdbert.cli import options as o
+from kdbert.errors import UserError
 
 WORDS = "A recipe (YAML) with the keys grid and seeds; and recipe keys that all runs share."
 GRID = "Values of a recipe key (or of method, task, teacher, student); all combinations run."
@@ -47,7 +48,9 @@ def sweep(
     files = [word for word in words or [] if "=" not in word or Path(word).is_file()]
     parameters = _cluster_parameters(engine, slurm or [], jobs)
     if len(files) > 1:
-        raise typer.BadParameter(f"one file at most, got {' and '.join(files)}", param_hint="FILE")
+        raise typer.BadParameter(f"may be one file, got {' and '.join(files)}", param_hint="FILE")
+    if not (files or grid or seeds):
+        raise UserError("nothing to sweep: give --grid or --seeds")
     from kdbert.sweep import run
     from kdbert.sweep.grid import expand
 
@@ -102,7 +105,5 @@ def _cluster_parameters(engine: str, slurm: list[str], jobs: int) -> dict[str, A
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "submitit":
             raise
-        from kdbert.errors import UserError
-
         raise UserError("--engine slurm needs submitit: pip install 'kdbert[cluster]'") from None
     return parse_parameters(slurm)

@@ -35,7 +35,7 @@ def train_memory(
     if dry_run:
         from kdbert.cli.dry_run import print_plan
 
-        print_plan(recipe, "centroids", layer=layer)
+        print_plan(recipe, "centroids", layer=layer, quiet=quiet)
         return
     from kdbert.runs import commands
 

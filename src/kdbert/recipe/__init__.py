@@ -233,10 +233,10 @@ def _explain(error: ValidationError, prefix: str = "", method: str = "") -> list
         if problem["type"] == "extra_forbidden":
             elsewhere = prefix and any(option in one.Options.model_fields for one in all_methods().values())
             why = f": method {method!r} has no option {option!r} (its options: kdbert methods show {method})"
-            close = near_miss(key, [known for known in _known_keys() if known != key])
+            close = near_miss(key, [known for known in known_keys() if known != key])
             sentences.append(f"unknown key {key!r}{why if elsewhere else close}")
             continue
-        message = _plain(problem)
+        message = plain(problem)
         if "." not in key and message.startswith(("task ", "--", f"{key}.")):  # it says itself what it is about
             sentences.append(message)
             continue
@@ -246,7 +246,7 @@ def _explain(error: ValidationError, prefix: str = "", method: str = "") -> list
     return sentences
 
 
-def _plain(problem: Any) -> str:
+def plain(problem: Any) -> str:
     """What one of pydantic's problems is, in plain words."""
     kind, expected = problem["type"], problem["type"].partition("_")[0]
     if kind in LIMITS:
@@ -260,7 +260,16 @@ def _plain(problem: Any) -> str:
     return message[0].lower() + message[1:]
 
 
-def _known_keys() -> list[str]:
+def is_name(section: str, word: str) -> bool:
+    """Whether this is the name of a method or of a task."""
+    try:
+        get_method(word) if section == "method" else task_name(word)
+    except UserError:
+        return False
+    return True
+
+
+def known_keys() -> list[str]:
     sections = {name: field.annotation for name, field in Recipe.model_fields.items()}
     sections |= {"teacher_training": TeacherTraining, "memory": MemorySection}
     found = [f"{name}.{key}" for name, one in sections.items() for key in getattr(one, "model_fields", ())]

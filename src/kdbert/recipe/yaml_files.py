@@ -13,6 +13,17 @@ from kdbert.errors import UserError
 
 MOST_YAML = 1_000_000  # values and characters of a YAML text, each alias counted as what it stands for
 
+# PyYAML's words, and a person's.
+PLAIN = {
+    "'<stream end>'": "the end",
+    "end of stream": "end",
+    "a flow sequence": "a list [...]",
+    "a flow mapping": "a mapping {...}",
+    "a quoted scalar": "a quoted text",
+    "expected <block end>, but found": "check the indentation; did not expect",
+    "mapping values are not allowed here": "a ':' is not expected here; check the indentation, or quote the text",
+}
+
 
 class _StrictLoader(yaml.SafeLoader):
     """YAML's plain values; a key that stands twice in a mapping is an error instead of the last one winning, and so is
@@ -41,7 +52,7 @@ class _StrictLoader(yaml.SafeLoader):
         names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
         for name, count in names.items():
             if count > 1:
-                raise ValueError(f"the key {name!r} stands twice{node.start_mark}")
+                raise ValueError(f"line {node.start_mark.line + 1}: the key {name!r} stands twice")
         return super().construct_mapping(node, deep)
 
 
@@ -54,10 +65,23 @@ def load_yaml(text: str) -> Any:
     try:
         value = yaml.load(text, Loader=_StrictLoader)
         json.dumps(value, default=str, skipkeys=True)  # what cannot be written down later is refused now
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(_told(error)) from None
     # PyYAML raises more than its own errors: `2001-99-99` is a ValueError, `!!bool x` a KeyError, and so on.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(" ".join(str(error).split()).replace('in "<unicode string>", ', "at ")) from None
     return value
+
+
+def _told(error: yaml.MarkedYAMLError) -> str:
+    """What is wrong and where, in one line."""
+    mark, begun = error.problem_mark or error.context_mark, error.context_mark
+    line = f"line {mark.line + 1}: " if mark is not None else ""
+    since = f" begun in line {begun.line + 1}" if begun is not None and error.context else ""
+    told = f"{line}{error.problem or error.context}" + (f" ({error.context}{since})" if since else "")
+    for jargon, plain in PLAIN.items():
+        told = told.replace(jargon, plain)
+    return " ".join(told.split())
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

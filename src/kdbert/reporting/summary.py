@@ -88,7 +88,7 @@ def benchmark_table(content: Mapping[str, Any]) -> Any:
     """A rich table of benchmark.json: one row an engine."""
     settings, metric = content["settings"], content["metric"]
     table = _table(
-        f"{content['task']}: {content['examples']} texts of {content['split']}, {settings['threads']} threads, "
+        f"{content['task']}: {content['examples']} texts of {content['split']}, threads: {settings['threads']}, "
         f"{settings['calls']} calls; tokenisation included"
     )
     for name in ("", "backend"):

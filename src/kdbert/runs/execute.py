@@ -358,11 +358,12 @@ class Run:
         )  # fmt: skip
         kept = f"layers {', '.join(map(str, job.kept_layers))} of " if recipe.student.layers is not None else ""
         log.info(
-            "%s: %s%s, %.2f M parameters, %s head; %s on %s, %d process%s, %d threads",
+            "%s: %s%s, %.2f M parameters, %s head; %s on %s, %d process%s, %d thread%s",
             "student" if recipe.teachers else "model", kept, job.place.given,
             sum(p.numel() for p in self.student.parameters()) / 1e6,
             "trained" if self.kept_head else "fresh", self.session.precision, accelerator.device,
             accelerator.num_processes, "es" if accelerator.num_processes > 1 else "", torch.get_num_threads(),
+            "s" if torch.get_num_threads() > 1 else "",
         )  # fmt: skip
         for sentence in job.words():
             log.info("%s", sentence)

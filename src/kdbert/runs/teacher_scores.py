@@ -79,11 +79,11 @@ def warn_if_untrained(spec: TaskSpec, facts: Mapping[str, Any], constant: Mappin
     reached = facts["metrics"][split][metric]
     if split in facts["one_answer"]:
         log.warning(
-            "teacher %s gives one answer to every example of %s, %s: it can teach little",
-            facts["model"], split, facts["one_answer"][split],
+            "teacher %s answers %s to every example of %s: little can be learned from it",
+            facts["model"], facts["one_answer"][split], split,
         )  # fmt: skip
     elif split in constant and reached <= constant[split][metric] + 0.02:
         log.warning(
-            "teacher %s scores %.4f %s on %s; the best constant answer gives %.4f: it can teach little",
+            "teacher %s scores %.4f %s on %s; one answer to every example gives %.4f: little can be learned from it",
             facts["model"], reached, metric, split, constant[split][metric],
         )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 from kdbert.disk.sealed import flatten
 from kdbert.errors import UserError, near_miss
-from kdbert.recipe import Recipe
+from kdbert.recipe import Recipe, is_name
 from kdbert.recipe.yaml_files import load_yaml, read_yaml
 
 # What people write for short.
@@ -45,6 +45,7 @@ def expand(
         flags, sets: what all cells share, as in `Recipe.build`.
     """
     flags, sets = dict(flags or {}), list(sets)
+    _check_single([*flags.items(), *(text.partition("=")[::2] for text in sets)])
     tree = read_yaml(Path(config)) if config is not None else {}
     known = [*Recipe.model_fields, "grid", "seeds"]
     for key in tree:
@@ -57,7 +58,7 @@ def expand(
         if key in axes:
             raise UserError(f"--grid {key}= is given twice; give all its values in one list, {key}=A,B")
         axes[key] = values
-    numbers = _seeds(listed if seeds is None else seeds)
+    numbers = _seeds(listed, "seeds") if seeds is None else _seeds(seeds, "--seeds")
     if numbers is not None:
         if "seed" in tree or any("seed" in one for one in (axes, *grids)):
             raise UserError("seeds are given twice: by `seeds` and by `seed`; keep one of them")
@@ -114,8 +115,8 @@ def _grids(value: Any, file: str) -> list[dict[str, list[Any]]]:
     return [{SHORT_NAMES.get(key, key): values for key, values in one.items()} for one in grids]
 
 
-def _seeds(value: Any) -> list[int] | None:
-    """The seeds that a text or a value of YAML gives: how many, or which."""
+def _seeds(value: Any, name: str) -> list[int] | None:
+    """The seeds that a text or a value of YAML gives: how many, or which; `name` is where it stands."""
     if value is None:
         return None
     found = value
@@ -126,8 +127,17 @@ def _seeds(value: Any) -> list[int] | None:
         found = list(range(1, found + 1))
     if not isinstance(found, list) or not found or not all(type(seed) is int and seed >= 0 for seed in found):
         given = str(value) if len(str(value)) < 60 else f"{str(value)[:60]}…"
-        raise UserError(f"seeds {given!r}: expected how many (3 means 1, 2, 3) or which (5,7), from 0")
+        raise UserError(f"{name} {given!r}: expected how many, such as 3 (the seeds 1 to 3), or which, such as 5,7")
     return list(dict.fromkeys(found))
+
+
+def _check_single(given: Iterable[tuple[str, Any]]) -> None:
+    """Refuse several methods or tasks where all cells share one."""
+    for key, value in given:
+        section = SHORT_NAMES.get(key, key)
+        names = str(value).split(",")
+        if section in ("method", "task") and len(names) > 1 and all(is_name(section, name) for name in names):
+            raise UserError(f"{key}={value!r}: several values go into --grid {section}={value}")
 
 
 def _check_given_once(grid: Mapping[str, list[Any]], fixed: set[str]) -> None:

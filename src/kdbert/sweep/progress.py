@@ -45,7 +45,7 @@ class Progress:
         if job in self._reported or job.state not in DONE:
             return
         self._reported.add(job)
-        text = "" if job.state == "interrupted" else job.message
+        text = "" if job.state == "interrupted" else why(job)
         if job.state == "finished":
             seconds = self._learn(job)
             text = result_text(job) + (f", {duration(seconds)}" if job.made_here else " (made elsewhere)")
@@ -161,6 +161,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+def why(job: SweepJob) -> str:
+    """Why a job has failed or diverged, without the word itself, which is told before its name."""
+    return job.message.removeprefix("diverged ")
+
+
 def summary(jobs: list[SweepJob], runs: Path) -> str:
     """The last lines: how many runs ended how; each that failed or diverged, and why."""
     cells = [job for job in jobs if job.command == "distill"]
@@ -169,7 +174,7 @@ def summary(jobs: list[SweepJob], runs: Path) -> str:
     lines = [f"{counted(len(cells), 'run')}: {ended}"]
     for job in sorted(jobs, key=lambda job: job.state):  # diverged, failed, finished
         if job.state in ("diverged", "failed"):
-            lines.append(f"{job.state}: {job.name}: {job.message}")
+            lines.append(f"{job.state}: {job.name}: {why(job)}")
             if job.made_here:
                 lines.append(f"  its output: {job.log}")
             if job.state == "failed":

@@ -28,8 +28,8 @@ def task_name(name: str) -> str:
     if key.startswith("massive-") and key not in _TASKS:
         raise UserError(f"MASSIVE has no locale {name[len('massive-') :]!r}; it has: {', '.join(intent.LOCALES)}")
     if key not in (*_TASKS, CUSTOM, CORPUS):
-        known = ", ".join([*_LISTED, CUSTOM, CORPUS])
-        raise UserError(f"unknown task {name!r}{near_miss(key, [*_TASKS, CUSTOM, CORPUS])} (known: {known})")
+        known = f" (known: {', '.join([*_LISTED, CUSTOM, CORPUS])})"
+        raise UserError(f"unknown task {name!r}{near_miss(key, [*_TASKS, CUSTOM, CORPUS]) or known}")
     return key
 
 

@@ -48,8 +48,9 @@ class FiniteWatch:
         term = list(self.first)[order]
         examples = [self.ids[row] if self.ids is not None else str(row) for row in self.rows[step].tolist()]
         shown, newest = few(examples, ", see run.json"), newest_checkpoint(checkpoints)
+        what = "the gradient" if term == "gradient" else f"the loss term {term}"
         raise Diverged(
-            f"diverged at step {step}: {term} is not finite in the batch of examples {shown}; "
+            f"diverged at step {step}: {what} is not finite in the batch of examples {shown}; "
             + (f"the last good checkpoint is {newest.path}" if newest else "no checkpoint had been saved")
             + "; try a lower train.learning_rate or some train.warmup",
             {"step": step, "term": term, "examples": examples},
