@@ -29,6 +29,7 @@ def test_packed_texts_are_a_list_of_strings() -> None:
             packed[place]
 
 
+@pytest.mark.long
 def test_a_row_of_a_large_file_takes_bytes_and_no_objects(tiny_bert: Path, tmp_path: Path) -> None:
     """Peak memory up to a finished run, for each row beyond the first 200; the file has 40 bytes a row."""
     peaks = {}

@@ -160,6 +160,7 @@ def test_a_benchmark_that_was_killed_before_its_first_round_leaves_a_folder_that
     assert {file.name for file in folder.iterdir()} == {"benchmark.json", "benchmark.csv", "benchmark.png"}
 
 
+@pytest.mark.long
 def test_a_benchmark_that_was_stopped_continues_where_it_was(kdbert: KDBERT, run: Path, tmp_path: Path) -> None:
     """Also where its folder is named by the time. The engine is the library's pipeline."""
     root = tmp_path / "runs"
@@ -231,7 +232,7 @@ def test_runs_that_differ_in_one_key_are_named_by_it(
     done = kdbert(*setting.words(tmp_path / "other", precision="fp32", learning_rate=5e-4), "--quiet")
     assert done.code == 0, done.err
     found = contenders([str(run), done.out.strip()], ["torch"], {"task": None, "data_dir": None, "max_length": None})
-    assert [one.name for one in found] == ["kd, 2 layers, seed 1, lr 0.001", "kd, 2 layers, seed 1, lr 5e-4"]
+    assert [one.name for one in found] == ["kd, 2 layers, seed 1, lr 1e-3", "kd, 2 layers, seed 1, lr 5e-4"]
 
 
 def test_an_engine_that_fails_is_named(kdbert: KDBERT, run: Path, tmp_path: Path) -> None:

@@ -16,11 +16,18 @@ from pathlib import Path
 
 import pytest
 
+from kdbert.data import download as download_module
 from kdbert.data.download import download, unpack, write_checked
 from kdbert.disk.lock import alone
 from kdbert.errors import UserError
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken transfers are tried again at once."""
+    monkeypatch.setattr(download_module, "PAUSE", 0.0)
 
 
 def sha256(content: bytes) -> str:

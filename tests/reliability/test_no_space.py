@@ -178,6 +178,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("of", ["files", pytest.param("bytes", marks=pytest.mark.long)])
+@pytest.mark.long
 def test_a_disk_that_is_full(of: str, given: Path, expected: dict[str, Ended], disk: Path, kdbert: Any) -> None:
     """With room for so many more files the making of each fails in turn; with so many bytes, writing into one."""
     beside(given, disk)

@@ -147,6 +147,7 @@ def test_evaluate_gives_the_runs_own_score_and_files_where_asked(
 
 
 @pytest.mark.real_data
+@pytest.mark.long
 def test_diagnostics_are_predicted_with_an_mnli_model_whatever_its_label_order(
     kdbert: Callable[..., Any], glue_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

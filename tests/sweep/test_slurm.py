@@ -208,6 +208,7 @@ def globals_of(pickled: bytes) -> set[str]:
     ("state_of_job", "requeued"),
     [("RUNNING", "requeue 41\n"), pytest.param("COMPLETING", "", marks=pytest.mark.long)],
 )
+@pytest.mark.long
 def test_a_preempted_job_asks_to_be_queued_again_and_a_cancelled_one_does_not(
     place: Place, slurm: Programs, state_of_job: str, requeued: str
 ) -> None:

@@ -59,6 +59,7 @@ def plain(setting: Setting, kdbert: Callable[..., Any], tmp_path_factory: pytest
     ],
     ids=lambda on: "all" if len(on) == len(PLAIN) else list(on)[-1],
 )  # fmt: skip
+@pytest.mark.long
 def test_without_dropout_a_lever_gives_the_plain_curve_over_156_steps(
     on: dict[str, Any], plain: Path, setting: Setting, kdbert: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -294,6 +294,7 @@ def run_words(teacher: Path, vocabulary: Path, text: Path, output: Path, *more: 
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_killed_run_ends_with_the_same_weights(
     teacher: Path, vocabulary: Path, text: Path, kdbert: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -75,9 +75,9 @@ def kill_at(words: list[str], run: Path, step: int, output: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "moments"),
     [
-        ({"accumulation": 2, "selection": "best"}, [3, 30]),
+        ({"accumulation": 2, "selection": "best"}, [30]),
         # At this rate the score goes up and down, so that what is best also changes after the kill.
-        ({"accumulation": 1, "selection": "best", "learning_rate": 5e-3}, [27]),
+        pytest.param({"accumulation": 1, "selection": "best", "learning_rate": 5e-3}, [27], marks=pytest.mark.long),
         ({"accumulation": 1, "selection": "best", "learning_rate": 5e-3, "patience": 1}, [14]),
     ],
     ids=str,

@@ -373,6 +373,7 @@ def test_what_is_too_large_for_memory_lies_on_the_disk_and_is_found_there_again(
 
 
 @pytest.mark.parametrize("method", ["cka-l", pytest.param("ics", marks=pytest.mark.long)])
+@pytest.mark.long
 def test_a_store_in_half_precision_stays_near_the_live_loss_over_50_steps(
     method: str, run: Any, tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ from kdbert.errors import UserError, without_credentials
 log = logging.getLogger("kdbert")
 BLOCK = 1 << 18
 TRIES = 3  # how often a broken connection is tried again
+PAUSE = 1.0  # seconds more before each further try
 TIMEOUT = 60  # seconds without a byte
 # What zipfile and tarfile raise for bytes that are not an archive; RuntimeError: for an encrypted member, or a
 # compression that Python does not know (NotImplementedError).
@@ -77,7 +78,7 @@ def _fetch(url: str, part: Path, target: Path, sha256: str | None) -> None:
                     f"cannot fetch {shown}: {reason} ({size:,} bytes are here; the same command continues "
                     "from there). Without network, download it elsewhere: `kdbert data describe TASK` says where to"
                 ) from None
-            time.sleep(attempt)
+            time.sleep(attempt * PAUSE)
     _put(part, target, sha256, shown)
 
 
