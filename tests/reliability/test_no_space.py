@@ -142,6 +142,7 @@ def named(told: dict[str, list[str]]) -> set[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_files_that_may_not_grow(given: Path, expected: dict[str, Ended], kdbert: Any, tmp_path: Path) -> None:
     place, before = beside(given, tmp_path / "place"), resource.getrlimit(resource.RLIMIT_FSIZE)
 

@@ -257,6 +257,7 @@ def test_a_lock_that_it_inherits_is_held_as_long_as_it_lives(
     assert not FileLock(tmp_path / "lock").taken()
 
 
+@pytest.mark.long
 def test_where_the_server_is_killed_commands_go_on_and_the_next_one_starts(
     server: Preloaded, command: Callable[..., Command]
 ) -> None:

@@ -92,6 +92,7 @@ def test_every_objective_has_the_same_loss_with_and_without_the_levers(
             assert fast[step][key] == pytest.approx(line[key], rel=2e-4), (step, key)
 
 
+@pytest.mark.long
 def test_a_bf16_run_with_the_levers_stays_near_the_plain_one(
     plain: Path, setting: Setting, kdbert: Callable[..., Any], tmp_path: Path
 ) -> None:
