@@ -42,14 +42,15 @@ def script(tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="module")
-def teacher(glue_dir: Path, tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def teacher(glue_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of RTE, hardly trained."""
     from kdbert.recipe import Recipe
     from kdbert.runs.commands import finetune
 
     keys = {
         "task.name": "rte", "task.data_dir": str(glue_dir), "task.max_length": 32, "method.name": "finetune",
-        "train.max_steps": 2, "student.model": str(tiny_bert),
+        "train.max_steps": 2,
+        "student.model": str(make_bert(tmp_path_factory.mktemp("bert") / "bert", positions=512)),
         "output.dir": str(tmp_path_factory.mktemp("runs") / "teacher"),
     }  # fmt: skip
     return finetune(Recipe.build(flags=keys)).path
