@@ -141,7 +141,7 @@ ROWS = [
         Row("report", f"run/{file}", NOTED, damages=(damage,))
         for file, damage in (
             ("run.json", truncated), ("run.json", deleted), ("metrics.jsonl", unreadable),
-            ("predictions/dev.jsonl", flipped), ("model/config.json", a_folder), ("diagnostics/cka.csv", deleted),
+            ("predictions/dev.jsonl", flipped), ("diagnostics/cka.csv", deleted),
         )
     ),
     # What no command reads.

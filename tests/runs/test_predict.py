@@ -209,6 +209,7 @@ def wrong(*words: str, files: dict[str, str] | None = None, told: str = "") -> t
         ("class", wrong("a.csv", files={"a.csv": "text\n"}, told="a.csv")),
         ("class", wrong("a.csv", "--keep-columns", files={"a.csv": "text,prediction\na,b\n"}, told="'prediction'")),
         ("score", wrong("a.txt", files={"a.txt": "a\n"}, told="sentence1")),
+        ("score", wrong("a.csv", files={"a.csv": "id,sentence1\n1,a\n"}, told="sentence2")),
         ("score", wrong("a.csv", "--scores", "logits", files={"a.csv": "sentence1,sentence2\na,b\n"}, told="--scores")),
         ("token", wrong("a.jsonl", files={"a.jsonl": '{"tokens": []}\n'}, told="line 1")),
         ("token", wrong("a.jsonl", files={"a.jsonl": '{"tokens": [1]}\n'}, told="line 1")),

@@ -60,7 +60,9 @@ def predict(
     from kdbert.disk.files import atomic_write
     from kdbert.runs.predict import Predictor
 
-    form = format or ("txt" if file == "-" or path.suffix == ".txt" else form_of(path))
+    form = format or ("txt" if file == "-" else form_of(path))
+    if form is None:
+        raise UserError(f"{file}: its name does not tell its format; name it with --format csv, tsv, jsonl or txt")
     predictor = Predictor.of(
         model, task, scores=scores, labels=o.split_list(labels), max_length=max_length, batch_size=batch_size,
         precision=precision,

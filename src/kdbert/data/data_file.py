@@ -16,7 +16,7 @@ from kdbert.errors import UserError, near_miss
 Record = tuple[str, Mapping[str, Any]]
 # What Arrow and `datasets` raise of damaged bytes, besides Arrow's own errors.
 FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
-FORMS = {".csv": "csv", ".tsv": "tsv", ".json": "jsonl", ".jsonl": "jsonl", ".parquet": "parquet"}
+FORMS = {".csv": "csv", ".tsv": "tsv", ".json": "jsonl", ".jsonl": "jsonl", ".parquet": "parquet", ".txt": "txt"}
 _LONGEST_FIELD = 2**31 - 1
 _AT_A_TIME = 1000  # rows of a parquet file or saved dataset that are Python objects at once
 _NO_HEADER = {
@@ -63,6 +63,11 @@ def open_data_file(path: Path, split: str | None = None) -> DataFile:
     if not path.exists():
         raise UserError(f"no file {str(path)!r}: check the path")
     form = form_of(path)
+    if form is None or form == "txt":
+        raise UserError(
+            f"{path}: cannot tell its format; expected .csv, .tsv, .jsonl, .json (plain or .gz), .parquet or a folder "
+            "written by datasets.save_to_disk (plain text: --corpus; tagged words of your own are not read yet)"
+        )
     read = partial(rows_of, path, form, split)
     columns: dict[str, None] = {}
     count = broken = 0
@@ -75,20 +80,10 @@ def open_data_file(path: Path, split: str | None = None) -> DataFile:
     return DataFile(path, tuple(columns), read, broken)
 
 
-def form_of(path: Path) -> str:
-    """How a file is read, by its name: csv, tsv, jsonl, parquet, or saved (a folder).
-
-    Raises:
-        UserError: the name does not tell.
-    """
+def form_of(path: Path) -> str | None:
+    """How a file is read, by its name: csv, tsv, jsonl, parquet, txt, or saved (a folder); None if unknown."""
     suffix = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
-    form = "saved" if path.is_dir() else FORMS.get(suffix)
-    if form is None:
-        raise UserError(
-            f"{path}: cannot tell its format; expected .csv, .tsv, .jsonl, .json (plain or .gz), .parquet or a folder "
-            "written by datasets.save_to_disk (plain text: --corpus; tagged words of your own are not read yet)"
-        )
-    return form
+    return "saved" if path.is_dir() else FORMS.get(suffix)
 
 
 def rows_of(path: Path, form: str, split: str | None = None) -> Iterator[Record]:

@@ -170,12 +170,16 @@ class SavedModel:
 
     def examples(self, split: str) -> Examples:
         """A split of a task with labels."""
+        self.check_task()
+        return self.spec.load(split, self.data_dir)
+
+    def check_task(self) -> None:
+        """Refuse a masked-LM where a task with labels is asked about."""
         if self.spec.head.plain_text:
             raise UserError(
                 f"{self.given!r} is a masked-LM, which answers no task yet; fine-tune it first: "
                 f"`kdbert finetune-teacher --task TASK --model {self.given}`"
             )
-        return self.spec.load(split, self.data_dir)
 
     def _text(self) -> TextSplit:
         """Plain text as the model's run has read it; hidden are the tokens that its dev split hides."""

@@ -101,12 +101,8 @@ class Predictor:
         if scores is not None and scores not in SCORES:
             raise UserError(f"--scores {scores!r}: expected {' or '.join(SCORES)}")
         saved = saved_model(model, task, labels=labels, max_length=max_length)
+        saved.check_task()
         head = saved.spec.head
-        if head.plain_text:
-            raise UserError(
-                f"{model!r} is a masked-LM, which labels no text yet; fine-tune it first: "
-                f"`kdbert finetune-teacher --task TASK --model {model}`"
-            )
         if scores is not None and not head.classes:
             raise UserError(f"task {saved.spec.name!r} {head.takes}, which is the prediction itself: omit --scores")
         saved.check()
@@ -152,28 +148,25 @@ class Predictor:
                 yield self._of_texts([cell_text(record, name, where) for name in columns], number, place), record
 
     def columns(self, source: str, there: tuple[str, ...], named: list[str] | None) -> tuple[str, ...]:
-        """The columns that hold the texts: those named, those of the run's own data, or known names.
+        """The columns that hold the texts: those named, the only one, those of the run's own data, or known names.
 
         Raises:
             UserError: they cannot be told.
         """
         spec, lower = self.saved.spec, [name.lower() for name in there]
-        wanted = 2 if spec.pair else 1
-        for names in (named, spec.own.text if spec.own is not None and named is None else None):
-            if names is None:
-                continue
-            if len(names) != wanted:
-                raise UserError(f"task {spec.name!r} takes {wanted} column(s) of text, not {', '.join(names)}")
-            absent = next((name for name in names if name not in there), None)
-            if absent is None:
-                return tuple(names)
-            if named is not None or wanted == 2 or len(there) > 1:
-                raise UserError(
-                    f"{source} has no column {absent!r}{near_miss(absent, there)} (it has: {', '.join(there)}); name "
-                    "the text with --text-columns"
-                )
-        if len(there) == wanted:
+        names = tuple(named or (spec.own.text if spec.own is not None else ()))
+        if not spec.pair and named is None and len(there) == 1:
             return there
+        if names and len(names) != 1 + spec.pair:
+            raise UserError(f"task {spec.name!r} takes {1 + spec.pair} column(s) of text, not {', '.join(names)}")
+        absent = next((name for name in names if name not in there), None)
+        if absent is not None:
+            raise UserError(
+                f"{source} has no column {absent!r}{near_miss(absent, there)} (it has: {', '.join(there)}); name "
+                "the text with --text-columns"
+            )
+        if names:
+            return names
         known: list[tuple[str, ...]] = [*TEXT_PAIRS] if spec.pair else [(name,) for name in TEXT_COLUMNS]
         if spec.head.of_words:
             known = [(name,) for name in (*WORD_COLUMNS, *TEXT_COLUMNS)]
@@ -221,10 +214,8 @@ class Predictor:
                 )  # fmt: skip
                 predicted = spec.head.predicted(found.logits)
                 for (_, record), place in zip(some, spec.head.places(part), strict=True):
-                    yield (
-                        record,
-                        {"prediction": spec.head.written(predicted[place])} | self._scores(found.logits[place]),
-                    )
+                    answer = {"prediction": spec.head.written(predicted[place])}
+                    yield record, {**answer, **self._scores(found.logits[place])}
                 bar.update(len(some))
 
     def _scores(self, logits: np.ndarray) -> dict[str, Any]:
