@@ -39,8 +39,9 @@ from kdbert.reporting.collect import Run, read_run
 from kdbert.reporting.curves import read_log
 from kdbert.reporting.predicted import read_predictions, read_scores
 from kdbert.runs.folder import RunFolder
-from kdbert.tasks.custom import infer_columns, own_rows
 from kdbert.tasks.intent import read_clinc
+from kdbert.tasks.own.columns import infer_columns
+from kdbert.tasks.own.task import own_rows
 from kdbert.tasks.readers import Columns, read_multi_label, read_tagged, read_tsv
 from kdbert.tasks.spec import Own
 from kdbert.training.checkpoint import newest_checkpoint, save_checkpoint
@@ -108,8 +109,8 @@ def contents(draw: st.DrawFn, samples: list[bytes]) -> bytes:
 def read_custom(path: Path) -> object:
     """A person's own file, as task custom reads it."""
     table = open_data_file(path)
-    text, label = infer_columns(table, None, None)
-    return list(own_rows(table, Own(text, label), True))
+    columns = infer_columns(table)
+    return list(own_rows(table, Own(columns.text, columns.label), True))
 
 
 def read_recipe(path: Path) -> object:

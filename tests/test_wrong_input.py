@@ -23,7 +23,8 @@ from conftest import VOCABULARY, make_bert
 from kdbert.data.data_file import open_data_file
 from kdbert.disk.sealed import sealed
 from kdbert.errors import UserError
-from kdbert.tasks.custom import infer_columns, own_rows
+from kdbert.tasks.own.columns import infer_columns
+from kdbert.tasks.own.task import own_rows
 from kdbert.tasks.spec import Own
 
 Words = list[Any]
@@ -1625,8 +1626,8 @@ def test_every_case_has_a_name() -> None:
 def read(path: Path) -> None:
     """Read a person's own file to its end, as task custom does."""
     table = open_data_file(path)
-    text, label = infer_columns(table, None, None)
-    list(own_rows(table, Own(text, label), True, ("negative", "positive")))
+    columns = infer_columns(table)
+    list(own_rows(table, Own(columns.text, columns.label), True, ("negative", "positive")))
 
 
 @pytest.mark.parametrize(("spoil", "told"), FILES)

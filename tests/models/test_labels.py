@@ -24,7 +24,7 @@ from kdbert.models.locate import ModelPlace, locate
 from kdbert.models.open import open_classifier
 from kdbert.models.way import decide
 from kdbert.tasks import TaskSpec, get_task
-from kdbert.tasks.custom import custom_task
+from kdbert.tasks.own import custom_task
 from kdbert.training.teacher import LOGITS, LiveTeacher, StoredTeacher
 
 IDS = torch.tensor([[2, 7, 8, 9, 3], [2, 11, 12, 13, 3]])

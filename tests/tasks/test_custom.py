@@ -22,7 +22,8 @@ from kdbert.data.data_file import open_data_file
 from kdbert.data.examples import Examples
 from kdbert.errors import UserError
 from kdbert.tasks import TaskSpec
-from kdbert.tasks.custom import custom_task, infer_columns, own_rows
+from kdbert.tasks.own.columns import infer_columns
+from kdbert.tasks.own.task import custom_task, own_rows
 from kdbert.tasks.spec import Own
 
 ROWS = [
@@ -189,7 +190,7 @@ def test_a_test_file_may_have_labels_or_not(tmp_path: Path) -> None:
 def test_columns_are_inferred_by_name(tmp_path: Path, columns: str, text: str, label: str) -> None:
     names = columns.split()
     table = open_data_file(write_csv(tmp_path, [dict.fromkeys(names, "x"), dict.fromkeys(names, "y")]))
-    assert infer_columns(table, None, None) == (tuple(text.split()), label)
+    assert infer_columns(table) == (tuple(text.split()), (label,), False)
 
 
 @pytest.mark.parametrize(("columns", "told"), [("a b c", "label column"), ("a b label", "text columns")])
@@ -316,7 +317,7 @@ def test_stray_quotes_lose_no_row_of_a_csv_file_without_a_word(data: st.DataObje
         path.write_text(f"text,label\n{content}\nlast,0\nlast,1\nlast,2\n", encoding="utf-8")
         found = []
         with contextlib.suppress(UserError):
-            found = list(own_rows(open_data_file(path), Own(("text",), "label"), True, {"0", "1", "2"}))
+            found = list(own_rows(open_data_file(path), Own(("text",), ("label",)), True, ("0", "1", "2")))
         assert len(found) in (0, 12)
 
 

@@ -52,12 +52,15 @@ TASK = (
     Flag("--task", "task.name", str, "Task; `kdbert data list` shows them. [quickstart]"),
     Flag("--data-dir", "task.data_dir", str, "Folder of the data. [$KDBERT_DATA_DIR, else data; glue_data for GLUE]"),
     Flag("--max-length", "task.max_length", int, "Tokens per example; longer texts are cut. [the task's]"),
-    Flag("--train-file", "task.train_file", str, "--task custom: csv, tsv, jsonl, parquet, or a saved dataset."),
+    Flag("--train-file", "task.train_file", str, "--task custom: csv, tsv, jsonl, parquet, conll, or a saved dataset."),
     Flag("--dev-file", "task.dev_file", str, "--task custom: dev data, in the same form."),
+    Flag("--dev-share", "task.dev_share", float, "--task custom: take this share of the training file as dev data."),
     Flag("--test-file", "task.test_file", str, "--task custom: test data, in the same form."),
+    Flag("--split-names", "task.split_names", str, "--task custom: of a saved dataset. [train,validation,test]"),
     Flag("--text-columns", "task.text_columns", str, "--task custom: one or two columns, a,b. [by name]"),
-    Flag("--label-column", "task.label_column", str, "--task custom: the column of the labels. [by name]"),
-    Flag("--kind", "task.kind", str, "--task custom: single-label, or regression. [regression for fractions]"),
+    Flag("--label-column", "task.label_column", str, "--task custom: of the labels; several: a 0 or 1 each. [by name]"),
+    Flag("--label-separator", "task.label_separator", str, "--task custom: the sign between several classes: '|'."),
+    Flag("--kind", "task.kind", str, "--task custom: single-label, multi-label, regression, or token. [by form]"),
 )
 CORPUS = (Flag("--corpus", "task.train_file", str, "--task corpus: a text file or a folder of them, a text per line."),)
 TEACHER = (

@@ -1,4 +1,4 @@
-"""Data files as rows of named columns: csv, tsv, json lines, parquet, a saved dataset."""
+"""Data files as rows of named columns: csv, tsv, json lines, parquet, a saved dataset, CoNLL."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kdbert.data.conll import sentences
 from kdbert.data.files import read_lines
 from kdbert.disk.sealed import TWICE, parse_json
 from kdbert.errors import UserError, near_miss
@@ -17,7 +18,9 @@ Record = tuple[str, Mapping[str, Any]]
 # What Arrow and `datasets` raise of damaged bytes, besides Arrow's own errors.
 FAULTS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 FORMS = {".csv": "csv", ".tsv": "tsv", ".json": "jsonl", ".jsonl": "jsonl", ".parquet": "parquet", ".txt": "txt"}
+FORMS |= dict.fromkeys((".conll", ".conll2003", ".iob", ".iob2", ".bio", ".bioes", ".ner"), "conll")
 _LONGEST_FIELD = 2**31 - 1
+_MOST_COLUMNS = 10_000
 _AT_A_TIME = 1000  # rows of a parquet file or saved dataset that are Python objects at once
 _NO_HEADER = {
     "\0": "the names hold zero bytes (UTF-16? convert it with `iconv -f utf-16le -t utf-8`)",
@@ -45,7 +48,7 @@ class DataFile:
                 raise UserError(f"{self.path} has no column {name!r}{close} (it has: {listed})")
 
 
-def open_data_file(path: Path, split: str | None = None) -> DataFile:
+def open_data_file(path: Path, split: str | None = None, *, words: bool = False) -> DataFile:
     """Open any supported file or folder, and read through it once to check it.
 
     In `.tsv` a line is a row and a quote an ordinary character, as in GLUE's files. `.csv` follows RFC 4180: a quoted
@@ -53,20 +56,21 @@ def open_data_file(path: Path, split: str | None = None) -> DataFile:
     ordinary character. Every row has as many columns as the header. Blank lines at the end are ignored.
 
     Args:
-        path: `.csv`, `.tsv`, `.json`/`.jsonl` (one object a line), each plain or `.gz`; `.parquet`;
-            or a folder written by `datasets.save_to_disk`.
+        path: `.csv`, `.tsv`, `.json`/`.jsonl` (one object a line), `.conll` (`kdbert.data.conll`), each plain or
+            `.gz`; `.parquet`; or a folder written by `datasets.save_to_disk`.
         split: which split of a saved DatasetDict to read.
+        words: it holds tagged words (see `form_of`).
 
     Raises:
         UserError: missing, of an unknown format, empty, or faulty (with the line).
     """
     if not path.exists():
         raise UserError(f"no file {str(path)!r}: check the path")
-    form = form_of(path)
+    form = form_of(path, words)
     if form is None or form == "txt":
         raise UserError(
-            f"{path}: cannot tell its format; expected .csv, .tsv, .jsonl, .json (plain or .gz), .parquet or a folder "
-            "written by datasets.save_to_disk (plain text: --corpus; tagged words of your own are not read yet)"
+            f"{path}: cannot tell its format; expected .csv, .tsv, .jsonl, .json, .conll (plain or .gz), .parquet or a "
+            "folder written by datasets.save_to_disk (plain text: --corpus; a tagged word on each line: --kind token)"
         )
     read = partial(rows_of, path, form, split)
     columns: dict[str, None] = {}
@@ -80,10 +84,26 @@ def open_data_file(path: Path, split: str | None = None) -> DataFile:
     return DataFile(path, tuple(columns), read, broken)
 
 
-def form_of(path: Path) -> str | None:
-    """How a file is read, by its name: csv, tsv, jsonl, parquet, txt, or saved (a folder); None if unknown."""
+def form_of(path: Path, words: bool = False) -> str | None:
+    """How a file is read, by its name: csv, tsv, jsonl, parquet, conll, txt, or saved (a folder); None if unknown.
+
+    Tagged words (`words`) often lie in files called `.txt`, `.tsv` or anything: these are `conll` unless it is a table.
+    """
     suffix = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
-    return "saved" if path.is_dir() else FORMS.get(suffix)
+    form = "saved" if path.is_dir() else FORMS.get(suffix)
+    if words and (form in (None, "txt") or (form == "tsv" and _has_blocks(path))):
+        return "conll"
+    return form
+
+
+def _has_blocks(path: Path) -> bool:
+    """Whether a blank line comes before another line."""
+    blank = False
+    for _, line in read_lines(path):
+        if blank and line.strip():
+            return True
+        blank = blank or not line.strip()
+    return False
 
 
 def rows_of(path: Path, form: str, split: str | None = None) -> Iterator[Record]:
@@ -93,6 +113,7 @@ def rows_of(path: Path, form: str, split: str | None = None) -> Iterator[Record]
         "tsv": partial(_delimited, path, _tab_separated),
         "jsonl": partial(_json_lines, path),
         "txt": partial(_text_lines, path),
+        "conll": partial(sentences, path),
         "parquet": partial(_parquet, path),
         "saved": partial(_saved_dataset, path, split),
     }
@@ -112,8 +133,7 @@ def _delimited(path: Path, split: Callable[[Path], Iterator[tuple[int, list[str]
             continue
         if blank:
             raise UserError(
-                f"{path}, line {blank}: a blank line between rows (if each line is a tagged word: tagged words of your "
-                "own are not read yet)"
+                f"{path}, line {blank}: a blank line between rows (if each line is a tagged word, say --kind token)"
             )
         if len(cells) != len(header):
             what = "is a comma not quoted"
@@ -128,8 +148,10 @@ def _delimited(path: Path, split: Callable[[Path], Iterator[tuple[int, list[str]
 
 def _header(path: Path, cells: list[str]) -> tuple[str, ...]:
     """The names of the columns; the first may be empty, as pandas writes its index."""
-    names = tuple(name.strip() for name in cells)
     where = f"{path}, line 1"
+    if len(cells) > _MOST_COLUMNS:
+        raise UserError(f"{where}: {len(cells):,} columns; is a line break missing, or is this no table of texts?")
+    names = tuple(name.strip() for name in cells)
     twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
     if twice:
         raise UserError(f"{where}: a column name occurs twice ({twice})")
@@ -215,14 +237,21 @@ def _parquet(path: Path) -> Iterator[Record]:
             if len(set(columns)) != len(columns):
                 raise UserError(f"{path}: a column name occurs twice ({', '.join(columns)})")
             info = parse_json((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))  # as `datasets` writes it
-            names = {
-                column: tuple(map(str, feature["names"]))
-                for column, feature in info.get("info", {}).get("features", {}).items()
-                if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-            }
+            names = _class_names(info.get("info", {}).get("features", {}))
             yield from _records((batch.to_pylist() for batch in file.iter_batches(_AT_A_TIME)), names)
     except (pyarrow.ArrowException, *FAULTS) as error:
         raise UserError(f"{path}: not a readable parquet file ({first_line(error)})") from None
+
+
+def saved_splits(path: Path) -> tuple[str, ...]:
+    """The splits of a folder written by `DatasetDict.save_to_disk`; none of anything else."""
+    listed = path / "dataset_dict.json"
+    if not listed.is_file():
+        return ()
+    try:
+        return tuple(map(str, parse_json(listed.read_text(encoding="utf-8"))["splits"]))
+    except (OSError, ValueError, LookupError, TypeError):
+        raise UserError(f"{path}: the saved dataset is damaged (dataset_dict.json)") from None
 
 
 def _saved_dataset(path: Path, split: str | None) -> Iterator[Record]:
@@ -235,13 +264,11 @@ def _saved_dataset(path: Path, split: str | None) -> Iterator[Record]:
             wanted = ("validation", "dev") if split == "dev" else (split or "train",)
             name = next((one for one in wanted if one in data), None)
             if name is None:
-                raise UserError(f"{path} has no split {wanted[0]!r} (it has: {', '.join(data)})")
+                raise UserError(
+                    f"{path} has no split {wanted[0]!r} (it has: {', '.join(data)}; --split-names says which is which)"
+                )
             data = data[name]
-        names = {
-            column: tuple(feature.names)
-            for column, feature in data.features.items()
-            if isinstance(feature, datasets.ClassLabel)
-        }
+        names = _class_names(data.features.to_dict())
         yield from _records((batch.to_pylist() for batch in data.with_format("arrow").iter(_AT_A_TIME)), names)
     except FileNotFoundError:
         raise UserError(f"{path}: a folder, but not one written by datasets.save_to_disk") from None
@@ -263,13 +290,28 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def _class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Column -> names of its class numbers, of those that hold such or lists of such."""
+    found = {}
+    for column, feature in features.items():
+        inner = feature.get("feature", feature) if isinstance(feature, dict) else None
+        if isinstance(inner, dict) and inner.get("_type") == "ClassLabel":
+            found[column] = tuple(map(str, inner["names"]))
+    return found
+
+
 def _records(batches: Iterator[list[dict[str, Any]]], names: Mapping[str, tuple[str, ...]]) -> Iterator[Record]:
     number = 0
     for batch in batches:
         for record in batch:
             for column, classes in names.items():
-                value = record.get(column)
-                if isinstance(value, int):  # -1 marks "no label" in published data sets
-                    record[column] = classes[value] if 0 <= value < len(classes) else None
+                record[column] = _named(record.get(column), classes)
             yield f"row {number}", record
             number += 1
+
+
+def _named(value: Any, classes: tuple[str, ...]) -> Any:
+    """Class numbers as names; None for one out of range: -1 marks "no label" in published data sets."""
+    if isinstance(value, list):
+        return [_named(one, classes) for one in value]
+    return (classes[value] if 0 <= value < len(classes) else None) if isinstance(value, int) else value

@@ -111,6 +111,16 @@ def no_class(value: Any) -> str | None:
     return "soft labels (a list of numbers, one for each class)"
 
 
+def listed(value: Any) -> list[Any] | None:
+    """The list that a value is, or that a text is as JSON, Python or numpy write one; None for anything else."""
+    if isinstance(value, str):
+        text = value.strip()
+        value = _parsed(text) if len(text) <= _LONGEST and text[:1] + text[-1:] in ("[]", "{}", "()") else None
+    if isinstance(value, set):
+        return sorted(value, key=str)
+    return list(value) if isinstance(value, (list, tuple)) else None
+
+
 def _in_a_row(text: str) -> str | None:
     """What several numbers or tags in one text look like; None for another text."""
     parts = re.split(r"[,;|\s]+", text)

@@ -50,11 +50,12 @@ def entity_counts(
 ) -> np.ndarray:
     """Entities of each sentence: right where first word, last word and kind are (seqeval, default mode).
 
-    An entity begins at a B, and at an I that follows an O, another kind or nothing.
+    An entity begins at each B and S, and at an I or E that does not continue one (`continues`). L and U of the scheme
+    BILOU are read as E and S.
 
     Args:
         predictions, labels: tag numbers of all words, [W]. groups: [W], number of each word's sentence, ascending.
-        classes: the tags: O, B, I or B-KIND, I-KIND.
+        classes: the tags: O, or a letter of B, I, E, S, L, U alone or with a kind, B-KIND.
     """
     size = int(groups.max()) + 1
     found, there = (_entities(tags, groups, classes) for tags in (predictions, labels))
@@ -66,19 +67,23 @@ def entity_counts(
 def _entities(tags: np.ndarray, groups: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     """One number for each entity: (first word * W + last word) * number of classes + kind."""
     kinds = sorted({name.partition("-")[2] for name in classes})
-    letter = np.array(["OBI".index(name[0]) for name in classes])[tags]
+    letters = [name[0] for name in classes]
     kind = np.array([kinds.index(name.partition("-")[2]) for name in classes])[tags]
+    follows = np.array([[continues(before, letter) for letter in letters] for before in letters])
     first = np.ones(len(tags), dtype=bool)
     first[1:] = groups[1:] != groups[:-1]
-    before, kind_before = np.roll(letter, 1), np.roll(kind, 1)
-    before[first] = 0
-    starts = (letter == 1) | ((letter == 2) & ((before == 0) | (kind_before != kind)))
-    inside = (letter == 2) & ~starts
+    inside = follows[np.roll(tags, 1), tags] & (np.roll(kind, 1) == kind) & ~first
+    starts = (np.array(letters) != OUTSIDE)[tags] & ~inside
     begin = np.flatnonzero(starts)
     # The last word of an entity is the one before the next that is not inside one.
     ends = np.flatnonzero(np.append(~inside, True))
     last = ends[np.searchsorted(ends, begin, side="right")] - 1
     return (begin * len(tags) + last) * len(classes) + kind[begin]
+
+
+def continues(before: str, letter: str) -> bool:
+    """Whether a tag with this letter continues the entity of the tag before it, if both have the same kind."""
+    return letter in "IEL" and before in "BI"
 
 
 def token_counts(predictions: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: Sequence[str]) -> np.ndarray:

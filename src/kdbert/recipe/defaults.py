@@ -14,7 +14,7 @@ from kdbert.recipe import Recipe
 from kdbert.recipe.sections import MemorySection, StudentSection, TaskSection, TeacherTraining, TrainSection
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec, get_task
 from kdbert.tasks.corpus import corpus_task
-from kdbert.tasks.custom import custom_task
+from kdbert.tasks.own import custom_task
 from kdbert.tasks.spec import DATA_DIR
 
 log = logging.getLogger("kdbert")
@@ -34,8 +34,11 @@ def task_of(task: TaskSection) -> TaskSpec:
     if task.name != CUSTOM:
         return get_task(task.name)
     assert task.train_file is not None
-    assert task.dev_file is not None
-    return custom_task(task.train_file, task.dev_file, task.test_file, task.text_columns, task.label_column, task.kind)
+    return custom_task(
+        task.train_file, task.dev_file, task.test_file, text_columns=task.text_columns, label_column=task.label_column,
+        kind=task.kind, label_separator=task.label_separator, dev_share=task.dev_share, dev_seed=task.dev_seed,
+        split_names=task.split_names,
+    )  # fmt: skip
 
 
 def missing_teachers(recipe: Recipe) -> int:

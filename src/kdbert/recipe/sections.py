@@ -28,10 +28,20 @@ class TaskSection(Section):
     train_file: str | None = Field(None, description="custom: training file; corpus: text file or folder (--corpus)")
     dev_file: str | None = Field(None, description="custom: dev file; corpus: dev text (default: one text in 20)")
     test_file: str | None = Field(None, description="custom: test file")
+    dev_share: float | None = Field(
+        None, gt=0, le=0.5, description="custom: take this share of the training file as the dev split, label by label"
+    )
+    dev_seed: int = Field(1, ge=0, le=LARGEST_SEED, description="which rows dev_share takes; the same for all runs")
+    split_names: list[str] | None = Field(
+        None, description="custom: what a saved dataset calls its training, dev and test split"
+    )
     text_columns: list[str] | None = Field(None, description="custom: one or two columns")
-    label_column: str | None = Field(None, description="custom: the label's column")
-    kind: Literal["single-label", "regression"] | None = Field(
-        None, description="custom: how to read labels (default: regression if some are fractions, else single-label)"
+    label_column: str | list[str] | None = Field(
+        None, description="custom: the label's column; several columns of 0 and 1: one for each class"
+    )
+    label_separator: str | None = Field(None, description="custom: the sign between the classes of one text")
+    kind: Literal["single-label", "multi-label", "regression", "token"] | None = Field(
+        None, description="custom: how to read labels (default: by their form; regression if some are fractions)"
     )
     text_unit: Literal["line", "document", "file"] = Field(
         "line", description="corpus: one text is a line, a document (ends at a blank line), or a file"
@@ -39,10 +49,16 @@ class TaskSection(Section):
     mask_probability: float = Field(0.15, gt=0, lt=1, description="corpus: fraction of tokens to mask")
     mask_words: bool = Field(False, description="corpus: mask whole words instead of single tokens")
 
-    @field_validator("text_columns", mode="before")
+    @field_validator("text_columns", "split_names", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("label_column", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        return parts[0] if isinstance(parts, list) and len(parts) == 1 else parts
 
     @field_validator("kind", mode="before")
     @classmethod
@@ -59,7 +75,10 @@ class TaskSection(Section):
 
     @model_validator(mode="after")
     def _files(self) -> TaskSection:
-        own = ("train_file", "dev_file", "test_file", "text_columns", "label_column", "kind")
+        own = (
+            "train_file", "dev_file", "test_file", "dev_share", "split_names", "text_columns", "label_column",
+            "label_separator", "kind",
+        )  # fmt: skip
         given = [f"--{key.replace('_', '-')}" for key in own if getattr(self, key) is not None]
         if self.name == CORPUS:
             if self.train_file is None:
@@ -67,8 +86,8 @@ class TaskSection(Section):
             if tables := [flag for flag in given if flag not in ("--train-file", "--dev-file")]:
                 raise ValueError(f"{tables[0]} does not apply to plain text (task 'corpus')")
         elif self.name == CUSTOM:
-            if missing := [flag for flag in ("--train-file", "--dev-file") if flag not in given]:
-                raise ValueError(f"task 'custom' needs {' and '.join(missing)}")
+            if self.train_file is None:
+                raise ValueError("task 'custom' needs --train-file, and --dev-file or --dev-share")
         elif given:
             raise ValueError(f"{given[0]} goes with --task custom; task {self.name!r} has its own files")
         return self

@@ -15,7 +15,7 @@ from kdbert.data.data_file import Record, cell_text
 from kdbert.data.examples import RawExample, examples_of
 from kdbert.errors import UserError, near_miss
 from kdbert.runs.answers import SavedModel, answers, saved_model
-from kdbert.tasks.custom import TEXT_COLUMNS, TEXT_PAIRS
+from kdbert.tasks.own import TEXT_COLUMNS, TEXT_PAIRS, WORD_COLUMNS
 from kdbert.training.forward import check_runs
 from kdbert.training.loggers import progress_bar
 from kdbert.training.precision import choose_precision, make_accelerator
@@ -23,7 +23,6 @@ from kdbert.training.precision import choose_precision, make_accelerator
 log = logging.getLogger("kdbert")
 
 AT_A_TIME = 2048  # texts that are in RAM, sorted by length into batches, and answered before the next are read
-WORD_COLUMNS = ("tokens", "words")
 SCORES = ("logits", "probabilities")
 Text = str | Sequence[str]
 

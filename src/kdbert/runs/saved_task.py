@@ -12,7 +12,7 @@ from kdbert.data.examples import RawExample
 from kdbert.disk.files import content_digest
 from kdbert.errors import UserError
 from kdbert.tasks import TaskSpec
-from kdbert.tasks.custom import own_split, own_task
+from kdbert.tasks.own import own_split, own_task, saved_split
 from kdbert.tasks.spec import Own, Split
 
 
@@ -25,12 +25,18 @@ def task_record(spec: TaskSpec) -> dict[str, Any]:
         for name, split in spec.splits.items()
         if split.place is not None
     }
+    own = spec.own
     return {
         "task": {
             "kind": spec.kind,
             "labels": list(spec.labels),
-            "text_columns": list(spec.own.text),
-            "label_column": spec.own.label,
+            "text_columns": list(own.text),
+            "label_column": own.label[0] if len(own.label) == 1 else list(own.label),
+            "label_form": own.form,
+            "label_separator": own.separator,
+            "dev_share": own.dev_share,
+            "dev_seed": own.dev_seed,
+            "split_names": dict(own.split_names),
             "files": files,
         }
     }
@@ -47,19 +53,35 @@ def saved_task(run: Path | str, facts: Mapping[str, Any], data_dir: str | None, 
     """
     record: Any = facts.get("task")
     try:
-        own = Own(tuple(map(str, record["text_columns"])), str(record["label_column"]))
-        kind, labels, files = record["kind"], list(map(str, record["labels"])), dict(record["files"])
-        splits = {name: _saved_split(own, name, file, labels, data_dir) for name, file in files.items()}
+        own, kind, labels, files = _own(record), record["kind"], tuple(map(str, record["labels"])), record["files"]
+        splits = {name: _saved_split(own, name, file, kind, labels, data_dir) for name, file in files.items()}
         digests, source = {name: str(file["sha256"]) for name, file in files.items()}, Path(files["train"]["path"])
     except (LookupError, TypeError, ValueError, AttributeError):
         raise UserError(f"{run}: run.json does not say what was read; train it again with --overwrite") from None
     if test_file is not None:
-        splits["test"] = own_split(open_data_file(Path(test_file), "test"), own, "test", labels)
+        table = open_data_file(Path(test_file), own.split_names.get("test", "test"), words=kind == "token")
+        splits["test"] = own_split(table, own, "test", labels)
         digests["test"] = content_digest(Path(test_file))
     return own_task(replace(own, digests=digests), kind, labels, splits, source)
 
 
-def _saved_split(own: Own, name: str, file: Mapping[str, Any], labels: list[str], data_dir: str | None) -> Split:
+def _own(record: Mapping[str, Any]) -> Own:
+    """What a run has read of its files. Runs of older versions have one class or score for each row."""
+    label = record["label_column"]
+    return Own(
+        tuple(map(str, record["text_columns"])),
+        (label,) if isinstance(label, str) else tuple(map(str, label)),
+        record.get("label_form", "one"),
+        record.get("label_separator"),
+        record.get("dev_share"),
+        record.get("dev_seed", 1),
+        record.get("split_names", {}),
+    )
+
+
+def _saved_split(
+    own: Own, name: str, file: Mapping[str, Any], kind: str, labels: tuple[str, ...], data_dir: str | None
+) -> Split:
     """A split whose file is looked for when it is read."""
     place = Path(file["path"])
     if data_dir is not None and (Path(data_dir) / place.name).exists():
@@ -75,6 +97,6 @@ def _saved_split(own: Own, name: str, file: Mapping[str, Any], labels: list[str]
             raise UserError(f"{path}, the run's {name} file, cannot be read ({error.strerror}); {cure}") from None
         if digest != file["sha256"]:
             raise UserError(f"{path} is not the run's {name} file any more, its content is another; {cure}")
-        return own_split(open_data_file(path, name), own, name, labels).read(path)
+        return saved_split(path, own, name, kind, labels).read(path)
 
     return Split((), read, labelled=bool(file["labelled"]), place=place)

@@ -37,5 +37,5 @@ def get_task(name: str) -> TaskSpec:
     """The registered task of that name."""
     key = task_name(name)
     if key == CUSTOM:
-        raise UserError("task 'custom' is your own files; it exists only with --train-file and --dev-file")
+        raise UserError("task 'custom' is your own files; it exists only with --train-file")
     return corpus_task("a person's own") if key == CORPUS else _TASKS[key]

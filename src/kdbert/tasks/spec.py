@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -46,20 +46,44 @@ class Split:
                 yield row
 
 
+LabelForm = Literal["one", "list", "marks", "separated", "columns", "tags"]
+
+
 @dataclass(frozen=True)
 class Own:
-    """What is read of a person's own files: one or two text columns, and the label column.
+    """What is read of a person's own files.
 
-    `digests`: of a finished run's task, split -> digest of its file.
+    Attributes:
+        text: one or two text columns; of tagged words the column of the words.
+        label: the label's column; of form `columns` several.
+        form: how a label is written: `one` class or score, a `list` of classes, a list of `marks` (0 or 1 for each
+            class), classes in a text, `separated` by `separator`, `columns` of marks, a list of `tags`.
+        dev_share: the dev split is this part of the training file; `dev_seed` decides which rows.
+        split_names: split -> its name in a saved dataset, where a person named them.
+        digests: of a finished run's task, split -> digest of its file.
     """
 
     text: tuple[str, ...]
-    label: str
+    label: tuple[str, ...]
+    form: LabelForm = "one"
+    separator: str | None = None
+    dev_share: float | None = None
+    dev_seed: int = 1
+    split_names: Mapping[str, str] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
 
     def scored_on(self, split: str) -> tuple[object, ...]:
         """Equal for two runs that are scored on the same examples of a split."""
-        return self.text, self.label, self.digests.get(split)
+        part = (self.dev_share, self.dev_seed) if split == "dev" and self.dev_share is not None else None
+        return (
+            self.text,
+            self.label,
+            self.form,
+            self.separator,
+            part,
+            self.split_names.get(split),
+            self.digests.get(split),
+        )
 
 
 def counts(train: int, dev: int, test: int) -> dict[str, int]:
