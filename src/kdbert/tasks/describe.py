@@ -137,7 +137,8 @@ def _labels(spec: TaskSpec, part: Examples, counts: np.ndarray | None) -> Iterat
     every = range(len(counts)) if len(counts) <= SHOWN else np.argsort(-counts, kind="stable")[:SHOWN]
     told = ", ".join(f"{spec.labels[number]} {counts[number]}" for number in every)
     if len(counts) > SHOWN:
-        told += f", … ({len(counts)} classes, {counts.min()} to {counts.max()} each)"
+        fewest, most = counts.min(), counts.max()
+        told += f", … ({len(counts)} classes, {most if most == fewest else f'{fewest} to {most}'} each)"
     told += f"; commonest {spec.labels[commonest]} ({100 * counts[commonest] / len(labels):.1f} %)"
     yield f"  {'tags' if spec.head.of_words else 'labels'}: {told}"
     if labels.ndim == 2:
@@ -200,7 +201,7 @@ def _lengths(part: Examples, tokenizer: Any, unit: str, limit: int) -> str:
     if tokenizer is None:
         return told
     told += f"; longer than {limit}: {_share(int((found > limit).sum()), len(found))}"
-    return told + (f"; words cut off: {_share(cut, int(part.word_offsets[-1]), 'word')}" if part.words else "")
+    return told + (f"; cut off: {_share(cut, int(part.word_offsets[-1]), 'word')}" if part.words else "")
 
 
 def lengths(part: Examples, tokenizer: Any, limit: int) -> tuple[np.ndarray, int]:
