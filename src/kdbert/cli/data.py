@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kdbert.cli import flags as f
 from kdbert.cli import options as o
 
 if TYPE_CHECKING:
-    from kdbert.data.examples import Examples
     from kdbert.tasks import TaskSpec
 
 DataDir = Annotated[
     str | None, typer.Option(help="Folder of the task's files. [$KDBERT_DATA_DIR, else glue_data for GLUE, or data]")
 ]
 Tasks = Annotated[str, typer.Argument(help="Task, or glue for all of GLUE.")]
-SHOWN = 12  # labels of a distribution
 
 
 def list_tasks(data_dir: DataDir = None) -> None:
@@ -39,81 +38,44 @@ def list_tasks(data_dir: DataDir = None) -> None:
     print("custom              your own csv, tsv, jsonl, parquet or saved dataset: --train-file, --dev-file")
 
 
+@f.takes(f.TASK)
 def describe(
-    task: Annotated[str, typer.Argument(help="Task.")],
-    data_dir: DataDir = None,
-    max_length: Annotated[int | None, typer.Option(min=4, help="Count longer examples. [the task's length]")] = None,
+    keys: dict[str, Any],
+    name: Annotated[str | None, typer.Argument(metavar="TASK", help="The same as --task.")] = None,
     model: Annotated[
         str | None, typer.Option(help="Count the tokens of this model. [the quickstart's; words if not installed]")
     ] = None,
     examples: Annotated[int, typer.Option(min=0, help="Show the first examples of each split.")] = 0,
     debug: o.Debug = False,
 ) -> None:
-    """Show origin, licence, labels and lengths of a task.
+    """Show labels, lengths, duplicates and leakage of a task.
 
     kdbert data describe rte --max-length 128
+    kdbert data describe custom --train-file train.csv --dev-file dev.csv
     """
+    o.start(quiet=not examples)  # how own files are read is told with their first row
+    from kdbert.errors import UserError, printable
     from kdbert.models.locate import QUICKSTART_MODEL
-    from kdbert.tasks import CORPUS, CUSTOM, get_task
-    from kdbert.tasks.origins import missing_files
+    from kdbert.recipe import Recipe
+    from kdbert.recipe.defaults import task_of
+    from kdbert.tasks import CORPUS, task_name
+    from kdbert.tasks.describe import described
 
-    own = {
-        CUSTOM: "your own files; to see how kdbert reads them (docs/tasks.md): "
-        "kdbert distill --task custom --train-file a.csv --dev-file b.csv --dry-run",
-        CORPUS: "your own plain text; to see how kdbert reads it (docs/domain.md): "
-        "kdbert finetune-teacher --corpus a.txt --model bert-base-uncased --dry-run",
-    }
-    if task.lower() in own:
-        print(f"{task.lower()}: {own[task.lower()]}")
+    given = {task_name(one) for one in (name, keys.get("task.name")) if one is not None}
+    if len(given) == 2:
+        raise UserError(f"{' and '.join(sorted(given))} are two tasks; name one")
+    if given == {CORPUS}:
+        print(
+            "corpus: your own plain text; to see how kdbert reads it (docs/domain.md): kdbert finetune-teacher "
+            "--corpus a.txt --model bert-base-uncased --dry-run"
+        )
         return
-    spec = get_task(task)
-    print(f"{spec.name}: {spec.title}")
-    print(f"kind: {spec.kind}, {spec.head.answers}")
-    print(f"metrics: {', '.join(spec.metrics)} (selection by {spec.metrics[0]})")
-    if "f1" in spec.metrics:
-        print(f"f1: of class {spec.labels[1]}")
-    print(f"length: {spec.max_length} tokens\nsource: {spec.source}\nlicence: {spec.licence}")
-    for wanted in missing_files(spec, data_dir) if spec.folder else []:
-        if wanted.by_hand:
-            print(f"not fetched: {wanted}")
-    if spec.warning:
-        print(f"warning: {spec.warning}")
+    task = Recipe.build(flags={**keys, "task.name": given.pop() if given else None}).task
+    spec = task_of(task)
     tokenizer = _tokenizer(model, spec.head.of_words)
-    unit, limit = f"tokens of {model or QUICKSTART_MODEL}", max_length or spec.max_length
-    for split in spec.splits:
-        path = spec.path(split, data_dir)
-        if path is None:
-            print(f"{split}: {_looked_for(spec, split, data_dir)}")
-            continue
-        part = spec.load(split, data_dir)
-        print(f"{split}: {len(part)} rows in {path}")
-        print(f"  {_labels(spec, part)}")
-        print(f"  {_lengths(part, tokenizer, unit, limit)}")
-        for number in range(min(examples, len(part))):
-            print(f"  {_example(spec, part, number)}")
-
-
-def _looked_for(spec: TaskSpec, split: str, data_dir: str | None) -> str:
-    """Which file of a split is not there, and where it was looked for."""
-    root = spec.root(data_dir)
-    folders = [str(root / spec.folder), str(root)]
-    return f"no file {spec.splits[split].files[0]} (plain or .gz) in {' or '.join(dict.fromkeys(folders))}"
-
-
-def _labels(spec: TaskSpec, part: Examples) -> str:
-    """The distribution of labels."""
-    if part.labels is None:
-        return "no labels"
-    if not spec.labels:
-        return f"scores {part.labels.min():.2f} to {part.labels.max():.2f}, mean {part.labels.mean():.3f}"
-    sets = part.labels.ndim == 2  # of classes
-    counts = [int((part.labels[:, i] if sets else part.labels == i).sum()) for i in range(len(spec.labels))]
-    shown = ", ".join(f"{label} {count}" for label, count in list(zip(spec.labels, counts, strict=True))[:SHOWN])
-    if sets:
-        shown += f", none {int((~part.labels.any(1)).sum())}"
-    if spec.document is not None:
-        shown += f" ({len({spec.document(name) for name in part.ids})} documents)"
-    return shown + (f", … ({len(counts)} classes)" if len(counts) > SHOWN else "")
+    unit = "words" if tokenizer is None else f"tokens of {model or QUICKSTART_MODEL}"
+    for line in described(spec, task.data_dir, tokenizer, unit, task.max_length or spec.max_length, examples):
+        print(printable(line), flush=True)
 
 
 def _tokenizer(model: str | None, words: bool) -> Any:
@@ -124,36 +86,6 @@ def _tokenizer(model: str | None, words: bool) -> Any:
     if model is None and not quickstart_installed():
         return None
     return load_tokenizer(locate(model or QUICKSTART_MODEL), words=words)
-
-
-def _lengths(part: Examples, tokenizer: Any, unit: str, limit: int) -> str:
-    """Percentiles of the lengths, and the share that is cut; in words if there is no tokenizer."""
-    import numpy as np
-
-    from kdbert.data.encode import encode
-
-    if tokenizer is None:
-        texts = zip(part.text_a, part.text_b or [""] * len(part), strict=True)
-        lengths, unit = np.array([len(f"{a} {b}".split()) for a, b in texts]), "words"
-    else:
-        lengths = encode(part, tokenizer, 1_000_000).lengths
-    middle, most, nearly = np.percentile(lengths, [50, 90, 99])
-    told = f"{unit}: median {middle:.0f}, 90 % up to {most:.0f}, 99 % up to {nearly:.0f}, longest {lengths.max()}"
-    cut = int((lengths > limit).sum())
-    return told if tokenizer is None else f"{told}; {cut} ({100 * cut / len(lengths):.1f} %) longer than {limit}"
-
-
-def _example(spec: TaskSpec, part: Examples, number: int) -> str:
-    """One example on one line."""
-    import json
-
-    words = None if part.words is None else list(part.words[number])
-    shown: dict[str, object] = {"text": part.text_a[number]} if words is None else {"words": words}
-    if part.text_b is not None:
-        shown["text_b"] = part.text_b[number]
-    if part.labels is not None:
-        shown["label"] = spec.head.written(part.labels[spec.head.places(part)[number]])
-    return json.dumps(shown, ensure_ascii=False)
 
 
 def verify(task: Tasks, data_dir: DataDir = None, debug: o.Debug = False) -> None:
@@ -197,11 +129,12 @@ def _specs(task: str) -> list[TaskSpec]:
 def _verdict(spec: TaskSpec, split: str, data_dir: str | None) -> tuple[bool, str]:
     """Whether a split is as published as far as can be told, and what was found."""
     from kdbert.data.files import unpacked_sha256
+    from kdbert.tasks.describe import looked_for
     from kdbert.tasks.origins import known
 
     paths = spec.files(split, data_dir)
     if not paths:
-        return False, f"missing: {_looked_for(spec, split, data_dir)}"
+        return False, f"missing: {looked_for(spec, split, data_dir)}"
     rows, expected = len(spec.load(split, data_dir)), spec.rows.get(split)
     fine = expected is None or rows == expected
     same_rows = "as kdbert divides the file" if spec.splits[split].tenths else "as published"

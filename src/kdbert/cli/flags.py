@@ -1,6 +1,7 @@
 """Every flag that sets a recipe key, in one table: to find the flag of a key, or the key of a flag, search this file.
 
-`distill`, `finetune-teacher`, `train-memory` and `sweep` take their flags from here. A new flag is one line.
+`distill`, `finetune-teacher`, `train-memory`, `sweep` and `data describe` take their flags from here. A new flag is one
+line.
 """
 
 from __future__ import annotations
