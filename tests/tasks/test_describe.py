@@ -17,8 +17,8 @@ from kdbert.data.examples import Examples
 from kdbert.models.load import load_tokenizer
 from kdbert.models.locate import locate
 from kdbert.tasks import TaskSpec, get_task
-from kdbert.tasks.custom import custom_task
 from kdbert.tasks.describe import class_counts, described, entities, lengths, repeated, rows_of
+from kdbert.tasks.own import custom_task
 
 TRAIN = """text,label
 good film,pos

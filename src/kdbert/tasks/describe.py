@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -18,14 +17,13 @@ from kdbert.data.encode import encode
 from kdbert.data.examples import Examples
 from kdbert.metrics.grouped import OUTSIDE, entity_counts
 from kdbert.tasks.origins import missing_files
+from kdbert.tasks.own.tags import mark_entities
 from kdbert.tasks.spec import TaskSpec
 
 SHOWN = 12  # classes that are told
 IDS = 5  # of rows that repeat others
 _AT_A_TIME = 10_000  # rows whose tokens are in RAM
 _WHOLE = 1_000_000  # tokens: nothing is longer
-_TAG = re.compile(r"O|[BI](-.+)?")
-_AS_BI = str.maketrans("SUEL", "BBII")  # BIOES, BILOU: S and U are an entity of one word, E and L end one
 
 
 class Rows(NamedTuple):
@@ -63,7 +61,7 @@ def described(
         yield f"source: {spec.source}"
         yield f"licence: {spec.licence}"
     else:
-        yield f"columns: text from {' + '.join(spec.own.text)}; label from {spec.own.label}"
+        yield f"columns: text from {' + '.join(spec.own.text)}; label from {', '.join(spec.own.label)}"
     if spec.folder:
         yield from (f"not fetched: {wanted}" for wanted in missing_files(spec, data_dir) if wanted.by_hand)
     if spec.warning:
@@ -155,14 +153,9 @@ def _labels(spec: TaskSpec, part: Examples, counts: np.ndarray | None) -> Iterat
 
 def entities(spec: TaskSpec, part: Examples) -> dict[str, np.ndarray] | None:
     """Kind -> how many entities of it each sentence has, int64 [N]; None if the tags do not mark entities."""
-    tags = [name[:1].translate(_AS_BI) + name[1:] for name in spec.labels]
-    groups = spec.label_groups(part.ids, part.words)
-    if (
-        part.labels is None
-        or groups is None
-        or not all(map(_TAG.fullmatch, tags))
-        or not any(t[0] == "I" for t in tags)
-    ):
+    tags, groups = spec.labels, spec.label_groups(part.ids, part.words)
+    # Where nothing continues an entity (EBM PICO), each word is a case of its own.
+    if part.labels is None or groups is None or not mark_entities(tags) or not any(name[0] in "IEL" for name in tags):
         return None
     found = {}
     for kind in sorted({name.partition("-")[2] for name in tags if name != OUTSIDE}):
