@@ -21,13 +21,13 @@ STANDARD_INPUT = Path("/dev/stdin")
 def predict(
     model: o.Model,
     file: Annotated[
-        str, typer.Argument(help="csv, tsv, json lines, parquet, txt (a text per line), a saved dataset; -: stdin.")
+        str, typer.Argument(help="csv, tsv, json lines, parquet, conll, txt (a text per line), a saved dataset; -: stdin.")
     ] = "-",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON lines. [standard output]")] = None,
     scores: Annotated[str | None, typer.Option(help="Also write logits or probabilities, by label.")] = None,
     keep_columns: Annotated[bool, typer.Option("--keep-columns", help="Also write the columns of the file.")] = False,
     text_columns: Annotated[str | None, typer.Option(help="The column(s) of the text: premise,hypothesis.")] = None,
-    format: Annotated[str | None, typer.Option(help="csv, tsv, jsonl or txt. [by the name; stdin: txt]")] = None,
+    format: Annotated[str | None, typer.Option(help="csv, tsv, jsonl, txt or conll. [by the name; stdin: txt]")] = None,
     task: o.RunsTask = None,
     labels: o.Labels = None,
     max_length: o.MaxLength = None,
@@ -46,8 +46,10 @@ def predict(
     One JSON object per text, in the order of the input: its label, labels, score or tags.
     """
     o.start(quiet)
-    if format not in (None, "csv", "tsv", "jsonl", "txt"):
-        raise UserError(f"--format {format!r}: expected csv, tsv, jsonl or txt")
+    if format not in (None, "csv", "tsv", "jsonl", "txt", "conll"):
+        raise UserError(f"--format {format!r}: expected csv, tsv, jsonl, txt or conll")
+    if format == "conll" and file == "-":
+        raise UserError("--format conll: such a file is read twice, which standard input cannot be; name the file")
     if output is not None and output.exists() and not overwrite:
         raise UserError(f"{output} is there already: choose another --output, or pass --overwrite to replace it")
     path = STANDARD_INPUT if file == "-" else Path(file)
@@ -62,7 +64,7 @@ def predict(
 
     form = format or ("txt" if file == "-" else form_of(path))
     if form is None:
-        raise UserError(f"{file}: its name does not tell its format; name it with --format csv, tsv, jsonl or txt")
+        raise UserError(f"{file}: its name does not tell its format; name it with --format csv, tsv, jsonl, txt or conll")
     predictor = Predictor.of(
         model, task, scores=scores, labels=o.split_list(labels), max_length=max_length, batch_size=batch_size,
         precision=precision,

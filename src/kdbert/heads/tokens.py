@@ -54,13 +54,14 @@ class Tokens(Head):
     def label_logits(self, logits: np.ndarray, data: Encoded, columns: Sequence[int] | None = None) -> np.ndarray:
         """Logits of words, [W, C], from those of tokens.
 
-        A word that was cut off, or has no token, counts as one outside of all entities (tag "O").
+        A word that was cut off, or has no token, counts as one outside of all entities (tag "O"); where no tag means
+        that, as the first tag.
         """
         assert data.word_tokens is not None
         found = (logits if columns is None else logits[:, columns])[data.word_tokens]
         lost = data.word_tokens < 0
         found[lost] = 0.0
-        found[lost, self.numbers[OUTSIDE]] = 1.0
+        found[lost, self.numbers.get(OUTSIDE, 0)] = 1.0
         return found
 
     def written(self, answer: Any) -> Any:

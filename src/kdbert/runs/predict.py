@@ -16,6 +16,7 @@ from kdbert.data.examples import RawExample, examples_of
 from kdbert.errors import UserError, near_miss
 from kdbert.runs.answers import SavedModel, answers, saved_model
 from kdbert.tasks.own import TEXT_COLUMNS, TEXT_PAIRS, WORD_COLUMNS
+from kdbert.tasks.own.forms import read_words
 from kdbert.training.forward import check_runs
 from kdbert.training.loggers import progress_bar
 from kdbert.training.precision import choose_precision, make_accelerator
@@ -138,11 +139,7 @@ class Predictor:
             if missing is not None:
                 raise UserError(f"{where}: there is no {missing!r}")
             if self.saved.spec.head.of_words:
-                cell = record[columns[0]]
-                words = cell.split() if isinstance(cell, str) else cell
-                if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-                    raise UserError(f"{where}: {columns[0]!r} is neither a text nor a list of words")
-                yield self._of_words(words, number, place), record
+                yield self._of_words(read_words(record, columns[0], where), number, place), record
             else:
                 yield self._of_texts([cell_text(record, name, where) for name in columns], number, place), record
 
@@ -182,8 +179,7 @@ class Predictor:
         return RawExample(str(number), texts[0], texts[1] if len(texts) > 1 else None, None, place)
 
     def _of_words(self, words: Sequence[str], number: int, place: str) -> RawExample:
-        if not words:
-            raise UserError(f"{place}: there are no words")
+        self.empty += not words
         return RawExample(str(number), " ".join(words), None, None, place, tuple(words))
 
     def rows(
