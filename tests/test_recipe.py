@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kdbert import Recipe, UserError
+from kdbert.data.labels import label_text
 from kdbert.recipe.defaults import resolve_distill, teacher_recipes
 from kdbert.runs.folder import identity_of
 from small_run import changed
@@ -69,6 +70,17 @@ def test_aliases_of_a_method_and_a_task_are_one_recipe(method: str) -> None:
         ("output.tracker='wandb'", "list"),
         ("train=3", "below"),
         ("method.temperature=0", "0"),
+        ("train.label_smoothing=1", "1"),
+        ("train.label_smoothing=-0.1", "0"),
+        ("train.class_weights='balancd'", "balanced"),
+        ("train.class_weights='a=1,b'", "a weight for each label"),
+        ("train.class_weights='a=b=1'", "a weight for each label"),
+        ("train.class_weights='a=1,a=2'", "'a' is named twice"),
+        ("train.class_weights='a=1,=2'", "empty"),
+        ("train.class_weights='a=1,b=-2'", "0 or more"),
+        ("train.class_weights='a=1,b=inf'", "finite"),
+        ("train.class_weights='a=0,b=0'", "every weight is 0"),
+        ("train.class_weights=2", "balanced"),
     ],
 )
 def test_a_wrong_value_is_told_as_it_was_typed_and_not_in_words_of_a_library(text: str, limit: str) -> None:
@@ -208,6 +220,34 @@ def test_layer_numbers_in_every_spelling(value: Any, init: Any) -> None:
     assert Recipe.of({"student": {"init": value}}).student.init == init
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "yes=2, no=0.5", {"yes": 2, "no": "0.5"}, {" yes ": 2.0, "no": 5e-1},
+    ],
+)  # fmt: skip
+def test_weights_of_classes_in_every_spelling(value: Any, tmp_path: Path) -> None:
+    recipe = Recipe.of({"train": {"class_weights": value}})
+    assert recipe.train.class_weights == {"yes": 2.0, "no": 0.5}
+    assert Recipe.build(write(tmp_path, recipe.yaml())) == recipe
+    assert Recipe.build(write(tmp_path, "train: {class_weights: {yes: 2, no: 0.5}}")) == recipe
+
+
+@pytest.mark.parametrize("weights", [{}, {"a": "nan"}, {"1": 2, 1.0: 2}, {"a": True}, {"a": {"b": 1}}, [1, 2]], ids=str)
+def test_weights_that_are_none_are_refused(weights: Any) -> None:
+    with pytest.raises(UserError, match=r"^train\.class_weights: "):
+        Recipe.of({"train": {"class_weights": weights}})
+
+
+def test_keys_that_came_later_are_no_part_of_an_experiment_that_does_not_use_them() -> None:
+    identity = Recipe.of(FULL).identity(CONTENT)["train"]
+    assert not {"class_weights", "label_smoothing"} & set(identity)
+
+
+# Labels that are one each, as `label_text` has them.
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=8).filter(lambda name: label_text(name) == name)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     epochs=st.integers(1, 10**6),
@@ -219,6 +259,7 @@ def test_layer_numbers_in_every_spelling(value: Any, init: Any) -> None:
     folder=st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
     labels=st.none() | st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=3),
     init=st.sampled_from(["first", "last", "even"]) | st.lists(st.integers(1, 24), min_size=1, max_size=5, unique=True),
+    weights=st.none() | st.dictionaries(NAMES, st.floats(1e-9, 1e9), min_size=1, max_size=3),
 )
 @example(
     epochs=1,
@@ -230,17 +271,18 @@ def test_layer_numbers_in_every_spelling(value: Any, init: Any) -> None:
     folder="\x85",
     labels=["é\u2028"],
     init="first",
+    weights={"yes": 1.0, "~": 2.0, "<<": 3.0, "=": 1.0, "1_0": 1.0, "2001-01-01": 1.0},
 )
 def test_a_recipe_survives_its_yaml(
     epochs: int, rate: float, alpha: float, temperature: float, schedule: str, seed: int, folder: str,
-    labels: list[str] | None, init: Any,
+    labels: list[str] | None, init: Any, weights: dict[str, float] | None,
 ) -> None:  # fmt: skip
     recipe = Recipe.of({
         "task": {"name": "stsb", "data_dir": folder},
         "teachers": [{"model": f"runs/{folder}", "labels": labels}],
         "student": {"model": "bert", "init": init},
         "method": {"name": "kd", "alpha": alpha, "temperature": temperature},
-        "train": {"epochs": epochs, "learning_rate": rate, "schedule": schedule},
+        "train": {"epochs": epochs, "learning_rate": rate, "schedule": schedule, "class_weights": weights},
         "seed": seed,
         "output": {"runs_dir": folder},
     })  # fmt: skip
@@ -297,6 +339,9 @@ def test_places_seed_and_output_do_not_make_another_experiment(changes: dict[str
         {"train.batch_size": 8},
         {"train.precision": "fp32"},
         {"train.bucketing": True},
+        {"train.class_weights": "balanced"},
+        {"train.class_weights": {"a": 1, "b": 2}},
+        {"train.label_smoothing": 0.1},
         {"student.layers": 3},
         {"student.init": "last"},
         {"task.max_length": 32},
@@ -339,6 +384,7 @@ WITHOUT_TEACHER = {**FULL, "teachers": [], "teacher_training": {"model": "base"}
         {"train.selection": "best"},
         {"train.teacher_cache": False},
         {"output.dir": "this/very/one"},
+        {"train.class_weights": "balanced", "train.label_smoothing": 0.1},
     ],
     ids=str,
 )

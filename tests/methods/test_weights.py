@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from kdbert.heads import SingleLabel
 from kdbert.methods import LossTerms, Models, Needs, Outputs, Shape, all_methods, get_method
 
 every_method = pytest.mark.parametrize("options", METHODS.values(), ids=METHODS.keys())
@@ -266,3 +268,23 @@ def test_original_reads_padding_and_corrected_does_not(options: dict[str, Any]) 
 def test_a_term_that_is_no_mean_is_refused() -> None:
     with pytest.raises(ValueError, match=r"batch\.mean"):
         LossTerms().add("mine", torch.ones(3), 1.0)
+
+
+WITH_LABELS: dict[str, dict[str, Any]] = {
+    **METHODS,
+    **{name: {"name": name} for name in ("kd", "multi-kd", "finetune")},
+}
+
+
+@pytest.mark.parametrize("options", WITH_LABELS.values(), ids=WITH_LABELS.keys())
+@pytest.mark.parametrize(
+    "changes", [{"class_weights": (0.5, 3.0, 2.0, 1.0, 1.0)}, {"label_smoothing": 0.2}], ids=["weights", "smoothing"]
+)
+def test_weights_of_classes_and_smoothing_change_the_hard_term_and_no_other(
+    options: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    head = SingleLabel(tuple("abcde"))
+    assert {one["name"] for one in WITH_LABELS.values()} == {*all_methods()} - {"ve-kd"}  # which reads no labels
+    plain, changed = (run(make_method(options, head=one), examples()).terms for one in (head, replace(head, **changes)))
+    assert plain.weights == changed.weights
+    assert {name for name, value in plain.terms.items() if not torch.equal(value, changed.terms[name])} == {"hard"}

@@ -205,6 +205,17 @@ def test_a_row_is_named_by_no_key_that_is_not_needed(kdbert: Kdbert, tmp_path: P
     assert grid[0][:-1] == ["method", "train.learning_rate", "train.epochs", "train.warmup"]
 
 
+def test_weights_of_classes_split_rows_and_name_them(kdbert: Kdbert, tmp_path: Path) -> None:
+    for number, keys in enumerate(({}, {"class_weights": "balanced"}, {"class_weights": {"no": 1.0, "yes": 3.0}})):
+        write_run(tmp_path, score=0.4, constant=0.5, name=f"{number}", **keys)
+    shown = kdbert("table", tmp_path).out
+    (grid,) = tables_of(shown)
+    assert grid[0][1:-1] == ["train.class_weights", "train.class_weights.no", "train.class_weights.yes"]
+    assert sorted(row[1:-1] for row in grid[1:]) == [["-", "-", "-"], ["-", "1", "3"], ["balanced", "-", "-"]]
+    assert "kd, class weights balanced" in shown
+    assert "kd, class weights no 1" in shown
+
+
 def test_a_table_of_all_runs_is_of_those_below_runs_dir(
     kdbert: Kdbert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ from small_run import Parts, assert_same_gradients, build, gradients, logged
 
 KINDS = ("token", "multi_label")
 EXACT = {"dropout": 0.0, "precision": "fp32"}
+WEIGHED = {"class_weights": "balanced", "label_smoothing": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +53,11 @@ def step(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("changes", [{}, WEIGHED], ids=["plain", "weighed"])
 def test_padding_packing_micro_batches_and_the_cache_change_no_loss_and_no_gradient(
-    settings: dict[str, HeadSetting], kind: str, tmp_path: Path
+    settings: dict[str, HeadSetting], changes: dict[str, Any], kind: str, tmp_path: Path
 ) -> None:
-    parts = make(settings, kind, tmp_path / "run")
+    parts = make(settings, kind, tmp_path / "run", **changes)
     rows = np.arange(11)
     expected, grads = step(parts, parts.stored_teacher(), rows)
     assert expected["soft"] > 0.01
@@ -63,7 +65,7 @@ def test_padding_packing_micro_batches_and_the_cache_change_no_loss_and_no_gradi
         found, own = step(parts, teacher, rows, accumulation)
         assert found == pytest.approx(expected, rel=1e-5)
         assert_same_gradients(own, grads, rtol=1e-5)
-    plain = make(settings, kind, tmp_path / "plain", packing=False, first_token=False, attention="eager")
+    plain = make(settings, kind, tmp_path / "plain", packing=False, first_token=False, attention="eager", **changes)
     plain.module.load_state_dict(parts.module.state_dict())
     found, own = step(plain, plain.live_teacher(), rows)
     assert found == pytest.approx(expected, rel=1e-5)
@@ -263,7 +265,7 @@ def test_ics_compares_examples_with_equal_sets_of_classes(settings: dict[str, He
 def test_two_processes_give_what_one_gives(
     settings: dict[str, HeadSetting], kind: str, kdbert: Any, tmp_path: Path
 ) -> None:
-    words = settings[kind].words(tmp_path / "one", **EXACT, **{"train.learning_rate": 1e-4})
+    words = settings[kind].words(tmp_path / "one", **EXACT, **WEIGHED, **{"train.learning_rate": 1e-4})
     assert kdbert(*words).code == 0
     words[words.index("--runs-dir") + 1] = str(tmp_path / "two")
     ended = Two.command(tmp_path / "printed", words).join()

@@ -26,16 +26,19 @@ from small_run import (
     Setting,
     assert_same_gradients,
     build,
+    changed,
     gradients,
     logged,
     ragged_rows,
 )
 
+WEIGHED = {"class_weights": {"negative": 0.25, "positive": 3}, "label_smoothing": 0.1}
 
-@pytest.fixture(scope="module")
-def exact(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Parts:
-    """The student without dropout, in float32."""
-    return build(setting.recipe(tmp_path_factory.mktemp("run"), dropout=0.0, precision="fp32"))
+
+@pytest.fixture(scope="module", params=[{}, WEIGHED], ids=["plain", "weighed"])
+def exact(setting: Setting, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """The student without dropout, in float32; and with weights of classes and label smoothing."""
+    return build(setting.recipe(tmp_path_factory.mktemp("run"), dropout=0.0, precision="fp32", **request.param))
 
 
 def run_steps(parts: Parts, teacher: Teacher, rows: np.ndarray, accumulation: int) -> tuple[float, dict[str, Any]]:
@@ -94,8 +97,8 @@ def test_the_teachers_cache_changes_no_loss(setting: Setting, kdbert: Any, tmp_p
 BF16_TOLERANCE = 0.02  # relative; bfloat16 keeps 8 bits, so logits of 1 are off by some 0.004
 
 
-def test_a_bf16_encoder_gives_nearly_the_loss_of_fp32(exact: Parts, setting: Setting, tmp_path: Path) -> None:
-    half = build(setting.recipe(tmp_path, dropout=0.0, precision="bf16"))
+def test_a_bf16_encoder_gives_nearly_the_loss_of_fp32(exact: Parts) -> None:
+    half = build(changed(exact.recipe, {"train.precision": "bf16"}))
     half.module.load_state_dict(exact.module.state_dict())
     rows = np.arange(BATCH)
     loss, expected = run_steps(exact, exact.stored_teacher(), rows, 1)

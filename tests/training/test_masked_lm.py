@@ -270,6 +270,19 @@ def test_without_new_pieces_and_tolerance_it_is_plain_masked_lm_distillation(
             torch.testing.assert_close(grads[f"student.{name}"], parameter.grad, rtol=1e-3, atol=1e-6)
 
 
+def test_label_smoothing_changes_the_masked_lm_term_and_no_other(
+    teacher: Path, vocabulary: Path, text: Path, tmp_path: Path
+) -> None:
+    keys = {"method.alpha_mse": 1.0, "method.tolerance": 0.0}
+    plain, _ = Step(teacher, vocabulary, text, tmp_path, **keys).run(np.arange(9))
+    smooth = Step(teacher, vocabulary, text, tmp_path, **keys, **{"train.label_smoothing": 0.2})
+    terms, grads = smooth.run(np.arange(9))
+    assert {name for name, value in terms.items() if value != plain[name]} == {"mlm"}
+    parts, own = smooth.run(np.arange(9), accumulation=4)
+    assert parts == pytest.approx(terms, rel=1e-5)
+    assert_same_gradients(own, grads, rtol=1e-4)
+
+
 def test_where_nothing_is_hidden_the_masked_lm_loss_is_zero_and_no_nan(teacher: Path, tmp_path: Path) -> None:
     common = tmp_path / "common.txt"
     common.write_text("\n".join(" ".join(WORDS[i : i + 5]) for i in range(90)), encoding="utf-8")

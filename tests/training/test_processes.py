@@ -171,6 +171,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "finetune": {"method.name": "finetune"},
     "multi-kd": {"method.name": "multi-kd"},
     **{name: keys for name, keys in FEATURES.items() if name not in ("cka-i internal=false", "cka-ilg layerwise")},
+    "cka-l weighed": {**FEATURES["cka-l"], "class_weights": "balanced", "label_smoothing": 0.1},
     "ve-kd": {
         "method.name": "ve-kd", "method.variant": "original", "method.tolerance": 0.2, "method.alpha_ce": 2.0,
         "method.alpha_mse": 0.01, "method.alpha_cos": 5.0, "method.alpha_mlm": 1.0,

@@ -87,6 +87,8 @@ TRAINING = (
     *PRECISION,
     Flag("--bucketing/--no-bucketing", "train.bucketing", bool, "Batch examples of similar length. [off]"),
     Flag("--batch-sampler", "train.batch_sampler", str, "random, or class-balanced: groups of one class. [random]"),
+    Flag("--class-weights", "train.class_weights", str, "Of the hard loss: balanced, or no=1,yes=3. [all alike]"),
+    Flag("--label-smoothing", "train.label_smoothing", float, "Of the hard loss: from 0 to below 1. [0]"),
 )
 SEED = (Flag("--seed", "seed", int, "Seed of the head, the data order and dropout. [1]"),)
 RUNS_DIR = (Flag("--runs-dir", "output.runs_dir", str, "Root of the run folders; handles are looked up here. [runs]"),)

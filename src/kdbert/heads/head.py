@@ -13,9 +13,9 @@ an example has many labels, `masked_lm` where it has none. A head opens neither 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -25,10 +25,17 @@ from kdbert.data.batches import Batch
 from kdbert.data.corpus import TextSplit
 from kdbert.data.encode import Encoded
 from kdbert.data.examples import Examples
-from kdbert.losses.hard import cross_entropy
+from kdbert.data.labels import class_number, label_text
+from kdbert.errors import UserError, few
+from kdbert.losses.hard import balanced_weights, cross_entropy
 from kdbert.metrics import score
 
 Variant = Literal["corrected", "original"]
+
+
+@lru_cache(maxsize=8)  # a copy to a GPU in every step would make the host wait
+def _tensor(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ class Head(ABC):
 
     Attributes:
         classes: their names, in the order of the logits; empty where there are none.
+        class_weights: of each class in the hard loss; empty: all count alike.
+        label_smoothing: share of a label that the hard loss spreads over all classes.
         kind: its name in a `TaskSpec`, a recipe and run.json.
         takes: completes "task X, which …".
         makes: what a model with this head is, for its card.
@@ -53,6 +62,8 @@ class Head(ABC):
     """
 
     classes: tuple[str, ...] = ()
+    class_weights: tuple[Any, ...] = ()
+    label_smoothing: float = 0.0
 
     kind: ClassVar[str]
     takes: ClassVar[str]
@@ -115,7 +126,38 @@ class Head(ABC):
 
     def hard_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Loss against the labels: of each example [B], or of each token [B, L] with 0 where it has no label."""
-        return cross_entropy(logits, labels)
+        return cross_entropy(logits, labels, self._weights(logits), self.label_smoothing)
+
+    def _weights(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """`class_weights` as a tensor where the logits are."""
+        return _tensor(self.class_weights, logits.dtype, logits.device) if self.class_weights else None
+
+    def balanced_weights(self, labels: np.ndarray) -> tuple[Any, ...]:
+        """`class_weights` with which all classes count alike in these labels."""
+        return tuple(balanced_weights(labels, len(self.classes)))
+
+    def given_weights(self, given: Mapping[str, float]) -> tuple[Any, ...]:
+        """`class_weights` from the weight of each label.
+
+        Raises:
+            UserError: a label is not one of the classes, or a class has no weight.
+        """
+        key = "train.class_weights"
+        numbers = {label_text(name) or name: number for number, name in enumerate(self.classes)}
+        weights = {class_number(label, numbers, key): weight for label, weight in given.items()}
+        if missing := [name for number, name in enumerate(self.classes) if number not in weights]:
+            raise UserError(f"{key}: no weight for {few(missing)}; give one for each of the {len(self.classes)} labels")
+        return tuple(weights[number] for number in range(len(self.classes)))
+
+    @property
+    def weights_by_class(self) -> dict[str, Any]:
+        """Class -> its weight, as run.json has it."""
+        return dict(zip(self.classes, self.class_weights, strict=False))
+
+    @property
+    def weights_in_words(self) -> str:
+        """The weights of classes for a person to read."""
+        return few([f"{name} {weight:.4g}" for name, weight in self.weights_by_class.items()], ", see run.json")
 
     @abstractmethod
     def soft_loss(

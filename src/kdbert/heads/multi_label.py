@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from kdbert.data.labels import class_number
+from kdbert.errors import few
 from kdbert.heads.head import Head, Variant
-from kdbert.losses.hard import binary_cross_entropy
+from kdbert.losses.hard import balanced_weights, binary_cross_entropy
 from kdbert.losses.hinton import bernoulli_loss
 
 
@@ -38,7 +39,25 @@ class MultiLabel(Head):
         return (labels * powers).sum(1)
 
     def hard_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return binary_cross_entropy(logits, labels)
+        return binary_cross_entropy(logits, labels, self._weights(logits), self.label_smoothing)
+
+    def balanced_weights(self, labels: np.ndarray) -> tuple[Any, ...]:
+        """Of each class: where an example does not have it, and where it has it."""
+        return tuple(tuple(balanced_weights(column, 2)) for column in labels.T)
+
+    def given_weights(self, given: Mapping[str, float]) -> tuple[Any, ...]:
+        return tuple((1.0, weight) for weight in super().given_weights(given))
+
+    @property
+    def weights_by_class(self) -> dict[str, Any]:
+        pairs = zip(self.classes, self.class_weights, strict=False)
+        return {name: {"without": without, "with": there} for name, (without, there) in pairs}
+
+    @property
+    def weights_in_words(self) -> str:
+        pairs = zip(self.classes, self.class_weights, strict=False)
+        told = [f"{name} {there:.4g} (without it {without:.4g})" for name, (without, there) in pairs]
+        return few(told, ", see run.json")
 
     def soft_loss(
         self, student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, temperature: float, variant: Variant

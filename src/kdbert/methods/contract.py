@@ -149,7 +149,7 @@ class Context:
     """What `Method.prepare` gets, once, before training."""
 
     models: Models
-    head: Head  # what the task's labels mean: its losses
+    head: Head  # what the task's labels mean: its losses, with the recipe's weights of classes and label smoothing
     batch_size: int  # examples of a full micro-batch, over all processes
     centroids: torch.Tensor | None = None  # [K, length, H] of the layer `Needs.centroids_layer`, if they are read
 

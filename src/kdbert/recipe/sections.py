@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from kdbert.data.labels import label_text, number
 from kdbert.errors import UserError
 from kdbert.tasks import CORPUS, CUSTOM, task_name
 
@@ -196,6 +198,12 @@ class TrainSection(Section):
         "random", description="class-balanced: groups of one class"
     )
     examples_per_class: int = Field(4, ge=1, description="class-balanced: examples per group")
+    class_weights: Literal["balanced"] | dict[str, float] | None = Field(
+        None, description="of the hard loss: balanced, or a weight for each label: {no: 1, yes: 3}"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="of the hard loss: share of a label that is spread evenly over all classes"
+    )
     teacher_cache: bool = Field(True, description="run the teacher once before training instead of at every step")
     attention: Literal["auto", "kdbert", "eager", "sdpa"] = Field(
         "auto", description="attention function; auto: kdbert's on a CPU, torch's sdpa elsewhere"
@@ -210,6 +218,11 @@ class TrainSection(Section):
     cache_gib: float = Field(20.0, ge=0, description="GiB that stored teacher outputs may take in a runs folder")
     logging_steps: int = Field(20, ge=1, description="log losses every this many steps")
     checkpoint_steps: int = Field(500, ge=1, description="save a checkpoint every so many steps, and after every epoch")
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _weights(cls, value: Any) -> Any:
+        return value if value in (None, "balanced") else weights_of(value)
 
     @field_validator("warmup")
     @classmethod
@@ -229,6 +242,30 @@ class TrainSection(Section):
             per_class = f"examples_per_class ({self.examples_per_class}){micro}"
             raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of {per_class}")
         return self
+
+
+def weights_of(value: Any) -> dict[str, float]:
+    """Label -> weight, from a mapping or from a text such as `no=1,yes=3`; labels are matched as in data files."""
+    if isinstance(value, str):
+        pairs = [tuple(part.split("=")) for part in value.split(",")]
+    else:
+        pairs = [*value.items()] if isinstance(value, Mapping) else []
+    if not pairs or any(len(pair) != 2 for pair in pairs):
+        raise ValueError(
+            "expected balanced, or a weight for each label such as no=1,yes=3 (labels with a comma or = go into a "
+            'recipe: class_weights: {"a,b": 1, c: 3})'
+        )
+    found: dict[str, float] = {}
+    for given, weight in pairs:
+        label, factor = label_text(given), number(str(weight).strip())
+        if label is None or label in found:
+            raise ValueError("a label is empty" if label is None else f"label {label!r} is named twice")
+        if factor is None or factor < 0:
+            raise ValueError(f"the weight of {label!r} is {weight!r}; expected a finite number, 0 or more")
+        found[label] = factor
+    if not any(found.values()):
+        raise ValueError("every weight is 0, so that nothing would be learned from labels")
+    return found
 
 
 def warmup_steps(warmup: float, total: int) -> int:

@@ -13,6 +13,8 @@ from kdbert.errors import UserError
 
 MOST_YAML = 1_000_000  # values and characters of a YAML text, each alias counted as what it stands for
 
+# What a key of a mapping would be taken for in place of text.
+READ_AS_WRITTEN = [f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "null", "timestamp", "value")]
 # PyYAML's words, and a person's.
 PLAIN = {
     "'<stream end>'": "the end",
@@ -27,7 +29,7 @@ PLAIN = {
 
 class _StrictLoader(yaml.SafeLoader):
     """YAML's plain values; a key that stands twice in a mapping is an error instead of the last one winning, and so is
-    text that says far more than it is long, through aliases (`*a`) of aliases.
+    text that says far more than it is long, through aliases (`*a`) of aliases. Keys are text: `yes` is no truth value.
     """
 
     def get_single_node(self) -> yaml.Node | None:
@@ -38,6 +40,9 @@ class _StrictLoader(yaml.SafeLoader):
             node = waiting.pop()
             parts = node.value if isinstance(node, yaml.SequenceNode) else []
             if isinstance(node, yaml.MappingNode):
+                for key, _ in node.value:
+                    if key.tag in READ_AS_WRITTEN:
+                        key.tag = "tag:yaml.org,2002:str"
                 parts = [part for pair in node.value for part in pair]
             left -= len(parts) or len(node.value) + 1
             if left < 0:

@@ -80,7 +80,8 @@ def differing(runs: Iterable[Run]) -> list[str]:
 
 def short(key: str, text: str) -> str:
     """A key with its value in few words: `lr 1e-4`."""
-    return f"{SHORT.get(key, key.rpartition('.')[2].replace('_', ' '))} {text}"
+    name = key.partition(".")[2] or key  # of a weight of a class with the class
+    return f"{SHORT.get(key, name.replace('_', ' ').replace('.', ' '))} {text}"
 
 
 def telling(keys: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -37,6 +37,7 @@ def check(job: Job | CentroidsJob) -> None:
         check_centroids(job)
         return
     check_head(job)
+    check_hard_loss(job)
     check_student(job)
     check_layers(job)
     check_teachers(job)
@@ -67,6 +68,18 @@ def check_head(job: Job) -> None:
         raise UserError("--diagnose compares models on examples with labels; it does not go with task 'corpus'")
     if recipe.output.diagnose and not job.teachers:
         raise UserError(f"--diagnose compares the student with its teacher; method {method.name!r} reads none")
+
+
+def check_hard_loss(job: Job) -> None:
+    """Refuse weights of classes and label smoothing where the task has nothing that they could change."""
+    head, train = job.spec.head, job.recipe.train
+    without = f"task {job.spec.name!r} {head.takes}, so it has no classes; leave this key out"
+    if train.class_weights is not None and not head.classes:
+        raise UserError(f"train.class_weights: {without}")
+    if train.label_smoothing and not (head.classes or head.plain_text):
+        raise UserError(f"train.label_smoothing: {without}")
+    if isinstance(train.class_weights, dict):
+        head.given_weights(train.class_weights)
 
 
 def check_student(job: Job) -> None:

@@ -232,10 +232,10 @@ class Run:
         job, recipe = self.job, self.job.recipe
         method = get_method(recipe.method.name)(recipe.method)
         centroids = self.centroids.values if self.centroids is not None else None
-        context = Context(models=job.models, head=job.spec.head, batch_size=job.micro_batch, centroids=centroids)
+        context = Context(models=job.models, head=job.head, batch_size=job.micro_batch, centroids=centroids)
         # Not the draw that made the student's head, so that a method's own draws change no other.
         torch.manual_seed(int(np.random.SeedSequence([recipe.seed, 1]).generate_state(1, np.uint64)[0] >> 1))
-        method.head = job.spec.head  # also for a method whose `prepare` does not call the one of `Method`
+        method.head = job.head  # also for a method whose `prepare` does not call the one of `Method`
         method.prepare(context)
         module = StudentWithMethod(self.student, method, self.session.precision, job.needs.student_hidden)
         return module.to(self.session.accelerator.device)
@@ -405,6 +405,7 @@ class Run:
             "metrics": {name: one.scores for name, one in found.items()},
             "selection": job.spec.metrics[0],
             "one_answer": same_answers(found),
+            **({"class_weights": job.head.weights_by_class} if job.head.class_weights else {}),
             **({"known_pieces": job.known_pieces} if job.spec.head.plain_text else {}),
             "layers": self.student.config.num_hidden_layers,
             "parameters": sum(p.numel() for p in self.student.parameters()),
@@ -421,7 +422,7 @@ class Run:
                 job.tokenizer("", truncation="longest_first", max_length=recipe.task.max_length)
             job.tokenizer.save_pretrained(target)
             facts["size_mib"] = round((target / "model.safetensors").stat().st_size / 2**20, 2)
-            known = {**facts, "environment": self.session.environment}
+            known = {**facts, "environment": self.session.environment, "hard_loss": job.hard_loss_words()}
             card = model_card(recipe, job.spec, facts["metrics"], known)
             (target / "README.md").write_text(card, encoding="utf-8")
             dev = job.spec.split_names("dev")[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +11,10 @@ from typing import Any, Literal
 from kdbert.data.corpus import DEV_SEQUENCES, TextSplit, corpus_digest, tokenised
 from kdbert.data.encode import Encoded
 from kdbert.data.examples import Examples
-from kdbert.data.masking import base_size, masking_of, tokenizer_digest, vocabulary_size
+from kdbert.data.masking import IGNORE_INDEX, base_size, masking_of, tokenizer_digest, vocabulary_size
 from kdbert.disk.files import content_digest
 from kdbert.errors import UserError
+from kdbert.heads import Head
 from kdbert.methods import Models, Needs, Shape, get_method
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.layers import told
@@ -127,6 +128,24 @@ class Job:
             return {"dev": self._text("dev").first(DEV_SEQUENCES)}
         test = ["test"] if "test" in self.spec.splits and self.spec.splits["test"].labelled else []
         return {name: self.inputs.examples(self.recipe.task, name) for name in (*self.spec.split_names("dev"), *test)}
+
+    @cached_property
+    def head(self) -> Head:
+        """The task's head, with the weights of classes and the label smoothing of the recipe in its hard loss.
+
+        Balanced weights are of the rows that are trained on; of words those count whose tag the student reads.
+        """
+        train, head, weights = self.recipe.train, self.spec.head, ()
+        if isinstance(train.class_weights, dict):
+            weights = head.given_weights(train.class_weights)
+        elif train.class_weights == "balanced":
+            labels = self.train_examples.labels
+            if head.of_words:
+                of_tokens = self.inputs.encoded(self.recipe.task, "train", self.tokenizer).token_labels
+                labels = of_tokens[of_tokens != IGNORE_INDEX]
+            assert labels is not None
+            weights = head.balanced_weights(labels)
+        return replace(head, class_weights=weights, label_smoothing=train.label_smoothing)
 
     @property
     def examples(self) -> dict[str, Examples | TextSplit]:
@@ -261,10 +280,21 @@ class Job:
         return get_method(self.recipe.method.name).needs(self.recipe.method, self.models)
 
     def words(self) -> list[str]:
-        """How its models are run and which layers are compared, for people."""
+        """How its models are run, which layers are compared, and what changes the hard loss, for people."""
         ways = [way.words() for way in dict.fromkeys([self.way, *self.teacher_ways])]
         pairs = self.needs.pairs.items()
-        return [*ways, *(f"{term} compares layers (teacher:student) {told(layers)}" for term, layers in pairs)]
+        layers = [f"{term} compares layers (teacher:student) {told(layers)}" for term, layers in pairs]
+        return [*ways, *layers, *self.hard_loss_words()]
+
+    def hard_loss_words(self) -> list[str]:
+        """The weights of classes and the label smoothing, for people."""
+        head, found = self.head, []
+        if head.class_weights:
+            balanced = ", balanced" if self.recipe.train.class_weights == "balanced" else ""
+            found.append(f"class weights{balanced}: {head.weights_in_words}")
+        if head.label_smoothing:
+            found.append(f"label smoothing: {head.label_smoothing:g}")
+        return found
 
     @cached_property
     def centroids(self) -> CentroidsJob | None:

@@ -30,7 +30,7 @@ def model_card(
     Args:
         metrics: split -> metric -> value.
         facts: entries of run.json: parameters, size_mib, layers, selection, constant_answer, one_answer, teachers,
-            baseline, timings, environment.
+            baseline, timings, environment; and `hard_loss`, what changes it in words.
     """
     method = get_method(recipe.method.name)
     distilled = bool(recipe.teachers)
@@ -89,6 +89,8 @@ def model_card(
         lines.append(f"Teacher{'s' if len(recipe.teachers) > 1 else ''}: {named}.")
     if recipe.method.nonsense():
         lines.append(f"Weights as the published code takes them: {plain('; '.join(recipe.method.nonsense()))}.")
+    if facts["hard_loss"]:
+        lines.append(f"In the loss against the labels: {plain('; '.join(facts['hard_loss']))}.")
     lines += [
         "",
         "## Results",
