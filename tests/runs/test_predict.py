@@ -114,6 +114,26 @@ def test_every_form_of_a_file_and_standard_input_give_the_same(
     assert predict(str(run), texts) == rows_of(found["a.txt"])
 
 
+def test_tagged_words_are_answered_from_every_form(
+    runs: dict[str, tuple[Path, Path]], kdbert: Any, tmp_path: Path
+) -> None:
+    run, file = runs["token"]
+    sentences = [json.loads(line)["tokens"] for line in file.read_text(encoding="utf-8").splitlines()]
+    for name, tag in (("a.conll", "\tO"), ("b.conll", "")):
+        text = "\n".join("".join(f"{word}{tag}\n" for word in words) for words in sentences)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "a.txt").write_text("".join(" ".join(words) + "\n" for words in sentences), encoding="utf-8")
+    expected = [row["prediction"] for row in answers_of(run)]
+    for name, words in (("a.conll", []), ("b.conll", []), ("a.txt", []), ("b.conll", ["--format", "conll"])):
+        done = kdbert("predict", run, tmp_path / name, *words)
+        assert done.code == 0, done.err
+        assert [row["prediction"] for row in rows_of(done.out)] == expected
+    (tmp_path / "c.txt").write_text("a film\n\nb\n")
+    done = kdbert("predict", run, tmp_path / "c.txt")
+    assert [len(row["prediction"]) for row in rows_of(done.out)] == [2, 0, 1]
+    assert "1 of the texts are empty" in done.err
+
+
 @pytest.mark.parametrize("kind", ["class", "multi_label", "token"])
 def test_the_librarys_pipeline_says_the_same(kind: str, runs: dict[str, tuple[Path, Path]]) -> None:
     from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
@@ -211,7 +231,8 @@ def wrong(*words: str, files: dict[str, str] | None = None, told: str = "") -> t
         ("score", wrong("a.txt", files={"a.txt": "a\n"}, told="sentence1")),
         ("score", wrong("a.csv", files={"a.csv": "id,sentence1\n1,a\n"}, told="sentence2")),
         ("score", wrong("a.csv", "--scores", "logits", files={"a.csv": "sentence1,sentence2\na,b\n"}, told="--scores")),
-        ("token", wrong("a.jsonl", files={"a.jsonl": '{"tokens": []}\n'}, told="line 1")),
+        ("token", wrong("a.conll", files={"a.conll": "a O\nb\n"}, told="line 2")),
+        ("token", wrong("-", "--format", "conll", told="--format conll")),
         ("token", wrong("a.jsonl", files={"a.jsonl": '{"tokens": [1]}\n'}, told="line 1")),
     ],
 )

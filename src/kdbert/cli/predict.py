@@ -21,7 +21,8 @@ STANDARD_INPUT = Path("/dev/stdin")
 def predict(
     model: o.Model,
     file: Annotated[
-        str, typer.Argument(help="csv, tsv, json lines, parquet, conll, txt (a text per line), a saved dataset; -: stdin.")
+        str,
+        typer.Argument(help="csv, tsv, jsonl, parquet, conll, txt (a text per line), a saved dataset; -: stdin."),
     ] = "-",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON lines. [standard output]")] = None,
     scores: Annotated[str | None, typer.Option(help="Also write logits or probabilities, by label.")] = None,
@@ -64,7 +65,7 @@ def predict(
 
     form = format or ("txt" if file == "-" else form_of(path))
     if form is None:
-        raise UserError(f"{file}: its name does not tell its format; name it with --format csv, tsv, jsonl, txt or conll")
+        raise UserError(f"{file}: its name does not tell its format; add --format csv, tsv, jsonl, txt or conll")
     predictor = Predictor.of(
         model, task, scores=scores, labels=o.split_list(labels), max_length=max_length, batch_size=batch_size,
         precision=precision,

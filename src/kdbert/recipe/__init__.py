@@ -40,7 +40,10 @@ OUTSIDE_IDENTITY = (
     "memory.train", "train.cache_gib",
 )  # fmt: skip
 # Keys that came later: at their defaults they are left out, so that earlier runs keep their names.
-LATER = ("class_weights", "label_smoothing")  # of `train`
+LATER = {
+    "task": ("dev_share", "dev_seed", "split_names", "label_separator"),
+    "train": ("class_weights", "label_smoothing"),
+}
 # Keys of models and of a person's own files: what counts is what is in them, wherever they lie.
 BY_CONTENT = {"model", "tokenizer", "train_file", "dev_file", "test_file", "file"}
 # Of pydantic's problems, by their types: what a number must be, and what else was expected.
@@ -209,9 +212,11 @@ class Recipe(Section):
             part = tree[section] if name else tree
             if part is not None:
                 part.pop(name or section)
-        for key in LATER:
-            if not tree["train"][key]:
-                del tree["train"][key]
+        for section, keys in LATER.items():
+            fields = type(getattr(self, section)).model_fields
+            for key in keys:
+                if tree[section][key] == fields[key].default:
+                    del tree[section][key]
         source = source_of(get_method(self.method.name))
         if source:  # a method from outside counts by its code
             tree["method"]["source"] = source

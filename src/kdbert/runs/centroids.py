@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -98,8 +99,12 @@ class CentroidsJob:
         task = self.recipe.task
         assert task.max_length is not None
         own = ""
-        if task.train_file is not None and Path(task.train_file).exists():
-            own = corpus_digest(task.train_file) if self.spec.head.plain_text else content_digest(Path(task.train_file))
+        if self.spec.own is not None:
+            own = content_digest(self.spec.files("train", None)[0])
+            if part := self.spec.own.trained_on:
+                own = hashlib.sha256(f"{own} {part}".encode()).hexdigest()
+        elif task.train_file is not None and Path(task.train_file).exists():
+            own = corpus_digest(task.train_file)
         return Origin(
             task=self.spec.name, train_file=own[:16], teacher=self.teacher.place.fingerprint(), layer=self.layer,
             width=self.teacher.shape.width, max_length=task.max_length,

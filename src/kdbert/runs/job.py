@@ -11,6 +11,7 @@ from typing import Any, Literal
 from kdbert.data.corpus import DEV_SEQUENCES, TextSplit, corpus_digest, tokenised
 from kdbert.data.encode import Encoded
 from kdbert.data.examples import Examples
+from kdbert.data.hub_data import local_data
 from kdbert.data.masking import IGNORE_INDEX, base_size, masking_of, tokenizer_digest, vocabulary_size
 from kdbert.disk.files import content_digest
 from kdbert.errors import UserError
@@ -75,8 +76,9 @@ class Job:
         task = self.recipe.task
         centroids = self.recipe.memory.file if self.recipe.memory is not None else None
         for file in (task.train_file, task.dev_file, task.test_file, centroids):
-            if file is not None and Path(file).exists():
-                known[file] = corpus_digest(file) if task.name == CORPUS else content_digest(Path(file))
+            path = None if file is None else local_data(file) if task.name == CUSTOM else Path(file)
+            if file is not None and path is not None and path.exists():
+                known[file] = corpus_digest(file) if task.name == CORPUS else content_digest(path)
         if self.recipe.student.tokenizer is not None:
             known[self.recipe.student.tokenizer] = tokenizer_digest(self.tokenizer)
         return known

@@ -9,6 +9,7 @@ from typing import Any
 
 from kdbert.data.data_file import open_data_file
 from kdbert.data.examples import RawExample
+from kdbert.data.hub_data import local_data
 from kdbert.disk.files import content_digest
 from kdbert.errors import UserError
 from kdbert.tasks import TaskSpec
@@ -59,9 +60,10 @@ def saved_task(run: Path | str, facts: Mapping[str, Any], data_dir: str | None, 
     except (LookupError, TypeError, ValueError, AttributeError):
         raise UserError(f"{run}: run.json does not say what was read; train it again with --overwrite") from None
     if test_file is not None:
-        table = open_data_file(Path(test_file), own.split_names.get("test", "test"), words=kind == "token")
+        path = local_data(test_file)
+        table = open_data_file(path, own.split_names.get("test", "test"), words=kind == "token")
         splits["test"] = own_split(table, own, "test", labels)
-        digests["test"] = content_digest(Path(test_file))
+        digests["test"] = content_digest(path)
     return own_task(replace(own, digests=digests), kind, labels, splits, source)
 
 

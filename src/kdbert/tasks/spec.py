@@ -72,6 +72,12 @@ class Own:
     split_names: Mapping[str, str] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def trained_on(self) -> tuple[object, ...]:
+        """What says which rows of the training file are trained on; () for all of an only split."""
+        name, part = self.split_names.get("train"), (self.dev_share, self.dev_seed)
+        return (name, part) if name is not None or self.dev_share is not None else ()
+
     def scored_on(self, split: str) -> tuple[object, ...]:
         """Equal for two runs that are scored on the same examples of a split."""
         part = (self.dev_share, self.dev_seed) if split == "dev" and self.dev_share is not None else None

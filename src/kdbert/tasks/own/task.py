@@ -14,6 +14,7 @@ import numpy as np
 from kdbert.data.data_file import DataFile, cell_text, open_data_file, saved_splits
 from kdbert.data.examples import RawExample
 from kdbert.data.files import log_once
+from kdbert.data.hub_data import local_data
 from kdbert.data.labels import NO_LABEL, label_text, number
 from kdbert.errors import UserError, near_miss
 from kdbert.tasks.own.columns import LABEL_COLUMNS, infer_columns
@@ -53,7 +54,8 @@ def custom_task(
     """A task made of a person's files; its classes are the labels of the training file.
 
     Args:
-        train_file: a data file (`open_data_file`). A saved dataset with several splits may hold the dev and test split.
+        train_file: a data file (`open_data_file`) or a dataset of the Hub (`local_data`); one with several splits may
+            hold the dev and test split.
         label_column: several for classes that each have a column of 0 and 1.
         kind: one of `KINDS`; None: it is inferred.
         label_separator: between the classes of a text, such as `|`.
@@ -86,17 +88,17 @@ def custom_task(
 
 def _places(files: Mapping[str, str | None], names: Mapping[str, str], dev_share: float | None) -> dict[str, Path]:
     """Split -> its file. Splits that no file is named for are looked for in the training file, a saved dataset."""
-    train, dev = Path(str(files["train"])), files["dev"]
+    found = {name: local_data(file) for name, file in files.items() if file is not None}
+    train, dev = found["train"], found.get("dev")
     there = saved_splits(train)
     if names and not there:
         raise UserError(f"--split-names goes with a saved dataset that has several splits, and {train} is none")
     if dev is not None and dev_share is not None:
         raise UserError("--dev-share takes the dev split from the training file; omit it, or --dev-file")
-    if dev is not None and train.resolve() == Path(dev).resolve() and not train.is_dir():
+    if dev is not None and train.resolve() == dev.resolve() and not train.is_dir():
         raise UserError(
             f"--train-file and --dev-file are the same file ({train}); give a dev file of its own, or --dev-share 0.1"
         )
-    found = {name: Path(file) for name, file in files.items() if file is not None}
     for name, called in (("dev", ("validation", "dev")), ("test", ("test",))):
         wanted = (names[name],) if name in names else called
         if name not in found and set(wanted) & set(there) and not (name == "dev" and dev_share is not None):
