@@ -207,6 +207,8 @@ class Recipe(Section):
             part = tree[section] if name else tree
             if part is not None:
                 part.pop(name or section)
+        if tree["task"]["metrics"] is None:
+            del tree["task"]["metrics"]  # a run by the task's own metrics is the one that it was before others could be
         source = source_of(get_method(self.method.name))
         if source:  # a method from outside counts by its code
             tree["method"]["source"] = source

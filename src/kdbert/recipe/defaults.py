@@ -32,10 +32,11 @@ def task_of(task: TaskSection) -> TaskSpec:
         assert task.train_file is not None
         return corpus_task(task.train_file)
     if task.name != CUSTOM:
-        return get_task(task.name)
+        return get_task(task.name).measured_by(task.metrics)
     assert task.train_file is not None
     assert task.dev_file is not None
-    return custom_task(task.train_file, task.dev_file, task.test_file, task.text_columns, task.label_column, task.kind)
+    own = custom_task(task.train_file, task.dev_file, task.test_file, task.text_columns, task.label_column, task.kind)
+    return own.measured_by(task.metrics)
 
 
 def missing_teachers(recipe: Recipe) -> int:

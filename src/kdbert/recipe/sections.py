@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from kdbert.errors import UserError
+from kdbert.metrics import our_name
 from kdbert.tasks import CORPUS, CUSTOM, task_name
 
 LARGEST_SEED = 2**32 - 1  # of numpy and torch alike
@@ -33,16 +34,27 @@ class TaskSection(Section):
     kind: Literal["single-label", "regression"] | None = Field(
         None, description="custom: how to read labels (default: regression if some are fractions, else single-label)"
     )
+    metrics: list[str] | None = Field(
+        None, min_length=1, description="names of docs/metrics.md; the first selects (default: the task's own)"
+    )
     text_unit: Literal["line", "document", "file"] = Field(
         "line", description="corpus: one text is a line, a document (ends at a blank line), or a file"
     )
     mask_probability: float = Field(0.15, gt=0, lt=1, description="corpus: fraction of tokens to mask")
     mask_words: bool = Field(False, description="corpus: mask whole words instead of single tokens")
 
-    @field_validator("text_columns", mode="before")
+    @field_validator("text_columns", "metrics", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("metrics")
+    @classmethod
+    def _exact(cls, value: list[str] | None) -> list[str] | None:
+        try:
+            return None if value is None else [*dict.fromkeys(map(our_name, value))]
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("kind", mode="before")
     @classmethod
@@ -64,6 +76,7 @@ class TaskSection(Section):
         if self.name == CORPUS:
             if self.train_file is None:
                 raise ValueError("task 'corpus' needs your text: name a file or folder with --corpus")
+            given += ["--metrics"] * (self.metrics is not None)
             if tables := [flag for flag in given if flag not in ("--train-file", "--dev-file")]:
                 raise ValueError(f"{tables[0]} does not apply to plain text (task 'corpus')")
         elif self.name == CUSTOM:
