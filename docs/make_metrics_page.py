@@ -26,17 +26,19 @@ kdbert evaluate @last --metrics log_loss,brier_score,top_2_accuracy
 
 - **Names are exact**, and printed so. scikit-learn's names (`f1_macro`, `neg_log_loss`, `matthews_corrcoef`) and the
   short ones in the tables are accepted. Lower is better where the table says so; no value has its sign turned.
-- **Runs by other metrics are other runs.** A teacher made on the way is scored by the student's metrics, so a new choice makes
-  it anew: name the one that you have with `--teacher`. `kdbert evaluate RUN --metrics …` scores a finished run without training.
-- **Values are scikit-learn's** (and scipy's). What is undefined is 0: precision where no answer is of the class, a correlation
-  with a constant, ROC AUC where all examples have one class. Means over classes take those that are in labels or answers; of
-  `balanced_accuracy` those in the labels; of ROC AUC and average precision those that some examples have and others
-  have not; of several classes (F1, precision, recall, Jaccard) all.
-- **Probabilities** are the softmax of an example's logits, of several classes the sigmoid of each. The logits are those of the
-  predictions file, with six decimals, so every score can be computed again from it.
-- **The constant answer** beside each score is the best of: each class or tag that can be best; for scores the mean, the median and the
-  middle of the range; for several classes no class, all, the most frequent set and the most frequent classes. For metrics of
-  probabilities it is the share of each class in the split.
+- **Runs by other metrics are other runs.** A teacher made on the way is scored by the student's metrics, so a new
+  choice makes it anew: name the one that you have with `--teacher`. `kdbert evaluate RUN --metrics …` scores a
+  finished run without training.
+- **Values are scikit-learn's** (and scipy's). What is undefined is 0: precision where no answer is of the class, a
+  correlation with a constant, ROC AUC where all examples have one class. Means over classes take those that are in
+  labels or answers; of `balanced_accuracy` and average precision those in the labels; of ROC AUC those that some
+  examples have and others have not. Of several classes F1, precision, recall and Jaccard take all.
+- **Probabilities** are the softmax of an example's logits, of several classes the sigmoid of each. The logits are those
+  of the predictions file, with six decimals, so every score can be computed again from it.
+- **The constant answer** is the best of: the classes or tags that can be best; for scores the mean, the median and the
+  middle of the range; for several classes none, all, the most frequent set, and the most frequent classes, as many as
+  are best for F1 or as more than half of the examples have. For metrics of probabilities it is the share of each class
+  in the split.
 - **Intervals** (`kdbert table --baseline`) are computed where the last column says so. The others would take too long;
   those of words would have to draw sentences.
 - The class numbered 1 is the second of the labels that `kdbert data describe TASK` shows.
@@ -62,7 +64,7 @@ def page() -> str:
         lines += [f"## {name}", ""]
         if kind == "masked_lm":
             lines += [
-                "These are always told; `--metrics` does not apply. `new_`: of pieces that an expanded vocabulary added.",
+                "`--metrics` does not apply: all are told. `new_`: of pieces added by `kdbert expand-vocab`.",
                 "",
             ]
         lines += ["| metric | what it is | of | better | other names | interval |", "|---|---|---|---|---|---|"]

@@ -51,7 +51,9 @@ class MultiLabel(Head):
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Of each class by itself."""
-        return 1 / (1 + np.exp(-logits.astype(np.float64)))
+        from scipy.special import expit
+
+        return np.asarray(expit(logits.astype(np.float64)))
 
     def in_words(self, answer: Any) -> str:
         return ", ".join(self.written(answer)) or "none of the classes"

@@ -54,7 +54,9 @@ def compared(table: ResultTable, baseline: str) -> ResultTable:
         rows.append(replace(row, differences=differences, baseline=other.name))
     notes = [f"no difference where {why}: {'; '.join(names)}" for why, names in unfit.items()]
     if without:
-        notes.append(f"no interval of {', '.join(sorted(without))}: it would take too long to compute")
+        notes.append(
+            f"no interval of {', '.join(sorted(without))} (docs/metrics.md says of which metrics there is one)"
+        )
     if faults:
         count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
         notes.append(f"no interval where predictions are missing or do not fit ({count})")
