@@ -3,7 +3,8 @@
 >>> import evaluate, kdbert.metrics.evaluate_metric as script
 >>> evaluate.load(script.__file__, "accuracy_and_f1").compute(predictions=[0, 1], references=[0, 1])
 
-It has the metrics of `kdbert.metrics.TABLE` that read class numbers or scores. Nothing else in kdbert imports `evaluate`.
+The metrics are those of `kdbert.metrics.TABLE` that read class numbers or scores.
+Nothing else in kdbert imports `evaluate`.
 """
 
 from __future__ import annotations

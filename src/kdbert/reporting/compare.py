@@ -54,9 +54,7 @@ def compared(table: ResultTable, baseline: str) -> ResultTable:
         rows.append(replace(row, differences=differences, baseline=other.name))
     notes = [f"no difference where {why}: {'; '.join(names)}" for why, names in unfit.items()]
     if without:
-        notes.append(
-            f"no interval of {', '.join(sorted(without))} (docs/metrics.md says of which metrics there is one)"
-        )
+        notes.append(f"no interval of {', '.join(sorted(without))} (docs/metrics.md: which metrics have one)")
     if faults:
         count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
         notes.append(f"no interval where predictions are missing or do not fit ({count})")
