@@ -21,7 +21,7 @@ it `train.selection=best` and `train.patience` choose the epoch, and `kdbert tab
 ```bash
 kdbert distill --task rte --metrics matthews_correlation,roc_auc --set train.selection=best
 kdbert sweep --task stsb --metrics rmse,kendall --grid method=finetune,kd --seeds 3
-kdbert evaluate @last --metrics log_loss,brier_score,top_2_accuracy
+kdbert evaluate RUN --metrics log_loss,brier_score
 ```
 
 - **Names are exact**, and printed so. scikit-learn's names (`f1_macro`, `neg_log_loss`, `matthews_corrcoef`) and the
@@ -41,7 +41,8 @@ kdbert evaluate @last --metrics log_loss,brier_score,top_2_accuracy
   in the split.
 - **Intervals** (`kdbert table --baseline`) are computed where the last column says so. The others would take too long;
   those of words would have to draw sentences.
-- The class numbered 1 is the second of the labels that `kdbert data describe TASK` shows.
+- The class numbered 1 is the second of the labels that `kdbert data describe TASK` shows. Of `hoc`, `document_` metrics
+  are of abstracts, all others of sentences.
 """
 
 

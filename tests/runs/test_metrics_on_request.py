@@ -13,9 +13,11 @@ import scipy.special
 import sklearn.metrics
 
 from kdbert.errors import UserError
+from kdbert.metrics import TABLE
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import baseline_recipe, task_of, teacher_recipes
 from kdbert.runs.evaluate import evaluate
+from small_heads import make_setting
 from small_run import Setting, logged, predictions
 
 Command = Callable[..., Any]
@@ -92,6 +94,31 @@ def test_tables_and_reports_show_such_runs(runs: Path, kdbert: Command, tmp_path
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "dev log_loss" in page
     assert "teacher right, student wrong" in page
+
+
+@pytest.mark.parametrize("kind", ["token", "multi_label", "regression"])
+def test_a_run_of_another_head_is_scored_by_every_metric_that_it_has(
+    kind: str, kdbert: Command, setting: Setting, tmp_path: Path
+) -> None:
+    if kind == "regression":
+        draw = np.random.default_rng(0)
+        for name in ("train", "dev"):
+            lines = [f"{word} film,{draw.uniform(0, 5):.2f}" for word in ("good", "bad", "great", "poor") * 10]
+            (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *lines]) + "\n", encoding="utf-8")
+        words = ["--task", "custom", "--train-file", tmp_path / "train.csv", "--dev-file", tmp_path / "dev.csv"]
+        words = ["finetune-teacher", *words, "--model", setting.student, "--max-length", 24, "--runs-dir", tmp_path]
+    else:
+        words = [*make_setting(kind, tmp_path / kind, setting.student).words(tmp_path), "--set", "train.max_steps=2"]
+    every = [name for name, one in TABLE.items() if one.fits(kind, 10, documents=True)]
+    done = kdbert(*words, "--metrics", ",".join(every), "--set", "train.selection=best")
+    assert done.code == 0, done.err
+    (path,) = (path for path in tmp_path.rglob("run.json"))
+    told = facts(path.parent)
+    assert [list(told[what]["dev"]) for what in ("metrics", "constant_answer")] == [every, every]
+    for name in every[::4]:
+        shown = kdbert("table", path.parent, "--metric", name)
+        assert shown.code == 0, shown.err
+    assert evaluate(str(path.parent)).metrics["dev"] == pytest.approx(told["metrics"]["dev"])
 
 
 # ---- recipes
