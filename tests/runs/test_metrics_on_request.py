@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,13 @@ import scipy.special
 import sklearn.metrics
 
 from kdbert.errors import UserError
+from kdbert.export import ExportRefused, _refuse_beyond
 from kdbert.metrics import TABLE
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import baseline_recipe, task_of, teacher_recipes
 from kdbert.runs.evaluate import evaluate
+from kdbert.runs.teacher_scores import warn_if_untrained
+from kdbert.tasks import get_task
 from small_heads import make_setting
 from small_run import Setting, logged, predictions
 
@@ -119,6 +123,34 @@ def test_a_run_of_another_head_is_scored_by_every_metric_that_it_has(
         shown = kdbert("table", path.parent, "--metric", name)
         assert shown.code == 0, shown.err
     assert evaluate(str(path.parent)).metrics["dev"] == pytest.approx(told["metrics"]["dev"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "reached", "constant", "weak"),
+    [
+        ("log_loss", 0.30, 0.69, False),
+        ("log_loss", 0.685, 0.69, True),
+        ("log_loss", 0.90, 0.69, True),
+        ("roc_auc", 0.51, 0.5, True),
+        ("roc_auc", 0.8, 0.5, False),
+    ],
+)
+def test_a_teacher_that_knows_little_is_told_of_in_both_directions(
+    metric: str, reached: float, constant: float, weak: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    facts = {"model": "t", "metrics": {"dev": {metric: reached}}, "one_answer": {}}
+    warn_if_untrained(get_task("rte").measured_by([metric]), facts, {"dev": {metric: constant}})
+    assert bool(caplog.records) == weak
+
+
+@pytest.mark.parametrize(("metric", "ours", "refused"), [("log_loss", 0.6, True), ("log_loss", 0.4, False)])
+def test_an_export_whose_loss_rises_is_refused_and_one_whose_loss_falls_is_not(
+    metric: str, ours: float, refused: bool
+) -> None:
+    found = {"examples": 9, "largest_difference": 0.1, "largest_logit": 1.0, "agreement": 1.0, "metric": metric}
+    checks = {"dev": {**found, "model": {metric: 0.5}, "export": {metric: ours}}}
+    with pytest.raises(ExportRefused, match="rises") if refused else contextlib.nullcontext():
+        _refuse_beyond(checks, "onnx-int8", {"min_agreement": 0.95, "max_drop": 0.02})
 
 
 # ---- recipes

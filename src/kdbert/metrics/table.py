@@ -337,7 +337,8 @@ LEFT_OUT: dict[str, str] = {
             "classification_report confusion_matrix multilabel_confusion_matrix confusion_matrix_at_thresholds "
             "metric_at_thresholds det_curve precision_recall_curve roc_curve precision_recall_fscore_support"
         ),
-        "it needs a number of your choice": "fbeta_score mean_pinball_loss d2_pinball_score auc",
+        "it needs a number of your choice": "fbeta_score mean_pinball_loss d2_pinball_score",
+        "it is the area under any curve; roc_auc is that under the ROC curve": "auc",
         "it is defined for positive predictions only, and a score may be negative": (
             "neg_mean_gamma_deviance mean_gamma_deviance neg_mean_poisson_deviance mean_poisson_deviance "
             "neg_mean_squared_log_error mean_squared_log_error neg_root_mean_squared_log_error "
@@ -388,7 +389,7 @@ def chosen(names: Iterable[str], task: str, takes: str, kind: str, classes: int,
             name = "subset_accuracy"  # what scikit-learn calls so there
         if not TABLE[name].fits(kind, classes, documents):
             fitting = ", ".join(metric.name for metric in TABLE.values() if metric.fits(kind, classes, documents))
-            of = f" {classes} classes and" if classes and kind in TABLE[name].heads else ""
+            of = f" has {classes} classes and" if classes and kind in TABLE[name].heads else ""
             raise UserError(f"metric {name!r} does not fit task {task!r}, which{of} {takes}; those that do: {fitting}")
         found.append(name)
     return tuple(dict.fromkeys(found))
