@@ -16,6 +16,11 @@ def test_the_recipe_page_is_up_to_date() -> None:
     assert (DOCS / "recipe.md").read_bytes() == made.stdout, "run: python docs/make_recipe_page.py"
 
 
+def test_the_metrics_page_is_up_to_date() -> None:
+    made = subprocess.run([sys.executable, "-c", SHOW, DOCS / "make_metrics_page.py"], capture_output=True, check=True)
+    assert (DOCS / "metrics.md").read_bytes() == made.stdout, "run: python docs/make_metrics_page.py"
+
+
 def test_the_models_page_has_every_type_as_the_table_in_the_code() -> None:
     """The figures come from `scripts/test-long`; types, padding and refusals must be those of today."""
     from kdbert.models.architectures import ARCHITECTURES, REFUSED

@@ -23,6 +23,7 @@ from kdbert.data.examples import Examples
 from kdbert.disk.files import damaged, move_aside, replace_folder, sha256, write_json
 from kdbert.disk.sealed import sealed, unsealed
 from kdbert.errors import KdbertError, UserError, near_miss
+from kdbert.metrics import LOWER_IS_BETTER
 from kdbert.models.load import load_config
 from kdbert.models.way import INPUTS, Asked, Way, decide
 from kdbert.runs.answers import Answers, SavedModel, saved_model
@@ -340,6 +341,7 @@ def _refuse_beyond(checks: Mapping[str, Any], format: str, bounds: Mapping[str, 
         allowed = LARGEST_DIFFERENCE * max(1.0, found["largest_logit"])
         metric = found.get("metric")
         drop = found["model"][metric] - found["export"][metric] if metric else 0.0
+        drop = -drop if metric in LOWER_IS_BETTER else drop
         faults = []
         if format == "onnx" and not found["largest_difference"] <= allowed:
             faults.append(f"a logit differs by {found['largest_difference']:.2g} (at most {allowed:.2g})")
@@ -347,7 +349,8 @@ def _refuse_beyond(checks: Mapping[str, Any], format: str, bounds: Mapping[str, 
             faults.append(f"agreement is {found['agreement']:.4f} (--min-agreement {bounds['min_agreement']:g})")
         if not drop <= bounds["max_drop"]:
             model = found["model"][metric]
-            faults.append(f"{metric} falls from {model:.4f} by {drop:.4f} (--max-drop {bounds['max_drop']:g})")
+            falls = "rises" if metric in LOWER_IS_BETTER else "falls"
+            faults.append(f"{metric} {falls} from {model:.4f} by {drop:.4f} (--max-drop {bounds['max_drop']:g})")
         if faults:
             cure = "; export it as onnx instead, or allow more" if format != "onnx" else ""
             raise ExportRefused(f"not exported: on {split} ({found['examples']} examples) {'; '.join(faults)}{cure}")

@@ -22,6 +22,7 @@ def evaluate(
         str | None, typer.Option(help="Folder for the predictions. [the run's; for other data predictions/]")
     ] = None,
     labels: o.Labels = None,
+    metrics: Annotated[str | None, typer.Option(help="Metrics of docs/metrics.md: a,b. [the run's]")] = None,
     max_length: o.MaxLength = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 64,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
@@ -42,7 +43,8 @@ def evaluate(
 
     found = evaluate_model(
         model, task, corpus=corpus, split=split, test_file=test_file, data_dir=data_dir, output_dir=output_dir,
-        labels=o.split_list(labels), max_length=max_length, batch_size=batch_size, precision=precision,
+        labels=o.split_list(labels), metrics=o.split_list(metrics), max_length=max_length, batch_size=batch_size,
+        precision=precision,
     )  # fmt: skip
     if not o.main_process():
         return

@@ -81,6 +81,7 @@ MODEL = (Flag("--model", "student.model", str, "Run, model folder or Hub id to f
 TOKENIZER = (Flag("--tokenizer", "student.tokenizer", str, "Such as `kdbert expand-vocab` makes. [the model's own]"),)
 PRECISION = (Flag("--precision", "train.precision", str, "Of the encoder: auto, fp32, bf16 or fp16. [auto]"),)
 TRAINING = (
+    Flag("--metrics", "task.metrics", str, "Metrics of docs/metrics.md, a,b; the first selects. [the task's]"),
     Flag("--epochs", "train.epochs", int, "Passes over the training data. [3; quickstart 8]"),
     Flag("--batch-size", "train.batch_size", int, "Examples per step, over all processes. [32]"),
     Flag("--learning-rate", "train.learning_rate", float, "Peak rate. [5e-5; quickstart 3e-4; corpus 5e-4]"),

@@ -28,7 +28,7 @@ from kdbert.data.examples import Examples
 from kdbert.data.labels import class_number, label_text
 from kdbert.errors import UserError, few
 from kdbert.losses.hard import balanced_weights, cross_entropy
-from kdbert.metrics import score
+from kdbert.metrics import TABLE, better, score
 
 Variant = Literal["corrected", "original"]
 
@@ -188,6 +188,10 @@ class Head(ABC):
         shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
         return shifted / shifted.sum(axis=1, keepdims=True)
 
+    def stated(self, logits: np.ndarray) -> np.ndarray:
+        """Logits as predictions files have them, float64 with six decimals, so that a score can be computed again."""
+        return np.round(logits.astype(np.float64), 6)
+
     def in_words(self, answer: Any) -> str:
         """One answer for a person to read."""
         return self.classes[int(answer)]
@@ -204,7 +208,7 @@ class Head(ABC):
                 "id": identity,
                 "label": None if labels is None else self.written(labels[place]),
                 "prediction": self.written(answers[place]),
-                "scores": np.round(logits[place].astype(np.float64), 6).tolist(),
+                "scores": self.stated(logits[place]).tolist(),
             }
 
     def places(self, part: Examples | TextSplit) -> Sequence[int | slice]:
@@ -214,34 +218,59 @@ class Head(ABC):
     # ---- scores
 
     def scores(
-        self, metrics: Sequence[str], answers: np.ndarray, labels: np.ndarray | None, groups: np.ndarray | None = None
+        self,
+        metrics: Sequence[str],
+        answers: np.ndarray,
+        labels: np.ndarray | None,
+        groups: np.ndarray | None = None,
+        logits: np.ndarray | None = None,
     ) -> dict[str, float]:
         """The named metrics of a split; none where it has no labels.
 
         Args:
             answers: of `predicted`.
             groups: what a metric counts together, see `kdbert.metrics.score`.
+            logits: one row for each label, where a metric reads probabilities.
         """
-        return {} if labels is None else score(metrics, answers, labels, groups, self.classes)
+        if labels is None:
+            return {}
+        probabilities = None
+        if logits is not None and any(TABLE[name].reads == "probabilities" for name in metrics):
+            probabilities = self.probabilities(self.stated(logits))
+        return score(metrics, answers, labels, groups, self.classes, probabilities)
 
     @abstractmethod
     def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:
-        """Answers among which the best constant one is, whichever the metric."""
+        """The constant answers of which the best is taken, for each metric by itself."""
+
+    def shares(self, labels: np.ndarray) -> np.ndarray:
+        """The share of each class in the labels [C]: the constant answer of metrics that read probabilities."""
+        return np.bincount(labels, minlength=len(self.classes)) / len(labels)
 
     def constant_answer(
         self, metrics: Sequence[str], labels: np.ndarray | None, groups: np.ndarray | None = None
     ) -> dict[str, float] | None:
         """The best that one and the same answer to every example reaches on a split, for each metric by itself.
 
-        A correlation with a constant is undefined, and 0 here. None of a split without labels.
+        For a metric that reads probabilities this answer is the share of each class in the split. A correlation with a
+        constant is undefined, and 0 here. None of a split without labels.
         """
         if labels is None:
             return None
-        found = dict.fromkeys(metrics, 0.0)
-        for answer in self.constants(labels, groups) if len(labels) else ():
-            reached = self.scores(metrics, np.broadcast_to(answer, labels.shape), labels, groups)
-            found = {name: max(found[name], reached[name]) for name in metrics}
-        return found
+        if not len(labels):
+            return dict.fromkeys(metrics, 0.0)
+        of_shares = [name for name in metrics if TABLE[name].reads == "probabilities"]
+        of_answers = [name for name in metrics if name not in of_shares]
+        found: dict[str, float] = {}
+        for answer in self.constants(labels, groups) if of_answers else ():
+            reached = self.scores(of_answers, np.broadcast_to(answer, labels.shape), labels, groups)
+            found |= {
+                name: value for name, value in reached.items() if name not in found or better(name, value, found[name])
+            }
+        if of_shares:
+            shares = np.tile(self.shares(labels), (len(labels), 1))
+            found |= score(of_shares, labels, labels, groups, self.classes, shares)
+        return {name: found[name] for name in metrics}
 
     def same_answer(self, answers: np.ndarray) -> str | None:
         """The answer that is given to every example (or word), in words; None if there are several, or one example."""

@@ -103,7 +103,12 @@ class MaskedLM(Head):
             yield {"id": identity, "label": None, "prediction": self.written(row)}
 
     def scores(
-        self, metrics: Sequence[str], answers: np.ndarray, labels: np.ndarray | None, groups: np.ndarray | None = None
+        self,
+        metrics: Sequence[str],
+        answers: np.ndarray,
+        labels: np.ndarray | None,
+        groups: np.ndarray | None = None,
+        logits: np.ndarray | None = None,
     ) -> dict[str, float]:
         """The named metrics of a split; those of new pieces only where there are some."""
         sums = np.asarray(answers, dtype=np.float64)

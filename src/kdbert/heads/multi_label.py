@@ -70,7 +70,9 @@ class MultiLabel(Head):
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Of each class by itself."""
-        return 1 / (1 + np.exp(-logits.astype(np.float64)))
+        from scipy.special import expit
+
+        return np.asarray(expit(logits.astype(np.float64)))
 
     def in_words(self, answer: Any) -> str:
         return ", ".join(self.written(answer)) or "none of the classes"
@@ -79,12 +81,25 @@ class MultiLabel(Head):
         return [self.classes[number] for number in np.flatnonzero(answer)]
 
     def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:
-        """Of the sets of k classes none finds more than the k that most examples (or documents) have."""
-        numbers = np.arange(len(labels)) if groups is None else groups
-        there = np.zeros((int(numbers.max()) + 1, labels.shape[1]), dtype=bool)
-        np.logical_or.at(there, numbers, labels)
-        rank = np.argsort(np.argsort(-there.sum(0), kind="stable"))
-        return [rank < k for k in range(1, labels.shape[1] + 1)]
+        """The set that most examples have; and the k classes that most have, of which no k find more.
+
+        k is 0, 1, all, that of the best F1 of all decisions, or as many as more than half of the examples have. Where
+        examples are in documents, the same of the classes of documents.
+        """
+        sets, times = np.unique(labels, axis=0, return_counts=True)
+        found = [sets[times.argmax()]]
+        for numbers in (np.arange(len(labels)), *([] if groups is None else [groups])):
+            there = np.zeros((int(numbers.max()) + 1, labels.shape[1]), dtype=bool)
+            np.logical_or.at(there, numbers, labels)
+            counts = -np.sort(-there.sum(0))
+            sizes = np.arange(1, len(counts) + 1)
+            best_f1 = int((counts.cumsum() / (sizes * len(there) + counts.sum())).argmax()) + 1
+            rank = np.argsort(np.argsort(-there.sum(0), kind="stable"))
+            found += [rank < k for k in {0, 1, best_f1, int((2 * counts > len(there)).sum()), len(counts)}]
+        return found
+
+    def shares(self, labels: np.ndarray) -> np.ndarray:
+        return labels.mean(axis=0)
 
     def agreement(self, first: np.ndarray, second: np.ndarray) -> float:
         """The share of examples with equal sets of classes."""

@@ -6,12 +6,14 @@ the predictions. The counts are [..., 3]: correct, predicted, in the labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+TAG = re.compile(r"([BIESLU])(?:-(.+))?")  # of a word of an entity: a letter and a kind
 OUTSIDE = "O"  # the tag of a word that belongs to no entity
 
 
@@ -79,6 +81,12 @@ def _entities(tags: np.ndarray, groups: np.ndarray, classes: Sequence[str]) -> n
     ends = np.flatnonzero(np.append(~inside, True))
     last = ends[np.searchsorted(ends, begin, side="right")] - 1
     return (begin * len(tags) + last) * len(classes) + kind[begin]
+
+
+def mark_entities(tags: Collection[str]) -> bool:
+    """Whether all of these tags are `O`, or a letter of B, I, E, S, L, U alone or with a kind."""
+    fit = all(tag == OUTSIDE or TAG.fullmatch(tag) for tag in tags)
+    return fit and (OUTSIDE in tags or all("-" in tag for tag in tags))
 
 
 def continues(before: str, letter: str) -> bool:

@@ -41,7 +41,7 @@ OUTSIDE_IDENTITY = (
 )  # fmt: skip
 # Keys that came later: at their defaults they are left out, so that earlier runs keep their names.
 LATER = {
-    "task": ("dev_share", "dev_seed", "split_names", "label_separator"),
+    "task": ("dev_share", "dev_seed", "split_names", "label_separator", "metrics"),
     "train": ("class_weights", "label_smoothing"),
 }
 # Keys of models and of a person's own files: what counts is what is in them, wherever they lie.

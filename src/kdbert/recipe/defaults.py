@@ -32,13 +32,14 @@ def task_of(task: TaskSection) -> TaskSpec:
         assert task.train_file is not None
         return corpus_task(task.train_file)
     if task.name != CUSTOM:
-        return get_task(task.name)
+        return get_task(task.name).measured_by(task.metrics)
     assert task.train_file is not None
-    return custom_task(
+    own = custom_task(
         task.train_file, task.dev_file, task.test_file, text_columns=task.text_columns, label_column=task.label_column,
         kind=task.kind, label_separator=task.label_separator, dev_share=task.dev_share, dev_seed=task.dev_seed,
         split_names=task.split_names,
     )  # fmt: skip
+    return own.measured_by(task.metrics)
 
 
 def missing_teachers(recipe: Recipe) -> int:

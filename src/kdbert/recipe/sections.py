@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from kdbert.data.labels import label_text, number
 from kdbert.errors import UserError
+from kdbert.metrics import our_name
 from kdbert.tasks import CORPUS, CUSTOM, task_name
 
 LARGEST_SEED = 2**32 - 1  # of numpy and torch alike
@@ -45,13 +46,16 @@ class TaskSection(Section):
     kind: Literal["single-label", "multi-label", "regression", "token"] | None = Field(
         None, description="custom: how to read labels (default: by their form; regression if some are fractions)"
     )
+    metrics: list[str] | None = Field(
+        None, min_length=1, description="names of docs/metrics.md; the first selects (default: the task's own)"
+    )
     text_unit: Literal["line", "document", "file"] = Field(
         "line", description="corpus: one text is a line, a document (ends at a blank line), or a file"
     )
     mask_probability: float = Field(0.15, gt=0, lt=1, description="corpus: fraction of tokens to mask")
     mask_words: bool = Field(False, description="corpus: mask whole words instead of single tokens")
 
-    @field_validator("text_columns", "split_names", mode="before")
+    @field_validator("text_columns", "split_names", "metrics", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
@@ -61,6 +65,14 @@ class TaskSection(Section):
     def _one_or_several(cls, value: Any) -> Any:
         parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
         return parts[0] if isinstance(parts, list) and len(parts) == 1 else parts
+
+    @field_validator("metrics")
+    @classmethod
+    def _exact(cls, value: list[str] | None) -> list[str] | None:
+        try:
+            return None if value is None else [*dict.fromkeys(map(our_name, value))]
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("kind", mode="before")
     @classmethod
@@ -85,6 +97,7 @@ class TaskSection(Section):
         if self.name == CORPUS:
             if self.train_file is None:
                 raise ValueError("task 'corpus' needs your text: name a file or folder with --corpus")
+            given += ["--metrics"] * (self.metrics is not None)
             if tables := [flag for flag in given if flag not in ("--train-file", "--dev-file")]:
                 raise ValueError(f"{tables[0]} does not apply to plain text (task 'corpus')")
         elif self.name == CUSTOM:

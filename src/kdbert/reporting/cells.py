@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kdbert.metrics import better
 from kdbert.reporting.collect import Run
 from kdbert.reporting.published import PublishedRow
 from kdbert.reporting.statistics import Summary, summarise
@@ -35,7 +36,10 @@ class ResultCell:
     @property
     def beats_constant(self) -> bool:
         """Whether the mean is better than the constant answer (True where that is not known)."""
-        return self.summary is None or self.constant is None or self.summary.mean > self.constant + ROUNDING
+        if self.summary is None or self.constant is None:
+            return True
+        mean = self.summary.mean
+        return better(self.metric, mean, self.constant) and abs(mean - self.constant) > ROUNDING
 
 
 @dataclass(frozen=True)

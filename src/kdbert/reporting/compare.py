@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from kdbert.metrics import METRICS
+from kdbert.metrics import TABLE
 from kdbert.metrics.grouped import GROUPED
 from kdbert.reporting.cells import Difference, ResultCell, ResultRow, ResultTable
 from kdbert.reporting.collect import Damaged, Run
@@ -28,7 +28,7 @@ FOR_TEACHERS = ("teachers", "train.teacher_cache", "train.cache_precision")  # m
 def compared(table: ResultTable, baseline: str) -> ResultTable:
     """The table with each row's differences to the row of `baseline`, a value of the first key, with its other keys."""
     candidates = [row for row in table.rows if not row.teacher and is_one_of(row.labels[0], baseline)]
-    predictions, faults = cache(scored_predictions), dict[Path, str]()
+    predictions, faults, without = cache(scored_predictions), dict[Path, str](), set[str]()
     unfit: dict[str, list[str]] = {}
     rows = []
     for row in tqdm(table.rows, desc="comparing", unit="row", leave=False, disable=not sys.stderr.isatty()):
@@ -48,11 +48,13 @@ def compared(table: ResultTable, baseline: str) -> ResultTable:
                 besides = {key: text for one in differences.values() for key, text in one.besides.items()}
             else:
                 besides = _besides(table.keys[0], cell, theirs)
-            found = _difference(cell, theirs, besides, predictions, faults)
+            found = _difference(cell, theirs, besides, predictions, faults, without)
             if found is not None:
                 differences[column] = found
         rows.append(replace(row, differences=differences, baseline=other.name))
     notes = [f"no difference where {why}: {'; '.join(names)}" for why, names in unfit.items()]
+    if without:
+        notes.append(f"no interval of {', '.join(sorted(without))} (docs/metrics.md: which metrics have one)")
     if faults:
         count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
         notes.append(f"no interval where predictions are missing or do not fit ({count})")
@@ -99,13 +101,20 @@ def _difference(
     besides: Mapping[str, str],
     predictions: Callable[..., Predictions],
     faults: dict[Path, str],
+    without: set[str],
 ) -> Difference | None:
-    """The difference over the seeds that both have; `faults` takes the runs whose predictions cannot be used."""
+    """The difference over the seeds that both have; `faults` takes the runs whose predictions cannot be used, and
+    `without` the metrics of which no interval is computed.
+    """
     seeds = sorted(cell.scores.keys() & other.scores.keys())
     if not seeds or (cell.split, cell.metric) != (other.split, other.metric):
         return None
     found: list[Predictions] = []
-    for run in [side.runs[seed] for side in (cell, other) for seed in seeds if side.runs]:
+    runs = [side.runs[seed] for side in (cell, other) for seed in seeds if side.runs]
+    if runs and cell.metric in TABLE and not TABLE[cell.metric].resampled:
+        without.add(cell.metric)
+        runs = []  # their predictions would be read for nothing
+    for run in runs:
         try:
             found.append(predictions(run, cell.split, cell.metric))
             if not found[-1].same_examples(found[0]):
@@ -115,19 +124,27 @@ def _difference(
             if run.path not in faults:
                 faults[run.path] = str(error)
                 log.warning("no bootstrap interval: %s", error)
-    whole = len(found) == 2 * len(seeds)  # an average over tasks has no examples of its own
+    interval = None
+    if len(found) == 2 * len(seeds):  # an average over tasks has no examples of its own
+        interval = _interval(cell.metric, found[: len(seeds)], found[len(seeds) :])
+        if interval is None:
+            without.add(cell.metric)
     return Difference(
         summary=summarise({seed: cell.scores[seed] - other.scores[seed] for seed in seeds}),
         p=paired_p_value(cell.scores, other.scores),
-        interval=_interval(cell.metric, found[: len(seeds)], found[len(seeds) :]) if whole else None,
+        interval=interval,
         besides=besides,
     )
 
 
-def _interval(name: str, ours: Sequence[Predictions], theirs: Sequence[Predictions]) -> tuple[float, float]:
-    if name not in GROUPED:
+def _interval(name: str, ours: Sequence[Predictions], theirs: Sequence[Predictions]) -> tuple[float, float] | None:
+    value = TABLE[name].value
+    if value is not None:
+        # Sets of classes are not scored a thousand resamples at once, and words are not drawn but sentences.
+        if ours[0].labels.ndim > 1 or ours[0].head.of_words:
+            return None
         sides = ([one.answers for one in side] for side in (ours, theirs))
-        return bootstrap_interval(METRICS[name], ours[0].labels, *sides)
+        return bootstrap_interval(value, ours[0].labels, *sides)
     grouped, groups = GROUPED[name], ours[0].groups
     assert groups is not None
 

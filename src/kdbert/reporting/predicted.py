@@ -14,6 +14,7 @@ from kdbert.disk.sealed import parse_json
 from kdbert.errors import UserError
 from kdbert.heads import Head
 from kdbert.heads.masked_lm import HIDDEN
+from kdbert.metrics import TABLE
 from kdbert.reporting.collect import Damaged, Run
 from kdbert.runs.saved_task import saved_task
 from kdbert.tasks import CUSTOM, TaskSpec, get_task
@@ -54,11 +55,17 @@ def task_of_run(run: Run, data_dir: str | None = None) -> TaskSpec:
 
 def _scored(run: Run, split: str, metric: str) -> Predictions:
     if metric not in run.metrics.get(split, {}):
+        metric = run.selection  # a teacher may have been scored by other metrics than its student
+    if metric not in run.metrics.get(split, {}):
         raise Damaged(f"run.json has no {split} {metric}")
     found = read_predictions(run, split)
     try:
-        value = found.head.scores((metric,), found.answers, found.labels, found.groups)[metric]
-    except (KeyError, AssertionError, ValueError):
+        logits = None
+        if TABLE[metric].reads == "probabilities":
+            known = read_scores(run, split, set(found.ids))
+            logits = np.array([known[name] for name in found.ids])
+        value = found.head.scores((metric,), found.answers, found.labels, found.groups, logits)[metric]
+    except (KeyError, AssertionError, ValueError, IndexError):
         raise Damaged(f"predictions/{split}.jsonl gives no {metric}") from None
     if abs(value - run.metrics[split][metric]) > 1e-6:
         raise Damaged(f"predictions/{split}.jsonl gives {value:.6f}, run.json says {run.metrics[split][metric]:.6f}")

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kdbert.metrics import better
+
 WIDTH = 120  # of a table that goes to a file
 
 
@@ -33,9 +35,10 @@ def remarks(rows: Sequence[SummaryRow], constant: Mapping[str, Mapping[str, floa
         found += [f"{row.name}: one answer to every example of {split}: {same}" for split, same in row.same.items()]
         for split, values in row.metrics.items():
             reached, floor = values.get(selection), constant.get(split, {}).get(selection)
-            if split not in row.same and reached is not None and floor is not None and reached <= floor:
-                scores = f"{selection} {reached:.4f}, that of the constant answer {floor:.4f}"
-                found.append(f"{row.name}: no better than one answer to every example of {split} ({scores})")
+            if split in row.same or reached is None or floor is None or better(selection, reached, floor):
+                continue
+            scores = f"{selection} {reached:.4f}, that of the constant answer {floor:.4f}"
+            found.append(f"{row.name}: no better than one answer to every example of {split} ({scores})")
     return found
 
 

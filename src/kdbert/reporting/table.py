@@ -255,7 +255,11 @@ def _arranged(runs: Sequence[Run], teaching: set[Path], asked: _Question, notes:
     wanted = {column: (column, *heading.partition(" ")[::2]) for column, heading in headings.items()}
     published = [row for paper in asked.papers for row in published_rows(paper, wanted)]
     notes = [*notes, *_notes_on_rows(rows, _taught_by(runs)), *_notes_on_columns(rows, columns, asked)]
-    averages = _averages(columns, asked, notes) if asked.by_task and len(columns) > 1 else {}
+    averages = {}
+    if asked.by_task and len(columns) > 1:
+        lower = {cell.metric for row in rows for cell in row.cells.values()} & LOWER_IS_BETTER
+        averages = {} if lower else _averages(columns, asked, notes)
+        notes += [f"no average over tasks: of {', '.join(sorted(lower))} a lower value is better"] * bool(lower)
     for name, parts in averages.items():
         rows = [replace(row, cells={**row.cells, name: _average(row, parts)}) for row in rows]
         headings[name] = f"mean of {len(parts)} {'figures' if name == AVERAGE else 'groups'}"
@@ -315,7 +319,7 @@ def _cell(runs: Sequence[Run], metric: str | None, split: str | None) -> ResultC
         diverged=sum(run.status == "diverged" for run in runs),
         unfinished=sum(run.status not in ENDED for run in runs),
         dev_chose=place.startswith("dev") and any(run.told.get("train.selection") == "best" for run in kept.values()),
-        constant=max(constants, default=None),
+        constant=(min if name in LOWER_IS_BETTER else max)(constants, default=None),
         same={seed: same for seed, run in kept.items() if (same := run.same_answer(place)) is not None},
     )
 

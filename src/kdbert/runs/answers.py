@@ -298,7 +298,7 @@ def saved_model(
     if own is not None and (task is None or task_name(task) == own.name):
         if own.name == CUSTOM:
             assert place.run is not None
-            spec = saved_task(place.run, run_facts(place.run), data_dir, test_file)
+            spec = saved_task(place.run, run_facts(place.run), data_dir, test_file).measured_by(own.metrics)
         else:
             spec = task_of(own)
         data_dir = data_dir or own.data_dir

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kdbert.data.corpus import corpus_digest
@@ -48,6 +49,7 @@ def evaluate(
     data_dir: str | None = None,
     output_dir: str | None = None,
     labels: list[str] | None = None,
+    metrics: Sequence[str] | None = None,
     max_length: int | None = None,
     batch_size: int = 64,
     precision: str = "auto",
@@ -63,6 +65,7 @@ def evaluate(
         output_dir: where predictions go; by default the run's `predictions/`, and where they are not the run's own
             (another model, task, text, file, length or precision) `predictions/<task>/<model>-<8 hex of all that>`.
         labels: the model's labels in order, where its configuration does not name them.
+        metrics: names of docs/metrics.md; by default those of the run, or the task's.
         max_length: tokens per example; by default the run's, or the task's.
 
     Returns:
@@ -70,7 +73,7 @@ def evaluate(
         GLUE test split.
 
     Raises:
-        UserError: no such model, task, split or file; a model with another head or other labels.
+        UserError: no such model, task, split, file or metric; a model with another head or other labels.
         Diverged: an output is not finite.
     """
     if test_file is not None and split not in (None, "test"):
@@ -78,6 +81,7 @@ def evaluate(
     saved = saved_model(
         model, task, corpus=corpus, data_dir=data_dir, labels=labels, max_length=max_length, test_file=test_file
     )
+    saved = replace(saved, spec=saved.spec.measured_by(metrics))
     spec, own = saved.spec, saved.trained_on
     split = split or ("dev" if test_file is None else "test")
     if spec.head.plain_text and split != "dev":
@@ -112,8 +116,8 @@ def evaluate(
                 files.append(folder / spec.submission[name])
         if saved.place.run is not None and folder == saved.place.run / "predictions":
             RunFolder(saved.place.run).rewritten(files)
-    metrics = {name: given.scores for name, given in found.items() if given.scores}
-    return Evaluation(spec.name, metrics, files, spec.metrics[0], constant_answers(spec, parts), same_answers(found))
+    scores = {name: given.scores for name, given in found.items() if given.scores}
+    return Evaluation(spec.name, scores, files, spec.metrics[0], constant_answers(spec, parts), same_answers(found))
 
 
 def _folder(saved: SavedModel, output_dir: str | None, precision: Precision, test_file: str | None) -> Path:

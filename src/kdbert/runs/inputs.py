@@ -23,7 +23,7 @@ class Inputs:
 
     def spec(self, task: TaskSection) -> TaskSpec:
         """The task of a recipe."""
-        return self._once(task, (), lambda: task_of(task))
+        return self._once(task, (task.metrics and tuple(task.metrics),), lambda: task_of(task))
 
     def examples(self, task: TaskSection, split: str) -> Examples:
         """A split of the task."""
@@ -39,7 +39,7 @@ class Inputs:
         )  # fmt: skip
 
     def _once(self, task: TaskSection, what: tuple[Any, ...], read: Callable[[], T]) -> T:
-        key = task.model_dump_json(exclude={"max_length", "max_train_examples"}), *what
+        key = task.model_dump_json(exclude={"max_length", "max_train_examples", "metrics"}), *what
         if key not in self._known:
             self._known[key] = read()
         found: T = self._known[key]

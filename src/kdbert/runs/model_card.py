@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from kdbert.errors import printable
 from kdbert.methods import get_method
+from kdbert.metrics import better
 from kdbert.recipe import Recipe
 from kdbert.tasks import TaskSpec
 from kdbert.version import __version__
@@ -145,7 +146,7 @@ def _nothing_learned(metrics: Mapping[str, Mapping[str, float]], facts: Mapping[
         if split in facts["one_answer"]:
             answer = code(facts["one_answer"][split])
             found += ["", f"**On {split} it gives the same answer to every example: {answer}.**"]
-        elif floor is not None and values[facts["selection"]] <= floor:
+        elif floor is not None and not better(facts["selection"], values[facts["selection"]], floor):
             found += ["", f"**On {split} it is no better than the constant answer.**"]
     return found
 

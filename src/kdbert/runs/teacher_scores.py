@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from kdbert.metrics import LOWER_IS_BETTER, better
 from kdbert.models.locate import run_facts
 from kdbert.models.student import count_parameters
 from kdbert.runs.answers import Answers, answers, same_answers
@@ -77,12 +78,14 @@ def warn_if_untrained(spec: TaskSpec, facts: Mapping[str, Any], constant: Mappin
     """Warn of a teacher that knows hardly more than the best constant answer."""
     split, metric = spec.split_names("dev")[0], spec.metrics[0]
     reached = facts["metrics"][split][metric]
+    # Losses and errors have no common scale.
+    margin = -0.02 * constant[split][metric] if metric in LOWER_IS_BETTER and split in constant else 0.02
     if split in facts["one_answer"]:
         log.warning(
             "teacher %s answers %s to every example of %s: little can be learned from it",
             facts["model"], facts["one_answer"][split], split,
         )  # fmt: skip
-    elif split in constant and reached <= constant[split][metric] + 0.02:
+    elif split in constant and not better(metric, reached, constant[split][metric] + margin):
         log.warning(
             "teacher %s scores %.4f %s on %s; one answer to every example gives %.4f: little can be learned from it",
             facts["model"], reached, metric, split, constant[split][metric],

@@ -15,9 +15,8 @@ import numpy as np
 
 from kdbert.data.encode import encode
 from kdbert.data.examples import Examples
-from kdbert.metrics.grouped import OUTSIDE, entity_counts
+from kdbert.metrics.grouped import OUTSIDE, entity_counts, mark_entities
 from kdbert.tasks.origins import missing_files
-from kdbert.tasks.own.tags import mark_entities
 from kdbert.tasks.spec import TaskSpec
 
 SHOWN = 12  # classes that are told

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +16,8 @@ from kdbert.data.corpus import TextSplit
 from kdbert.data.examples import Examples, RawExample, examples_of
 from kdbert.data.files import find_file, text_digest
 from kdbert.errors import UserError
+from kdbert.metrics import chosen
+from kdbert.metrics.grouped import mark_entities
 
 if TYPE_CHECKING:
     from kdbert.heads import Head
@@ -108,7 +110,7 @@ class TaskSpec:
         labels: class names in order; empty for regression. Tags of words are `O`, `B`, `I`, or the like of `B-DISEASE`.
         aliases: other names that a model may use for a class (`{"1": ("positive",)}`), so that a published teacher's
             labels are matched by name.
-        metrics: names of `kdbert.metrics` functions; the first is the one used for selection.
+        metrics: names in `kdbert.metrics.TABLE`; the first is the one used for selection.
         groups: the splits that `--split dev` or `--split test` means, if it means several.
         folder: the folder's name below `--data-dir`.
         data_dir: where files are looked for if neither `--data-dir` nor KDBERT_DATA_DIR names a folder.
@@ -147,6 +149,16 @@ class TaskSpec:
         from kdbert.heads import head_of  # here, because it imports torch, which a list of tasks does not need
 
         return head_of(self.kind, self.labels)
+
+    def measured_by(self, names: Sequence[str] | None) -> TaskSpec:
+        """The task with these metrics in place of its own (None: with its own); one that does not fit is refused."""
+        if names is None:
+            return self
+        if self.head.plain_text:
+            raise UserError("--metrics does not apply to plain text (task 'corpus'), which has metrics of its own")
+        groups = ["document"] * (self.document is not None) + ["entity"] * mark_entities(self.labels)
+        found = chosen(names, self.name, self.head.takes, self.kind, len(self.labels), groups)
+        return replace(self, metrics=found)
 
     def split_names(self, group: str) -> tuple[str, ...]:
         """The splits that `dev`, `test` or the name of a split means."""
@@ -204,7 +216,7 @@ class TaskSpec:
     def score(self, logits: np.ndarray, part: Examples | TextSplit) -> dict[str, float]:
         """The task's metrics of a split that has labels (or of plain text), from logits of `Head.label_logits`."""
         groups = self.label_groups(part.ids, part.words)
-        return self.head.scores(self.metrics, self.head.predicted(logits), part.labels, groups)
+        return self.head.scores(self.metrics, self.head.predicted(logits), part.labels, groups, logits)
 
     def constant_answer(self, part: Examples | TextSplit) -> dict[str, float] | None:
         """What the best constant answer reaches on a split; None of a split without labels."""

@@ -33,6 +33,7 @@ from kdbert.data.encode import Encoded
 from kdbert.errors import Interrupted, UserError
 from kdbert.heads import Head
 from kdbert.methods import LossTerms
+from kdbert.metrics import better
 from kdbert.models.fast.used_rows import training_used_rows
 from kdbert.recipe.sections import TrainSection, warmup_steps
 from kdbert.signals import StopRequest, stop_request
@@ -132,7 +133,7 @@ def train(
     resumed_from, resume_at = at.step, (at.step, at.metrics_length, at.metrics_digest)
     record = MetricsLog(folder, accelerator, trackers=trackers, resume_at=resume_at)
     watch = FiniteWatch(accelerator.device, ids)
-    checkpoints = folder / "checkpoints"
+    checkpoints, measure = folder / "checkpoints", selection.rpartition("/")[2]
     every_step = accelerator.device.type == "cpu"  # elsewhere reading a number waits for the device
     examples, train_seconds, eval_seconds = 0, 0.0, 0.0
     main = accelerator.is_main_process
@@ -191,7 +192,7 @@ def train(
                 scores = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
                 bar.write(f"epoch {finished_epoch + 1}: {scores}", file=bar.fp)
             value = metrics[selection]
-            if options.selection == "best" and (not at.best or value > at.best["value"]):
+            if options.selection == "best" and (not at.best or better(measure, value, at.best["value"])):
                 at.best = {"value": value, "metric": selection, "step": at.step, "epoch": finished_epoch + 1}
                 at.best_weights = {name: value.detach().cpu().clone() for name, value in module.weights().items()}
             save()

@@ -7,13 +7,12 @@ as seqeval does by default (`kdbert.metrics.grouped.entity_counts`), which under
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from kdbert.errors import UserError
-from kdbert.metrics.grouped import OUTSIDE, continues
+from kdbert.metrics.grouped import OUTSIDE, TAG, continues, mark_entities
 
-_ENTITY = re.compile(r"([BIESLU])(?:-(.+))?")
 _OTHERWISE = re.compile(r"[BI][_/:.].+")  # a letter and a kind, separated by another sign
 
 
@@ -39,12 +38,6 @@ class Scheme(NamedTuple):
         return f"tags of words, {self.name}; {sum(self.kinds.values())} entities ({kinds})"
 
 
-def mark_entities(tags: Collection[str]) -> bool:
-    """Whether all of these tags are of a scheme of entities."""
-    fit = all(tag == OUTSIDE or _ENTITY.fullmatch(tag) for tag in tags)
-    return fit and (OUTSIDE in tags or all("-" in tag for tag in tags))
-
-
 def scheme_of(found: Iterable[Sequence[str]], where: str) -> Scheme:
     """The scheme of the tags of sentences.
 
@@ -58,7 +51,7 @@ def scheme_of(found: Iterable[Sequence[str]], where: str) -> Scheme:
         before = (OUTSIDE, "")
         for tag in sentence:
             if tag not in seen:
-                match = _ENTITY.fullmatch(tag)
+                match = TAG.fullmatch(tag)
                 seen[tag] = (OUTSIDE, "") if tag == OUTSIDE else (match[1], match[2] or "") if match else None
             this = seen[tag] or (OUTSIDE, "")
             if this[0] != OUTSIDE and not (before[1] == this[1] and continues(before[0], this[0])):

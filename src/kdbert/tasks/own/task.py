@@ -17,11 +17,11 @@ from kdbert.data.files import log_once
 from kdbert.data.hub_data import local_data
 from kdbert.data.labels import NO_LABEL, label_text, number
 from kdbert.errors import UserError, near_miss
+from kdbert.metrics.grouped import mark_entities
 from kdbert.tasks.own.columns import LABEL_COLUMNS, infer_columns
 from kdbert.tasks.own.dev_part import Row, dev_rows
 from kdbert.tasks.own.forms import cut, read_label, read_words
 from kdbert.tasks.own.labels import KINDS, Labels, infer_labels, tags_of
-from kdbert.tasks.own.tags import mark_entities
 from kdbert.tasks.spec import Own, Split, TaskSpec
 
 log = logging.getLogger("kdbert")
