@@ -103,7 +103,7 @@ def test_what_is_no_metric_is_refused_with_the_nearest_or_the_reason() -> None:
 
 @pytest.mark.parametrize("head", HEADS, ids=str)
 def test_a_metric_of_another_head_is_refused_and_those_that_fit_are_named(head: Head) -> None:
-    some = {"task": "t", "takes": head.takes, "kind": head.kind, "classes": len(head.classes), "documents": False}
+    some = {"task": "t", "takes": head.takes, "kind": head.kind, "classes": len(head.classes), "groups": ()}
     for name, one in TABLE.items():
         if one.fits(head.kind, len(head.classes), groups=()):
             assert chosen([name, name], **some) == (name,)  # type: ignore[arg-type]
