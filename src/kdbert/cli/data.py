@@ -35,7 +35,7 @@ def list_tasks(data_dir: DataDir = None) -> None:
         print(f"{name:<19} {spec.kind:<12} {classes:>7}  {spec.metrics[0]:<20} {files:<16} {spec.title}")
     print("massive-LOCALE      MASSIVE in another of its 52 locales, such as massive-de-DE")
     print("corpus              your own plain text, for masked-LMs and ve-kd: --corpus")
-    print("custom              your own csv, tsv, jsonl, parquet or saved dataset: --train-file, --dev-file")
+    print("custom              your own files or a dataset of the Hub: --train-file, --dev-file")
 
 
 @f.takes(f.TASK)
