@@ -62,6 +62,8 @@ def describe(
     from kdbert.tasks.describe import described
 
     given = {task_name(one) for one in (name, keys.get("task.name")) if one is not None}
+    if not given:
+        raise UserError("which task? name one, such as `kdbert data describe rte`; `kdbert data list` shows them")
     if len(given) == 2:
         raise UserError(f"{' and '.join(sorted(given))} are two tasks; name one")
     if given == {CORPUS}:
@@ -70,7 +72,7 @@ def describe(
             "--corpus a.txt --model bert-base-uncased --dry-run"
         )
         return
-    task = Recipe.build(flags={**keys, "task.name": given.pop() if given else None}).task
+    task = Recipe.build(flags={**keys, "task.name": given.pop()}).task
     spec = task_of(task)
     tokenizer = _tokenizer(model, spec.head.of_words)
     unit = "words" if tokenizer is None else f"tokens of {model or QUICKSTART_MODEL}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from kdbert.data.data_file import form_of
 from kdbert.data.labels import label_text, number
 from kdbert.errors import UserError
 from kdbert.metrics import our_name
@@ -101,8 +103,13 @@ class TaskSection(Section):
             if tables := [flag for flag in given if flag not in ("--train-file", "--dev-file")]:
                 raise ValueError(f"{tables[0]} does not apply to plain text (task 'corpus')")
         elif self.name == CUSTOM:
-            if self.train_file is None:
-                raise ValueError("task 'custom' needs --train-file, and --dev-file or --dev-share")
+            # A dataset may hold a dev split; a file does not.
+            whole = self.train_file is None or form_of(Path(self.train_file)) not in (None, "saved")
+            if self.train_file is None or (whole and self.dev_file is None and self.dev_share is None):
+                file = "" if self.train_file is not None else " --train-file, and"
+                raise ValueError(
+                    f"task 'custom' needs{file} --dev-file, or --dev-share 0.1 for a part of the training file"
+                )
         elif given:
             raise ValueError(f"{given[0]} goes with --task custom; task {self.name!r} has its own files")
         return self
