@@ -199,6 +199,7 @@ def test_a_benchmark_that_was_stopped_continues_where_it_was(kdbert: KDBERT, run
     assert {file.name for file in folder.iterdir()} == {"benchmark.json", "benchmark.csv", "benchmark.png"}
 
 
+@pytest.mark.long
 def test_what_was_timed_before_is_counted_and_other_settings_are_refused(
     kdbert: KDBERT, run: Path, measured: Path, tmp_path: Path
 ) -> None:

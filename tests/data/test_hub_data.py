@@ -100,21 +100,31 @@ def test_a_dataset_of_the_hub_is_fetched_once_and_read_offline(address: str, tmp
     assert done.returncode == 0, done.stderr
     assert f"dataset someone/films of the Hub, revision {COMMIT}: train 24, validation 8" in done.stderr
     assert ("train: 24 rows" in done.stdout, "dev: 8 rows" in done.stdout) == (True, True)
-    small = kdbert(tmp_path, address, *words, "someone/films:small", "--dev-share", 0.2)
-    assert small.returncode == 0, small.stderr
-    assert ("train: 24 rows" in small.stdout, "dev: 6 rows" in small.stdout) == (True, True)
     again = kdbert(tmp_path, "http://127.0.0.1:1", *words, "someone/films")
     assert again.returncode == 0, again.stderr
     assert "train: 24 rows" in again.stdout
 
 
-@pytest.mark.parametrize("name", ["someone/absent", "someone/films:absent"])
+@pytest.mark.long
+def test_of_several_configurations_one_is_named(address: str, tmp_path: Path) -> None:
+    words = ["data", "describe", "custom", "--train-file"]
+    small = kdbert(tmp_path, address, *words, "someone/films:small", "--dev-share", 0.2)
+    assert small.returncode == 0, small.stderr
+    assert ("train: 24 rows" in small.stdout, "dev: 6 rows" in small.stdout) == (True, True)
+    for place in (address, "http://127.0.0.1:1"):
+        done = kdbert(tmp_path, place, *words, "someone/films")
+        assert done.returncode == 0, done.stderr
+        assert "train: 24 rows" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["someone/absent", pytest.param("someone/films:absent", marks=pytest.mark.long)])
 def test_what_the_hub_does_not_have_is_one_sentence(address: str, tmp_path: Path, name: str) -> None:
     done = kdbert(tmp_path, address, "data", "describe", "custom", "--train-file", name)
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
     assert name in done.stderr
 
 
+@pytest.mark.long
 def test_an_unknown_name_without_a_hub_is_one_sentence(tmp_path: Path) -> None:
     done = kdbert(tmp_path, "http://127.0.0.1:1", "data", "describe", "custom", "--train-file", "no/data")
     assert done.returncode == 2, done.stderr

@@ -52,7 +52,7 @@ def telling(calls: list[str]) -> list[int]:
     return [numbers[len(numbers) // 2] for numbers in kinds.values()]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_kill_right_before_something_gets_its_name_or_goes_changes_nothing(setting: Setting, tmp_path: Path) -> None:
     """`tests/reliability/kills --changes` does all of them."""
     changes = {"max_steps": 3, "checkpoint_steps": 1, **FEATURES["cka-ilg"]}

@@ -130,6 +130,7 @@ def server_of(command: Command) -> psutil.Process:
     return parent
 
 
+@pytest.mark.long
 def test_a_forked_process_is_as_a_fresh_one(
     server: Preloaded,
     command: Callable[..., Command],
@@ -291,6 +292,7 @@ def start_and_wait(words: list[str], output: Path) -> None:
     time.sleep(600)
 
 
+@pytest.mark.long
 def test_the_server_ends_with_its_parent_and_the_command_goes_on(command: Callable[..., Command]) -> None:
     one = command(wait=True)
     parent = processes.Process(target=in_place, args=(place(), start_and_wait, one.words, one.folder / "output"))
