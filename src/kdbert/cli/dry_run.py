@@ -70,12 +70,14 @@ def _print_job(job: Job) -> None:
     for teacher in job.teachers:
         if teacher.made:
             _print_teacher(job, teacher)
+    for soft in job.soft_labels:
+        print(f"labels of teacher {soft.given}: matched by name, row by row")
     labels = spec.head.answers
     if spec.labels:
         shown = ", ".join(spec.labels[:6]) + (", …" if len(spec.labels) > 6 else "")
         labels = f"{len(spec.labels)} ({shown})"
     print(f"labels: {labels}; selected by {spec.metrics[0]}")
-    role = "student" if job.teachers else "model"
+    role = "student" if job.taught_by else "model"
     print(f"{role} layers: {', '.join(map(str, job.kept_layers))} of {job.config.num_hidden_layers}")
     for sentence in [*job.words(), *(f"weights, as published: {one}" for one in recipe.method.nonsense())]:
         print(sentence)

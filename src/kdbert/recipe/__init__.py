@@ -217,6 +217,9 @@ class Recipe(Section):
             for key in keys:
                 if tree[section][key] == fields[key].default:
                     del tree[section][key]
+        for teacher in tree["teachers"]:
+            if not teacher["renormalise"]:
+                del teacher["renormalise"]
         source = source_of(get_method(self.method.name))
         if source:  # a method from outside counts by its code
             tree["method"]["source"] = source

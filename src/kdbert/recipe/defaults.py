@@ -152,12 +152,13 @@ def resolve_distill(recipe: Recipe) -> Recipe:
     student = recipe.student
     if student.model is None:
         model, layers = base_model(recipe), student.layers
-        if recipe.teachers:
-            model = recipe.teachers[0].model
+        taught_by = [teacher.model for teacher in recipe.teachers if not teacher.soft]
+        if taught_by:
+            model = taught_by[0]
             if recipe.task.name != CORPUS:  # a masked-LM hands on its head, too
                 model = locate(model).base() or model
         if layers is None and isinstance(student.init, str):
-            config = load_config(locate(model)) if recipe.teachers else base_config(recipe)
+            config = load_config(locate(model)) if taught_by else base_config(recipe)
             layers = max(1, config.num_hidden_layers // 2)
         student = student.model_copy(update={"model": model, "layers": layers})
     student = _cut(student)

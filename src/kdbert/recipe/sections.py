@@ -118,8 +118,22 @@ class TaskSection(Section):
 class TeacherSection(Section):
     """A fine-tuned model whose outputs are learned."""
 
-    model: str = Field(description="run folder of finetune-teacher, model folder, or Hub id")
+    model: str = Field(description="run folder of finetune-teacher, model folder, Hub id, or .jsonl of soft labels")
     labels: list[str] | None = Field(None, description="its labels in order, if its config has only LABEL_0, …")
+    renormalise: bool = Field(False, description="soft labels: divide probabilities by their sum")
+
+    @property
+    def soft(self) -> bool:
+        """Whether it is a file of soft labels, not a model."""
+        return form_of(Path(self.model)) == "jsonl"
+
+    @model_validator(mode="after")
+    def _of_a_file(self) -> TeacherSection:
+        if self.labels is not None and self.soft:
+            raise ValueError("labels: a file of soft labels names them in every row")
+        if self.renormalise and not self.soft:
+            raise ValueError("renormalise: a model's outputs are no probabilities; it is for a file of soft labels")
+        return self
 
 
 class TeacherTraining(Section):

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from kdbert.centroids.file import Centroids
+from kdbert.data.examples import Examples
 from kdbert.errors import UserError, near_miss
 from kdbert.methods import all_methods, get_method
 from kdbert.models.architectures import architecture
@@ -38,6 +39,7 @@ def check(job: Job | CentroidsJob) -> None:
         return
     check_head(job)
     check_hard_loss(job)
+    check_soft_labels(job)
     check_student(job)
     check_layers(job)
     check_teachers(job)
@@ -55,7 +57,7 @@ def check_head(job: Job) -> None:
         if method.heads == ("masked_lm",):
             cure = "it learns from plain text: name some with --corpus"
         raise UserError(f"method {method.name!r} is not made for task {spec.name!r}, which {spec.head.takes}; {cure}")
-    if not spec.head.published and recipe.method.variant == "original" and job.teachers:
+    if not spec.head.published and recipe.method.variant == "original" and job.taught_by:
         raise UserError(
             f"task {spec.name!r} {spec.head.takes}; no published code distils that, so it has no variant original: use "
             "--variant corrected"
@@ -66,7 +68,7 @@ def check_head(job: Job) -> None:
         )
     if recipe.output.diagnose and spec.head.plain_text:
         raise UserError("--diagnose compares models on examples with labels; it does not go with task 'corpus'")
-    if recipe.output.diagnose and not job.teachers:
+    if recipe.output.diagnose and not job.taught_by:
         raise UserError(f"--diagnose compares the student with its teacher; method {method.name!r} reads none")
 
 
@@ -112,6 +114,19 @@ def check_layers(job: Job) -> None:
                 f"{reads} reads hidden states of each layer, and a {role} of type {config.model_type!r} has none of "
                 f"one size; {cure}"
             )
+
+
+def check_soft_labels(job: Job) -> None:
+    """Refuse soft labels where more than a teacher's answers is read."""
+    for teacher in job.soft_labels:
+        needs, name = job.needs, job.recipe.method.name
+        if needs.teacher_hidden or needs.reduced or needs.reads_centroids or job.recipe.output.diagnose:
+            what = "--diagnose" if job.recipe.output.diagnose else f"method {name!r}"
+            raise UserError(
+                f"{what} reads a teacher's hidden states, and {teacher.given!r} has answers only; use kd or multi-kd"
+            )
+        if job.spec.head.plain_text:
+            raise UserError(f"{teacher.given!r} is a file of soft labels, and task {job.spec.name!r} has no labels")
 
 
 def check_teachers(job: Job) -> None:
@@ -160,8 +175,11 @@ def check_tokenizer(job: Job, teacher: KnownTeacher, way: Way) -> None:
 
 
 def check_data(job: Job) -> None:
-    """Read the splits, which refuses what is wrong in them, and warn of a schedule that never gets to its peak."""
-    _ = job.train_examples, job.eval_examples
+    """Read splits and soft labels, which refuses what is wrong in them; warn of a rate that never gets to its peak."""
+    part, _ = job.train_examples, job.eval_examples
+    for teacher in job.soft_labels:
+        assert isinstance(part, Examples)
+        teacher.logits(job.spec, part, job.encoded["train"])
     warm = warmup_steps(job.recipe.train.warmup, job.steps)
     if warm and warm >= job.steps:
         log.warning("train.warmup is %d steps of %d: the rate never gets to its peak", warm, job.steps)

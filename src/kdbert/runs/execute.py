@@ -20,6 +20,7 @@ from torch import nn
 
 from kdbert.centroids.builder import find_or_build
 from kdbert.centroids.file import Centroids
+from kdbert.data.examples import Examples
 from kdbert.data.masking import vocabulary_size
 from kdbert.disk.files import atomic_write, replace_folder, write_text
 from kdbert.errors import Diverged, Interrupted, KdbertError, RunBusy, UserError
@@ -46,9 +47,10 @@ from kdbert.runs.teacher_scores import teacher_facts, warn_if_untrained
 from kdbert.training.diagnostics import Diagnostics
 from kdbert.training.features import live_features, stored_features
 from kdbert.training.forward import StudentWithMethod, check_runs
-from kdbert.training.frozen_teacher import FrozenTeacher, Session
+from kdbert.training.frozen_teacher import FrozenTeacher, KnownTeacher, Session
 from kdbert.training.loop import TrainResult, epoch_order, train, trained_rows
 from kdbert.training.precision import choose_precision, make_accelerator
+from kdbert.training.soft_labels import SoftLabels, SoftTeacher
 from kdbert.training.store import NoRoom
 from kdbert.training.teacher import StoredTeacher, Teacher
 
@@ -207,24 +209,40 @@ class Run:
             check_weights(teacher.place)  # opened when something is read of it, which is after the folder is locked
 
     @cached_property
-    def teachers(self) -> list[FrozenTeacher]:
+    def teachers(self) -> list[FrozenTeacher | SoftTeacher]:
         """The run's teachers."""
-        job, found = self.job, []
+        job = self.job
+        found: list[FrozenTeacher | SoftTeacher] = []
         ids = {name: part.ids for name, part in job.examples.items()}
-        for number, (known, way) in enumerate(zip(job.teachers, job.teacher_ways, strict=True), 1):
+        ways = dict(zip(map(id, job.teachers), job.teacher_ways, strict=True))
+        for number, known in enumerate(job.taught_by, 1):
+            whose = f"teacher {number}" if len(job.taught_by) > 1 else "teacher"
+            if isinstance(known, SoftLabels):
+                part = job.train_examples
+                assert isinstance(part, Examples)
+                found.append(SoftTeacher(known, job.spec, part, job.encoded["train"], job.recipe, self.session, whose))
+                continue
+            assert isinstance(known, KnownTeacher)
             tokenizer, columns = job.tokenizer_of(known), job.columns(known)
             own = tokenizer is not job.tokenizer
             encoded = job.encoded_by(tokenizer) if own else job.encoded
-            whose = f"teacher {number}" if len(job.teachers) > 1 else "teacher"
+            way = ways[id(known)]
             teacher = FrozenTeacher(known, way, columns, job.spec, job.recipe, encoded, own, ids, self.session, whose)
             found.append(teacher)
         return found
+
+    @property
+    def _first_model(self) -> FrozenTeacher:
+        """The first teacher, where hidden states are read; soft labels were refused there."""
+        first = self.teachers[0]
+        assert isinstance(first, FrozenTeacher)
+        return first
 
     @cached_property
     def centroids(self) -> Centroids | None:
         """The centroids that the method reads."""
         wanted = self.job.centroids
-        return None if wanted is None else find_centroids(wanted, self.teachers[0], self.session)
+        return None if wanted is None else find_centroids(wanted, self._first_model, self.session)
 
     @cached_property
     def module(self) -> StudentWithMethod:
@@ -261,7 +279,8 @@ class Run:
         constant = constant_answers(job.spec, job.eval_examples)
         taught_by = [teacher_facts(job, teacher) for teacher in self.teachers]
         for facts in taught_by:
-            warn_if_untrained(job.spec, facts, constant)
+            if facts["metrics"]:  # soft labels have no answers to dev
+                warn_if_untrained(job.spec, facts, constant)
         teacher_seconds = time.perf_counter() - scored
         module = self.module
         if main:
@@ -328,7 +347,7 @@ class Run:
         )  # fmt: skip
 
     def _diagnostics(self) -> Diagnostics:
-        split, teacher = self.job.spec.split_names("dev")[0], self.teachers[0]
+        split, teacher = self.job.spec.split_names("dev")[0], self._first_model
         found = Diagnostics(
             self.student, teacher.network, self.job.encoded[split], teacher.encoded[split] if teacher.own else None,
             self.job.models, self.job.spec.head, precision=self.session.precision,
@@ -383,7 +402,7 @@ class Run:
         job, recipe, folder, accelerator = self.job, self.job.recipe, self.job.folder, self.session.accelerator
         fingerprints = {name: part.fingerprint() for name, part in job.encoded.items()}
         fingerprints["student"] = job.place.fingerprint()
-        fingerprints.update({f"teacher{i}": one.place.fingerprint() for i, one in enumerate(job.teachers)})
+        fingerprints.update({f"teacher{i}": one.fingerprint() for i, one in enumerate(job.taught_by)})
         if self.centroids is not None:
             fingerprints["centroids"] = self.centroids.fingerprint
         machine = {

@@ -30,6 +30,7 @@ from kdbert.runs.inputs import Inputs
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec
 from kdbert.training.frozen_teacher import KnownTeacher, shape_of
 from kdbert.training.loop import steps_of
+from kdbert.training.soft_labels import SoftLabels
 
 Role = Literal["teacher", "baseline", "student"]
 
@@ -61,7 +62,8 @@ class Job:
     @property
     def reads(self) -> list[str]:
         """The models that it starts from and learns from."""
-        return [self.place.given, *(str(teacher.place.given) for teacher in self.teachers if teacher.made)]
+        made = [teacher.place.given for teacher in self.teachers if teacher.made]
+        return [self.place.given, *made, *(teacher.given for teacher in self.soft_labels)]
 
     @property
     def writes(self) -> Path | None:
@@ -73,6 +75,7 @@ class Job:
         """Path of each model and data file of the recipe -> what its content is known by, wherever it lies."""
         places = (self.place, *(teacher.place for teacher in self.teachers if teacher.made))
         known = {place.given: place.fingerprint() for place in places}
+        known.update({teacher.given: teacher.fingerprint() for teacher in self.soft_labels})
         task = self.recipe.task
         centroids = self.recipe.memory.file if self.recipe.memory is not None else None
         for file in (task.train_file, task.dev_file, task.test_file, centroids):
@@ -243,10 +246,23 @@ class Job:
     # ---- its teachers
 
     @cached_property
-    def teachers(self) -> list[KnownTeacher]:
-        """Its teachers, those that are still to be made too."""
-        named = [KnownTeacher(locate(teacher.model), teacher.labels) for teacher in self.recipe.teachers]
+    def taught_by(self) -> list[KnownTeacher | SoftLabels]:
+        """Its teachers in their order, those that are still to be made too."""
+        named = [
+            SoftLabels(one.model, one.renormalise) if one.soft else KnownTeacher(locate(one.model), one.labels)
+            for one in self.recipe.teachers
+        ]
         return [*named, *self.to_come]
+
+    @property
+    def teachers(self) -> list[KnownTeacher]:
+        """Those of its teachers that are models."""
+        return [teacher for teacher in self.taught_by if isinstance(teacher, KnownTeacher)]
+
+    @property
+    def soft_labels(self) -> list[SoftLabels]:
+        """Those of its teachers that are files of soft labels."""
+        return [teacher for teacher in self.taught_by if isinstance(teacher, SoftLabels)]
 
     @cached_property
     def teacher_ways(self) -> list[Way]:
@@ -272,9 +288,10 @@ class Job:
 
     @cached_property
     def models(self) -> Models:
-        """Depths and widths of student and teachers."""
+        """Depths and widths of student and teachers. Soft labels have none, and count as the student here."""
         student = Shape(len(self.kept_layers), shape_of(self.config).width)
-        return Models(student, tuple(teacher.shape for teacher in self.teachers))
+        shapes = [student if isinstance(teacher, SoftLabels) else teacher.shape for teacher in self.taught_by]
+        return Models(student, tuple(shapes))
 
     @cached_property
     def needs(self) -> Needs:

@@ -20,11 +20,11 @@ from kdbert.tasks.own.forms import read_words
 from kdbert.training.forward import check_runs
 from kdbert.training.loggers import progress_bar
 from kdbert.training.precision import choose_precision, make_accelerator
+from kdbert.training.soft_labels import SCORES, text_digest
 
 log = logging.getLogger("kdbert")
 
 AT_A_TIME = 2048  # texts that are in RAM, sorted by length into batches, and answered before the next are read
-SCORES = ("logits", "probabilities")
 Text = str | Sequence[str]
 
 
@@ -208,17 +208,21 @@ class Predictor:
                     accelerator=accelerator, whose=f"the outputs of {saved.given}",
                 )  # fmt: skip
                 predicted = spec.head.predicted(found.logits)
-                for (_, record), place in zip(some, spec.head.places(part), strict=True):
+                for (row, record), place in zip(some, spec.head.places(part), strict=True):
                     answer = {"prediction": spec.head.written(predicted[place])}
-                    yield record, {**answer, **self._scores(found.logits[place])}
+                    yield record, {**answer, **self._scores(row, found.logits[place])}
                 bar.update(len(some))
 
-    def _scores(self, logits: np.ndarray) -> dict[str, Any]:
-        """What is asked for of the logits of one text: [C], or [words, C]."""
+    def _scores(self, row: RawExample, logits: np.ndarray) -> dict[str, Any]:
+        """What is asked for of the logits of one text, [C] or [words, C], and which text it was (`soft_labels`)."""
         if self.scores is None:
             return {}
         head = self.saved.spec.head
         rows = np.atleast_2d(logits)
-        values = np.round(head.probabilities(rows) if self.scores == "probabilities" else rows.astype(np.float64), 6)
-        named = [dict(zip(head.classes, row, strict=True)) for row in values.tolist()]
-        return {self.scores: named if head.of_words else named[0]}
+        if self.scores == "probabilities":
+            values = np.round(head.probabilities(rows), 6).tolist()
+        else:  # with all digits of float32, so that a student of the file is one of the model
+            values = [[float(str(value)) for value in one] for one in rows.astype(np.float32)]
+        named = [dict(zip(head.classes, one, strict=True)) for one in values]
+        digest = text_digest(*(row[1:2] if row.text_b is None else row[1:3]))
+        return {"text_sha256": digest, self.scores: named if head.of_words else named[0]}

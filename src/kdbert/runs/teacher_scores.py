@@ -13,13 +13,17 @@ from kdbert.runs.answers import Answers, answers, same_answers
 from kdbert.runs.job import Job
 from kdbert.tasks import TaskSpec
 from kdbert.training.frozen_teacher import FrozenTeacher
+from kdbert.training.soft_labels import SoftTeacher
 from kdbert.training.teacher import LOGITS
 
 log = logging.getLogger("kdbert")
 
 
-def teacher_facts(job: Job, teacher: FrozenTeacher) -> dict[str, Any]:
-    """What run.json says of a teacher: how it scores, how large it is, how it is run."""
+def teacher_facts(job: Job, teacher: FrozenTeacher | SoftTeacher) -> dict[str, Any]:
+    """What run.json says of a teacher: how it scores, how large it is, how it is run; of soft labels their file."""
+    if isinstance(teacher, SoftTeacher):
+        nothing = dict.fromkeys(("layers", "parameters", "size_mib", "way"))
+        return {"model": teacher.known.given, "metrics": {}, "one_answer": {}, **nothing}
     known = _recorded(job, teacher)
     if known is None:
         found = {name: _answers(job, teacher, name) for name in job.eval_examples}

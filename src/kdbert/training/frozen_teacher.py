@@ -50,6 +50,10 @@ class KnownTeacher:
     labels: list[str] | None = None
     made: bool = True
 
+    def fingerprint(self) -> str:
+        """What its content is known by."""
+        return self.place.fingerprint()
+
     @property
     def config(self) -> Any:
         """Its configuration."""
