@@ -65,9 +65,7 @@ TASK = (
 )
 CORPUS = (Flag("--corpus", "task.train_file", str, "--task corpus: a text file or a folder of them, a text per line."),)
 TEACHER = (
-    Flag(
-        "--teacher", "teachers", list[str], "Run, model, Hub id or soft labels (.jsonl); repeatable. [made first]"
-    ),
+    Flag("--teacher", "teachers", list[str], "Run, model, Hub id or soft labels (.jsonl); repeatable. [made first]"),
     Flag("--teacher-labels", "teachers", str, "The teacher's labels in the order of its outputs: a,b,c."),
     Flag("--teacher-model", "teacher_training.model", str, "The model to fine-tune first. [bert-base-uncased]"),
 )
