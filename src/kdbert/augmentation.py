@@ -436,7 +436,7 @@ class _Output:
             self.discard()
         state = self._state()
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
-        digest = state.get("sha256")
+        digest = state.get("digest")
         if digest and self.part.exists() and not path.exists():  # stopped just before its last step
             os.replace(self.part, path)
         self.finished = digest is not None and path.exists()
@@ -467,7 +467,7 @@ class _Output:
         return state
 
     def _note(self, digest: str | None) -> None:
-        write_json(self.record, sealed({"about": self.about, "counts": self.counts, "sha256": digest}))
+        write_json(self.record, sealed({"about": self.about, "counts": self.counts, "digest": digest}))
 
     def lines(self) -> Iterator[bytes]:
         """The rows that are done."""

@@ -39,7 +39,8 @@ class WordVectors:
             # Some files have words with spaces in them; a number among these is one too many.
             extra, rest = rest[: len(rest) - width], rest[len(rest) - width :]
             values = [_number(cell) for cell in rest]
-            if not width or len(rest) < width or not all(map(math.isfinite, values)) or _numbers(extra):
+            odd = any(not cell or math.isfinite(_number(cell)) for cell in extra)
+            if not width or len(rest) < width or not all(map(math.isfinite, values)) or odd:
                 raise UserError(
                     f"{path}, line {line}: expected a word and {width or 'its'} numbers, separated by single spaces"
                 )
@@ -71,7 +72,3 @@ def _number(cell: str) -> float:
         return float(cell)
     except ValueError:
         return math.nan
-
-
-def _numbers(cells: list[str]) -> bool:
-    return any(math.isfinite(_number(cell)) for cell in cells)
