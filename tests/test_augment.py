@@ -1,4 +1,4 @@
-"""`kdbert augment`: whole words are replaced, by a masked-LM or word vectors; no repeats, no leakage, always the same."""
+"""`kdbert augment`: whole words are replaced by a masked-LM or word vectors; no repeats, no leakage, always the same."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from conftest import WORDS, make_bert
-from kdbert.augmentation import STOP_WORDS, Seen
+from kdbert.augmentation import STOP_WORDS, Seen, text_columns
 from kdbert.data.vectors import WordVectors
 from kdbert.data.words import words_of
 from kdbert.models.vocabulary import whole_words
+from kdbert.tasks import get_task, task_names
+from kdbert.tasks.own import TEXT_COLUMNS, TEXT_PAIRS, WORD_COLUMNS
 from small_models import make_masked_roberta, make_masked_xlm_roberta
 
 ONE_PIECE = sorted({word for word in WORDS if word not in STOP_WORDS})
@@ -249,11 +251,11 @@ def test_rows_are_a_function_of_seed_and_text(pair: bool, bert: Path, kdbert: Co
         }
         for n in range(10)
     ]
-    names = [name for name in data[0] if name != "label"]
+    names = list(data[0])
     dev = write(tmp_path / "dev.jsonl", [{**dict.fromkeys(names, "zz"), "label": "a"}])
 
     def made_of(rows: list[dict[str, Any]], name: str, *more: object) -> dict[str, list[Any]]:
-        train = write(tmp_path / f"{name}.jsonl", rows)
+        train = write(tmp_path / f"{name}.jsonl", [{**row, "label": "ab"[n % 2]} for n, row in enumerate(rows)])
         new = made(kdbert, *flags(train, dev, bert, tmp_path / f"{name}.new", *more, "--text-columns", ",".join(names)))
         found: dict[str, list[Any]] = {}
         for row in new:
@@ -276,6 +278,14 @@ def test_a_repeated_row_gives_its_texts_once(bert: Path, kdbert: Command, tmp_pa
     dev = write(tmp_path / "dev.jsonl", [{"text": "zz", "label": "a"}])
     new = made(kdbert, *flags(train, dev, bert, tmp_path / "new.jsonl"))
     assert {row["of"] for row in new} == {"0", "1"}
+
+
+def test_columns_of_registered_tasks_are_those_that_are_recognised_in_a_file() -> None:
+    for name in task_names():
+        spec = get_task(name)
+        columns = text_columns(spec)
+        known = TEXT_PAIRS if spec.pair else [(one,) for one in (WORD_COLUMNS if spec.head.of_words else TEXT_COLUMNS)]
+        assert columns in known, name
 
 
 # ---- stopped, continued, done
