@@ -1,4 +1,4 @@
-"""`kdbert augment`: whole words are replaced by a masked-LM or word vectors; no repeats, no leakage, always the same."""
+"""`kdbert augment`: whole words are replaced by a masked-LM or word vectors; no repeats, no leakage, always alike."""
 
 from __future__ import annotations
 
@@ -244,12 +244,8 @@ def test_rows_are_a_function_of_seed_and_text(pair: bool, bert: Path, kdbert: Co
     """Another order of rows and other neighbours change nothing; another seed does."""
     draw = random.Random(5)
     data = [
-        {
-            **({"premise": sentence(draw, 5)} if pair else {}),
-            "hypothesis": sentence(draw, 8 + n % 3),
-            "label": str(n % 2),
-        }
-        for n in range(10)
+        {**({"premise": sentence(draw, 5)} if pair else {}), "hypothesis": sentence(draw, 8 + number % 3)}
+        for number in range(10)
     ]
     names = list(data[0])
     dev = write(tmp_path / "dev.jsonl", [{**dict.fromkeys(names, "zz"), "label": "a"}])
