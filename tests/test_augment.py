@@ -303,6 +303,9 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(
     assert kdbert(*words, "--seed", "2", "--overwrite").code == 0
     assert read(output) != first
     assert made(kdbert, *words, "--overwrite") == first
+    (tmp_path / "glove.txt").write_text("house\n", encoding="utf-8")
+    assert kdbert(*words, "--overwrite", "--vectors", tmp_path / "glove.txt").code == 2
+    assert read(output) == first
     output.write_text("{}\n", encoding="utf-8")
     refused = kdbert(*words)
     assert (refused.code, "changed" in refused.err) == (2, True)

@@ -432,15 +432,13 @@ class _Output:
     def __init__(self, path: Path, about: Mapping[str, Any], overwrite: bool) -> None:
         self.path, self.about = path, json.loads(json.dumps(about))
         self.part, self.record = (path.with_name(path.name + end) for end in (".part", ".about.json"))
-        if overwrite:
-            self.discard()
-        state = self._state()
+        state = {} if overwrite else self._state()
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
         digest = state.get("digest")
         if digest and self.part.exists() and not path.exists():  # stopped just before its last step
             os.replace(self.part, path)
         self.finished = digest is not None and path.exists()
-        if path.exists() and (not self.finished or read_sha256(path) != digest):
+        if path.exists() and not overwrite and (not self.finished or read_sha256(path) != digest):
             what = "was changed since it was made" if self.finished else "is there already"
             raise UserError(f"{path} {what}: choose another --output, or pass --overwrite to replace it")
         if self.finished:
@@ -486,6 +484,8 @@ class _Output:
         self.part.parent.mkdir(parents=True, exist_ok=True)
         with full_disk(self.part), open(self.part, "ab") as stream:
             stream.truncate(self.counts["bytes"])
+            self._note(None)
+            self.path.unlink(missing_ok=True)  # only now: until here a command may have been refused
             saved = time.monotonic()
 
             def save() -> None:
