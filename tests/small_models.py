@@ -42,6 +42,36 @@ def make_roberta(folder: Path, *, layers: int = 4, hidden: int = 32, pieces: int
     return folder
 
 
+def make_masked_roberta(folder: Path) -> Path:
+    """A random RoBERTa with the head of a masked-LM, and byte-pair pieces that are whole words."""
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    make_roberta(folder, layers=2, pieces=1000)
+    torch.manual_seed(5)
+    RobertaForMaskedLM(RobertaConfig.from_pretrained(folder)).save_pretrained(folder)
+    return folder
+
+
+def make_masked_xlm_roberta(folder: Path) -> Path:
+    """A random XLM-RoBERTa with the head of a masked-LM, and SentencePiece pieces (unigram) that are whole words."""
+    from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaTokenizerFast
+
+    pieces = ["<s>", "<pad>", "</s>", "<unk>"]
+    scores = [(piece, 0.0) for piece in pieces]
+    scores += [(f"▁{word}", -1.0) for word in dict.fromkeys(WORDS)]
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,-"
+    scores += [("▁", -4.0), *((letter, -5.0) for letter in letters), ("ing", -3.0), ("good", -4.5), ("▁7", -4.0)]
+    tokenizer = XLMRobertaTokenizerFast(vocab=[*scores, ("<mask>", 0.0)], model_max_length=512)
+    tokenizer.save_pretrained(folder)
+    config = XLMRobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=130, type_vocab_size=1, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(6)
+    XLMRobertaForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
 def make_distilbert(folder: Path, *, layers: int = 4, hidden: int = 32, types: bool = False, seed: int = 4) -> Path:
     """A random DistilBERT classifier with the vocabulary of `make_bert`.
 

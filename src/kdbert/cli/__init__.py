@@ -17,6 +17,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kdbert.cli import (
+    augment,
     benchmark,
     data,
     distill,
@@ -80,6 +81,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "finetune-teacher": finetune_teacher.finetune_teacher,
     "train-memory": train_memory.train_memory,
     "expand-vocab": expand_vocab.expand_vocab,
+    "augment": augment.augment,
     "sweep": sweep.sweep,
     "table": table.table,
     "report": report.report,

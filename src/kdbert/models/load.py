@@ -166,16 +166,24 @@ def check_trained_head(config: Any, name: str, task: TaskSpec) -> None:
     """Refuse a model that was never fine-tuned with such a head: it would be random."""
     if has_head(config, task.head):
         return
-    saved = f" (it was saved as {config.architectures[0]})" if config.architectures else ""
     if task.head.plain_text:
-        raise UserError(
-            f"model {name!r} has no masked-LM head{saved}; train one with `kdbert finetune-teacher --model {name} "
-            "--corpus FILE`, or take a pretrained model that was saved with it, such as bert-base-uncased"
-        )
+        raise no_masked_lm(config, name)
     raise UserError(
-        f"model {name!r} has no trained head for task {task.name!r}, which {task.head.takes}{saved}; fine-tune one "
-        f"with `kdbert finetune-teacher --task {task.name} --model {name}`"
+        f"model {name!r} has no trained head for task {task.name!r}, which {task.head.takes}{_saved_as(config)}; "
+        f"fine-tune one with `kdbert finetune-teacher --task {task.name} --model {name}`"
     )
+
+
+def no_masked_lm(config: Any, name: str) -> UserError:
+    """What is said of a model whose masked-LM head would be random."""
+    return UserError(
+        f"model {name!r} has no masked-LM head{_saved_as(config)}; train one with `kdbert finetune-teacher --model "
+        f"{name} --corpus FILE`, or take a pretrained model that was saved with it, such as bert-base-uncased"
+    )
+
+
+def _saved_as(config: Any) -> str:
+    return f" (it was saved as {config.architectures[0]})" if config.architectures else ""
 
 
 def label_names(config: Any) -> list[str]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from kdbert.data.masking import BASE_SIZE, base_size, vocabulary_size
+from kdbert.data.words import is_word
 from kdbert.errors import UserError
 
 CONTINUES = "##"
@@ -26,6 +27,24 @@ def kind_of(tokenizer: Any) -> str:
     """The kind of a tokenizer, in words: `a WordPiece`, `a byte-pair`, …"""
     name = type(tokenizer.backend_tokenizer.model).__name__
     return {"BPE": "a byte-pair", "Unigram": "a unigram (SentencePiece)"}.get(name, f"a {name}")
+
+
+def whole_words(tokenizer: Any) -> list[str | None]:
+    """The word that each piece is by itself, by id; None for a piece that is none.
+
+    A piece is a word if it is what the tokenizer makes of this word behind a space: so it holds for WordPiece (`house`,
+    not `##ing`), byte-pair (`Ġhouse`, not `ing`) and SentencePiece (`▁house`) alike.
+    """
+    pieces = vocabulary_size(tokenizer)
+    texts = [text.strip() for text in tokenizer.batch_decode([[number] for number in range(pieces)])]
+    special = set(tokenizer.all_special_ids)
+    asked = [number for number in range(pieces) if number not in special and is_word(texts[number])]
+    read = tokenizer([f" {texts[number]}" for number in asked], add_special_tokens=False)["input_ids"] if asked else []
+    found: list[str | None] = [None] * pieces
+    for number, ids in zip(asked, read, strict=True):
+        if ids == [number]:
+            found[number] = texts[number]
+    return found
 
 
 def check_wordpiece(tokenizer: Any, name: str) -> None:

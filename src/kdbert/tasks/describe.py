@@ -231,12 +231,17 @@ def rows_of(spec: TaskSpec, part: Examples) -> Rows:
     exact, plain = np.empty((2, len(part)), dtype=np.uint64)
     for number, texts in enumerate(_texts(part)):
         exact[number] = _digest(*(text.encode() for text in texts))
-        plain[number] = _digest(*(" ".join(text.casefold().split()).encode() for text in texts))
+        plain[number] = plain_digest(*texts)
     labels = part.labels
     if labels is not None:
         places = spec.head.places(part)
         labels = np.fromiter((_digest(labels[place].tobytes()) for place in places), np.uint64, len(part))
     return Rows(exact, plain, labels)
+
+
+def plain_digest(*texts: str) -> int:
+    """What texts are known by, case and white space aside."""
+    return _digest(*(" ".join(text.casefold().split()).encode() for text in texts))
 
 
 def _digest(*parts: bytes) -> int:
