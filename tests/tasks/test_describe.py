@@ -92,7 +92,6 @@ def test_texts_are_shown_where_examples_are_asked_for(files: list[Any], kdbert: 
     [
         (("custom",), "--train-file"),
         (("--task", "custom"), "--train-file"),
-        (("custom", "--train-file", "{train}"), "--dev-file"),
         (("custom", "--train-file", "nowhere.csv", "--dev-file", "{train}"), "nowhere.csv"),
         (("custom", "--train-file", "{train}", "--dev-file", "{dev}", "--label-column", "lable"), "'label'"),
         (("custom", "--train-file", "{dev}", "--dev-file", "{train}"), "line 2"),

@@ -21,7 +21,7 @@ from kdbert.data.examples import Examples
 from kdbert.errors import UserError
 from kdbert.metrics import score
 from kdbert.tasks import TaskSpec
-from kdbert.tasks.own import custom_task
+from kdbert.tasks.own import custom_task, no_dev
 from kdbert.tasks.own.dev_part import Row, dev_rows
 from kdbert.tasks.own.tags import scheme_of
 
@@ -312,6 +312,10 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "missing classes": ("t.jsonl", labelled(["x", "y"], None), {}, r"line 2: .*write \[\]"),
     "a separator in sight": ("t.csv", table(["text", "label"], [["a", one] for one in ("x", "y", "x|y")] * 4), {},
                              "--label-separator '|'"),
+    "combinations": ("t.csv", "text,label\n" + "".join(f"a,{one}\n" for one in ("x|y", "y|z", "x|z", "x|y|z") * 2), {},
+                     r"--label-separator '\|'"),
+    "a column for each class": ("t.csv", "id,words,p,q\nu1,a b,0,1\nu2,c d,1,0\n", {}, "--label-column p,q"),
+    "spans": ("t.jsonl", labelled([[0, 2, "ORG"]], []), {}, "line 1: .*spans"),
     "an empty separator": ("t.csv", "text,label\na,x\nb,y\n", {"label_separator": ""}, "--label-separator"),
     "a kind that is not there": ("t.csv", "text,label\na,x\nb,y\n", {"kind": "multi-label"}, "--label-separator"),
     "lists as one class": ("t.jsonl", labelled(["x", "y"], ["x"]), {"kind": "single-label"}, "--kind single-label"),
@@ -341,7 +345,7 @@ def test_what_does_not_fit_is_refused_with_its_line(tmp_path: Path, case: str) -
         ([[0, 1, 1], [1, 1, 0]], [[0, 1]], {}, "line 1: .*list of 3 numbers"),
         (["x|y", "y"] * 2, ["y|zz"], {"label_separator": "|"}, "line 1: label 'zz'"),
         ([["x"], ["y"]] * 2, ["x"], {}, "line 1: the label 'x' is no list"),
-        (["x", "y"] * 2, [["x"]], {}, "line 1: .*several classes"),
+        (["x", "y"] * 2, [["x", "y"]], {}, "line 1: .*several classes"),
     ],
 )
 def test_a_dev_label_that_does_not_fit_is_refused_with_its_line(
@@ -382,16 +386,14 @@ def test_a_saved_dataset_has_all_splits(tmp_path: Path) -> None:
     spec = custom_task(str(tmp_path / "d"), dev_share=0.2, split_names=["train"])
     assert {name: len(spec.load(name, None)) for name in spec.splits} == {"train": 16, "dev": 4, "test": 6}
     datasets.DatasetDict({"train": data, "dev_matched": data}).save_to_disk(str(tmp_path / "e"))
-    with pytest.raises(UserError, match=r"--dev-file.*dev_matched"):
-        custom_task(str(tmp_path / "e"))
+    assert "dev_matched" in str(no_dev(tmp_path / "e"))
     assert len(custom_task(str(tmp_path / "e"), split_names=["train", "dev_matched"]).load("dev", None)) == 20
 
 
 def test_a_dev_share_is_taken_once_and_needs_no_dev_file(tmp_path: Path) -> None:
     rows = [{"text": f"t {n % 90}", "label": "xy"[n % 3 == 0]} for n in range(100)]
     train = put(tmp_path / "t.jsonl", json_lines(rows))
-    with pytest.raises(UserError, match="--dev-share"):
-        custom_task(str(train))
+    assert list(custom_task(str(train)).splits) == ["train"]
     with pytest.raises(UserError, match="--dev-share"):
         custom_task(str(train), str(train), dev_share=0.1)
     spec = custom_task(str(train), dev_share=0.1)
@@ -438,3 +440,13 @@ def test_a_dev_part_of_scores_spans_them() -> None:
     scores = np.arange(1000)[chosen] / 100
     assert len(scores) == 100
     assert np.diff(np.sort(scores)).max() <= 0.2
+
+
+def test_lists_of_one_class_may_be_single_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = labelled(["x"], ["y"], ["x"], ["y"])
+    assert both(tmp_path, "t.jsonl", text).kind == "multi_label"
+    spec = both(tmp_path, "u.jsonl", text, kind="single-label")
+    assert (spec.kind, spec.labels) == ("single_label", ("x", "y"))
+    labels = spec.load("dev", None).labels
+    assert labels is not None
+    assert labels.tolist() == [0, 1, 0, 1]

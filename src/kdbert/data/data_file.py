@@ -164,7 +164,10 @@ def _header(path: Path, cells: list[str]) -> tuple[str, ...]:
     if odd:
         raise UserError(f"{where}: {odd}")
     if len(names) == 1 and (between := next((sign for sign in "\t;,|" if sign in names[0]), None)):
-        raise UserError(f"{where}: columns are separated by {between!r}, but .csv needs commas and .tsv needs tabs")
+        raise UserError(
+            f"{where}: columns are separated by {between!r}, but .csv needs commas and .tsv needs tabs (pandas: "
+            f"read_csv(path, sep={between!r}).to_csv(path, index=False))"
+        )
     if any(len(name) > 1 and name[0] == name[-1] == '"' for name in names):
         raise UserError(f"{where}: the names are in quotes, and .tsv has no quoting; write it without, or as .csv")
     return names

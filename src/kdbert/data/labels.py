@@ -50,6 +50,11 @@ def plain(label: str) -> str:
     return re.sub(r"[-_\s]+", " ", (label_text(label) or label.strip()).casefold())
 
 
+def clear(name: str) -> str:
+    """A label for a list of labels: in quotes where it has a comma itself."""
+    return repr(name) if "," in name else name
+
+
 def alike(labels: Iterable[str]) -> tuple[str, str] | None:
     """Two of these labels that are the same number, or the same name up to case, `-`, `_` and space; else None."""
     seen: dict[float | str, str] = {}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
+from kdbert.data.data_file import form_of
 from kdbert.errors import UserError
 from kdbert.methods import get_method
 from kdbert.models.load import load_config
@@ -14,7 +16,7 @@ from kdbert.recipe import Recipe
 from kdbert.recipe.sections import MemorySection, StudentSection, TaskSection, TeacherTraining, TrainSection
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec, get_task
 from kdbert.tasks.corpus import corpus_task
-from kdbert.tasks.own import custom_task
+from kdbert.tasks.own import custom_task, no_dev
 from kdbert.tasks.spec import DATA_DIR
 
 log = logging.getLogger("kdbert")
@@ -216,6 +218,9 @@ def _cut(student: StudentSection) -> StudentSection:
 def _with_length(recipe: Recipe) -> Any:
     """The task with its length, and with the folder of its files if KDBERT_DATA_DIR names it."""
     task = recipe.task
+    of_file = form_of(Path(task.train_file)) not in (None, "saved") if task.train_file is not None else False
+    if task.name == CUSTOM and of_file and task.dev_file is None and task.dev_share is None:
+        raise no_dev(str(task.train_file))  # before any model is looked for
     spec = None if task.name == CUSTOM else get_task(task.name)
     length = task.max_length or (spec or TaskSpec).max_length
     folder = task.data_dir or (os.environ.get(DATA_DIR) if spec and spec.folder else None)

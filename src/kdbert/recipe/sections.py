@@ -103,13 +103,8 @@ class TaskSection(Section):
             if tables := [flag for flag in given if flag not in ("--train-file", "--dev-file")]:
                 raise ValueError(f"{tables[0]} does not apply to plain text (task 'corpus')")
         elif self.name == CUSTOM:
-            # A dataset may hold a dev split; a file does not.
-            whole = self.train_file is None or form_of(Path(self.train_file)) not in (None, "saved")
-            if self.train_file is None or (whole and self.dev_file is None and self.dev_share is None):
-                file = "" if self.train_file is not None else " --train-file, and"
-                raise ValueError(
-                    f"task 'custom' needs{file} --dev-file, or --dev-share 0.1 for a part of the training file"
-                )
+            if self.train_file is None:
+                raise ValueError("task 'custom' needs --train-file, and --dev-file or --dev-share")
         elif given:
             raise ValueError(f"{given[0]} goes with --task custom; task {self.name!r} has its own files")
         return self

@@ -11,6 +11,7 @@ from kdbert.data.masking import tokenizer_digest
 from kdbert.recipe.defaults import task_of
 from kdbert.recipe.sections import TaskSection
 from kdbert.tasks import TaskSpec
+from kdbert.tasks.own import no_dev
 
 T = TypeVar("T")
 
@@ -23,7 +24,10 @@ class Inputs:
 
     def spec(self, task: TaskSection) -> TaskSpec:
         """The task of a recipe."""
-        return self._once(task, (task.metrics and tuple(task.metrics),), lambda: task_of(task))
+        spec = self._once(task, (task.metrics and tuple(task.metrics),), lambda: task_of(task))
+        if spec.own is not None and "dev" not in spec.splits:
+            raise no_dev(spec.source)
+        return spec
 
     def examples(self, task: TaskSection, split: str) -> Examples:
         """A split of the task."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from kdbert.data.encode import encode
 from kdbert.data.examples import Examples
+from kdbert.data.labels import clear
 from kdbert.metrics.grouped import OUTSIDE, entity_counts, mark_entities
 from kdbert.tasks.origins import missing_files
 from kdbert.tasks.spec import TaskSpec
@@ -60,7 +61,9 @@ def described(
         yield f"source: {spec.source}"
         yield f"licence: {spec.licence}"
     else:
-        yield f"columns: text from {' + '.join(spec.own.text)}; label from {', '.join(spec.own.label)}"
+        yield f"columns: text from {' + '.join(spec.own.text)}; label from {', '.join(spec.own.label)}" + (
+            f"; not read: {', '.join(spec.own.unread)}" if spec.own.unread else ""
+        )
     if spec.folder:
         yield from (f"not fetched: {wanted}" for wanted in missing_files(spec, data_dir) if wanted.by_hand)
     if spec.warning:
@@ -73,7 +76,10 @@ def described(
             yield f"{split}: {looked_for(spec, split, data_dir)}"
             continue
         part = spec.load(split, data_dir)
-        yield f"{split}: {len(part)} rows in {path}"
+        share = ""
+        if spec.own is not None and spec.own.dev_share is not None and split == "dev":
+            share = f" (--dev-share {spec.own.dev_share:g}, seed {spec.own.dev_seed}; equal texts stay together)"
+        yield f"{split}: {len(part)} rows in {path}{share}"
         if (counts := class_counts(spec, part)) is not None:
             occurs[split] = counts > 0
         yield from _labels(spec, part, counts)
@@ -132,11 +138,11 @@ def _labels(spec: TaskSpec, part: Examples, counts: np.ndarray | None) -> Iterat
         return
     commonest = int(counts.argmax())
     every = range(len(counts)) if len(counts) <= SHOWN else np.argsort(-counts, kind="stable")[:SHOWN]
-    told = ", ".join(f"{spec.labels[number]} {counts[number]}" for number in every)
+    told = ", ".join(f"{clear(spec.labels[number])} {counts[number]}" for number in every)
     if len(counts) > SHOWN:
         fewest, most = counts.min(), counts.max()
         told += f", … ({len(counts)} classes, {most if most == fewest else f'{fewest} to {most}'} each)"
-    told += f"; commonest {spec.labels[commonest]} ({100 * counts[commonest] / len(labels):.1f} %)"
+    told += f"; commonest {clear(spec.labels[commonest])} ({100 * counts[commonest] / len(labels):.1f} %)"
     yield f"  {'tags' if spec.head.of_words else 'labels'}: {told}"
     if labels.ndim == 2:
         sizes = labels.sum(1)
@@ -173,7 +179,7 @@ def _kinds(found: Mapping[str, np.ndarray]) -> str:
 def _missing(classes: Sequence[str], occurs: Mapping[str, np.ndarray]) -> Iterator[str]:
     """The classes that occur in one split and not in another."""
     some = [
-        f"{name} (only in {', '.join(split for split, there in occurs.items() if there[number])})"
+        f"{clear(name)} (only in {', '.join(split for split, there in occurs.items() if there[number])})"
         for number, name in enumerate(classes)
         if len({bool(there[number]) for there in occurs.values()}) == 2
     ]

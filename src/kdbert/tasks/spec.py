@@ -63,6 +63,7 @@ class Own:
         dev_share: the dev split is this part of the training file; `dev_seed` decides which rows.
         split_names: split -> its name in a saved dataset, where a person named them.
         digests: of a finished run's task, split -> digest of its file.
+        unread: the other columns of the training file.
     """
 
     text: tuple[str, ...]
@@ -73,6 +74,7 @@ class Own:
     dev_seed: int = 1
     split_names: Mapping[str, str] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     @property
     def trained_on(self) -> tuple[object, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from kdbert.data.data_file import DataFile
-from kdbert.data.labels import number
+from kdbert.data.labels import label_text, number
 from kdbert.errors import UserError
 
 WORD_COLUMNS = ("tokens", "words")
@@ -142,10 +142,26 @@ def _label_column(table: DataFile, text_columns: Sequence[str] | None) -> str:
     if len(known) == 1:
         return known[0]
     shown = f"{', '.join(known)} may be it" if known else f"columns: {', '.join(table.columns)}"
-    raise UserError(
-        f"{table.path}: cannot tell the label column ({shown}); name it with --label-column, or write a header line if "
-        "the file has none"
-    )
+    marks = [] if known else _marks(table, text_columns)
+    header = ", or write a header line if the file has none" if {".csv", ".tsv"} & {*table.path.suffixes} else ""
+    cure = f"name it with --label-column{header}"
+    if len(marks) == 1:
+        cure = f"if it is {marks[0]!r}, which holds 0 and 1, say --label-column {marks[0]}"
+    elif marks:
+        cure = f"if each of these is a class, say --label-column {','.join(marks)}; if one is the label, name it alone"
+    raise UserError(f"{table.path}: cannot tell the label column ({shown}); {cure}")
+
+
+def _marks(table: DataFile, text_columns: Sequence[str] | None) -> list[str]:
+    """The columns in which every cell is 0 or 1, true or false, and both occur."""
+    seen: dict[str, set[str | None]] = {name: set() for name in table.columns if name not in (text_columns or ())}
+    for _, record in table.rows():
+        for name in list(seen):
+            cell = record.get(name)
+            seen[name].add(label_text(cell) if not isinstance(cell, (list, dict)) else None)
+            if not seen[name] <= {"0", "1", "true", "false"}:
+                del seen[name]
+    return [name for name, values in seen.items() if len(values) == 2]
 
 
 def _text_like(table: DataFile, names: list[str]) -> list[str]:

@@ -69,7 +69,9 @@ def read_words(record: Mapping[str, Any], column: str, where: str) -> tuple[str,
 
 
 def one_label(value: Any, where: str) -> str | None:
-    """A class or a score as text."""
+    """A class or a score as text; of a list of one, what is in it."""
+    items = listed(value)
+    value = items[0] if items is not None and len(items) == 1 else value
     what = no_class(value)
     if what is not None:
         cure = next((cure for word, cure in _CURES.items() if what.startswith(word)), _CURES["soft"])
@@ -80,7 +82,10 @@ def one_label(value: Any, where: str) -> str | None:
 def names_of(items: Sequence[Any], where: str, *, twice: bool = False) -> tuple[str, ...]:
     """The names in a list; `twice`: one may occur more than once."""
     if any(isinstance(item, (list, dict)) for item in items):
-        raise UserError(f"{where}: the label is a list of lists, not of names")
+        raise UserError(
+            f"{where}: the label is a list of lists or objects, not of names (if these are spans of characters: kdbert "
+            "reads words with a tag each, as two lists or as CoNLL)"
+        )
     names = [label_text(item) for item in items]
     if None in names:
         raise UserError(f"{where}: a name in the label {cut(str(list(items)))} is missing")

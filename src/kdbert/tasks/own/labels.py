@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from kdbert.data.data_file import DataFile
-from kdbert.data.labels import NO_LABEL, alike, label_text, listed, number
+from kdbert.data.labels import NO_LABEL, alike, clear, label_text, listed, number
 from kdbert.errors import UserError
 from kdbert.tasks.own.columns import Columns
 from kdbert.tasks.own.forms import cut, one_label, read_label, read_words
@@ -18,7 +18,7 @@ from kdbert.tasks.own.tags import scheme_of
 from kdbert.tasks.spec import LabelForm, Own
 
 KINDS = ("single-label", "multi-label", "regression", "token")
-_SEPARATED = re.compile(r"\s*[,;|]\s*")
+_SIGNS = "|;,"
 
 
 class Labels(NamedTuple):
@@ -61,6 +61,8 @@ def infer_labels(table: DataFile, columns: Columns, kind: str | None, separator:
         return _several(table, Own(columns.text, columns.label, "separated", separator), None, kind)
     lists = _lists(table, columns.label[0])
     if lists is None:
+        return _one(table, columns.label[0], kind)
+    if kind == "single-label" and all(len(listed(r.get(columns.label[0])) or [0]) == 1 for _, r in table.rows()):
         return _one(table, columns.label[0], kind)
     _refuse_kind(kind, "multi-label", f"lists in column {columns.label[0]!r}")
     names = tuple(map(str, range(lists))) if lists else None
@@ -128,13 +130,14 @@ def _several(table: DataFile, own: Own, names: Sequence[str] | None, kind: str |
     """Labels of any number of classes; `names` are the classes in order where the form says them."""
     where = f"{table.path}: column {own.label[0]!r}"
     found: dict[str, int] = {}
-    rows = none = most = 0
+    rows = none = most = several = 0
     for place, record in table.rows():
         here = f"{table.path}, {place}"
         label = read_label(record, own, here, names or ())
         if label is None:
             raise UserError(f"{here}: the label is missing{'; for no class write []' if own.form == 'list' else ''}")
         rows, none, most = rows + 1, none + (not label), max(most, len(label))
+        several += len(label) > 1
         for name in label:
             found[name] = found.get(name, 0) + 1
     if not found:
@@ -149,6 +152,8 @@ def _several(table: DataFile, own: Own, names: Sequence[str] | None, kind: str |
         )
     _refuse_alike(classes, where)
     told = f"any of {len(classes)} classes ({_shown(classes)}); {none} rows with none, at most {most} in one"
+    if not (none or several) and own.form == "list":
+        told += "; every row has one: if there can be no more, say --kind single-label"
     never = [name for name in classes if name not in found]
     return Labels(classes, "multi_label", own.form, rows, told + f"; never: {_shown(never)}" * bool(never))
 
@@ -219,6 +224,17 @@ def _one(table: DataFile, column: str, kind: str | None) -> Labels:
     whole = not words and all(float(name).is_integer() for name in names)
     if kind == "regression" or (kind is None and not words and not whole):
         return Labels((), "regression", "one", rows, "scores (regression)")
+    for sign in _SIGNS if kind is None else ():
+        parted = {name: [part.strip() for part in name.split(sign)] for name in names if sign in name}
+        known = next((name for name, parts in parted.items() if all(part in found for part in parts)), None)
+        # Many names that share their parts are combinations of a few classes.
+        few = len({part for parts in parted.values() for part in parts}) < len(parted)
+        name = known or (next(iter(parted)) if few else None)
+        if name is not None:
+            raise UserError(
+                f"{where} has labels such as {name!r}; if these are several classes, say --label-separator {sign!r}; "
+                "if each is one class, say --kind single-label"
+            )
     if kind is None and len(names) > max(2, rows // 2):
         scores = "" if words else "; if the labels are scores, say --kind regression"
         if 0 < len(words) <= len(names) // 5:
@@ -228,14 +244,6 @@ def _one(table: DataFile, column: str, kind: str | None) -> Labels:
             f"if another column is the label, name it with --label-column{scores}"
         )
     _refuse_alike(names, where)
-    for name in names if kind is None else ():
-        parts = _SEPARATED.split(name)
-        if len(parts) > 1 and all(part in found for part in parts):
-            sign = next(sign for sign in ",;|" if sign in name)
-            raise UserError(
-                f"{where} has labels such as {name!r}; if these are several classes, say --label-separator {sign!r}; "
-                "if each is one class, say --kind single-label"
-            )
     told = f"{len(names)} classes ({_shown(names)})"
     told += "; if these numbers are scores, say --kind regression" * (whole and len(names) > 2)
     return Labels(tuple(names), "single_label", "one", rows, told)
@@ -247,4 +255,4 @@ def _refuse_alike(names: Sequence[str], where: str) -> None:
 
 
 def _shown(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:8])}{', …' * (len(names) > 8)}"
+    return f"{', '.join(map(clear, names[:8]))}{', …' * (len(names) > 8)}"

@@ -74,7 +74,11 @@ def custom_task(
     columns = infer_columns(train, text_columns, named, None if kind is None else words)
     labels = infer_labels(train, columns, kind, label_separator)
     _refuse_no_header(train, columns.label, named, labels)
-    own = Own(columns.text, columns.label, labels.form, label_separator, dev_share, dev_seed if dev_share else 1, names)
+    read = {*columns.text, *columns.label}
+    own = Own(
+        columns.text, columns.label, labels.form, label_separator, dev_share, dev_seed if dev_share else 1, names,
+        unread=tuple(name or "(without a name)" for name in train.columns if name not in read),
+    )  # fmt: skip
     _tell_columns(train, own, labels)
     splits = {"train": own_split(train, own, "train", labels.names)}
     if dev_share is not None:
@@ -103,10 +107,14 @@ def _places(files: Mapping[str, str | None], names: Mapping[str, str], dev_share
         wanted = (names[name],) if name in names else called
         if name not in found and set(wanted) & set(there) and not (name == "dev" and dev_share is not None):
             found[name] = train
-    if "dev" not in found and dev_share is None:
-        has = f" ({train} has the splits {', '.join(there)}; --split-names says which is which)" if there else ""
-        raise UserError(f"task 'custom' needs --dev-file, or --dev-share 0.1 to take a part of the training file{has}")
     return found
+
+
+def no_dev(train_file: str | Path) -> UserError:
+    """What is said of own data without a dev split, where one is needed."""
+    there = saved_splits(Path(train_file))
+    has = f" ({train_file} has the splits {', '.join(there)}; --split-names says which is which)" if there else ""
+    return UserError(f"task 'custom' needs --dev-file, or --dev-share 0.1 to take a part of the training file{has}")
 
 
 def _refuse_no_header(table: DataFile, label: Sequence[str], named: Sequence[str] | None, labels: Labels) -> None:
@@ -127,7 +135,6 @@ def _refuse_no_header(table: DataFile, label: Sequence[str], named: Sequence[str
 
 def _tell_columns(table: DataFile, own: Own, labels: Labels) -> None:
     """Say what is read of a training file and how, with its first row."""
-    left = [name or "(without a name)" for name in table.columns if name not in (*own.text, *own.label)]
     place, first = next(table.rows())
     label = read_label(first, own, f"{table.path}, {place}", labels.names)
     if own.form == "tags":
@@ -136,11 +143,11 @@ def _tell_columns(table: DataFile, own: Own, labels: Labels) -> None:
     else:
         texts = ["(missing)" if (text := first.get(name)) is None else repr(cut(str(text))) for name in own.text]
         shown = str(label) if label is None or isinstance(label, str) else ", ".join(label) or "(none)"
+    left = f"; not read: {', '.join(own.unread)}" if own.unread else ""
     log_once(
         f"{table.path}: {labels.rows} rows; text from {' + '.join(own.text)}; label from "
-        f"{', '.join(map(repr, own.label))}: {labels.told}" + (f"; not read: {', '.join(left)}" if left else "")
-        + f"; the first row: {' + '.join(texts)} -> {shown}"
-    )  # fmt: skip
+        f"{', '.join(map(repr, own.label))}: {labels.told}{left}; the first row: {' + '.join(texts)} -> {shown}"
+    )
 
 
 # ---- splits
