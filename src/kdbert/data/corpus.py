@@ -143,7 +143,8 @@ def tokenised(
     part: str | None = None,
     unit: Unit = "line",
 ) -> TextSplit:
-    """A corpus as sequences of at most `max_length` tokens, each `[CLS] … [SEP]`; made once, then mapped from disk.
+    """A corpus as sequences of at most `max_length` tokens, each `[CLS] … [SEP]`, or with whatever special tokens its
+    tokenizer adds; made once, then mapped from disk.
 
     Args:
         folder: where it is kept, under a name made of the files' content, the tokenizer and the settings.
@@ -207,8 +208,8 @@ def _write(kept: Path, place: str, tokenizer: Any, about: dict[str, Any]) -> Non
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     texts = truncated = tokens = 0
-    limit = about["max_length"] - 2
-    start, end = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+    start, end = _around(tokenizer)
+    limit = about["max_length"] - len(start) - len(end)
     try:
         with open(temporary / "ids.bin", "wb") as ids_file, open(temporary / "offsets.bin", "wb") as offsets_file:
             offsets_file.write(np.zeros(1, np.int64).tobytes())
@@ -251,6 +252,13 @@ def _write(kept: Path, place: str, tokenizer: Any, about: dict[str, Any]) -> Non
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     log.info("corpus %s: %d texts, %d tokens, %.0f s", place, texts, tokens, time.perf_counter() - started)
+
+
+def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that a tokenizer puts before a text and after it: of most `[CLS]` and `[SEP]`."""
+    bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    before = next(place for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
+    return whole[:before], whole[before + len(bare) :]
 
 
 def _ids(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
