@@ -246,8 +246,8 @@ def micro_batches(
 ) -> Iterator[Batch]:
     """Cut one global batch into micro-batches and take this process's share of each.
 
-    Rank r takes a contiguous slice. All ranks get the same number of rows and the same padded length (that of the
-    longest example, unless `length` is given); missing rows are copies of the first example and marked invalid.
+    Rank r takes a contiguous slice. All ranks get the same number of rows and the same padded length (see
+    `Encoded.width`, unless `length` is given); missing rows are copies of the first example and marked invalid.
     The draw of hidden tokens in plain text depends on `draw`: (seed, epoch).
     """
     parts = [part for part in np.array_split(rows, accumulation) if len(part)]
@@ -260,7 +260,7 @@ def micro_batches(
         valid = np.zeros(share, dtype=np.float32)
         valid[: len(mine)] = 1.0
         filled = np.concatenate([mine, np.repeat(part[:1], share - len(mine))])
-        batch = collate(data, filled, length=length or int(data.lengths[part].max()), hidden=hidden)
+        batch = collate(data, filled, length=length or data.width(part), hidden=hidden)
         batch.valid = torch.from_numpy(valid)
         batch.scale = world / len(rows)
         batch.token_scale = world / int(data.lengths[rows].sum())

@@ -26,6 +26,7 @@ log = logging.getLogger("kdbert")
 SUFFIXES = (".txt", ".text", ".raw")
 DEV_SHARE = 20  # one text in so many is the dev split, where no file is named
 DEV_SEQUENCES = 2000  # of a dev split so many are scored
+WIDTHS = 16  # tokens: texts that are read as they are are padded to a multiple of it
 _TEXTS_AT_A_TIME = 1000
 _FORM = 1  # raised whenever what is kept changes
 
@@ -68,6 +69,10 @@ class TextSplit:
         ids = self.encoded.input_ids[: int(offsets[-1])]
         return TextSplit(replace(self.encoded, input_ids=ids, offsets=offsets))
 
+    def in_few_shapes(self) -> TextSplit:
+        """The same split, batches of which come in few shapes."""
+        return TextSplit(replace(self.encoded, multiple=WIDTHS))
+
     def masked(self, masking: Masking) -> TextSplit:
         """The same split with a masking."""
         return TextSplit(replace(self.encoded, masking=masking))
@@ -107,13 +112,20 @@ def read_texts(place: str, unit: Unit = "line") -> Iterator[str]:
     """
     found = False
     for file in corpus_files(place):
-        lines = (line.strip() for _, line in read_lines(file))
+        lines = (_checked(line, file, number) for number, line in read_lines(file))
         for text in lines if unit == "line" else _joined(lines, at_blank=unit == "document"):
             if text:
                 found = True
                 yield text
     if not found:
         raise UserError(f"corpus {place!r} holds no text: all of its lines are blank")
+
+
+def _checked(line: str, file: Path, number: int) -> str:
+    """A line without white space at its ends; bytes of 0 may be UTF-8, but no text has them."""
+    if "\0" in line:
+        raise UserError(f"{file}, line {number}: it holds a byte of 0, so this is no text; leave the file out")
+    return line.strip()
 
 
 def _joined(lines: Iterable[str], at_blank: bool) -> Iterator[str]:

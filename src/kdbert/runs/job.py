@@ -189,7 +189,7 @@ class Job:
             part=split if task.dev_file is None else None, unit=task.text_unit,
         )  # fmt: skip
         if not hides:
-            return found
+            return found.in_few_shapes()
         try:
             masking = masking_of(
                 self.tokenizer, known=self.known_pieces, probability=task.mask_probability, words=task.mask_words,
