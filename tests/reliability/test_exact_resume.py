@@ -67,7 +67,7 @@ def recipe_of(setting: Setting, request: pytest.FixtureRequest) -> Callable[...,
         if own is None:
             domain = request.getfixturevalue("domain")
             text = {key: value for key, value in domain.items() if key.startswith("task.")}
-            keys.update(domain if method == "ve-kd" else {**text, "method.name": method, "train.batch_tokens": 700})
+            keys.update(domain if method == "ve-kd" else {**text, "method.name": method, "train.batch_tokens": 1050})
         places = {"output.dir": str(folder), "output.runs_dir": str(folder.parent / "runs")}
         return resolve_distill(Recipe.build(flags={**keys, **places}))
 

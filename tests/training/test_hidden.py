@@ -269,7 +269,7 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "model.bin").write_bytes(bytes(range(256)))
     other = make_bert(tmp_path / "other", vocabulary=[*VOCABULARY[:5], *reversed(VOCABULARY[5:])])
-    files = ("--task", "custom", "--train-file", custom_files[0], "--dev-file", custom_files[1])
+    files = ("--task", "custom", "--train-file", custom_files[0], "--dev-file", custom_files[1], "--max-length", 32)
     end = ("--runs-dir", tmp_path / "runs")
     for command, told in (
         (words(tmp_path / "binary.txt", tiny_bert, *end), "binary.txt, line 1: "),
@@ -281,8 +281,8 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(
         (words(text, tiny_bert, "--variant", "original", *end), "original"),
         (words(text, tiny_bert, "--baseline", *end), "--baseline"),
         (words(text, tiny_bert, "train.batch_tokens=20", *end), "train.batch_tokens"),
-        (words(text, tiny_bert, "--batch-sampler", "class-balanced", *end), "batch_tokens"),
-        (words(text, tiny_bert, "--label-smoothing", "0.1", *end), "label_smoothing"),
+        (words(text, tiny_bert, "--batch-sampler", "class-balanced", *end), "batch_"),
+        (words(text, tiny_bert, "--label-smoothing", "0.1", *end), "--label-smoothing"),
         (["distill", "--corpus", text, "--method", "hidden", *end], "--teacher"),
         (["distill", *files, "--method", "hidden", "--teacher", tiny_bert, *end], "--corpus"),
         (["distill", *files, "--kind", "encoder", *end], "--kind"),
