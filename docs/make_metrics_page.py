@@ -11,7 +11,8 @@ HEADS = {
     "multi_label": "Any of several classes",
     "token": "A tag of each word",
     "regression": "A score",
-    "masked_lm": "Plain text",
+    "masked_lm": "Plain text with hidden tokens",
+    "encoder": "Plain text, general distillation",
 }
 HEAD = """# Metrics
 
@@ -49,7 +50,7 @@ kdbert evaluate RUN --metrics log_loss,brier_score
 def row(metric: Metric, kind: str) -> str:
     """A metric of a kind of task, as a line of Markdown."""
     least, most = metric.classes
-    limit = "" if kind == "masked_lm" or metric.classes == (2, None) else f" ({least} classes)"
+    limit = "" if kind in ("masked_lm", "encoder") or metric.classes == (2, None) else f" ({least} classes)"
     if most is None and least > 2:
         limit = f" ({least} classes or more)"
     names = ", ".join(f"`{name}`" for name in metric.also)
@@ -68,6 +69,8 @@ def page() -> str:
                 "`--metrics` does not apply: all are told. `new_`: of pieces added by `kdbert expand-vocab`.",
                 "",
             ]
+        if kind == "encoder":
+            lines += ["`--metrics` does not apply. What the loss is: `kdbert methods show hidden`.", ""]
         lines += ["| metric | what it is | of | better | other names | interval |", "|---|---|---|---|---|---|"]
         lines += [row(metric, kind) for metric in TABLE.values() if kind in metric.heads]
         lines.append("")

@@ -66,6 +66,13 @@ def test_vocabulary(script: Callable[..., str]) -> None:
     assert "dense" in script("vocabulary", "--batch-size", 2, *sizes)
 
 
+def test_general(script: Callable[..., str], tmp_path: Path) -> None:
+    corpus, model = tmp_path / "a.txt", make_bert(tmp_path / "bert", positions=128)
+    corpus.write_text("".join(f"the {'good ' * (n % 60)}film {n}\n" for n in range(600)), encoding="utf-8")
+    words = ("--corpus", corpus, "--teacher", model, "--layers", 2, "--steps", 2, "--rounds", 1)
+    assert "median ratio" in script("general", *words)
+
+
 def test_prediction(script: Callable[..., str], teacher: Path, glue_dir: Path) -> None:
     words = ("--task", "rte", "--data-dir", glue_dir, "--model", teacher, "--examples", 20, "--rounds", 1)
     assert "kdbert" in script("prediction", *words)

@@ -352,6 +352,7 @@ def test_dry_run_tells_everything_and_makes_nothing(
         "tokenizer": None,
         "layers": 2,
         "init": [2, 4],
+        "freeze_embeddings": False,
     }
     assert printed["method"] == {"name": "kd", "variant": "corrected", "alpha": 0.5, "temperature": 5.0}
     assert "negative <- its output 0 (negative)" in done.out

@@ -34,7 +34,7 @@ from kdbert.heads import MaskedLM
 from kdbert.models.fast.late_head import use_late_head
 from kdbert.models.load import has_head, load_config, load_tokenizer, no_masked_lm
 from kdbert.models.locate import locate
-from kdbert.models.open import open_masked_lm
+from kdbert.models.open import open_of_plain_text
 from kdbert.models.vocabulary import whole_words
 from kdbert.models.way import check_length, decide, device_type, fit_tokenizer
 from kdbert.recipe.defaults import task_of
@@ -298,7 +298,7 @@ def augment(
             log.info("%s was made so before", path)
             return file.counts
         near = None if named is None else WordVectors(named)
-        network, trained = open_masked_lm(place, tokenizer, way)
+        network, trained = open_of_plain_text(place, MaskedLM(), tokenizer, way)
         if not trained:
             raise no_masked_lm(config, model)
         use_late_head(network)

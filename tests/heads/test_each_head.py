@@ -15,7 +15,7 @@ from kdbert.data.batches import Batch
 from kdbert.data.encode import Encoded
 from kdbert.data.examples import Examples, RawExample, examples_of
 from kdbert.errors import UserError
-from kdbert.heads import HEADS, Head, MaskedLM, MultiLabel, Regression, SingleLabel, Tokens, head_of
+from kdbert.heads import HEADS, Encoder, Head, MaskedLM, MultiLabel, Regression, SingleLabel, Tokens, head_of
 from kdbert.heads.masked_lm import HIDDEN
 from kdbert.metrics import METRICS, score
 from kdbert.tasks import get_task, task_names
@@ -27,7 +27,7 @@ SINGLE, MULTI, SCORE, TAGS = (
     Tokens(("B", "I", "O")),
 )
 TEXT = MaskedLM()
-EVERY = [SINGLE, MULTI, SCORE, TAGS, TEXT]
+EVERY = [SINGLE, MULTI, SCORE, TAGS, TEXT, Encoder()]
 PARTS = ("f1", "precision", "recall")
 
 

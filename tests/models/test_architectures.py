@@ -12,16 +12,17 @@ import pytest
 import torch
 
 from conftest import Finished, often
-from kdbert.data.batches import collate
+from kdbert.data.batches import collate, micro_batches
+from kdbert.data.corpus import tokenised
 from kdbert.data.encode import Encoded, encode
 from kdbert.data.examples import Examples
 from kdbert.data.masking import vocabulary_size
 from kdbert.errors import UserError
-from kdbert.heads import MaskedLM, SingleLabel
+from kdbert.heads import Encoder, MaskedLM, SingleLabel
 from kdbert.models.architectures import ARCHITECTURES, CONFIGURATIONS, REFUSED
 from kdbert.models.load import auto_class, load_config, load_tokenizer
 from kdbert.models.locate import ModelPlace, locate
-from kdbert.models.open import open_classifier, open_masked_lm
+from kdbert.models.open import open_classifier, open_of_plain_text
 from kdbert.models.student import check_cut, count_parameters, cut_layers, kept_layers
 from kdbert.models.way import Way, decide, fit_tokenizer
 from kdbert.tasks.spec import TaskSpec
@@ -292,7 +293,7 @@ def test_a_masked_lm_answers_as_the_librarys(tmp_path: Path, name: str) -> None:
     place = locate(str(tmp_path))
     way = decide(load_config(place), MaskedLM(), name)
     tokenizer = fit_tokenizer(load_tokenizer(place), way, name)
-    model, _ = open_masked_lm(place, tokenizer, way)
+    model, _ = open_of_plain_text(place, MaskedLM(), tokenizer, way)
     use_late_head(model)
     lines = texts(6)
     data = encode(Examples("dev", [str(i) for i in range(6)], lines, None, None), tokenizer, LONGEST)
@@ -501,3 +502,40 @@ def test_texts_of_one_length_share_a_pass_where_padding_matters(tmp_path: Path) 
     seen.logits.sum().backward()
     assert all(parameter.grad is not None for parameter in model.classifier.parameters())
     np.testing.assert_allclose(seen.logits.detach(), np.stack([opened.expected[i] for i in (1, 0, 2, 3)]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", often([name for name, one in ARCHITECTURES.items() if one.hidden], COMMON.__contains__)
+)
+def test_hidden_states_of_an_encoder_are_the_librarys(tmp_path: Path, name: str) -> None:
+    """Of a model that was saved with a head: general distillation reads every type that has hidden states of one size.
+
+    Texts are read as from a corpus, in a padded batch; the library reads each alone.
+    """
+    from transformers import AutoModel
+
+    model = make_model(tmp_path / "model", variant_of(name), "sequence")
+    place, head = locate(str(model)), Encoder()
+    way = decide(load_config(place), head, name)
+    tokenizer = fit_tokenizer(load_tokenizer(place), way, name)
+    ours, _ = open_of_plain_text(place, head, tokenizer, way)
+    (tmp_path / "a.txt").write_text("\n".join(texts(6)), encoding="utf-8")
+    length = min(LONGEST, way.limit or LONGEST)
+    data = tokenised(str(tmp_path / "a.txt"), tokenizer, length, folder=tmp_path / "kept", packed=False).encoded
+    check_runs(ours, data, name)
+    library = AutoModel.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
+    layers = range(library.config.num_hidden_layers + 1)
+    (batch,) = micro_batches(data, np.arange(len(data)))
+    with torch.no_grad():
+        seen = run_model(ours, batch, "fp32", layers)
+        for row in range(len(data)):
+            ids = batch.input_ids[row : row + 1, : data.lengths[row]]
+            given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            theirs = library(**{key: given[key] for key in way.inputs if key in given}, output_hidden_states=True)
+            for layer in layers:
+                expected = theirs.hidden_states[layer][0]
+                found = seen.hidden[layer][row, : len(expected)]
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * max(1, float(expected.abs().max())))
+    assert {name for name, one in ours.named_parameters() if not one.requires_grad} == {
+        name for name, _ in ours.named_parameters() if "pooler" in name
+    }

@@ -65,14 +65,16 @@ def recipe_of(setting: Setting, request: pytest.FixtureRequest) -> Callable[...,
         own = {"finetune": {"method.name": "finetune"}, "kd": {}, **FEATURES}.get(method)
         keys = setting.keys(**COMMON, **(own or {}), **changes)
         if own is None:
-            keys.update(request.getfixturevalue("domain"))
+            domain = request.getfixturevalue("domain")
+            text = {key: value for key, value in domain.items() if key.startswith("task.")}
+            keys.update(domain if method == "ve-kd" else {**text, "method.name": method, "train.batch_tokens": 1050})
         places = {"output.dir": str(folder), "output.runs_dir": str(folder.parent / "runs")}
         return resolve_distill(Recipe.build(flags={**keys, **places}))
 
     return of
 
 
-FAMILIES = ["finetune", "kd", "ics", "cka-ilg", "ve-kd"]
+FAMILIES = ["finetune", "kd", "ics", "cka-ilg", "ve-kd", "hidden"]
 
 
 @pytest.mark.slow
@@ -82,7 +84,7 @@ FAMILIES = ["finetune", "kd", "ics", "cka-ilg", "ve-kd"]
         ("kd", PLAIN),  # a teacher that runs in every step
         *often(
             [(method, {"accumulation": micro, **LEVERS}) for method in FAMILIES for micro in (1, 2)],
-            lambda case: (case[0], case[1]["accumulation"]) in {("cka-ilg", 2), ("ve-kd", 1)},
+            lambda case: (case[0], case[1]["accumulation"]) in {("cka-ilg", 2), ("ve-kd", 1), ("hidden", 2)},
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else f"accumulation {value.get('accumulation', 1)}",

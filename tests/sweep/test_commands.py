@@ -55,6 +55,13 @@ def same(recipe: Recipe) -> None:
     assert "\n" not in line
 
 
+@pytest.mark.parametrize("method", ["ve-kd", "hidden"])
+def test_a_recipe_of_plain_text_names_its_text(method: str) -> None:
+    flags = {"task.name": "corpus", "task.train_file": "a b.txt", "method.name": method, "train.epochs": 5}
+    same(Recipe.build(flags={**flags, "teachers": [{"model": "teacher"}]}))
+    same(Recipe.build(flags={**flags, "student.freeze_embeddings": True, "train.batch_tokens": 512}))
+
+
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=15) | st.sampled_from(
     ["5", "1e3", "0x1f", "1_000", "null", "~", "yes", "on", "2001-99-99", "2001-01-01", "a b", "it's", 'say "no"',
      "$HOME", "`id`", "a;b", "*", "-q", "--quiet", "a=b", "a: b", "a #b", "[a]", "{a}", "😀: é", "\\", "a\nb", "\x85",

@@ -33,7 +33,7 @@ def all_gradients(recipe: Recipe) -> dict[str, torch.Tensor]:
     teachers = [parts.live_teacher(number) for number in range(len(recipe.teachers))]
     parts.module.train()
     found = {}
-    if recipe.teachers and parts.data.masking is None:
+    if recipe.teachers and recipe.task.name != "corpus":
         kept = parts.stored_teacher()
         found = {f"stored|{name}": value for name, value in kept.kept.items()}
         teachers = [kept] if stored else teachers

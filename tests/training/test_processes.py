@@ -176,9 +176,10 @@ METHODS: dict[str, dict[str, Any]] = {
         "method.name": "ve-kd", "method.variant": "original", "method.tolerance": 0.2, "method.alpha_ce": 2.0,
         "method.alpha_mse": 0.01, "method.alpha_cos": 5.0, "method.alpha_mlm": 1.0,
     },
+    "hidden": {"method.name": "hidden", "batch_tokens": 140},
 }  # fmt: skip
 # Of these, whole runs too: several teachers, a projection that is trained, a memory, plain text.
-RUNS = ["multi-kd", "ics", "cka-ilg", "ve-kd"]
+RUNS = ["multi-kd", "ics", "cka-ilg", "ve-kd", "hidden"]
 Found = dict[str, torch.Tensor]
 
 
@@ -213,6 +214,7 @@ def both(
             **setting.keys(learning_rate=1e-4, **EXACT, **METHODS[name], **changes),
             "teachers": [{"model": str(model)} for model in teachers.get(name, [wide])],
             **(plain_text if name == "ve-kd" else {}),
+            **({key: plain_text[key] for key in plain_text if key.startswith("task.")} if name == "hidden" else {}),
             "output.dir": str(folder / name),
             "output.runs_dir": str(folder / "runs"),
         }
@@ -255,7 +257,7 @@ def test_gradients_of_the_ragged_batch_are_those_of_one_process(
         assert expected.keys() == actual.keys()
         assert len(expected) > 30  # every parameter of the student and of the method, and the terms
         terms = [key for key in expected if key == "loss" or key.startswith(("loss/", "ics/"))]
-        assert len(terms) >= {"kd": 3, "finetune": 2}.get(name, 4)
+        assert len(terms) >= {"kd": 3, "finetune": 2, "hidden": 2}.get(name, 4)
         for key in terms:
             torch.testing.assert_close(
                 actual.pop(key), expected.pop(key), rtol=1e-9 if exact else 1e-5, atol=1e-12 if exact else 0,
@@ -264,11 +266,11 @@ def test_gradients_of_the_ragged_batch_are_those_of_one_process(
         assert_same_gradients(actual, expected, rtol=1e-5, floor=1e-9 if exact else 1e-6)
     kept, kept_by_two = of(one[name], "stored|"), of(two[name], "stored|")
     assert kept.keys() == kept_by_two.keys()
-    assert bool(kept) == (name not in ("finetune", "ve-kd"))
+    assert bool(kept) == (name not in ("finetune", "ve-kd", "hidden"))
     for key, value in kept.items():
         torch.testing.assert_close(kept_by_two[key], value, rtol=1e-5, atol=1e-5 * float(value.abs().max()))
     own = {key for key in of(one[name], "ragged|1|") if key.startswith("method.")}
-    assert bool(own) == (name == "ics" or name.startswith(("cka-g", "cka-ilg")))
+    assert bool(own) == (name in ("ics", "hidden") or name.startswith(("cka-g", "cka-ilg")))
 
 
 def test_a_run_of_two_processes_that_was_killed_twice_ends_with_the_bits_of_one_left_alone(
@@ -302,6 +304,8 @@ def test_twenty_steps_and_their_predictions_are_those_of_one_process(
     answers = [[row["prediction"] for row in part] for part in (rows, by_two)]
     if name == "ve-kd":
         answers = [[(answer["right"], answer["hidden"]) for answer in part] for part in answers]
+    if name == "hidden":
+        answers = [[pytest.approx(answer["loss"], rel=1e-3) for answer in answers[0]], [a["loss"] for a in answers[1]]]
     assert sum(a == b for a, b in zip(*answers, strict=True)) >= 0.99 * 61
     facts = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in folders]
     assert [fact["processes"] for fact in facts] == [1, 2]

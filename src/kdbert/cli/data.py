@@ -34,7 +34,7 @@ def list_tasks(data_dir: DataDir = None) -> None:
         classes = str(len(spec.labels)) if spec.labels else "-"
         print(f"{name:<19} {spec.kind:<12} {classes:>7}  {spec.metrics[0]:<20} {files:<16} {spec.title}")
     print("massive-LOCALE      MASSIVE in another of its 52 locales, such as massive-de-DE")
-    print("corpus              your own plain text, for masked-LMs and ve-kd: --corpus")
+    print("corpus              your own plain text, for masked-LMs, ve-kd and hidden: --corpus")
     print("custom              your own files or a dataset of the Hub: --train-file, --dev-file")
 
 

@@ -54,6 +54,10 @@ def distill(
     variant = "" if recipe.method.variant == "corrected" else f", {recipe.method.variant}"
     rows.append(o.row_of(f"student ({recipe.method.name}{variant})", result.manifest))
     title = f"{recipe.task.name}: {recipe.method.name}, seed {recipe.seed}"
-    cure = "no baseline yet: the same command with --baseline also trains this student without a teacher"
-    o.print_results(title, rows, result, quiet, note=cure if taught_by and without is None else "")
+    note = "no baseline yet: the same command with --baseline also trains this student without a teacher"
+    if recipe.task.kind == "encoder":
+        note = "a general student: fine-tune it with `kdbert distill --task TASK --student @last`"
+    elif not taught_by or without is not None:
+        note = ""
+    o.print_results(title, rows, result, quiet, note=note)
     o.push(result.path / "model", push_to_hub)

@@ -93,7 +93,12 @@ def _print_teacher(job: Job, teacher: KnownTeacher) -> None:
     """How a teacher's labels are matched with the task's."""
     columns, names = job.columns(teacher), teacher.label_names
     if columns is None:
-        print(f"teacher {teacher.place.given}: a masked-LM of {job.known_pieces} pieces")
+        what = (
+            f"a masked-LM of {job.known_pieces} pieces"
+            if job.spec.head.hides_tokens
+            else "an encoder, run at every step"
+        )
+        print(f"teacher {teacher.place.given}: {what}")
         return
     print(f"labels of teacher {teacher.place.given}:")
     for label, column in list(zip(job.spec.labels, columns, strict=False))[:20]:

@@ -32,6 +32,7 @@ def epoch_batches(
     bucketing: bool,
     classes: np.ndarray | None = None,
     per_class: int = 4,
+    tokens: int | None = None,
 ) -> list[np.ndarray]:
     """The global batches of one epoch: every example exactly once, in random order.
 
@@ -42,11 +43,15 @@ def epoch_batches(
             batches, then shuffle the batches.
         classes: int [N]; if given, batches consist of groups of `per_class` examples of one class (see
             `_class_groups`), and lengths do not matter.
+        tokens: if given, a batch has about so many tokens, however many examples these are (see `batches_of_tokens`).
 
     Returns:
         int64 arrays of example numbers.
     """
     random = np.random.default_rng([seed, epoch])
+    count = None if tokens is None else batches_of_tokens(lengths, tokens)
+    if count is not None:
+        batch_size = max(1, len(lengths) // count)
     if classes is not None:
         order = _class_groups(classes, per_class, random)
     else:
@@ -55,10 +60,25 @@ def epoch_batches(
             pool = batch_size * min(POOL_BATCHES, -(-len(order) // (2 * batch_size)))
             pools = [order[start : start + pool] for start in range(0, len(order), pool)]
             order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in pools])
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if count is None:
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    else:
+        # An example is in the batch in which its first token falls.
+        first = np.concatenate([[0], np.cumsum(lengths[order])])
+        places = first[:-1] * count // first[-1]
+        batches = np.split(order, np.searchsorted(places, np.arange(1, count)))
     if bucketing or classes is not None:
         batches = [batches[i] for i in random.permutation(len(batches))]
     return batches
+
+
+def batches_of_tokens(lengths: np.ndarray, tokens: int) -> int:
+    """How many batches of about so many tokens an epoch has, the same in every epoch.
+
+    `tokens` must be at least the longest example's, so that none is empty; a small data set has batches of up to twice
+    as many.
+    """
+    return max(1, int(lengths.sum()) // tokens)
 
 
 def _class_groups(classes: np.ndarray, per_class: int, random: np.random.Generator) -> np.ndarray:
@@ -97,7 +117,8 @@ class Batch:
         example: int64 [B], numbers of the examples in their split.
         valid: float32 [B], 0 for rows that only fill up this process's part.
         scale: factor of a sum over this process's examples, such that the mean of the results over processes is the
-            mean over the examples of the whole step. label_scale: the same for tokens with a label.
+            mean over the examples of the whole step. label_scale: the same for tokens with a label; token_scale: for
+            real tokens.
         share: this micro-batch's share of the step (1 without accumulation), for terms that every process computes on
             the whole micro-batch.
         padded: whether any row may be shorter than L (known on the host, without asking the device).
@@ -122,6 +143,7 @@ class Batch:
     everyone: np.ndarray | None = None
     start: int = 0
     label_scale: float = 0.0
+    token_scale: float = 0.0
     known: torch.Tensor | None = None
     known_count: int = 0
     known_scale: float = 0.0
@@ -167,6 +189,11 @@ class Batch:
         if per_example.dim() == 2:
             return (per_example.sum(1) * self.valid.to(per_example.dtype)).sum() * self.label_scale
         return (per_example * self.valid.to(per_example.dtype)).sum() * self.scale
+
+    def token_mean(self, per_token: torch.Tensor) -> torch.Tensor:
+        """As `mean`, of a quantity of all real tokens: [B, L], with any value at padding."""
+        real = per_token.masked_fill(self.attention_mask == 0, 0.0)
+        return (real.sum(1) * self.valid.to(per_token.dtype)).sum() * self.token_scale
 
     def total(self, value: torch.Tensor) -> torch.Tensor:
         """Sum over the processes of a value of this micro-batch, without gradient."""
@@ -219,8 +246,8 @@ def micro_batches(
 ) -> Iterator[Batch]:
     """Cut one global batch into micro-batches and take this process's share of each.
 
-    Rank r takes a contiguous slice. All ranks get the same number of rows and the same padded length (that of the
-    longest example, unless `length` is given); missing rows are copies of the first example and marked invalid.
+    Rank r takes a contiguous slice. All ranks get the same number of rows and the same padded length (see
+    `Encoded.width`, unless `length` is given); missing rows are copies of the first example and marked invalid.
     The draw of hidden tokens in plain text depends on `draw`: (seed, epoch).
     """
     parts = [part for part in np.array_split(rows, accumulation) if len(part)]
@@ -233,9 +260,10 @@ def micro_batches(
         valid = np.zeros(share, dtype=np.float32)
         valid[: len(mine)] = 1.0
         filled = np.concatenate([mine, np.repeat(part[:1], share - len(mine))])
-        batch = collate(data, filled, length=length or int(data.lengths[part].max()), hidden=hidden)
+        batch = collate(data, filled, length=length or data.width(part), hidden=hidden)
         batch.valid = torch.from_numpy(valid)
         batch.scale = world / len(rows)
+        batch.token_scale = world / int(data.lengths[rows].sum())
         if data.logits_of == "token" and data.labels is not None:
             batch.label_scale = world / max(1, int(data.label_counts[rows].sum()))
         if hidden:
@@ -306,5 +334,6 @@ def collate(
         rows=rows,
         lengths=data.lengths[rows],
         label_scale=label_scale,
+        token_scale=1.0 / int(data.lengths[rows].sum()),
         known=known,
     )

@@ -26,6 +26,7 @@ log = logging.getLogger("kdbert")
 SUFFIXES = (".txt", ".text", ".raw")
 DEV_SHARE = 20  # one text in so many is the dev split, where no file is named
 DEV_SEQUENCES = 2000  # of a dev split so many are scored
+WIDTHS = 16  # tokens: texts that are read as they are are padded to a multiple of it
 _TEXTS_AT_A_TIME = 1000
 _FORM = 1  # raised whenever what is kept changes
 
@@ -68,6 +69,10 @@ class TextSplit:
         ids = self.encoded.input_ids[: int(offsets[-1])]
         return TextSplit(replace(self.encoded, input_ids=ids, offsets=offsets))
 
+    def in_few_shapes(self) -> TextSplit:
+        """The same split, batches of which come in few shapes."""
+        return TextSplit(replace(self.encoded, multiple=WIDTHS))
+
     def masked(self, masking: Masking) -> TextSplit:
         """The same split with a masking."""
         return TextSplit(replace(self.encoded, masking=masking))
@@ -107,13 +112,20 @@ def read_texts(place: str, unit: Unit = "line") -> Iterator[str]:
     """
     found = False
     for file in corpus_files(place):
-        lines = (line.strip() for _, line in read_lines(file))
+        lines = (_checked(line, file, number) for number, line in read_lines(file))
         for text in lines if unit == "line" else _joined(lines, at_blank=unit == "document"):
             if text:
                 found = True
                 yield text
     if not found:
         raise UserError(f"corpus {place!r} holds no text: all of its lines are blank")
+
+
+def _checked(line: str, file: Path, number: int) -> str:
+    """A line without white space at its ends; bytes of 0 may be UTF-8, but no text has them."""
+    if "\0" in line:
+        raise UserError(f"{file}, line {number}: it holds a byte of 0, so this is no text; leave the file out")
+    return line.strip()
 
 
 def _joined(lines: Iterable[str], at_blank: bool) -> Iterator[str]:
@@ -143,7 +155,8 @@ def tokenised(
     part: str | None = None,
     unit: Unit = "line",
 ) -> TextSplit:
-    """A corpus as sequences of at most `max_length` tokens, each `[CLS] … [SEP]`; made once, then mapped from disk.
+    """A corpus as sequences of at most `max_length` tokens, each `[CLS] … [SEP]`, or with whatever special tokens its
+    tokenizer adds; made once, then mapped from disk.
 
     Args:
         folder: where it is kept, under a name made of the files' content, the tokenizer and the settings.
@@ -207,8 +220,8 @@ def _write(kept: Path, place: str, tokenizer: Any, about: dict[str, Any]) -> Non
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     texts = truncated = tokens = 0
-    limit = about["max_length"] - 2
-    start, end = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+    start, end = _around(tokenizer)
+    limit = about["max_length"] - len(start) - len(end)
     try:
         with open(temporary / "ids.bin", "wb") as ids_file, open(temporary / "offsets.bin", "wb") as offsets_file:
             offsets_file.write(np.zeros(1, np.int64).tobytes())
@@ -251,6 +264,13 @@ def _write(kept: Path, place: str, tokenizer: Any, about: dict[str, Any]) -> Non
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     log.info("corpus %s: %d texts, %d tokens, %.0f s", place, texts, tokens, time.perf_counter() - started)
+
+
+def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that a tokenizer puts before a text and after it: of most `[CLS]` and `[SEP]`."""
+    bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    before = next(place for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
+    return whole[:before], whole[before + len(bare) :]
 
 
 def _ids(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:

@@ -31,6 +31,8 @@ class Encoded:
         word_tokens: where each word has a tag, int64 [words]: the word's first token; -1 for a word that was cut off or
             has no token.
         masking: of plain text, which tokens are hidden and predicted.
+        multiple: batches are padded to a multiple of so many tokens (or to the longest text), so that they come in few
+            shapes: buffers of ever new sizes would leave memory in pieces.
     """
 
     input_ids: np.ndarray
@@ -41,6 +43,7 @@ class Encoded:
     pad_id: int
     word_tokens: np.ndarray | None = None
     masking: Masking | None = None
+    multiple: int = 1
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -49,6 +52,15 @@ class Encoded:
     def lengths(self) -> np.ndarray:
         """int64 [N]: tokens per example, special tokens included."""
         return np.diff(self.offsets)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        return int(self.lengths.max())
+
+    def width(self, rows: np.ndarray) -> int:
+        """How many tokens a batch of some examples is padded to."""
+        return min(-(-int(self.lengths[rows].max()) // self.multiple) * self.multiple, self.longest)
 
     def tokens(self, rows: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Where the tokens of some examples are in an array of all tokens, int64 [B, length] (0 at padding); and bool

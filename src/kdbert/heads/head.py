@@ -7,7 +7,7 @@ A new kind of task is one file here with a subclass of `Head`, and one line in `
   `read_label` reads back), `constants` (among which the best constant answer is).
 
 The other methods fit a head that chooses one of its classes for each example; `tokens` shows what to override where
-an example has many labels, `masked_lm` where it has none. A head opens neither files nor models, and knows no task.
+an example has many labels, `plain_text` where it has none. A head opens neither files nor models, and knows no task.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Head(ABC):
         label_type: type of the labels in an array.
         problem_type: the library's name for the kind of labels.
         of_words: each example is a list of words, and each word has a label; the logits are of tokens.
-        plain_text: examples are texts without labels; what is predicted are their own hidden tokens.
+        plain_text: examples are texts without labels (see `PlainText`).
+        hides_tokens: their own tokens are hidden and predicted, as a masked-LM is trained.
         reads_first_token: the head reads the last hidden state of the first token only.
         has_example_classes: whether two examples can be of one class (see `example_classes`).
         published: whether published code distils such a head, so that there is a variant `original`.
@@ -75,6 +76,7 @@ class Head(ABC):
     problem_type: ClassVar[str | None] = None
     of_words: ClassVar[bool] = False
     plain_text: ClassVar[bool] = False
+    hides_tokens: ClassVar[bool] = False
     reads_first_token: ClassVar[bool] = True
     has_example_classes: ClassVar[bool] = True
     published: ClassVar[bool] = True

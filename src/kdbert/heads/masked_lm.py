@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from kdbert.data.batches import Batch
-from kdbert.data.corpus import TextSplit
-from kdbert.data.examples import Examples
 from kdbert.data.masking import IGNORE_INDEX
-from kdbert.heads.head import Head, Variant
+from kdbert.heads.head import Variant
+from kdbert.heads.plain_text import PlainText
 from kdbert.losses.hard import cross_entropy
 from kdbert.losses.hinton import soft_label_loss
-from kdbert.metrics import score
 
 VOCABULARY_CHUNK = 1024  # tokens whose logits over a vocabulary are held at a time
 # Of a text: loss (nats, summed), right answers and number of hidden tokens that the teacher knows; then of new ones.
@@ -33,22 +31,16 @@ class VocabularyHead(Protocol):
         """Logits [n, columns] of some tokens, numbered in the flattened batch [B * L]."""
 
 
-class MaskedLM(Head):
-    """Labels are made with each batch: int64 [B, L], -100 at tokens that are not hidden.
-
-    A model's outcome is not its logits, which are many, but for each text the six numbers of `HIDDEN`.
-    """
+class MaskedLM(PlainText):
+    """Labels are made with each batch: int64 [B, L], -100 at tokens that are not hidden."""
 
     kind = "masked_lm"
-    takes = "is plain text"
     makes = "masked language model"
     auto_class = "AutoModelForMaskedLM"
     saved_as = ("ForMaskedLM", "ForPreTraining")
     pipeline = "fill-mask"
-    plain_text = True
-    reads_first_token = False
-    has_example_classes = False
-
+    numbers_of = HIDDEN
+    hides_tokens = True
     score_note = (
         "The scores are of pieces that are hidden together (15 % unless the recipe says otherwise, and every new "
         "one); `new_`: of pieces that the vocabulary lacked before it was expanded."
@@ -57,12 +49,6 @@ class MaskedLM(Head):
     @property
     def answers(self) -> str:
         return "hidden pieces"
-
-    def configure(self, config: Any) -> None:
-        """Nothing: the head is as wide as the vocabulary."""
-
-    def read_label(self, label: str | tuple[str, ...], words: Sequence[str] | None, where: str) -> list[Any]:
-        raise TypeError("plain text has no labels")
 
     def soft_loss(
         self, student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, temperature: float, variant: Variant
@@ -90,18 +76,6 @@ class MaskedLM(Head):
             found.index_add_(0, positions // length, torch.cat([values * (1 - is_new), values * is_new], 1))
         return found
 
-    def predicted(self, logits: np.ndarray) -> np.ndarray:
-        """The outcomes as they are: [N, 6]."""
-        return logits
-
-    def written(self, answer: Any) -> Any:
-        return dict(zip(HIDDEN, np.round(np.asarray(answer, dtype=np.float64), 6).tolist(), strict=True))
-
-    def prediction_rows(self, examples: Examples | TextSplit, logits: np.ndarray) -> Iterator[dict[str, Any]]:
-        """The rows of a predictions file: the number of the text, and how its hidden tokens were answered."""
-        for identity, row in zip(examples.ids, logits, strict=True):
-            yield {"id": identity, "label": None, "prediction": self.written(row)}
-
     def scores(
         self,
         metrics: Sequence[str],
@@ -111,13 +85,5 @@ class MaskedLM(Head):
         logits: np.ndarray | None = None,
     ) -> dict[str, float]:
         """The named metrics of a split; those of new pieces only where there are some."""
-        sums = np.asarray(answers, dtype=np.float64)
-        names = [name for name in metrics if sums.sum(0)[5] or not name.startswith("new_")]
-        nothing = np.zeros(len(sums))
-        return score(names, sums, nothing, nothing)
-
-    def constants(self, labels: np.ndarray, groups: np.ndarray | None) -> list[Any]:
-        return []
-
-    def same_answer(self, answers: np.ndarray) -> str | None:
-        return None
+        names = [name for name in metrics if answers.sum(0)[5] or not name.startswith("new_")]
+        return super().scores(names, answers, labels)

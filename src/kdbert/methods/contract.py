@@ -18,7 +18,7 @@ What does not exist yet, and where it will attach:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
@@ -142,6 +142,7 @@ class Needs:
     # teacher and student token by token, so that both must read the same tokens.
     compares_tokens: bool = False
     reads_padding: bool = False  # whether padding counts, so that batches are padded to the maximum length
+    survey: int = 0  # how many texts of the training split `Method.survey` looks at (fewer if there are fewer)
 
 
 @dataclass(frozen=True)
@@ -248,6 +249,13 @@ class Method(nn.Module, Generic[OptionsT]):
         """
         self.head = context.head
 
+    def survey(self, teachers: Iterator[Sequence[HiddenStates]]) -> None:
+        """Look at what the teachers say of `Needs.survey` texts, batch by batch, once before training.
+
+        The texts are spread evenly over the training split, the same for every seed. What is learned of them is kept in
+        buffers: they go into checkpoints, so that a run that is continued has the same.
+        """
+
     def reduce(self, name: str, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Compute a `Reduced` quantity from a teacher's hidden states [B, L, H] and mask [B, L]."""
         raise KeyError(name)
@@ -259,6 +267,14 @@ class Method(nn.Module, Generic[OptionsT]):
     def forward(self, student: Any, teachers: Sequence[Any], batch: Batch) -> LossTerms:
         """The terms of one micro-batch, as this process sees it (see `Batch.mean` and `Batch.gather`).
 
-        Student and teachers are `Outputs`, on plain text `MaskedLMOutputs`.
+        Student and teachers are `Outputs`; of a masked-LM `MaskedLMOutputs`, of an encoder without a head
+        `HiddenStates`.
         """
         raise TypeError(f"{type(self).__name__} does not define forward")
+
+    def loss_of_texts(self, student: HiddenStates, teachers: Sequence[HiddenStates], batch: Batch) -> torch.Tensor:
+        """The loss of each text as a sum, and what that is divided by: [B, 2]. Tasks of kind `encoder` need it.
+
+        The quotient of their sums over the dev texts is the dev score.
+        """
+        raise TypeError(f"{type(self).__name__} does not define loss_of_texts")

@@ -162,3 +162,5 @@ GROUPED |= {
         ("pseudo_perplexity", lambda counts: np.exp(_mean_loss(counts))),
     )
 }
+# Of plain text that an encoder learns to read: a row of predictions is a text's loss as a sum, and what divides it.
+GROUPED["distillation_loss"] = Grouped(lambda sums, *_: sums, lambda counts: ratio(counts[..., 0], counts[..., 1]))

@@ -19,7 +19,7 @@ from kdbert.metrics.arrays import METRICS, POSITIVE
 from kdbert.metrics.grouped import GROUPED
 
 Value = Callable[[np.ndarray, np.ndarray], Any]
-ONE, SEVERAL, SCORE, WORDS, TEXT = "single_label", "multi_label", "regression", "token", "masked_lm"
+ONE, SEVERAL, SCORE, WORDS, TEXT, READ = "single_label", "multi_label", "regression", "token", "masked_lm", "encoder"
 ANY_CLASSES = (2, None)  # how many classes a task has, at least and at most
 TWO = (2, 2)
 
@@ -178,7 +178,7 @@ def _named(name: str, heads: tuple[str, ...], meaning: str, **more: Any) -> Metr
 
 def _grouped(name: str, heads: tuple[str, ...], meaning: str) -> Metric:
     """One of `GROUPED`."""
-    lower = name.endswith(("mlm_loss", "pseudo_perplexity"))
+    lower = name.endswith(("_loss", "pseudo_perplexity"))
     return Metric(name, heads, meaning, None, reads="groups", lower=lower, resampled=True)
 
 
@@ -322,6 +322,7 @@ _TABLE = (
       for new in ("", "new_")
       for name, meaning in (("masked_accuracy", "share of hidden pieces that are found"),
                             ("mlm_loss", "their mean cross-entropy"), ("pseudo_perplexity", "exp of that"))),
+    _grouped("distillation_loss", (READ,), "the method's own loss on texts that were not learned from"),
 )  # fmt: skip
 
 TABLE: dict[str, Metric] = {metric.name: metric for metric in _TABLE}

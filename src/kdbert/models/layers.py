@@ -40,6 +40,11 @@ def layerwise_pairs(teacher: int, student: int) -> tuple[Pair, ...]:
     return tuple((matched_layer(layer, teacher, student), layer) for layer in range(1, student))
 
 
+def all_pairs(teacher: int, student: int) -> tuple[Pair, ...]:
+    """Every student layer with the teacher's at the same height; 12 and 6: (2,1), (4,2), ... (12,6)."""
+    return tuple((matched_layer(layer, teacher, student), layer) for layer in range(1, student + 1))
+
+
 def check_pairs(pairs: Sequence[Pair], teacher: int, student: int) -> tuple[Pair, ...]:
     """Pairs that a person gave."""
     for pair in pairs:

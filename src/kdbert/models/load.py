@@ -136,7 +136,7 @@ def auto_class(head: Head) -> Any:
 
 def skeleton(config: Any, head: Head, name: str) -> Any:
     """The model of a configuration on the meta device, where weights take no RAM; made once per configuration."""
-    if head.plain_text and not architecture(config.model_type, name).masked_lm:
+    if head.hides_tokens and not architecture(config.model_type, name).masked_lm:
         raise UserError(
             f"model {name!r} is of type {config.model_type!r}, which kdbert trains and distils on tasks, not on plain "
             "text; for plain text take BERT, RoBERTa, CamemBERT, XLM-RoBERTa, ELECTRA or DistilBERT"
@@ -163,8 +163,8 @@ def has_head(config: Any, head: Head) -> bool:
 
 
 def check_trained_head(config: Any, name: str, task: TaskSpec) -> None:
-    """Refuse a model that was never fine-tuned with such a head: it would be random."""
-    if has_head(config, task.head):
+    """Refuse a model that was never fine-tuned with such a head: it would be random. (An encoder has none.)"""
+    if task.kind == "encoder" or has_head(config, task.head):
         return
     if task.head.plain_text:
         raise no_masked_lm(config, name)

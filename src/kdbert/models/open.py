@@ -15,7 +15,7 @@ import torch
 
 from kdbert.data.masking import vocabulary_size
 from kdbert.errors import UserError
-from kdbert.heads import MaskedLM
+from kdbert.heads import Head
 from kdbert.models.fast.attention import register_attention
 from kdbert.models.fast.first_token import use_first_token
 from kdbert.models.fast.packing import use_packing
@@ -71,25 +71,33 @@ def open_classifier(
     return _prepared(model, way, layers), keep_head or permutation is not None
 
 
-def open_masked_lm(
-    place: ModelPlace, tokenizer: Any, way: Way, *, layers: Sequence[int] | None = None
+def open_of_plain_text(
+    place: ModelPlace, head: Head, tokenizer: Any, way: Way, *, layers: Sequence[int] | None = None
 ) -> tuple[Any, bool]:
-    """A masked-LM in float32, ready to be run by `way`.
+    """A masked-LM, or an encoder without a head, in float32, ready to be run by `way`.
+
+    The logits of a masked-LM are left to be made where they are read (`use_late_head`). The pooler of an encoder is not
+    trained: no hidden state is made of it.
 
     Args:
         tokenizer: what it reads by; a model that is drawn at random has a vocabulary of this size.
         layers: keep these only, numbered from 1 (None: all).
 
     Returns:
-        The model in eval mode, and whether its head was trained.
+        The model in eval mode, and whether it has a trained head.
     """
     config = load_config(place)
     if place.fresh:
         config.vocab_size = vocabulary_size(tokenizer)
         config.pad_token_id = tokenizer.pad_token_id
-    model, head_missing = _load(place, auto_class(MaskedLM()), config, way, whole=False)
-    trained = not place.fresh and not head_missing and has_head(config, MaskedLM())
-    return _prepared(model, way, layers), trained
+    model, head_missing = _load(place, auto_class(head), config, way, whole=False)
+    trained = not place.fresh and not head_missing and has_head(config, head)
+    model = _prepared(model, way, layers)
+    if head.hides_tokens:
+        return model, trained
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("pooler" not in name)
+    return model, False
 
 
 def _prepared(model: Any, way: Way, layers: Sequence[int] | None) -> Any:
@@ -129,7 +137,7 @@ def _check_loaded(model: Any, about: Mapping[str, Any], name: str, whole: bool) 
 
     True if the head, or the pooler below it, is not in its file.
     """
-    prefix = f"{model.base_model_prefix}."
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     lost = sorted({*about["missing_keys"], *(key for key, *_ in about["mismatched_keys"])})
     inside = [key for key in lost if key.startswith(prefix) and "pooler" not in key.removeprefix(prefix)]
     if inside:

@@ -42,6 +42,11 @@ def set_dropout(model: nn.Module, rate: float) -> None:
             module.p = rate
 
 
+def freeze_embeddings(model: Any) -> None:
+    """Leave what comes before the first layer as it is: all of the embeddings where the model has such a part."""
+    (getattr(model.base_model, "embeddings", None) or model.get_input_embeddings()).requires_grad_(False)
+
+
 def _is_whole(config: Any, picks: Sequence[int]) -> bool:
     """Whether these are all layers in their order, so that nothing is cut."""
     return list(picks) == list(range(1, config.num_hidden_layers + 1))

@@ -32,7 +32,7 @@ from kdbert.recipe.sections import (
     TrainSection,
 )
 from kdbert.recipe.yaml_files import load_yaml, read_yaml
-from kdbert.tasks import CUSTOM, get_task, task_name
+from kdbert.tasks import CORPUS, CUSTOM, get_task, task_name
 
 # What two runs of one experiment may differ in: the seed, places, and how often something is told or saved.
 OUTSIDE_IDENTITY = (
@@ -42,7 +42,8 @@ OUTSIDE_IDENTITY = (
 # Keys that came later: at their defaults they are left out, so that earlier runs keep their names.
 LATER = {
     "task": ("dev_share", "dev_seed", "split_names", "label_separator", "metrics"),
-    "train": ("class_weights", "label_smoothing"),
+    "train": ("class_weights", "label_smoothing", "batch_tokens"),
+    "student": ("freeze_embeddings",),
 }
 # Keys of models and of a person's own files: what counts is what is in them, wherever they lie.
 BY_CONTENT = {"model", "tokenizer", "train_file", "dev_file", "test_file", "file"}
@@ -170,10 +171,6 @@ class Recipe(Section):
         if isinstance(task, str):
             merged["task"] = task = {"name": task}
         name = task.get("name", "quickstart") if isinstance(task, Mapping) else "quickstart"
-        with contextlib.suppress(UserError):  # an unknown task is told with the other problems, below
-            if isinstance(name, str) and task_name(name) != CUSTOM:
-                for key, value in get_task(name).defaults.items():
-                    put(merged, key, value, [], keep=True)
         problems = []
         try:
             merged["method"] = _method_options(merged.get("method", "kd"))
@@ -183,6 +180,11 @@ class Recipe(Section):
         except ValidationError as error:
             given = merged.pop("method")
             problems += _explain(error, "method.", str(given.get("name", "kd")) if isinstance(given, dict) else given)
+        with contextlib.suppress(UserError):  # an unknown task is told with the other problems, below
+            if isinstance(name, str) and task_name(name) != CUSTOM:
+                kind = _kind_of_text(merged) if task_name(name) == CORPUS else None
+                for key, value in get_task(name, kind).defaults.items():
+                    put(merged, key, value, [], keep=True)
         try:
             recipe = cls.model_validate(merged)
         except ValidationError as error:
@@ -234,6 +236,15 @@ class Recipe(Section):
         """8 hex digits of `identity`."""
         text = json.dumps(self.identity(fingerprints), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _kind_of_text(tree: dict[str, Any]) -> Any:
+    """How task `corpus` is read: as the recipe says, else as its method reads it, which is then said in the recipe."""
+    method = tree.get("method")
+    heads = get_method(method.name).heads if isinstance(method, MethodOptions) else ()
+    if tree["task"].get("kind") is None and "encoder" in heads and "masked_lm" not in heads:
+        tree["task"]["kind"] = "encoder"
+    return tree["task"].get("kind")
 
 
 def _explain(error: ValidationError, prefix: str = "", method: str = "") -> list[str]:

@@ -32,7 +32,7 @@ def task_of(task: TaskSection) -> TaskSpec:
     """The task of a recipe, made from the person's files for `custom`."""
     if task.name == CORPUS:
         assert task.train_file is not None
-        return corpus_task(task.train_file)
+        return corpus_task(task.train_file, task.kind)
     if task.name != CUSTOM:
         return get_task(task.name).measured_by(task.metrics)
     assert task.train_file is not None
@@ -53,6 +53,8 @@ def missing_teachers(recipe: Recipe) -> int:
     if least and most is not None and named > most:
         several = "; multi-kd takes several" if most == 1 else ""
         raise UserError(f"method {method.name!r} takes {wanted}, the recipe names {named}{several}")
+    if named < least and recipe.task.name == CORPUS and recipe.task.kind == "encoder":
+        raise UserError(f"method {method.name!r} learns from a model as it is: name it with --teacher, such as a BERT")
     if 0 < named < least:
         one = "; kd takes one" if named == 1 else ""
         raise UserError(f"method {method.name!r} takes {wanted}, the recipe names {named}: add another --teacher{one}")
@@ -102,7 +104,7 @@ def teacher_recipes(recipe: Recipe) -> list[Recipe]:
 
 def _teacher_train(recipe: Recipe, training: TeacherTraining) -> TrainSection:
     """The task's own defaults, what `teacher_training` says, and of the student's settings how things are computed."""
-    defaults = {} if recipe.task.name == CUSTOM else get_task(recipe.task.name).defaults
+    defaults = {} if recipe.task.name == CUSTOM else get_task(recipe.task.name, recipe.task.kind).defaults
     student = recipe.train
     return TrainSection(
         **{key.removeprefix("train."): value for key, value in defaults.items() if key.startswith("train.")}
@@ -221,7 +223,7 @@ def _with_length(recipe: Recipe) -> Any:
     of_file = form_of(Path(task.train_file)) not in (None, "saved") if task.train_file is not None else False
     if task.name == CUSTOM and of_file and task.dev_file is None and task.dev_share is None:
         raise no_dev(str(task.train_file))  # before any model is looked for
-    spec = None if task.name == CUSTOM else get_task(task.name)
+    spec = None if task.name == CUSTOM else get_task(task.name, task.kind)
     length = task.max_length or (spec or TaskSpec).max_length
     folder = task.data_dir or (os.environ.get(DATA_DIR) if spec and spec.folder else None)
     return task.model_copy(update={"max_length": length, "data_dir": folder})

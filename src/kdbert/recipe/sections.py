@@ -45,8 +45,10 @@ class TaskSection(Section):
         None, description="custom: the label's column; several columns of 0 and 1: one for each class"
     )
     label_separator: str | None = Field(None, description="custom: the sign between the classes of one text")
-    kind: Literal["single-label", "multi-label", "regression", "token"] | None = Field(
-        None, description="custom: how to read labels (default: by their form; regression if some are fractions)"
+    kind: Literal["single-label", "multi-label", "regression", "token", "encoder"] | None = Field(
+        None,
+        description="custom: how to read labels (default: by their form; regression if some are fractions); corpus: "
+        "encoder for general distillation, as the method says",
     )
     metrics: list[str] | None = Field(
         None, min_length=1, description="names of docs/metrics.md; the first selects (default: the task's own)"
@@ -100,11 +102,15 @@ class TaskSection(Section):
             if self.train_file is None:
                 raise ValueError("task 'corpus' needs your text: name a file or folder with --corpus")
             given += ["--metrics"] * (self.metrics is not None)
+            if self.kind == "encoder":
+                given.remove("--kind")
             if tables := [flag for flag in given if flag not in ("--train-file", "--dev-file")]:
                 raise ValueError(f"{tables[0]} does not apply to plain text (task 'corpus')")
         elif self.name == CUSTOM:
             if self.train_file is None:
                 raise ValueError("task 'custom' needs --train-file, and --dev-file or --dev-share")
+            if self.kind == "encoder":
+                raise ValueError("--kind encoder is of plain text (--corpus); your own rows have labels")
         elif given:
             raise ValueError(f"{given[0]} goes with --task custom; task {self.name!r} has its own files")
         return self
@@ -178,6 +184,8 @@ class StudentSection(Section):
         "first", description="which layers to keep: first, last, even, or their numbers from 1"
     )
 
+    freeze_embeddings: bool = Field(False, description="do not train what comes before the first layer")
+
     @field_validator("init", mode="before")
     @classmethod
     def _numbers(cls, value: Any) -> Any:
@@ -203,6 +211,9 @@ class TrainSection(Section):
 
     epochs: int = Field(3, ge=1, le=1_000_000, description="passes over the training data")
     batch_size: int = Field(32, ge=1, description="examples per optimiser step, over all processes")
+    batch_tokens: int | None = Field(
+        None, ge=1, description="about so many tokens per step, in place of batch_size examples"
+    )
     accumulation: int = Field(1, ge=1, description="micro-batches per step")
     eval_batch_size: int = Field(64, ge=1, description="examples per batch of evaluation and of the teacher pass")
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate")
@@ -264,7 +275,11 @@ class TrainSection(Section):
     def _micro(self) -> TrainSection:
         if self.patience is not None and self.selection != "best":
             raise ValueError("patience needs selection=best")
-        if self.accumulation > self.batch_size:
+        if self.batch_tokens is not None and self.batch_sampler == "class-balanced":
+            raise ValueError(
+                "batch_tokens does not go with batch_sampler=class-balanced, whose batches have batch_size"
+            )
+        if self.accumulation > self.batch_size and self.batch_tokens is None:
             raise ValueError(f"accumulation ({self.accumulation}) is larger than batch_size ({self.batch_size})")
         if self.batch_sampler == "class-balanced" and self.batch_size % (self.accumulation * self.examples_per_class):
             micro = f" in each of {self.accumulation} micro-batches" if self.accumulation > 1 else ""

@@ -12,8 +12,7 @@ import numpy as np
 
 from kdbert.disk.sealed import parse_json
 from kdbert.errors import UserError
-from kdbert.heads import Head
-from kdbert.heads.masked_lm import HIDDEN
+from kdbert.heads import Head, PlainText
 from kdbert.metrics import TABLE
 from kdbert.reporting.collect import Damaged, Run
 from kdbert.runs.saved_task import saved_task
@@ -50,7 +49,9 @@ def scored_predictions(run: Run, split: str, metric: str) -> Predictions:
 
 def task_of_run(run: Run, data_dir: str | None = None) -> TaskSpec:
     """The task that a run was trained on."""
-    return saved_task(run.path, run.facts, data_dir, None) if run.task == CUSTOM else get_task(run.task)
+    if run.task == CUSTOM:
+        return saved_task(run.path, run.facts, data_dir, None)
+    return get_task(run.task, run.told.get("task.kind"))
 
 
 def _scored(run: Run, split: str, metric: str) -> Predictions:
@@ -83,8 +84,8 @@ def read_predictions(run: Run, split: str) -> Predictions:
         ids = [str(row["id"]) for row in rows]
         if not rows or len(set(ids)) < len(ids):
             raise ValueError("no row, or an id twice")
-        if head.plain_text:
-            sums = np.array([[row["prediction"][part] for part in HIDDEN] for row in rows], dtype=np.float64)
+        if isinstance(head, PlainText):
+            sums = np.array([[row["prediction"][part] for part in head.numbers_of] for row in rows], dtype=np.float64)
             return Predictions(head, ids, sums, np.zeros(len(ids)), np.arange(len(ids)))
         answers, labels = (
             np.array([value for row in rows for value in head.read_label(row[part], row["label"], name)])

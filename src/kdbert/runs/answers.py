@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 
+from kdbert.data.batches import Batch
 from kdbert.data.corpus import DEV_SEQUENCES, TextSplit, tokenised
 from kdbert.data.encode import Encoded, encode
 from kdbert.data.examples import Examples
@@ -28,7 +30,7 @@ from kdbert.models.fast.late_head import use_late_head
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.load import check_trained_head, check_weights, label_names, load_config, load_tokenizer
 from kdbert.models.locate import LEAST_DIGITS, ModelPlace, locate, run_facts
-from kdbert.models.open import open_classifier, open_masked_lm
+from kdbert.models.open import open_classifier, open_of_plain_text
 from kdbert.models.way import Asked, Way, check_length, decide, device_type, fit_tokenizer
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import task_of
@@ -100,6 +102,8 @@ def answers(
     told: str | None = None,
     whose: str = "the model's outputs",
     cure: str = "",
+    outcome_of: Callable[[Any, Batch], torch.Tensor] | None = None,
+    layers: Sequence[int] = (),
 ) -> Answers:
     """Ask a model about a split. The same on every process.
 
@@ -108,13 +112,15 @@ def answers(
         columns: for each label of the task, the model's column that means it (None: they are in the task's order).
         told: what a progress bar says (None: no bar).
         whose, cure: for the message of an error.
+        outcome_of: what is kept of the outputs (None: `Head.outcome`). layers: hidden states that it reads.
 
     Raises:
         Diverged: an output is not finite; with the ids of the examples.
     """
+    kept = outcome_of or spec.head.outcome
     outcome = pass_over(
-        model, data, lambda outputs, batch: {"outputs": spec.head.outcome(outputs, batch)}, {"outputs": data.logits_of},
-        batch_size=batch_size, precision=precision, accelerator=accelerator, told=told,
+        model, data, lambda outputs, batch: {"outputs": kept(outputs, batch)}, {"outputs": data.logits_of},
+        layers=layers, batch_size=batch_size, precision=precision, accelerator=accelerator, told=told,
     )["outputs"]  # fmt: skip
     assert outcome is not None
     bad = np.flatnonzero(~np.isfinite(outcome.reshape(len(outcome), -1)).all(1))
@@ -220,7 +226,7 @@ class SavedModel:
         """The model itself, in eval mode."""
         if not self.spec.head.plain_text:
             return open_classifier(self.place, self.spec, way or self.way, keep_head=True)[0]
-        model, _ = open_masked_lm(self.place, self.tokenizer, way or self.way)
+        model, _ = open_of_plain_text(self.place, self.spec.head, self.tokenizer, way or self.way)
         use_late_head(model)
         return model
 
@@ -330,6 +336,11 @@ def _of_plain_text(
     if test_file is not None:
         raise UserError("--test-file goes with a run of own data (--task custom); name plain text with --corpus")
     own = trained_on if trained_on is not None and trained_on.name == CORPUS else None
+    if own is not None and own.kind == "encoder":
+        raise UserError(
+            f"{model!r} is a general student without a head, which answers nothing yet; fine-tune it on a task first: "
+            f"`kdbert distill --task TASK --student {model}`"
+        )
     source = corpus or (own.dev_file or own.train_file if own is not None else None)
     if source is None:
         raise UserError(f"{place.given!r} was not trained on plain text; name some with --corpus")

@@ -14,6 +14,7 @@ from pathlib import Path
 from kdbert.centroids.file import Centroids
 from kdbert.data.examples import Examples
 from kdbert.errors import UserError, near_miss
+from kdbert.heads import HEADS
 from kdbert.methods import all_methods, get_method
 from kdbert.models.architectures import architecture
 from kdbert.models.load import check_trained_head, has_head, load_tokenizer, same_tokenizer
@@ -24,7 +25,7 @@ from kdbert.recipe import Recipe
 from kdbert.recipe.sections import warmup_steps
 from kdbert.runs.centroids import CentroidsJob
 from kdbert.runs.job import Job
-from kdbert.tasks import TaskSpec
+from kdbert.tasks import CORPUS, TaskSpec
 from kdbert.tasks.spec import DATA_DIR
 from kdbert.training.frozen_teacher import KnownTeacher
 
@@ -54,7 +55,9 @@ def check_head(job: Job) -> None:
     if spec.kind not in method.heads:
         fitting = ", ".join(name for name, other in all_methods().items() if spec.kind in other.heads)
         cure = f"methods that are: {fitting}"
-        if method.heads == ("masked_lm",):
+        if spec.head.plain_text:
+            cure += " (leave task.kind out)" * (spec.kind == "encoder")
+        elif all(HEADS[kind].plain_text for kind in method.heads):
             cure = "it learns from plain text: name some with --corpus"
         raise UserError(f"method {method.name!r} is not made for task {spec.name!r}, which {spec.head.takes}; {cure}")
     if not spec.head.published and recipe.method.variant == "original" and job.taught_by:
@@ -78,7 +81,7 @@ def check_hard_loss(job: Job) -> None:
     without = f"task {job.spec.name!r} {head.takes}, so it has no classes; leave this key out"
     if train.class_weights is not None and not head.classes:
         raise UserError(f"train.class_weights: {without}")
-    if train.label_smoothing and not (head.classes or head.plain_text):
+    if train.label_smoothing and not (head.classes or head.hides_tokens):
         raise UserError(f"train.label_smoothing: {without}")
     if isinstance(train.class_weights, dict):
         head.given_weights(train.class_weights)
@@ -89,6 +92,13 @@ def check_student(job: Job) -> None:
     recipe, given = job.recipe, job.place.given
     assert recipe.task.max_length is not None
     check_length(recipe.task.max_length, job.way.limit, given)
+    tokens = recipe.train.batch_tokens
+    if tokens is not None and tokens < recipe.task.max_length * recipe.train.accumulation:
+        raise UserError(
+            f"train.batch_tokens is {tokens}, and a text may have {recipe.task.max_length} tokens"
+            + (f" in each of {recipe.train.accumulation} micro-batches" if recipe.train.accumulation > 1 else "")
+            + "; give more, or a smaller --max-length"
+        )
     if recipe.train.precision in ("bf16", "fp16") and not job.way.half:
         raise UserError(
             f"--precision {recipe.train.precision}: the library runs {given!r}, a model of type "
@@ -146,6 +156,12 @@ def check_teachers(job: Job) -> None:
 def check_taught(spec: TaskSpec, teacher: KnownTeacher) -> None:
     """Refuse a teacher that was not fine-tuned on the task."""
     trained = teacher.place.task()
+    if not spec.head.plain_text and trained == CORPUS and not has_head(teacher.config, spec.head):
+        name = teacher.place.given
+        raise UserError(
+            f"teacher {name!r} learned from plain text and has no head for task {spec.name!r}; fine-tune it first: "
+            f"`kdbert finetune-teacher --task {spec.name} --model {name}`"
+        )
     if not spec.head.plain_text and trained not in (None, spec.name) and teacher.labels is None:
         alike = has_head(teacher.config, spec.head) and teacher.config.num_labels == len(spec.labels)
         raise UserError(
@@ -159,7 +175,7 @@ def check_taught(spec: TaskSpec, teacher: KnownTeacher) -> None:
 def check_tokenizer(job: Job, teacher: KnownTeacher, way: Way) -> None:
     """Refuse a teacher that reads other tokens than the student, where the method compares tokens."""
     own, name = load_tokenizer(teacher.place, words=job.spec.head.of_words), teacher.place.given
-    if job.spec.head.plain_text:
+    if job.spec.head.hides_tokens:
         check_expansion(own, job.tokenizer, name, job.tokenizer_place.given)
         return
     own = fit_tokenizer(own, way, name)
@@ -168,6 +184,9 @@ def check_tokenizer(job: Job, teacher: KnownTeacher, way: Way) -> None:
     why = (
         f"task {job.spec.name!r} tags words by their tokens; take a student with the teacher's vocabulary"
         if job.spec.head.of_words
+        else f"method {job.recipe.method.name!r} compares them token by token; take a student with the teacher's "
+        "vocabulary, such as one cut from it with --student-layers"
+        if job.spec.head.plain_text
         else f"method {job.recipe.method.name!r} compares them token by token; take a student with the teacher's "
         "vocabulary, or a method that compares whole examples (kd, multi-kd, cka-l, cka-g)"
     )

@@ -20,17 +20,18 @@ from torch import nn
 
 from kdbert.centroids.builder import find_or_build
 from kdbert.centroids.file import Centroids
+from kdbert.data.batches import Batch, collate, evaluation_batches
 from kdbert.data.examples import Examples
 from kdbert.data.masking import vocabulary_size
 from kdbert.disk.files import atomic_write, replace_folder, write_text
 from kdbert.errors import Diverged, Interrupted, KdbertError, RunBusy, UserError
-from kdbert.methods import Context, Needs, get_method
+from kdbert.methods import Context, HiddenStates, Needs, get_method
 from kdbert.models.fast.dropout import use_fast_dropout
 from kdbert.models.fast.late_head import use_late_head
 from kdbert.models.load import check_weights, load_tokenizer
 from kdbert.models.locate import ModelPlace, check_run_files
-from kdbert.models.open import open_classifier, open_masked_lm
-from kdbert.models.student import set_dropout
+from kdbert.models.open import open_classifier, open_of_plain_text
+from kdbert.models.student import freeze_embeddings, set_dropout
 from kdbert.models.vocabulary import check_expansion, grow_embeddings
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import baseline_recipe
@@ -55,6 +56,7 @@ from kdbert.training.store import NoRoom
 from kdbert.training.teacher import StoredTeacher, Teacher
 
 log = logging.getLogger("kdbert")
+SURVEY_BATCH = 64  # texts; no setting of a person's, so that all see the same numbers
 
 
 def execute(job: Job, *, overwrite: bool = False) -> RunResult:
@@ -171,7 +173,7 @@ def load_student(job: Job) -> tuple[Any, bool]:
     place, named = job.place, job.recipe.student.tokenizer
     layers = job.kept_layers if job.recipe.student.layers is not None else None
     if job.spec.head.plain_text:
-        student, kept_head = open_masked_lm(place, job.tokenizer, job.way, layers=layers)
+        student, kept_head = open_of_plain_text(place, job.spec.head, job.tokenizer, job.way, layers=layers)
     else:
         student, kept_head = open_classifier(place, job.spec, job.way, keep_head=False, layers=layers)
     pieces = vocabulary_size(job.tokenizer)
@@ -185,8 +187,10 @@ def load_student(job: Job) -> tuple[Any, bool]:
             place.given, pieces - student.config.vocab_size,
         )  # fmt: skip
         student.resize_token_embeddings(pieces, mean_resizing=False)
-    if job.spec.head.plain_text:
+    if job.spec.head.hides_tokens:
         use_late_head(student)
+    if job.recipe.student.freeze_embeddings:
+        freeze_embeddings(student)
     return student, kept_head
 
 
@@ -232,17 +236,15 @@ class Run:
         return found
 
     @property
-    def _first_model(self) -> FrozenTeacher:
-        """The first teacher, where hidden states are read; soft labels were refused there."""
-        first = self.teachers[0]
-        assert isinstance(first, FrozenTeacher)
-        return first
+    def _models_that_teach(self) -> list[FrozenTeacher]:
+        """The teachers but for soft labels, which are refused where hidden states are read."""
+        return [teacher for teacher in self.teachers if isinstance(teacher, FrozenTeacher)]
 
     @cached_property
     def centroids(self) -> Centroids | None:
         """The centroids that the method reads."""
         wanted = self.job.centroids
-        return None if wanted is None else find_centroids(wanted, self._first_model, self.session)
+        return None if wanted is None else find_centroids(wanted, self._models_that_teach[0], self.session)
 
     @cached_property
     def module(self) -> StudentWithMethod:
@@ -255,8 +257,19 @@ class Run:
         torch.manual_seed(int(np.random.SeedSequence([recipe.seed, 1]).generate_state(1, np.uint64)[0] >> 1))
         method.head = job.head  # also for a method whose `prepare` does not call the one of `Method`
         method.prepare(context)
+        if job.needs.survey:
+            method.survey(self._surveyed(job.needs))
         module = StudentWithMethod(self.student, method, self.session.precision, job.needs.student_hidden)
         return module.to(self.session.accelerator.device)
+
+    def _surveyed(self, needs: Needs) -> Iterator[list[HiddenStates]]:
+        """What the teachers say of the texts that the method looks at beforehand, the same in every process."""
+        data, device = self.job.encoded["train"], self.session.accelerator.device
+        rows = np.unique(np.linspace(0, len(data) - 1, needs.survey).astype(np.int64))
+        teachers = [teacher.live(needs) for teacher in self._models_that_teach]
+        for part in evaluation_batches(data.lengths[rows], SURVEY_BATCH):
+            batch = collate(data, rows[part]).to(device)
+            yield [teacher.outputs(batch) for teacher in teachers]
 
     def result(self) -> RunResult:
         """Train, evaluate, save, and write down what was found."""
@@ -339,15 +352,23 @@ class Run:
         return ready
 
     def _answers(self, model: nn.Module, split: str) -> Answers:
+        job, method = self.job, self.module.method
+        encoder = job.spec.kind == "encoder"
+        teachers = [one.live(job.needs, method) for one in self._models_that_teach] if encoder else []
+
+        def loss_of_texts(outputs: HiddenStates, batch: Batch) -> torch.Tensor:
+            return method.loss_of_texts(outputs, [teacher.outputs(batch) for teacher in teachers], batch)
+
         return answers(
-            model, self.job.spec, self.job.eval_examples[split], self.job.encoded[split],
-            batch_size=self.job.recipe.train.eval_batch_size, precision=self.session.precision,
+            model, job.spec, job.eval_examples[split], job.encoded[split],
+            batch_size=job.recipe.train.eval_batch_size, precision=self.session.precision,
             accelerator=self.session.accelerator, whose=f"the model's outputs on {split}",
             cure="; try a lower train.learning_rate",
+            outcome_of=loss_of_texts if encoder else None, layers=job.needs.student_hidden if encoder else (),
         )  # fmt: skip
 
     def _diagnostics(self) -> Diagnostics:
-        split, teacher = self.job.spec.split_names("dev")[0], self._first_model
+        split, teacher = self.job.spec.split_names("dev")[0], self._models_that_teach[0]
         found = Diagnostics(
             self.student, teacher.network, self.job.encoded[split], teacher.encoded[split] if teacher.own else None,
             self.job.models, self.job.spec.head, precision=self.session.precision,
@@ -376,17 +397,19 @@ class Run:
             recipe.task.max_length, job.steps,
         )  # fmt: skip
         kept = f"layers {', '.join(map(str, job.kept_layers))} of " if recipe.student.layers is not None else ""
+        head = "trained" if self.kept_head else "no" if job.spec.kind == "encoder" else "fresh"
         log.info(
             "%s: %s%s, %.2f M parameters, %s head; %s on %s, %d process%s, %d thread%s",
             "student" if recipe.teachers else "model", kept, job.place.given,
             sum(p.numel() for p in self.student.parameters()) / 1e6,
-            "trained" if self.kept_head else "fresh", self.session.precision, accelerator.device,
+            head, self.session.precision, accelerator.device,
             accelerator.num_processes, "es" if accelerator.num_processes > 1 else "", torch.get_num_threads(),
             "s" if torch.get_num_threads() > 1 else "",
         )  # fmt: skip
         for sentence in job.words():
             log.info("%s", sentence)
-        if job.needs.compares_examples and job.micro_batch != recipe.train.batch_size:
+        tokens = recipe.train.batch_tokens
+        if job.needs.compares_examples and tokens is None and job.micro_batch != recipe.train.batch_size:
             log.info("%s compares %d examples, not %d", recipe.method.name, job.micro_batch, recipe.train.batch_size)
         for sentence in recipe.method.nonsense():
             log.warning("variant original, as published: %s", sentence)
@@ -425,7 +448,7 @@ class Run:
             "selection": job.spec.metrics[0],
             "one_answer": same_answers(found),
             **({"class_weights": job.head.weights_by_class} if job.head.class_weights else {}),
-            **({"known_pieces": job.known_pieces} if job.spec.head.plain_text else {}),
+            **({"known_pieces": job.known_pieces} if job.spec.head.hides_tokens else {}),
             "layers": self.student.config.num_hidden_layers,
             "parameters": sum(p.numel() for p in self.student.parameters()),
             "baseline": {"run": str(baseline.path), "metrics": baseline.metrics} if baseline is not None else None,
@@ -467,7 +490,7 @@ class Run:
 
 def baseline_of(job: Job) -> RunResult | None:
     """The same student without a teacher, if that run is finished."""
-    if not job.recipe.teachers:
+    if not job.recipe.teachers or job.spec.kind == "encoder":  # which has nothing to learn without a teacher
         return None
     try:
         baseline = Job("baseline", baseline_recipe(job.recipe), job.inputs)

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from kdbert.data.batches import batches_of_tokens
 from kdbert.data.corpus import DEV_SEQUENCES, TextSplit, corpus_digest, tokenised
 from kdbert.data.encode import Encoded
 from kdbert.data.examples import Examples
@@ -180,15 +181,18 @@ class Job:
         return {name: digest for name, digest in found.items() if digest}
 
     def _text(self, split: str) -> TextSplit:
-        """A split of plain text, tokenised, with the way in which its tokens are hidden."""
+        """A split of plain text, tokenised, with the way in which its tokens are hidden, if they are."""
         task, original = self.recipe.task, self.recipe.method.variant == "original"
         assert task.train_file is not None
         assert task.max_length is not None
+        hides = self.spec.head.hides_tokens
         found = tokenised(
             task.dev_file if split == "dev" and task.dev_file is not None else task.train_file, self.tokenizer,
-            task.max_length, folder=Path(self.recipe.output.runs_dir) / CORPUS / "text", packed=not original,
+            task.max_length, folder=Path(self.recipe.output.runs_dir) / CORPUS / "text", packed=hides and not original,
             part=split if task.dev_file is None else None, unit=task.text_unit,
         )  # fmt: skip
+        if not hides:
+            return found.in_few_shapes()
         try:
             masking = masking_of(
                 self.tokenizer, known=self.known_pieces, probability=task.mask_probability, words=task.mask_words,
@@ -279,7 +283,7 @@ class Job:
 
     def tokenizer_of(self, teacher: KnownTeacher) -> Any:
         """A teacher's own tokenizer; the student's, where both read the same."""
-        if self.spec.head.plain_text:  # what the teacher does not know is hidden from it
+        if self.spec.head.plain_text:  # what the teacher does not know is hidden from it; an encoder's is the same
             return self.tokenizer
         way = self._way(teacher.config, teacher.place.given)
         own = fit_tokenizer(load_tokenizer(teacher.place, words=self.spec.head.of_words), way, teacher.place.given)
@@ -326,13 +330,18 @@ class Job:
 
     @property
     def micro_batch(self) -> int:
-        """Examples of a full micro-batch."""
-        return -(-self.recipe.train.batch_size // self.recipe.train.accumulation)
+        """Examples of a full micro-batch; on average, where batches are made by tokens."""
+        train, rows = self.recipe.train, self.recipe.train.batch_size
+        if train.batch_tokens is not None:
+            lengths = self.encoded["train"].lengths
+            rows = -(-len(lengths) // batches_of_tokens(lengths, train.batch_tokens))
+        return -(-rows // train.accumulation)
 
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
-        return steps_of(self.recipe.train, len(self.train_examples))
+        data = self.train_examples if self.recipe.train.batch_tokens is None else self.encoded["train"]
+        return steps_of(self.recipe.train, data)
 
     def parameters(self) -> tuple[int, list[int]]:
         """Numbers of parameters of the student and of each teacher that is there, from their configurations."""
@@ -349,6 +358,8 @@ class Job:
         """
         student, teachers = self.parameters()
         length, rows, width = self.recipe.task.max_length or 0, self.micro_batch, self.config.hidden_size
+        if self.recipe.train.batch_tokens is not None:
+            rows = -(-self.recipe.train.batch_tokens // (self.recipe.train.accumulation * length))
         per_token = 16 * width + 2 * getattr(self.config, "num_attention_heads", 0) * length
         activations = 4.0 * rows * length * len(self.kept_layers) * per_token
         centroids = self.centroids.count * length * width if self.centroids is not None else 0

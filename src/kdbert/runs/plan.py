@@ -65,6 +65,8 @@ def plan(
         return [*teachers, _centroids(recipe, to_come, layer, inputs)]
     student = Job("student", resolve_distill(recipe), inputs, to_come=to_come)
     jobs: list[AnyJob] = [*teachers]
+    if baseline and student.recipe.task.kind == "encoder":
+        raise UserError(f"--baseline: a student of method {recipe.method.name!r} learns from nothing but its teacher")
     if baseline and recipe.method.name != "finetune":
         jobs.append(Job("baseline", baseline_recipe(student.recipe), inputs, waits=student.waits))
     if student.centroids is not None and student.centroids.section.file is None:

@@ -24,7 +24,8 @@ TRAINED, REPORTED = "the trained model in float32", "what the run reports"
 
 @torch.no_grad()
 def check_saved(folder: Path, model: Any, given: Answers, data: Encoded, precision: Precision, max_length: int) -> None:
-    """Load a saved model with the library alone (float32, eager attention) and compare its logits.
+    """Load a saved model with the library alone (float32, eager attention) and compare its logits (of an encoder: its
+    last hidden states).
 
     Of the shortest and the longest example of a split, in one padded batch (alone, where padding changes a model's
     outputs): with the trained model's own way in float32, and with what the run reports.
@@ -44,7 +45,9 @@ def check_saved(folder: Path, model: Any, given: Answers, data: Encoded, precisi
     device = next(model.parameters()).device
     batch = collate(data, rows)
     training = model.training
-    seen = run_model(model.eval(), batch.to(device), "fp32")
+    last = model.config.num_hidden_layers
+    encoder = given.spec.kind == "encoder"
+    seen = run_model(model.eval(), batch.to(device), "fp32", (last,) if encoder else ())
     model.train(training)
     library = auto_class(given.spec.head).from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", **NO_CODE
@@ -70,8 +73,13 @@ def check_saved(folder: Path, model: Any, given: Answers, data: Encoded, precisi
         if examples is not None:
             inputs = _encoded(tokenizer, examples, rows[group], max_length)
         else:
-            inputs = {"input_ids": batch.input_ids[group], "attention_mask": batch.attention_mask[group]}
-        theirs = library(**{name: inputs[name] for name in model.way.inputs if name in inputs}).logits
+            width = int(data.lengths[rows[group]].max())
+            inputs = {
+                "input_ids": batch.input_ids[group, :width],
+                "attention_mask": batch.attention_mask[group, :width],
+            }
+        out = library(**{name: inputs[name] for name in model.way.inputs if name in inputs})
+        theirs = out.last_hidden_state if encoder else out.logits
         for place, one in enumerate(group):
             row, real = int(rows[one]), inputs["attention_mask"][place].bool()
             if inputs["input_ids"][place][real].tolist() != batch.input_ids[one, : data.lengths[row]].tolist():
@@ -80,6 +88,10 @@ def check_saved(folder: Path, model: Any, given: Answers, data: Encoded, precisi
                     "finished"
                 )
             answer = theirs[place]
+            if encoder:
+                mine = seen.hidden[last][one].cpu()[: int(real.sum())]
+                compare(mine, answer[real], ALLOWED * max(1.0, float(mine.abs().max())), TRAINED)
+                continue
             if examples is None:
                 assert isinstance(seen, MaskedLMOutputs)
                 positions = int(one) * batch.input_ids.shape[1] + torch.arange(int(real.sum()), device=device)

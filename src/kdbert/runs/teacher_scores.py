@@ -25,6 +25,8 @@ def teacher_facts(job: Job, teacher: FrozenTeacher | SoftTeacher) -> dict[str, A
         nothing = dict.fromkeys(("layers", "parameters", "size_mib", "way"))
         return {"model": teacher.known.given, "metrics": {}, "one_answer": {}, **nothing}
     known = _recorded(job, teacher)
+    if job.spec.kind == "encoder":  # it is what its student is measured by
+        known = {"metrics": {}, "one_answer": {}}
     if known is None:
         found = {name: _answers(job, teacher, name) for name in job.eval_examples}
         known = {"metrics": {name: one.scores for name, one in found.items()}, "one_answer": same_answers(found)}
@@ -81,6 +83,8 @@ def _recorded(job: Job, teacher: FrozenTeacher) -> dict[str, Any] | None:
 def warn_if_untrained(spec: TaskSpec, facts: Mapping[str, Any], constant: Mapping[str, Mapping[str, float]]) -> None:
     """Warn of a teacher that knows hardly more than the best constant answer."""
     split, metric = spec.split_names("dev")[0], spec.metrics[0]
+    if split not in facts["metrics"]:
+        return
     reached = facts["metrics"][split][metric]
     # Losses and errors have no common scale.
     margin = -0.02 * constant[split][metric] if metric in LOWER_IS_BETTER and split in constant else 0.02

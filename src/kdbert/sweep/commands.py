@@ -11,7 +11,7 @@ from kdbert.disk.sealed import flatten
 from kdbert.methods import plugins
 from kdbert.recipe import Recipe
 from kdbert.recipe.sections import TeacherTraining
-from kdbert.tasks import CUSTOM
+from kdbert.tasks import CORPUS, CUSTOM
 
 FLAGS = {"method.name": "--method", "task.name": "--task", "seed": "--seed"}
 
@@ -23,11 +23,16 @@ def command_of(recipe: Recipe, command: str) -> list[str]:
         command: `distill` or `finetune-teacher`.
     """
     wanted = _flat(recipe)
+    text = recipe.task.train_file if recipe.task.name == CORPUS else None
     if recipe.task.name == CUSTOM:  # it has no defaults of its own
         bare = Recipe.model_validate({"method": recipe.method.name})
     else:
-        bare = Recipe.build(flags={"task.name": recipe.task.name, "method.name": recipe.method.name})
+        bare = Recipe.build(
+            flags={"task.name": recipe.task.name, "task.train_file": text, "method.name": recipe.method.name}
+        )
     defaults = _flat(bare)
+    if text is not None:
+        del defaults["task.train_file"]
     if recipe.teacher_training is None:  # no teacher is made, so the task's defaults for one do not count
         wanted = {key: value for key, value in wanted.items() if not key.startswith("teacher_training.")}
     words = [command]

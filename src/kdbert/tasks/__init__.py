@@ -33,9 +33,9 @@ def task_name(name: str) -> str:
     return key
 
 
-def get_task(name: str) -> TaskSpec:
-    """The registered task of that name."""
+def get_task(name: str, kind: str | None = None) -> TaskSpec:
+    """The registered task of that name; `kind` says how plain text is read (see `corpus_task`)."""
     key = task_name(name)
     if key == CUSTOM:
         raise UserError("task 'custom' is your own files; it exists only with --train-file")
-    return corpus_task("a person's own") if key == CORPUS else _TASKS[key]
+    return corpus_task("a person's own", kind) if key == CORPUS else _TASKS[key]

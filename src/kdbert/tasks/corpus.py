@@ -1,4 +1,4 @@
-"""Plain text whose hidden pieces are predicted: masked language modelling."""
+"""Plain text: hidden pieces of it are predicted (masked language modelling), or it is read as it is (`encoder`)."""
 
 from __future__ import annotations
 
@@ -16,18 +16,28 @@ DEFAULTS = {
     "train.learning_rate": 5e-4, "train.warmup": 0.05, "train.adam_beta2": 0.98, "train.adam_epsilon": 1e-6,
     "train.max_grad_norm": 5.0,
 }  # fmt: skip
+# of a first trial of general distillation
+READ_DEFAULTS = {
+    "train.learning_rate": 5e-4, "train.warmup": 0.05, "train.dropout": 0.0, "train.bucketing": True,
+    "train.batch_tokens": 4096,
+}  # fmt: skip
 
 
-def corpus_task(train: str) -> TaskSpec:
-    """A task of a person's own text, a file or folder, which `kdbert.data.corpus` reads: it may be larger than RAM."""
+def corpus_task(train: str, kind: str | None = None) -> TaskSpec:
+    """A task of a person's own text, a file or folder, which `kdbert.data.corpus` reads: it may be larger than RAM.
+
+    Args:
+        kind: `encoder` where nothing is hidden.
+    """
+    read = kind == "encoder"
     return TaskSpec(
         name=CORPUS,
         title=f"plain text ({Path(train).name})",
-        kind="masked_lm",
+        kind="encoder" if read else "masked_lm",
         splits={"train": Split((), _never, labelled=False), "dev": Split((), _never, labelled=False)},
-        metrics=(*METRICS, *NEW),
-        max_length=512,
-        defaults=DEFAULTS,
+        metrics=("distillation_loss",) if read else (*METRICS, *NEW),
+        max_length=128 if read else 512,
+        defaults=READ_DEFAULTS if read else DEFAULTS,
         source=train,
     )
 

@@ -107,7 +107,7 @@ class TaskSpec:
 
     Attributes:
         kind: `single_label` (one of `labels`), `multi_label` (any of them), `token` (one for each word),
-            `regression` (one score) or `masked_lm` (plain text); see `head`.
+            `regression` (one score), `masked_lm` or `encoder` (plain text); see `head`.
         splits: split name -> where and how to read it.
         labels: class names in order; empty for regression. Tags of words are `O`, `B`, `I`, or the like of `B-DISEASE`.
         aliases: other names that a model may use for a class (`{"1": ("positive",)}`), so that a published teacher's

@@ -42,11 +42,11 @@ def rows_of(data: Encoded) -> dict[RowOf, int]:
 
 def run_model(
     model: Any, batch: Batch, precision: Precision, layers: Collection[int] = ()
-) -> Outputs | MaskedLMOutputs:
+) -> Outputs | MaskedLMOutputs | HiddenStates:
     """Forward one batch, in the way that `kdbert.models.open` decided for the model (`model.way`).
 
     Half-precision outputs are turned into float32 before any loss sees them. Where padding would change a model's
-    outputs, texts of one length are run at a time, without any.
+    outputs, texts of one length are run at a time, without any. An encoder without a head gives hidden states only.
 
     Args:
         layers: hidden states to hand out.
@@ -71,6 +71,8 @@ def run_model(
     if packing is not None:
         last = model.config.num_hidden_layers
         hidden = {layer: states if layer == last else packing.unpack(states) for layer, states in hidden.items()}
+    if not hasattr(out, "logits"):
+        return HiddenStates(mask=batch.attention_mask, hidden=hidden)
     pieces = getattr(model, "late_pieces", None)
     if pieces is None:
         return Outputs(_at_least_float32(out.logits), mask=batch.attention_mask, hidden=hidden)
@@ -80,7 +82,7 @@ def run_model(
     return MaskedLMOutputs(head, mask=batch.attention_mask, hidden=hidden)
 
 
-def _by_length(model: Any, batch: Batch, precision: Precision, layers: Collection[int]) -> Outputs:
+def _by_length(model: Any, batch: Batch, precision: Precision, layers: Collection[int]) -> Outputs | HiddenStates:
     """`run_model`, texts of one length at a time; what is of tokens is 0 at padding. No masked-LM needs this."""
     assert batch.lengths is not None
     width = batch.input_ids.shape[1]
@@ -93,17 +95,17 @@ def _by_length(model: Any, batch: Batch, precision: Precision, layers: Collectio
             values = [F.pad(value, (0, 0, 0, width - value.shape[1])) for value in values]
         return torch.cat(list(values))[order]
 
-    return Outputs(
-        joined([part.logits for part in parts], parts[0].logits.dim() == 3),
-        mask=batch.attention_mask,
-        hidden={layer: joined([part.hidden[layer] for part in parts], True) for layer in layers},
-    )
+    hidden = {layer: joined([part.hidden[layer] for part in parts], True) for layer in layers}
+    if not isinstance(parts[0], Outputs):
+        return HiddenStates(mask=batch.attention_mask, hidden=hidden)
+    logits = joined([part.logits for part in parts], parts[0].logits.dim() == 3)
+    return Outputs(logits, mask=batch.attention_mask, hidden=hidden)
 
 
 @torch.no_grad()
 def check_runs(model: Any, data: Encoded, name: str) -> None:
-    """Refuse a model that fails on the shortest or the longest text of a split, or whose logits differ in a padded
-    batch by more than 1e-4, times the largest where that is above 1.
+    """Refuse a model that fails on the shortest or the longest text of a split, or whose logits (of an encoder: last
+    hidden states) differ in a padded batch by more than 1e-4, times the largest where that is above 1.
 
     The tests have looked at some configurations of each type; this looks at the model itself. Models that run in
     kdbert's own way are not asked what padding changes: that is kdbert's own code.
@@ -113,10 +115,10 @@ def check_runs(model: Any, data: Encoded, name: str) -> None:
     model.eval()
     told = f"model {name!r} of type {model.way.model_type!r}"
     try:
-        seen = run_model(model, collate(data, rows).to(device), "fp32")
-        if isinstance(seen, MaskedLMOutputs) or model.way.levers or not model.way.padding or len(rows) == 1:
+        seen = _said(model, collate(data, rows).to(device))
+        if seen is None or model.way.levers or not model.way.padding or len(rows) == 1:
             return
-        apart: list[Any] = [run_model(model, collate(data, rows[[place]]).to(device), "fp32") for place in (0, 1)]
+        apart: list[Any] = [_said(model, collate(data, rows[[place]]).to(device)) for place in (0, 1)]
     except Exception as error:  # whatever the library raises in a configuration that nobody has tried
         if isinstance(error, KdbertError) or out_of_memory(error):
             raise
@@ -127,14 +129,23 @@ def check_runs(model: Any, data: Encoded, name: str) -> None:
         ) from None
     finally:
         model.train(training)
-    alone = [one.logits[0] for one in apart]
-    parts = [one if own.dim() == 1 else one[: len(own)] for one, own in zip(seen.logits, alone, strict=True)]
+    alone = [one[0] for one in apart]
+    parts = [one if own.dim() == 1 else one[: len(own)] for one, own in zip(seen, alone, strict=True)]
     moved = max(float((part - own).abs().max()) for part, own in zip(parts, alone, strict=True))
     if moved > 1e-4 * max(1.0, *(float(own.abs().max()) for own in alone)):
         raise UserError(
-            f"{told} gives different outputs in a padded batch than alone (a logit moves by {moved:.2g}), so kdbert "
+            f"{told} gives different outputs in a padded batch than alone (a number moves by {moved:.2g}), so kdbert "
             "cannot batch its texts; take another model, and please report this one"
         )
+
+
+def _said(model: Any, batch: Batch) -> torch.Tensor | None:
+    """What a model says of a batch in float32: its logits, or its last hidden states; None of a masked-LM."""
+    last = model.config.num_hidden_layers
+    seen = run_model(model, batch, "fp32", (last,) if model.base_model is model else ())
+    if isinstance(seen, Outputs):
+        return seen.logits
+    return None if isinstance(seen, MaskedLMOutputs) else seen.hidden[last]
 
 
 @dataclass(frozen=True)

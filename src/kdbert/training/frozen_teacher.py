@@ -22,7 +22,7 @@ from kdbert.methods import Method, Needs, Outputs, Shape, source_of
 from kdbert.models.fast.late_head import use_late_head
 from kdbert.models.load import label_names, load_config, load_tokenizer
 from kdbert.models.locate import ModelPlace
-from kdbert.models.open import open_classifier, open_masked_lm
+from kdbert.models.open import open_classifier, open_of_plain_text
 from kdbert.models.way import Way
 from kdbert.recipe import Recipe
 from kdbert.tasks import TaskSpec
@@ -115,8 +115,9 @@ class FrozenTeacher:
         place = self.known.place
         if self.spec.head.plain_text:
             tokenizer = load_tokenizer(place)
-            model, _ = open_masked_lm(place, tokenizer, self.way)
-            use_late_head(model, vocabulary_size(tokenizer))
+            model, _ = open_of_plain_text(place, self.spec.head, tokenizer, self.way)
+            if self.spec.head.hides_tokens:
+                use_late_head(model, vocabulary_size(tokenizer))
         else:
             model, _ = open_classifier(place, self.spec, self.way, keep_head=True)
         model = model.to(self.session.accelerator.device)
@@ -133,6 +134,8 @@ class FrozenTeacher:
         train, data = self.recipe.train, self.encoded["train"]
         if data.masking is not None:
             log.info("%s: runs at every step, since other tokens are hidden each time", self.whose)
+        elif self.spec.head.plain_text:
+            log.info("%s: runs at every step, since what it says of a corpus is too much to keep", self.whose)
         elif needs.reads_padding and train.teacher_cache:
             log.info("%s: runs at every step, since positions of padding are read", self.whose)
         elif train.teacher_cache:
@@ -144,10 +147,13 @@ class FrozenTeacher:
                 log.info(
                     "%s: runs at every step, since there is no room to keep its %s (train.cache_gib)", self.whose, error
                 )
+        return self.live(needs, method)
+
+    def live(self, needs: Needs, method: Method | None = None) -> LiveTeacher:
+        """The teacher, run on each batch of the training split."""
         length = self.recipe.task.max_length if needs.reads_padding else None
-        return LiveTeacher(
-            self.network, self.columns or [], self.session.precision, needs, method, data if self.own else None, length
-        )
+        own = self.encoded["train"] if self.own else None
+        return LiveTeacher(self.network, self.columns or [], self.session.precision, needs, method, own, length)
 
     def values(
         self, split: str, needs: Needs, method: Method | None = None, *, made_with: str = "", exact: bool = False

@@ -17,7 +17,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from kdbert.data.batches import epoch_batches
+from kdbert.data.batches import batches_of_tokens, epoch_batches
 from kdbert.data.encode import Encoded
 from kdbert.errors import Interrupted, UserError
 from kdbert.heads import Head
@@ -120,7 +120,7 @@ def train(
     """
     from transformers import get_scheduler
 
-    total_steps = steps_of(options, len(data))
+    total_steps = steps_of(options, data)
     optimizer = build_optimizer(module, options)
     schedule = "constant_with_warmup" if options.schedule == "constant" else options.schedule
     run = Training(
@@ -207,9 +207,13 @@ def train(
     return TrainResult(at.step, examples, train_seconds, eval_seconds, resumed_from, at.best, run.scale.numbers())
 
 
-def steps_of(options: TrainSection, examples: int) -> int:
-    """Optimiser steps of a whole run on so many training examples."""
-    whole = options.epochs * -(-examples // options.batch_size)
+def steps_of(options: TrainSection, data: Sized) -> int:
+    """Optimiser steps of a whole run on a training split; with `batch_tokens` it must be tokenised."""
+    if options.batch_tokens is None:
+        whole = options.epochs * -(-len(data) // options.batch_size)
+    else:
+        assert isinstance(data, Encoded)
+        whole = options.epochs * batches_of_tokens(data.lengths, options.batch_tokens)
     return min(whole, options.max_steps or whole)
 
 
@@ -304,7 +308,7 @@ def epoch_order(options: TrainSection, data: Encoded, head: Head, seed: int, epo
         classes = head.example_classes(torch.from_numpy(data.labels)).numpy()
     return epoch_batches(
         data.lengths, options.batch_size, seed=seed, epoch=epoch, bucketing=options.bucketing, classes=classes,
-        per_class=options.examples_per_class,
+        per_class=options.examples_per_class, tokens=options.batch_tokens,
     )  # fmt: skip
 
 

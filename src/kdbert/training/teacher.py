@@ -13,7 +13,7 @@ import torch
 from kdbert.data.batches import Batch, collate
 from kdbert.data.encode import Encoded
 from kdbert.errors import KdbertError
-from kdbert.methods import HiddenStates, MaskedLMOutputs, Method, Needs, Outputs
+from kdbert.methods import HiddenStates, Method, Needs, Outputs
 from kdbert.training.forward import RowOf, run_model
 from kdbert.training.precision import Precision
 
@@ -92,7 +92,7 @@ class LiveTeacher:
         self.model.eval().requires_grad_(False)
         self.columns = torch.tensor(self.permutation, device=next(self.model.parameters()).device)
 
-    def outputs(self, batch: Batch) -> Outputs | MaskedLMOutputs:
+    def outputs(self, batch: Batch) -> HiddenStates:
         """What the teacher says about a batch, labels in the task's order."""
         device = batch.input_ids.device
         if self.own is not None:
