@@ -666,7 +666,9 @@ def column_twice(world: World) -> Path:
 
 @both
 def label_of_a_list(world: World) -> Path:
-    return world.write("bad.jsonl", '{"text": "a", "label": "positive"}\n{"text": "b", "label": ["positive"]}\n')
+    return world.write(
+        "bad.jsonl", '{"text": "a", "label": "positive"}\n{"text": "b", "label": ["positive", "negative"]}\n'
+    )
 
 
 @both

@@ -45,6 +45,7 @@ def test_names_are_exact() -> None:
     assert set(GROUPED) == {
         *(f"{what}_{part}" for what in ("document", "entity", "macro_token") for part in ("f1", "precision", "recall")),
         *(f"{new}{name}" for new in ("", "new_") for name in ("masked_accuracy", "mlm_loss", "pseudo_perplexity")),
+        "distillation_loss",
     }
     assert all(METRICS[name].__name__ == name for name in METRICS)
 
