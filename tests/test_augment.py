@@ -311,6 +311,7 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(
     assert (refused.code, "changed" in refused.err) == (2, True)
 
 
+@pytest.mark.long
 def test_a_stopped_command_continues_and_ends_with_the_same_bytes(bert: Path, kdbert: Command, tmp_path: Path) -> None:
     train = write(tmp_path / "train.jsonl", texts_of(1500, 7, 12))
     dev = write(tmp_path / "dev.jsonl", texts_of(3, 8))
