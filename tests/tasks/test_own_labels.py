@@ -258,7 +258,9 @@ def test_any_tags_are_scored_as_seqeval_scores_them(labels: list[list[str]], ran
     assert list(found.values()) == pytest.approx(expected)
 
 
-CELLS = st.text(st.characters(exclude_categories=["Cs", "Zs", "Zl", "Zp", "Cc"]), min_size=1, max_size=5)
+CELLS = st.text(
+    st.characters(exclude_categories=["Cs", "Zl", "Zp", "Cc"], exclude_characters=" "), min_size=1, max_size=5
+).filter(lambda cell: cell.strip() == cell)
 
 
 @settings(max_examples=100, deadline=None)
@@ -299,6 +301,11 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "a header": ("t.conll", "token tag\n\nEU B-ORG\nrejects O\n", {}, "'tag' is neither O nor"),
     "sentences without an end": ("t.conll", "EU B-ORG\n" * 10_001, {}, "line 1: .*blank line"),
     "another sign in the tags": ("t.conll", "EU B_ORG\nx O\n", {}, "'B_ORG'"),
+    "small letters in the tags": ("t.conll", "EU b-org\nx o\n", {}, "'b-org'"),
+    "letters behind the kinds": ("t.conll", "EU ORG-B\nx O\n", {}, "'ORG-B'"),
+    "a word in each row": ("t.csv", "Word,Tag\nEU,B-org\nsays,O\nno,O\n", {}, "CoNLL"),
+    "empty sets": ("t.csv", "text,label\na,x|y\nb,\nc,y|z\nd,x|z\ne,x|y|z\n", {}, "--label-separator"),
+    "another column": ("t.conll", "EU B-ORG -\nx O -\n", {}, "--label-column"),
     "two schemes": ("t.conll", "EU S-ORG\nx O\ny U-ORG\n", {}, "BIOES and BILOU"),
     "tags that are numbers": ("t.jsonl", '{"tokens": ["a", "b"], "tags": [0, 3]}', {}, "numbers"),
     "tags missing": ("t.jsonl", TAGGED_WORD + '{"tokens": ["a"], "tags": null}', {}, "line 2: .*missing"),
@@ -450,3 +457,20 @@ def test_lists_of_one_class_may_be_single_labels(tmp_path: Path, caplog: pytest.
     labels = spec.load("dev", None).labels
     assert labels is not None
     assert labels.tolist() == [0, 1, 0, 1]
+
+
+def test_conll_u_has_words_only(tmp_path: Path) -> None:
+    rows = [("1-2", "Don't", "_"), ("1", "Do", "AUX"), ("2", "n't", "PART"), ("2.1", "x", "_"), ("3", "go", "VERB")]
+    text = "# text = Don't go\n" + "".join(f"{n}\t{w}\t_\t{tag}" + "\t_" * 6 + "\n" for n, w, tag in rows)
+    spec = both(tmp_path, "t.conll", text, text_columns=["2"], label_column="4", kind="token")
+    assert spec.load("dev", None).words == [("Do", "n't", "go")]
+    assert spec.labels == ("AUX", "PART", "VERB")
+
+
+def test_dev_words_may_come_in_another_form_and_a_column_may_have_a_comma(tmp_path: Path) -> None:
+    train = put(tmp_path / "t.conll", conll(BIO))
+    rows = [{"tokens": w, "ner_tags": t} for w, t in zip(WORDS, BIO, strict=True)]
+    spec = custom_task(str(train), str(put(tmp_path / "dev.jsonl", json_lines(rows))))
+    assert spec.load("dev", None).words == [tuple(words) for words in WORDS]
+    table_ = put(tmp_path / "t.csv", 'text,"a, b"\nx,p\ny,q\n')
+    assert custom_task(str(table_), label_column=["a", "b"], text_columns=["text"]).labels == ("p", "q")

@@ -1,12 +1,14 @@
 """Tagged words in CoNLL files: a word on each line with its columns, a blank line after each sentence.
 
 Columns are separated by tabs if the first row has one, else by spaces. The first is `tokens`, the last `tags`, those
-between are called by their number. Lines of `-DOCSTART-` and comments are no words. A comment is a line before a
-sentence that begins with `#` and is no row: its columns are fewer or more, or its last one is no tag of the file.
+between are called by their number. Lines of `-DOCSTART-`, comments, and CoNLL-U's ranges (`1-2`) are no words. A comment
+is a line before a sentence that begins with `#` and is no row: its columns are fewer or more, or its last one is no tag
+of the file.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +18,14 @@ from kdbert.errors import UserError
 
 TOKENS, TAGS = "tokens", "tags"
 _DOCUMENT = "-DOCSTART-"
+_UD_COLUMNS = 10  # of CoNLL-U, which numbers words in the first
+_NO_WORD = re.compile(r"\d+[-.]\d+")  # there: several words written as one, or a word that is not written
 _LONGEST = 10_000  # words of a sentence; more means that the sentences are not separated
+
+
+def split(line: str, tabs: bool) -> list[str]:
+    """The columns of a line. A no-break space is a part of a word."""
+    return [cell.strip() for cell in line.split("\t")] if tabs else re.split("[ \t]+", line.strip(" \t"))
 
 
 class _Layout(NamedTuple):
@@ -27,7 +36,7 @@ class _Layout(NamedTuple):
     tags: frozenset[str]  # what the last column holds
 
     def cells(self, line: str) -> list[str]:
-        return [cell.strip() for cell in line.split("\t")] if self.tabs else line.split()
+        return split(line, self.tabs)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -49,6 +58,8 @@ def sentences(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if rows:
                 yield _sentence(layout, rows, start)
             rows = []
+            continue
+        if layout.width == _UD_COLUMNS and _NO_WORD.fullmatch(cells[0]):
             continue
         fits = len(cells) == layout.width
         if line.startswith("#") and not rows and not (fits and (layout.width == 1 or cells[-1] in layout.tags)):
@@ -81,12 +92,12 @@ def _layout(path: Path) -> _Layout:
                 continue
             if not width:
                 tabs = "\t" in line
-            cells = line.split("\t") if tabs else line.split()
+            cells = split(line, tabs)
             if cells[0] == _DOCUMENT:
                 continue
             width = width or len(cells)
             if len(cells) == width:
-                tags.add(cells[-1].strip())
+                tags.add(cells[-1])
         if width:
             break
     return _Layout(tabs, width, frozenset(tags))

@@ -17,6 +17,7 @@ NO_LABEL = "-1"  # in published files: the label is withheld; in a training file
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _WHOLE = re.compile(r"(-?(?:0|[1-9]\d*))\.0*")
 _TAG = re.compile(r"O|[BIESLU]-\S+")
+_SHOWN = 60  # characters of a label in a list
 _LONGEST = 10_000  # characters of a text that may be parsed as a list
 
 
@@ -51,7 +52,8 @@ def plain(label: str) -> str:
 
 
 def clear(name: str) -> str:
-    """A label for a list of labels: in quotes where it has a comma itself."""
+    """A label for a list of labels: in quotes where it has a comma itself, and cut where it is long."""
+    name = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…"
     return repr(name) if "," in name else name
 
 

@@ -55,5 +55,7 @@ def dev_rows(rows: Iterable[Row], share: float, seed: int, where: str) -> np.nda
     chosen[order[place[1:] > place[:-1]]] = True
     found: np.ndarray = chosen[group]
     if not found.any() or found.all():
-        raise UserError(f"{where}: {len(found)} rows are too few for a dev split of --dev-share {share:g}")
+        raise UserError(
+            f"{where}: {len(found)} rows with {len(first)} different texts are too few for --dev-share {share:g}"
+        )
     return found

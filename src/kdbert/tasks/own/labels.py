@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from kdbert.data.data_file import DataFile
 from kdbert.data.labels import NO_LABEL, alike, clear, label_text, listed, number
 from kdbert.errors import UserError
+from kdbert.metrics.grouped import mark_entities
 from kdbert.tasks.own.columns import Columns
 from kdbert.tasks.own.forms import cut, one_label, read_label, read_words
 from kdbert.tasks.own.tags import scheme_of
@@ -177,7 +178,8 @@ def _tags(table: DataFile, columns: Columns) -> Labels:
             "names (a saved Hugging Face dataset has them in its features)"
         )
     if len(scheme.labels) < 2:
-        raise UserError(f"{table.path}: every word has the tag {scheme.labels[0]!r}; two or more are needed")
+        cure = f"; --label-column takes another column ({', '.join(table.columns)})" * (len(table.columns) > 2)
+        raise UserError(f"{table.path}: every word has the tag {scheme.labels[0]!r}; two or more are needed{cure}")
     return Labels(scheme.labels, "token", "tags", rows, scheme.told())
 
 
@@ -217,13 +219,6 @@ def _one(table: DataFile, column: str, kind: str | None) -> Labels:
     names = sorted(found)
     if names in ([], [NO_LABEL]):
         raise UserError(f"{where} has no labels (all are missing or {NO_LABEL})")
-    if missing:
-        raise UserError(f"{missing}: the label is missing")
-    if len(names) < 2:
-        raise UserError(f"{where} has one label only ({names[0]!r}); two or more are needed")
-    whole = not words and all(float(name).is_integer() for name in names)
-    if kind == "regression" or (kind is None and not words and not whole):
-        return Labels((), "regression", "one", rows, "scores (regression)")
     for sign in _SIGNS if kind is None else ():
         parted = {name: [part.strip() for part in name.split(sign)] for name in names if sign in name}
         known = next((name for name, parts in parted.items() if all(part in found for part in parts)), None)
@@ -235,6 +230,18 @@ def _one(table: DataFile, column: str, kind: str | None) -> Labels:
                 f"{where} has labels such as {name!r}; if these are several classes, say --label-separator {sign!r}; "
                 "if each is one class, say --kind single-label"
             )
+    if missing:
+        raise UserError(f"{missing}: the label is missing")
+    if kind is None and any("-" in name for name in names) and mark_entities(names):
+        raise UserError(
+            f"{where} has labels such as {names[0]!r}, which look like tags of words; write each sentence as a row of "
+            "two lists, or the file as CoNLL, and say --kind token; --kind single-label takes each as the class of a text"
+        )
+    if len(names) < 2:
+        raise UserError(f"{where} has one label only ({names[0]!r}); two or more are needed")
+    whole = not words and all(float(name).is_integer() for name in names)
+    if kind == "regression" or (kind is None and not words and not whole):
+        return Labels((), "regression", "one", rows, "scores (regression)")
     if kind is None and len(names) > max(2, rows // 2):
         scores = "" if words else "; if the labels are scores, say --kind regression"
         if 0 < len(words) <= len(names) // 5:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 from kdbert.errors import UserError
 from kdbert.metrics.grouped import OUTSIDE, TAG, continues, mark_entities
 
-_OTHERWISE = re.compile(r"[BI][_/:.].+")  # a letter and a kind, separated by another sign
+# A letter and a kind in another form: separated by another sign, small, or behind the kind.
+_OTHERWISE = re.compile(r"[BIbi][_/:.].+|[bi]-.+|[A-Za-z]+-[BI]")
 
 
 class Scheme(NamedTuple):
@@ -60,8 +61,8 @@ def scheme_of(found: Iterable[Sequence[str]], where: str) -> Scheme:
                 begins_alone |= this[0] == "B" and not (before[0] in "BI" and before[1] == this[1])
             before = this
     tags = sorted(seen)
-    if odd := next((tag for tag in tags if _OTHERWISE.fullmatch(tag)), None):
-        raise UserError(f"{where}: in the tag {odd!r} write '-' between letter and kind, such as B-PER")
+    if odd := next((tag for tag in tags if seen[tag] is None and _OTHERWISE.fullmatch(tag)), None):
+        raise UserError(f"{where}: write the tag {odd!r} as letter, '-' and kind, such as B-PER")
     plain = [tag for tag in tags if seen[tag] is None]
     if plain and any("-" in tag for tag in tags if seen[tag] is not None):
         raise UserError(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,10 @@ def custom_task(
     words = kind == "token"
     train = open_data_file(places["train"], names.get("train", "train"), words=words)
     named = (label_column,) if isinstance(label_column, str) else label_column
+    if named is not None and (
+        whole := next((one for one in (", ".join(named), ",".join(named)) if one in train.columns), None)
+    ):
+        named = (whole,)  # a column with a comma in its name
     columns = infer_columns(train, text_columns, named, None if kind is None else words)
     labels = infer_labels(train, columns, kind, label_separator)
     _refuse_no_header(train, columns.label, named, labels)
@@ -155,6 +161,10 @@ def _tell_columns(table: DataFile, own: Own, labels: Labels) -> None:
 
 def own_split(table: DataFile, own: Own, name: str, known: Sequence[str]) -> Split:
     """A file of own data as a split; a test file may have no labels. `known` are the classes of the training file."""
+    if own.form == "tags" and not {*own.text, *own.label} <= {*table.columns}:
+        with contextlib.suppress(UserError):  # CoNLL and lists call these columns by other names
+            found = infer_columns(table, words=True)
+            own = replace(own, text=found.text, label=found.label)
     labelled = name == "train" or _labelled(table, own)
     absent = [column for column in own.label if column not in table.columns]
     if absent:
