@@ -1,9 +1,9 @@
 """Tagged words in CoNLL files: a word on each line with its columns, a blank line after each sentence.
 
 Columns are separated by tabs if the first row has one, else by spaces. The first is `tokens`, the last `tags`, those
-between are called by their number. Lines of `-DOCSTART-`, comments, and CoNLL-U's ranges (`1-2`) are no words. A comment
-is a line before a sentence that begins with `#` and is no row: its columns are fewer or more, or its last one is no tag
-of the file.
+between are called by their number. Lines of `-DOCSTART-`, comments, and CoNLL-U's ranges (`1-2`) are no words. A
+comment is a line before a sentence that begins with `#` and is no row: its columns are fewer or more, or its last one
+is no tag of the file.
 """
 
 from __future__ import annotations

@@ -235,7 +235,7 @@ def _one(table: DataFile, column: str, kind: str | None) -> Labels:
     if kind is None and any("-" in name for name in names) and mark_entities(names):
         raise UserError(
             f"{where} has labels such as {names[0]!r}, which look like tags of words; write each sentence as a row of "
-            "two lists, or the file as CoNLL, and say --kind token; --kind single-label takes each as the class of a text"
+            "two lists, or the file as CoNLL, and say --kind token (or --kind single-label, if each is a class)"
         )
     if len(names) < 2:
         raise UserError(f"{where} has one label only ({names[0]!r}); two or more are needed")
