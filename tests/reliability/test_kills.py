@@ -90,6 +90,7 @@ def test_checkpoints_that_are_to_be_kept_stay(setting: Setting, kdbert: Callable
         assert saved_steps(tmp_path / "run") == [2]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_closed_terminal_saves_and_stops_unless_nohup_says_otherwise(
     setting: Setting, kdbert: Callable[..., Any], tmp_path: Path

@@ -147,6 +147,7 @@ def test_runs_are_submitted_as_arrays_and_students_wait_for_their_teacher(
     assert private_folder().stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.long
 def test_a_sweep_that_is_stopped_leaves_its_jobs_queued_and_the_next_one_does_not_submit_them_again(
     place: Place, slurm: Programs, state: Path, kdbert: Any, tmp_path: Path
 ) -> None:
