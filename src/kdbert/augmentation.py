@@ -334,14 +334,9 @@ def _there(spec: TaskSpec, data_dir: str | None) -> list[str]:
     return ["train", *(split for split in spec.splits if split not in ("train", *missing))]
 
 
-def _texts(part: Examples, number: int) -> tuple[str, ...]:
-    """The one or two texts of an example."""
-    return (part.text_a[number],) if part.text_b is None else (part.text_a[number], part.text_b[number])
-
-
 def _row(part: Examples, number: int, columns: Sequence[str], side: int, changes: list[Change]) -> dict[str, Any]:
     """An example with changes in one of its texts, as a row of the new file; words stay as many as they are."""
-    texts = _texts(part, number)
+    texts = part.texts(number)
     if part.words is None:
         new = [put(text, changes) if place == side else text for place, text in enumerate(texts)]
         return {**dict(zip(columns, new, strict=True)), ROW_OF: part.ids[number]}
@@ -377,7 +372,7 @@ def _write(
     with bar, file.writing() as write:
         for number in range(done, len(train)):
             lines, repeated, of_held = [], 0, 0
-            for side, changes in augmenter.variants(_texts(train, number)):
+            for side, changes in augmenter.variants(train.texts(number)):
                 row = _row(train, number, columns, side, changes)
                 digest = _digest(row, columns)
                 if digest in held:
@@ -401,7 +396,7 @@ def _tell_cost(augmenter: Augmenter, train: Examples, columns: Sequence[str], do
     augmenter.replaceable.cache_clear()
     sentences, passes, begun = fillers.sentences, fillers.passes, time.perf_counter()
     for number in order.tolist():
-        for side, changes in augmenter.variants(_texts(train, number)):
+        for side, changes in augmenter.variants(train.texts(number)):
             rows += 1
             size += len(json.dumps(_row(train, number, columns, side, changes), ensure_ascii=False).encode()) + 1
         count += 1

@@ -88,6 +88,11 @@ class Examples:
         """int64 [N + 1]; the words of example i are `word_offsets[i]:word_offsets[i + 1]`."""
         return np.concatenate([[0], np.cumsum([len(words) for words in self.words or ()], dtype=np.int64)])
 
+    def texts(self, number: int) -> tuple[str, ...]:
+        """The one or two texts of an example."""
+        first = self.text_a[number]
+        return (first,) if self.text_b is None else (first, self.text_b[number])
+
     def first(self, count: int | None) -> Examples:
         """The first `count` examples in file order (all of them for None)."""
         if count is None or count >= len(self):

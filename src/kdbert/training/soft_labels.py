@@ -72,7 +72,8 @@ class SoftLabels:
         """
         if not spec.labels:
             raise UserError(f"{self.given}: task {spec.name!r} {spec.head.takes}, and soft labels are of classes")
-        wanted, values = _keys(part), _values_like(part, data, len(spec.labels))
+        wanted, rows = _keys(part), len(part) if data.word_tokens is None else len(data.input_ids)
+        values = np.zeros((rows, len(spec.labels)), dtype=np.float32)
         found = np.zeros(len(part), dtype=bool)
         columns: dict[tuple[str, ...], list[int]] = {}
         for place, record in rows_of(Path(self.given), "jsonl"):
@@ -80,10 +81,10 @@ class SoftLabels:
             examples = wanted.get(_key(record, where), [])
             if "id" in record and "text_sha256" not in record and any(found[number] for number in examples):
                 raise UserError(f"{where}: id {record['id']!r} stands there twice")
-            rows = self._row(record, spec, columns, where)
+            its = self._row(record, spec, columns, where)
             for number in examples:
                 if not found[number]:
-                    _put(values, number, rows, part, data, where)
+                    _put(values, number, its, part, data, where)
                     found[number] = True
         if not found.all():
             missing = [part.ids[number] for number in np.flatnonzero(~found).tolist()]
@@ -132,8 +133,8 @@ class SoftLabels:
         elif (np.abs(sums - 1) > _SUM).any():
             wrong = sums[np.abs(sums - 1) > _SUM][0]
             raise UserError(
-                f"{where}: the probabilities sum to {wrong:g}, not to 1; to divide by the sum, set "
-                "teachers.renormalise=true in a recipe"
+                f"{where}: the probabilities sum to {wrong:g}, not to 1; to divide by the sum, write "
+                "`renormalise: true` below its `model` in a recipe"
             )
         found: np.ndarray = np.log(rows.clip(FLOOR))
         return found
@@ -143,17 +144,12 @@ def _odd(values: Sequence[Any]) -> Any:
     return next(one for one in values if not isinstance(one, (int, float)) or not math.isfinite(one))
 
 
-def _texts(part: Examples, number: int) -> tuple[str, ...]:
-    first = part.text_a[number]
-    return (first,) if part.text_b is None else (first, part.text_b[number])
-
-
 def _keys(part: Examples) -> dict[tuple[str, str], list[int]]:
     """What a row of a file may know an example by -> the numbers of such examples."""
     found: dict[tuple[str, str], list[int]] = {}
     for number, name in enumerate(part.ids):
         found.setdefault(("id", name), []).append(number)
-        found.setdefault(("text", text_digest(*_texts(part, number))), []).append(number)
+        found.setdefault(("text", text_digest(*part.texts(number))), []).append(number)
     return found
 
 
@@ -168,10 +164,6 @@ def _key(record: Mapping[str, Any], where: str) -> tuple[str, str]:
     if not isinstance(parts, list) or not all(isinstance(one, str) for one in parts) or not parts:
         raise UserError(f"{where}: nothing says which text it is of; expected 'id', 'text' or 'text_sha256'")
     return "text", text_digest(" ".join(parts)) if "text" not in record else text_digest(*parts)
-
-
-def _values_like(part: Examples, data: Encoded, classes: int) -> np.ndarray:
-    return np.zeros((len(part) if data.word_tokens is None else len(data.input_ids), classes), dtype=np.float32)
 
 
 def _put(values: np.ndarray, number: int, rows: np.ndarray, part: Examples, data: Encoded, where: str) -> None:
@@ -234,5 +226,5 @@ def _digest_of(part: Examples) -> str:
     """What the names and texts of examples are known by."""
     digest = hashlib.sha256()
     for number, name in enumerate(part.ids):
-        digest.update("\0".join((name, *_texts(part, number))).encode("utf-8", "surrogatepass") + b"\1")
+        digest.update("\0".join((name, *part.texts(number))).encode("utf-8", "surrogatepass") + b"\1")
     return digest.hexdigest()[:16]

@@ -6,10 +6,9 @@ schemes of tagged words, `dev_part` takes a dev split from the training file, an
 """
 
 from kdbert.tasks.own.columns import TEXT_COLUMNS, TEXT_PAIRS, WORD_COLUMNS
-from kdbert.tasks.own.labels import KINDS
 from kdbert.tasks.own.task import custom_task, no_dev, own_split, own_task, saved_split
 
 __all__ = [
-    "KINDS", "TEXT_COLUMNS", "TEXT_PAIRS", "WORD_COLUMNS", "custom_task", "no_dev", "own_split", "own_task",
+    "TEXT_COLUMNS", "TEXT_PAIRS", "WORD_COLUMNS", "custom_task", "no_dev", "own_split", "own_task",
     "saved_split",
 ]  # fmt: skip

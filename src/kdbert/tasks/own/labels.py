@@ -18,7 +18,6 @@ from kdbert.tasks.own.forms import cut, one_label, read_label, read_words
 from kdbert.tasks.own.tags import scheme_of
 from kdbert.tasks.spec import LabelForm, Own
 
-KINDS = ("single-label", "multi-label", "regression", "token")
 _SIGNS = "|;,"
 
 
@@ -165,7 +164,8 @@ def _tags(table: DataFile, columns: Columns) -> Labels:
 
     def sentences() -> Iterator[tuple[str, ...]]:
         nonlocal rows
-        for rows, (place, record) in enumerate(table.rows(), 1):  # noqa: B007
+        for place, record in table.rows():
+            rows += 1
             tags = tags_of(record, own, f"{table.path}, {place}")
             if tags is None:
                 raise UserError(f"{table.path}, {place}: the tags are missing")

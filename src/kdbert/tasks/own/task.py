@@ -23,7 +23,7 @@ from kdbert.metrics.grouped import mark_entities
 from kdbert.tasks.own.columns import LABEL_COLUMNS, infer_columns
 from kdbert.tasks.own.dev_part import Row, dev_rows
 from kdbert.tasks.own.forms import cut, read_label, read_words
-from kdbert.tasks.own.labels import KINDS, Labels, infer_labels, tags_of
+from kdbert.tasks.own.labels import Labels, infer_labels, tags_of
 from kdbert.tasks.spec import Own, Split, TaskSpec
 
 log = logging.getLogger("kdbert")
@@ -59,7 +59,7 @@ def custom_task(
         train_file: a data file (`open_data_file`) or a dataset of the Hub (`local_data`); one with several splits may
             hold the dev and test split.
         label_column: several for classes that each have a column of 0 and 1.
-        kind: one of `KINDS`; None: it is inferred.
+        kind: `single-label`, `multi-label`, `regression` or `token`; None: it is inferred.
         label_separator: between the classes of a text, such as `|`.
         dev_share: take so large a part of the training file as the dev split; `dev_seed` decides which rows.
         split_names: what the training, dev and test split are called in a saved dataset.
@@ -67,7 +67,6 @@ def custom_task(
     Raises:
         UserError: a faulty file; columns, labels or splits that cannot be told.
     """
-    assert kind is None or kind in KINDS
     names = dict(zip(SPLITS, split_names or (), strict=False))
     places = _places({"train": train_file, "dev": dev_file, "test": test_file}, names, dev_share)
     words = kind == "token"
