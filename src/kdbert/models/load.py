@@ -8,7 +8,7 @@ import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -176,6 +176,15 @@ def check_trained_head(config: Any, name: str, task: TaskSpec) -> None:
         f"model {name!r} has no trained head for task {task.name!r}, which {task.head.takes}{saved}; fine-tune one "
         f"with `kdbert finetune-teacher --task {task.name} --model {name}`"
     )
+
+
+def kind_of_head(config: Any) -> Literal["single-label", "multi-label", "regression", "token"]:
+    """What a classifier answers, in the words of `task.kind`."""
+    if any("ForTokenClassification" in name for name in config.architectures or ()):
+        return "token"
+    if config.problem_type == "multi_label_classification":
+        return "multi-label"
+    return "regression" if config.num_labels == 1 else "single-label"
 
 
 def label_names(config: Any) -> list[str]:

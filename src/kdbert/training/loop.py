@@ -120,7 +120,7 @@ def train(
     """
     from transformers import get_scheduler
 
-    total_steps = steps_of(options, len(data))
+    total_steps = steps_of(options, len(data), data.rows_with_label)
     optimizer = build_optimizer(module, options)
     schedule = "constant_with_warmup" if options.schedule == "constant" else options.schedule
     run = Training(
@@ -207,9 +207,12 @@ def train(
     return TrainResult(at.step, examples, train_seconds, eval_seconds, resumed_from, at.best, run.scale.numbers())
 
 
-def steps_of(options: TrainSection, examples: int) -> int:
-    """Optimiser steps of a whole run on so many training examples."""
-    whole = options.epochs * -(-examples // options.batch_size)
+def steps_of(options: TrainSection, examples: int, labelled: int) -> int:
+    """Optimiser steps of a whole run on so many training examples, of which so many have a label."""
+    rows, size = examples, options.batch_size
+    if options.unlabelled_share is not None:
+        rows, size = labelled, size - options.unlabelled_rows
+    whole = options.epochs * -(-rows // size)
     return min(whole, options.max_steps or whole)
 
 
@@ -304,7 +307,8 @@ def epoch_order(options: TrainSection, data: Encoded, head: Head, seed: int, epo
         classes = head.example_classes(torch.from_numpy(data.labels)).numpy()
     return epoch_batches(
         data.lengths, options.batch_size, seed=seed, epoch=epoch, bucketing=options.bucketing, classes=classes,
-        per_class=options.examples_per_class,
+        per_class=options.examples_per_class, labelled=data.labelled,
+        unlabelled=None if options.unlabelled_share is None else options.unlabelled_rows,
     )  # fmt: skip
 
 
