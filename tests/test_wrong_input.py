@@ -447,13 +447,14 @@ def damaged_run_as_teacher(world: World) -> Words:
 
 FILES: list[tuple[Callable[[World], Path], tuple[str, ...]]] = []
 LATER = {"missing_label", "null_label", "half_a_character"}  # are refused behind the reader, which takes them
+UNLABELLED = {"missing_label", "null_label"}  # in a training file: rows without a label, which are no fault
 
 
 def both(spoil: Callable[[World], Path]) -> None:
     """Register a faulty file: for its reader, and every third one for the command too, as training or as dev file."""
     name = spoil.__name__
     told = WANTED[name]
-    if len(FILES) % 6 == 0 or name in LATER:
+    if (len(FILES) % 6 == 0 or name in LATER) and name not in UNLABELLED:
         CASES.append(Case(f"train_{name}", lambda world: world.finetune(train=spoil(world)), told))
     if len(FILES) % 6 == 3 or name in LATER:
         CASES.append(Case(f"dev_{name}", lambda world: world.finetune(dev=spoil(world)), told))

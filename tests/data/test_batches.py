@@ -332,3 +332,34 @@ def test_more_examples_than_one_tokenizer_call_keep_their_order(tokenizer: Any) 
     for number in (0, 4095, 4096, 8999):
         ids = split.input_ids[split.offsets[number] : split.offsets[number + 1]].tolist()
         assert ids == tokenizer(texts[number])["input_ids"]
+
+
+# --- batches with a share of rows without a label ---
+
+
+@few
+@given(
+    st.lists(st.booleans(), min_size=2, max_size=60), st.integers(1, 6), st.integers(1, 6), st.booleans(),
+    st.integers(0, 9),
+)  # fmt: skip
+def test_mixed_batches_have_every_labelled_row_once_and_take_turns_with_the_others(
+    labelled: list[bool], own: int, others: int, bucketing: bool, seed: int
+) -> None:
+    mask = np.array([True, False, *labelled])
+    lengths = np.arange(1, len(mask) + 1)
+
+    def batches(epoch: int) -> list[np.ndarray]:
+        return epoch_batches(
+            lengths, own + others, seed=seed, epoch=epoch, bucketing=bucketing, labelled=mask, unlabelled=others
+        )
+
+    seen: list[int] = []
+    for epoch in range(4):
+        found = batches(epoch)
+        assert [rows.tolist() for rows in found] == [rows.tolist() for rows in batches(epoch)]
+        assert all((~mask[rows]).sum() == others for rows in found)
+        every = np.concatenate(found)
+        assert sorted(every[mask[every]].tolist()) == np.flatnonzero(mask).tolist()
+        seen += every[~mask[every]].tolist()
+    counts = np.bincount(seen, minlength=len(mask))[~mask]
+    assert counts.max() - counts.min() <= 1  # none comes again before all have come

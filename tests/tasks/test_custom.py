@@ -149,16 +149,6 @@ def test_a_data_dir_does_not_move_a_persons_own_files(tmp_path: Path, monkeypatc
     assert len(spec.load("train", "elsewhere")) == len(ROWS)
 
 
-def test_an_unlabelled_row_of_a_saved_dataset_is_refused(tmp_path: Path) -> None:
-    import datasets
-
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=NAMES)})
-    data = datasets.Dataset.from_list([{"text": "a", "label": 0}, {"text": "b", "label": -1}], features=features)
-    data.save_to_disk(str(tmp_path / "data"))
-    with pytest.raises(UserError, match="row 1: the label is missing"):
-        task_of(tmp_path / "data")
-
-
 def test_a_test_file_may_have_labels_or_not(tmp_path: Path) -> None:
     train = write_csv(tmp_path, ROWS)
     with_labels = write_csv(tmp_path, ROWS[:2], "labelled.csv")

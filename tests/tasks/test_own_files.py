@@ -287,8 +287,6 @@ REFUSED: dict[str, tuple[Content, str, dict[str, Any], str]] = {
     ),
     "a JSON list": (json.dumps([{"text": "a", "label": 1}]), ".json", {}, "a JSON list.*lines=True"),
     "a JSON list on many lines": (json.dumps([{"text": "a", "label": 1}], indent=1), ".json", {}, "a JSON list"),
-    "missing among whole numbers": (parquet([0, 1, None]), ".parquet", {}, "row 2: the label is missing"),
-    "nan among scores": ("text,label\na,1.5\nb,nan\n", ".csv", {}, "line 3: the label is missing"),
     "a word among scores": ("text,label\na,1\nb,so\n", ".csv", {"kind": "regression"}, "line 3: .*'so'"),
     "true among scores": (rows_of([1, True]), ".jsonl", {"kind": "regression"}, "line 2: .*'true' is not a number"),
     "whole scores": ("text,label\n" + "".join(f"a,{n}\n" for n in range(9)), ".csv", {}, "--kind regression"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdbert.recipe import Recipe
 from kdbert.runs.centroids import CentroidsJob
-from kdbert.runs.checks import check
+from kdbert.runs.checks import check, check_rows
 from kdbert.runs.job import Job
 from kdbert.runs.plan import AnyJob, Goal, plan
 from kdbert.training.frozen_teacher import KnownTeacher
@@ -26,6 +26,8 @@ def print_plan(
     for job in before:
         if isinstance(job, Job) and job.role == "teacher" and not job.finished:
             check(job)
+        if isinstance(job, Job) and job.role == "baseline" and not job.finished:
+            check_rows(job)
     if quiet:
         if wanted.writes:
             print(wanted.writes)
@@ -52,10 +54,9 @@ def _line(job: AnyJob) -> str:
 
 def _print_centroids(job: CentroidsJob) -> None:
     """What `train-memory` makes."""
-    count = len(job.inputs.examples(job.recipe.task, "train").first(job.recipe.task.max_train_examples))
     print(f"memory: {job.words()}")
     print(f"teacher: {job.teacher.place.given if job.teacher.made else 'the one above'}")
-    print(f"examples: train {count}, of up to {job.recipe.task.max_length} tokens")
+    print(f"examples: train {len(job.examples)}, of up to {job.recipe.task.max_length} tokens")
     print(f"folder: {job.recipe.output.runs_dir}/{job.spec.name}/memory")
 
 

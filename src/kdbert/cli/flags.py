@@ -61,7 +61,11 @@ TASK = (
     Flag("--text-columns", "task.text_columns", str, "--task custom: one or two columns, a,b. [by name]"),
     Flag("--label-column", "task.label_column", str, "--task custom: of the labels; several: a 0 or 1 each. [by name]"),
     Flag("--label-separator", "task.label_separator", str, "--task custom: the sign between several classes: '|'."),
+    Flag("--labels", "task.labels", str, "--task custom: the classes in order, a,b. [those of the training file]"),
     Flag("--kind", "task.kind", str, "--task custom: single-label, multi-label, regression, or token. [by form]"),
+)
+UNLABELLED = (
+    Flag("--unlabelled-file", "task.unlabelled_file", str, "More training texts, without labels; or a folder of them."),
 )
 CORPUS = (Flag("--corpus", "task.train_file", str, "--task corpus: a text file or a folder of them, a text per line."),)
 TEACHER = (
@@ -81,6 +85,7 @@ MODEL = (Flag("--model", "student.model", str, "Run, model folder or Hub id to f
 TOKENIZER = (Flag("--tokenizer", "student.tokenizer", str, "Such as `kdbert expand-vocab` makes. [the model's own]"),)
 PRECISION = (Flag("--precision", "train.precision", str, "Of the encoder: auto, fp32, bf16 or fp16. [auto]"),)
 TRAINING = (
+    Flag("--labelled-share", "task.labelled_share", float, "Hide the labels of all other training rows. [1]"),
     Flag("--metrics", "task.metrics", str, "Metrics of docs/metrics.md, a,b; the first selects. [the task's]"),
     Flag("--epochs", "train.epochs", int, "Passes over the training data. [3; quickstart 8]"),
     Flag("--batch-size", "train.batch_size", int, "Examples per step, over all processes. [32]"),
@@ -103,7 +108,8 @@ CENTROIDS = (
     Flag("--seed", "memory.seed", int, "Seed of the first centroids. [1]"),
 )
 STUDENTS_RUN = (
-    *METHOD, *TASK, *CORPUS, *TEACHER, *TEACHER_CACHE, *STUDENT, *TOKENIZER, *TRAINING, *RUNS_DIR, *TRACKER, *DIAGNOSE,
+    *METHOD, *TASK, *UNLABELLED, *CORPUS, *TEACHER, *TEACHER_CACHE, *STUDENT, *TOKENIZER, *TRAINING, *RUNS_DIR,
+    *TRACKER, *DIAGNOSE,
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from kdbert.cli import flags as f
 from kdbert.cli import options as o
 
 
-@f.takes(f.TASK, f.TEACHER, f.CENTROIDS, f.PRECISION, f.RUNS_DIR)
+@f.takes(f.TASK, f.UNLABELLED, f.TEACHER, f.CENTROIDS, f.PRECISION, f.RUNS_DIR)
 def train_memory(
     keys: dict[str, Any],
     layer: Annotated[int | None, typer.Option(help="The teacher's layer to cluster. [the last but one]")] = None,

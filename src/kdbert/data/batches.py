@@ -33,6 +33,8 @@ def epoch_batches(
     classes: np.ndarray | None = None,
     per_class: int = 4,
     tokens: int | None = None,
+    labelled: np.ndarray | None = None,
+    unlabelled: int | None = None,
 ) -> list[np.ndarray]:
     """The global batches of one epoch: every example exactly once, in random order.
 
@@ -44,10 +46,14 @@ def epoch_batches(
         classes: int [N]; if given, batches consist of groups of `per_class` examples of one class (see
             `_class_groups`), and lengths do not matter.
         tokens: if given, a batch has about so many tokens, however many examples these are (see `batches_of_tokens`).
+        labelled, unlabelled: if given, bool [N], and how many of the rest each batch has: then an epoch is every
+            labelled example once, and of the rest as many as there is room for (see `_mixed`).
 
     Returns:
         int64 arrays of example numbers.
     """
+    if labelled is not None and unlabelled is not None:
+        return _mixed(lengths, batch_size, labelled, unlabelled, seed=seed, epoch=epoch, bucketing=bucketing)
     random = np.random.default_rng([seed, epoch])
     count = None if tokens is None else batches_of_tokens(lengths, tokens)
     if count is not None:
@@ -100,6 +106,35 @@ def _class_groups(classes: np.ndarray, per_class: int, random: np.random.Generat
     return np.concatenate([*ordered, *(rest[i] for i in random.permutation(len(rest)))]).astype(np.int64)
 
 
+def _mixed(
+    lengths: np.ndarray, batch_size: int, labelled: np.ndarray, count: int, *, seed: int, epoch: int, bucketing: bool
+) -> list[np.ndarray]:
+    """Batches of which each has `count` examples without a label.
+
+    Those with a label are batched as by `epoch_batches`. The others follow each other, over the epochs, in one endless
+    sequence, in which every one comes once before any comes again.
+    """
+    own, rest = np.flatnonzero(labelled), np.flatnonzero(~labelled)
+    batches = epoch_batches(lengths[own], batch_size - count, seed=seed, epoch=epoch, bucketing=bucketing)
+    wanted = len(batches) * count  # of this epoch
+    first, last = epoch * wanted, (epoch + 1) * wanted
+    rounds = range(first // len(rest), (last - 1) // len(rest) + 1)
+    every = [np.random.default_rng([seed, number, 1]).permutation(rest) for number in rounds]
+    taken = np.concatenate(every)[first % len(rest) :][:wanted]
+    if bucketing:  # in each pool of batches the longest ones get the longest texts
+        for start in range(0, len(batches), POOL_BATCHES):
+            pool = batches[start : start + POOL_BATCHES]
+            part = taken[start * count : (start + len(pool)) * count]
+            part = part[np.argsort(lengths[part], kind="stable")].reshape(len(pool), count)
+            rank = np.argsort(np.argsort([lengths[own[rows]].mean() for rows in pool], kind="stable"))
+            taken[start * count : (start + len(pool)) * count] = part[rank].reshape(-1)
+    random = np.random.default_rng([seed, epoch, 2])  # so that micro-batches and processes are mixed, too
+    return [
+        random.permutation(np.concatenate([own[rows], taken[number * count : (number + 1) * count]]))
+        for number, rows in enumerate(batches)
+    ]
+
+
 def evaluation_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Every example once, longest first: hardly any padding, and the peak of RAM comes at the start."""
     order = np.argsort(-lengths, kind="stable")
@@ -119,6 +154,9 @@ class Batch:
         scale: factor of a sum over this process's examples, such that the mean of the results over processes is the
             mean over the examples of the whole step. label_scale: the same for tokens with a label; token_scale: for
             real tokens.
+        labelled: bool [B], which examples have a label (of the others `labels` means nothing); None: all of them.
+        labelled_scale: as `scale`, for the examples that have a label, or their tokens with a label; read where some
+            lack one.
         share: this micro-batch's share of the step (1 without accumulation), for terms that every process computes on
             the whole micro-batch.
         padded: whether any row may be shorter than L (known on the host, without asking the device).
@@ -149,6 +187,8 @@ class Batch:
     known_scale: float = 0.0
     world: int = 1
     lengths: np.ndarray | None = None
+    labelled: torch.Tensor | None = None
+    labelled_scale: float = 0.0
 
     def alike(self, rows: np.ndarray) -> Batch:
         """The inputs of some rows of equal length, without padding."""
@@ -189,6 +229,13 @@ class Batch:
         if per_example.dim() == 2:
             return (per_example.sum(1) * self.valid.to(per_example.dtype)).sum() * self.label_scale
         return (per_example * self.valid.to(per_example.dtype)).sum() * self.scale
+
+    def mean_of_labelled(self, per_example: torch.Tensor) -> torch.Tensor:
+        """`mean` over the examples that have a label (or their tokens that have one); 0 if the step has none."""
+        if self.labelled is None:
+            return self.mean(per_example)
+        counted = (self.valid * self.labelled).to(per_example.dtype)
+        return ((per_example.sum(1) if per_example.dim() == 2 else per_example) * counted).sum() * self.labelled_scale
 
     def token_mean(self, per_token: torch.Tensor) -> torch.Tensor:
         """As `mean`, of a quantity of all real tokens: [B, L], with any value at padding."""
@@ -266,6 +313,8 @@ def micro_batches(
         batch.token_scale = world / int(data.lengths[rows].sum())
         if data.logits_of == "token" and data.labels is not None:
             batch.label_scale = world / max(1, int(data.label_counts[rows].sum()))
+        if data.labelled is not None:
+            batch.labelled_scale = world / max(1, data.count_labels(rows))
         if hidden:
             batch.label_scale = world / max(1, label_count)
             batch.known_scale = world / max(1, sum(known_counts.values()))
@@ -313,6 +362,9 @@ def collate(
         label_scale = 1.0 / max(1, int(data.label_counts[rows].sum()))
     elif data.labels is not None:
         labels = torch.from_numpy(data.labels[rows])
+    labelled, labelled_scale = None, 0.0
+    if data.labelled is not None:
+        labelled, labelled_scale = torch.from_numpy(data.labelled[rows]), 1.0 / max(1, data.count_labels(rows))
     known = None
     if data.masking is not None:
         hidden = hidden or hide(data, rows, EVALUATION)
@@ -336,4 +388,6 @@ def collate(
         label_scale=label_scale,
         token_scale=1.0 / int(data.lengths[rows].sum()),
         known=known,
+        labelled=labelled,
+        labelled_scale=labelled_scale,
     )

@@ -33,6 +33,7 @@ class Encoded:
         masking: of plain text, which tokens are hidden and predicted.
         multiple: batches are padded to a multiple of so many tokens (or to the longest text), so that they come in few
             shapes: buffers of ever new sizes would leave memory in pieces.
+        labelled: as in `Examples`.
     """
 
     input_ids: np.ndarray
@@ -44,6 +45,7 @@ class Encoded:
     word_tokens: np.ndarray | None = None
     masking: Masking | None = None
     multiple: int = 1
+    labelled: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -104,6 +106,16 @@ class Encoded:
         """int64 [N]: tokens with a label, where words have tags."""
         return np.add.reduceat(self.token_labels != IGNORE_INDEX, self.offsets[:-1], dtype=np.int64)
 
+    @property
+    def rows_with_label(self) -> int:
+        """Examples that have a label, of a split with labels."""
+        return len(self) if self.labelled is None else int(self.labelled.sum())
+
+    def count_labels(self, rows: np.ndarray) -> int:
+        """How many of some examples have a label; where words have tags, how many words that the model reads."""
+        there = rows if self.labelled is None else rows[self.labelled[rows]]
+        return len(there) if self.word_tokens is None else int(self.label_counts[there].sum())
+
     def pieces(self) -> np.ndarray:
         """int64, ascending: the token ids that occur in batches of this split, padding included."""
         seen = np.zeros(1 + max(self.pad_id, int(self.input_ids.max(initial=0))), dtype=bool)
@@ -115,7 +127,7 @@ class Encoded:
     def fingerprint(self) -> str:
         """16 hex digits that change when any token or label does."""
         digest = hashlib.sha256()
-        for part in (self.input_ids, self.token_types, self.offsets, self.labels, self.word_tokens):
+        for part in (self.input_ids, self.token_types, self.offsets, self.labels, self.word_tokens, self.labelled):
             digest.update(b"" if part is None else np.ascontiguousarray(part).data)  # no copy: it may be mapped
         return digest.hexdigest()[:16]
 
@@ -170,4 +182,5 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> Encoded:
         truncated=truncated,
         pad_id=tokenizer.pad_token_id or 0,
         word_tokens=word_tokens,
+        labelled=examples.labelled,
     )

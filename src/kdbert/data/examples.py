@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, compress, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +71,8 @@ class Examples:
         labels: int64 [N] class numbers, bool [N, C] sets of classes, float32 [N] scores, int64 [words] tags of all
             words in order; None for a split without labels.
         words: the words of each example, where each has a tag.
+        labelled: bool [N], which examples of a training split have a label; `labels` is 0 for the others, which means
+            nothing. None: all have one (or none, where `labels` is None).
     """
 
     split: str
@@ -79,6 +81,7 @@ class Examples:
     text_b: Sequence[str] | None
     labels: np.ndarray | None
     words: list[tuple[str, ...]] | None = None
+    labelled: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -105,6 +108,44 @@ class Examples:
             text_b=None if self.text_b is None else PackedStrings(islice(self.text_b, count)),
             labels=None if self.labels is None else self.labels[:rows],
             words=None if self.words is None else self.words[:count],
+            labelled=None if self.labelled is None else some_lack(self.labelled[:count]),
+        )
+
+    @property
+    def with_label(self) -> Examples:
+        """The examples that have a label."""
+        if self.labelled is None:
+            return self
+        assert self.labels is not None
+        kept = self.labelled
+        return replace(
+            self,
+            ids=PackedStrings(compress(self.ids, kept)),
+            text_a=PackedStrings(compress(self.text_a, kept)),
+            text_b=None if self.text_b is None else PackedStrings(compress(self.text_b, kept)),
+            labels=self.labels[self.of_labels(kept)],
+            words=None if self.words is None else [*compress(self.words, kept)],
+            labelled=None,
+        )
+
+    def of_labels(self, chosen: np.ndarray) -> np.ndarray:
+        """bool, for each label whether its example is one of `chosen`, bool [N]: the same but where words have tags."""
+        return chosen if self.words is None else np.repeat(chosen, np.diff(self.word_offsets))
+
+    def followed_by(self, others: Examples) -> Examples:
+        """These examples and then others of the same task."""
+        assert self.labels is not None
+        assert others.labels is not None
+        both = [np.ones(len(one), dtype=bool) if one.labelled is None else one.labelled for one in (self, others)]
+        pair = self.text_b is not None and others.text_b is not None
+        return replace(
+            self,
+            ids=PackedStrings(chain(self.ids, others.ids)),
+            text_a=PackedStrings(chain(self.text_a, others.text_a)),
+            text_b=PackedStrings(chain(self.text_b or (), others.text_b or ())) if pair else None,
+            labels=np.concatenate([self.labels, others.labels]),
+            words=None if self.words is None else [*self.words, *(others.words or ())],
+            labelled=some_lack(np.concatenate(both)),
         )
 
     def fingerprint(self) -> str:
@@ -115,9 +156,15 @@ class Examples:
             for text in part:
                 digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
             digest.update(b"\1")
-        if self.labels is not None:
-            digest.update(self.labels.tobytes())
+        for values in (self.labels, self.labelled):
+            if values is not None:
+                digest.update(values.tobytes())
         return digest.hexdigest()[:16]
+
+
+def some_lack(labelled: np.ndarray) -> np.ndarray | None:
+    """Which examples have a label, bool [N], as `Examples.labelled` has it: None if all do."""
+    return None if labelled.all() else labelled
 
 
 def examples_of(
@@ -127,16 +174,19 @@ def examples_of(
     split: str,
     read_label: Callable[[str | tuple[str, ...], Sequence[str] | None, str], list[Any]] | None,
     label_type: type[np.generic] = np.int64,
+    no_label: Callable[[Sequence[str] | None], list[Any]] | None = None,
 ) -> Examples:
     """Turn rows into examples, checking every label.
 
     Args:
-        read_label: `Head.read_label`; each row must have a label. None: the split has no labels.
+        read_label: `Head.read_label`. None: the split has no labels.
         label_type: type of the labels in an array.
+        no_label: `Head.no_label`, if a row may lack a label (None: each must have one).
     """
     ids, text_a, text_b = PackedStrings(), PackedStrings(), PackedStrings()
     words: list[tuple[str, ...]] = []
     labels: list[Any] = []
+    labelled = array("b")
     pair = False
     for row in rows:
         for text in (row.text_a, row.text_b, *(row.words or ())):
@@ -153,10 +203,17 @@ def examples_of(
             words.append(row.words)
         if read_label is not None:
             where = f"{path}, {row.place}"
-            if row.label is None or row.label == "":
+            missing = row.label is None or row.label == ""
+            if row.label is not None and not missing:
+                labels.extend(read_label(row.label, row.words, where))
+            elif no_label is not None:
+                labels.extend(no_label(row.words))
+            else:
                 raise UserError(f"{where}: the label is missing")
-            labels.extend(read_label(row.label, row.words, where))
+            labelled.append(not missing)
     if not ids:
         raise UserError(f"{path} has no examples (only a header?)")
-    array = None if read_label is None else np.array(labels, dtype=label_type)
-    return Examples(split, ids, text_a, text_b if pair else None, array, words or None)
+    if read_label is None:
+        return Examples(split, ids, text_a, text_b if pair else None, None, words or None)
+    values, mask = np.array(labels, dtype=label_type), some_lack(np.array(labelled, dtype=bool))
+    return Examples(split, ids, text_a, text_b if pair else None, values, words or None, mask)

@@ -120,6 +120,14 @@ class Head(ABC):
             UserError: the label is not one of the task's.
         """
 
+    def no_label(self, words: Sequence[str] | None) -> list[Any]:
+        """What stands for a missing label in a training split, in the form of `read_label`; no loss reads it."""
+        return [0] * (1 if words is None else len(words))
+
+    def answered(self, logits: torch.Tensor) -> torch.Tensor:
+        """The answers to some examples, from their logits, in the form of a batch's labels."""
+        return logits.argmax(-1)
+
     def example_classes(self, labels: torch.Tensor) -> torch.Tensor:
         """A number for each example [B], equal where two examples are of one class."""
         return labels

@@ -33,6 +33,12 @@ class MultiLabel(Head):
         there = {class_number(name, self.numbers, where) for name in label}
         return [[number in there for number in range(len(self.classes))]]
 
+    def no_label(self, words: Sequence[str] | None) -> list[Any]:
+        return [[False] * len(self.classes)]
+
+    def answered(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits > 0
+
     def example_classes(self, labels: torch.Tensor) -> torch.Tensor:
         """A number for each set of classes: a sum of powers of 3."""
         powers = torch.tensor([pow(3, i, 2**63) for i in range(labels.shape[1])], device=labels.device)

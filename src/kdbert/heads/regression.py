@@ -37,6 +37,9 @@ class Regression(Head):
             raise UserError(f"{where}: score {label!r} is not a finite number")
         return [value]
 
+    def answered(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits[:, 0]
+
     def example_classes(self, labels: torch.Tensor) -> torch.Tensor:
         """The score rounded to 0.5."""
         return (labels * 2 + 0.5).floor()

@@ -128,6 +128,11 @@ class _CKA(Method[OptionsT]):
             reads_padding=options.variant == "original",
         )
 
+    @classmethod
+    def takes_unlabelled(cls, options: OptionsT) -> bool:
+        """Yes: they have all terms but the hard one."""
+        return True
+
     def prepare(self, context: Context) -> None:
         """Note the layers, take over the teacher's centroids, draw the student's."""
         super().prepare(context)

@@ -4,13 +4,16 @@ In each step a method gets the student's outputs for the micro-batch, each teach
 terms and their weights. `Needs` says beforehand which outputs it reads. So nothing is computed that no term reads, and
 what is read of a teacher can be computed once and kept.
 
+Rows without a label: where a training split has some, `Batch.labelled` says which rows have one, and `Batch.labels`
+means nothing for the others. A term that reads labels takes `Batch.mean_of_labelled` of its values, the mean over the
+rows of the step that have one; every other term takes `Batch.mean`. A method that does so says `takes_unlabelled`; any
+other is refused with such data. A method that reads no teacher never sees these rows: they are left out.
+
 What does not exist yet, and where it will attach:
 
 - queries, keys and values of chosen layers: `Needs` names the layers, as it does for hidden states, and `Outputs` has
   one more mapping, filled in the same forward pass (`training/forward.py`);
 - weights that change over a run: a field `progress` in [0, 1) of `Batch`, set where the training loop cuts a batch;
-- rows without a label: `Head.hard_loss` is 0 for them, and `Batch.label_scale` counts the others, as it already does
-  for tokens. Today every row of a training split has a label;
 - two stages: two recipes, the second of which starts from the student of the first. A method sees one stage;
 - a method that wraps the model being trained, or that trains its teacher: a hook beside `prepare` that gets the model.
   `Needs` must then say that teacher outputs may not be kept, as `reads_padding` does.
@@ -197,7 +200,7 @@ class LossTerms:
     monitors: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def add(self, name: str, term: torch.Tensor, weight: float) -> None:
-        """One more term, a scalar: of one number for each example take `Batch.mean`."""
+        """One more term, a scalar: of one number for each example take `Batch.mean` or `mean_of_labelled`."""
         if term.dim():
             raise ValueError(f"term {name!r} has shape {tuple(term.shape)}, not one number: take batch.mean of it")
         self.terms[name], self.weights[name] = term, weight
@@ -248,6 +251,11 @@ class Method(nn.Module, Generic[OptionsT]):
         A method that overrides this calls `super().prepare(context)`, which sets `self.head`.
         """
         self.head = context.head
+
+    @classmethod
+    def takes_unlabelled(cls, options: OptionsT) -> bool:
+        """Whether the method, with these options, can learn from rows without a label beside others."""
+        return False
 
     def survey(self, teachers: Iterator[Sequence[HiddenStates]]) -> None:
         """Look at what the teachers say of `Needs.survey` texts, batch by batch, once before training.

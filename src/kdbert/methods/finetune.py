@@ -35,5 +35,5 @@ class Finetune(Method[MethodOptions]):
             loss = masked_lm_loss(self.head, student, batch)
         else:
             assert batch.labels is not None
-            loss = batch.mean(self.head.hard_loss(student.logits, batch.labels))
+            loss = batch.mean_of_labelled(self.head.hard_loss(student.logits, batch.labels))
         return LossTerms({"hard": loss}, {"hard": 1.0})

@@ -65,7 +65,7 @@ class ICS(Method[ICSOptions]):
     formula = (
         KD_FORMULA + " + beta * mean_i sum_{n in kNN(i)} d(student_i, teacher_n); kNN(i): the `neighbors` nearest "
         "examples of i's class in the batch, i itself included, by d; d: mean squared difference of the hidden states "
-        "over real positions and units"
+        "over real positions and units; the class of an example without a label is the teacher's answer"
     )
     papers = (
         Paper(
@@ -123,6 +123,12 @@ class ICS(Method[ICSOptions]):
             reads_padding=options.variant == "original",
         )
 
+    @classmethod
+    def takes_unlabelled(cls, options: ICSOptions) -> bool:
+        """Yes, if the teacher's logits are read: its answer is the class of an example without a label."""
+        _, soft, feature = options.weights
+        return bool(soft) or not feature
+
     def prepare(self, context: Context) -> None:
         """A projection for each pair of layers, where the student has another width than the teacher."""
         super().prepare(context)
@@ -168,7 +174,11 @@ class ICS(Method[ICSOptions]):
             return found
         assert batch.labels is not None
         original = options.variant == "original"
-        classes = self._classes(batch.labels)
+        labels = batch.labels
+        if batch.labelled is not None:
+            there = batch.labelled.reshape(-1, *(1 for _ in labels.shape[1:]))
+            labels = torch.where(there, labels, self.head.answered(teachers[0].logits).to(labels.dtype))
+        classes = self._classes(labels)
         everyone = batch.gather(classes)
         same = classes[:, None] == everyone[None, :]
         count = same.sum(1).clamp(max=options.neighbors)

@@ -32,7 +32,7 @@ def kd_terms(
     assert batch.labels is not None
     hard, soft = weights if weights is not None else (options.alpha, 1 - options.alpha)
     found = LossTerms()
-    found.add("hard", batch.mean(head.hard_loss(student.logits, batch.labels)), hard)
+    found.add("hard", batch.mean_of_labelled(head.hard_loss(student.logits, batch.labels)), hard)
     if soft and teacher is not None:
         loss = head.soft_loss(student.logits, teacher.logits, batch.labels, options.temperature, options.variant)
         found.add("soft", batch.mean(loss), soft)
@@ -66,6 +66,11 @@ class KD(Method[HardAndSoftOptions]):
     def needs(cls, options: HardAndSoftOptions, models: Models | None) -> Needs:
         """One teacher's logits, unless alpha is 1."""
         return Needs() if options.alpha == 1 else Needs(teachers=(1, 1), teacher_logits=True)
+
+    @classmethod
+    def takes_unlabelled(cls, options: HardAndSoftOptions) -> bool:
+        """Yes: they have the soft loss."""
+        return True
 
     def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:
         """Terms `hard` and `soft`."""

@@ -93,6 +93,11 @@ class MultiKD(Method[MultiKDOptions]):
         given = options.weights
         return Needs(teachers=(2, None) if given is None else (len(given), len(given)), teacher_logits=True)
 
+    @classmethod
+    def takes_unlabelled(cls, options: MultiKDOptions) -> bool:
+        """Yes: they have the soft losses."""
+        return True
+
     def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:
         """Terms `hard`, and `soft.1`, `soft.2`, … of the teachers."""
         options = self.options

@@ -8,7 +8,7 @@ import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -184,6 +184,15 @@ def no_masked_lm(config: Any, name: str) -> UserError:
 
 def _saved_as(config: Any) -> str:
     return f" (it was saved as {config.architectures[0]})" if config.architectures else ""
+
+
+def kind_of_head(config: Any) -> Literal["single-label", "multi-label", "regression", "token"]:
+    """What a classifier answers, in the words of `task.kind`."""
+    if any("ForTokenClassification" in name for name in config.architectures or ()):
+        return "token"
+    if config.problem_type == "multi_label_classification":
+        return "multi-label"
+    return "regression" if config.num_labels == 1 else "single-label"
 
 
 def label_names(config: Any) -> list[str]:

@@ -41,12 +41,15 @@ OUTSIDE_IDENTITY = (
 )  # fmt: skip
 # Keys that came later: at their defaults they are left out, so that earlier runs keep their names.
 LATER = {
-    "task": ("dev_share", "dev_seed", "split_names", "label_separator", "metrics"),
-    "train": ("class_weights", "label_smoothing", "batch_tokens"),
+    "task": (
+        "dev_share", "dev_seed", "split_names", "label_separator", "metrics", "labels", "unlabelled_file",
+        "labelled_share", "labelled_seed",
+    ),
+    "train": ("class_weights", "label_smoothing", "batch_tokens", "unlabelled_share"),
     "student": ("freeze_embeddings",),
-}
+}  # fmt: skip
 # Keys of models and of a person's own files: what counts is what is in them, wherever they lie.
-BY_CONTENT = {"model", "tokenizer", "train_file", "dev_file", "test_file", "file"}
+BY_CONTENT = {"model", "tokenizer", "train_file", "dev_file", "test_file", "unlabelled_file", "file"}
 # Of pydantic's problems, by their types: what a number must be, and what else was expected.
 LIMITS = {
     "greater_than": "more than",

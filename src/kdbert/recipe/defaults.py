@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbert.data.data_file import form_of
+from kdbert.data.files import log_once
 from kdbert.errors import UserError
 from kdbert.methods import get_method
 from kdbert.models.load import load_config
@@ -39,7 +40,7 @@ def task_of(task: TaskSection) -> TaskSpec:
     own = custom_task(
         task.train_file, task.dev_file, task.test_file, text_columns=task.text_columns, label_column=task.label_column,
         kind=task.kind, label_separator=task.label_separator, dev_share=task.dev_share, dev_seed=task.dev_seed,
-        split_names=task.split_names,
+        split_names=task.split_names, known_labels=task.labels,
     )  # fmt: skip
     return own.measured_by(task.metrics)
 
@@ -86,6 +87,7 @@ def teacher_recipes(recipe: Recipe) -> list[Recipe]:
     return [
         recipe.model_copy(
             update={
+                "task": _labelled(recipe.task),
                 "teachers": [],
                 "teacher_training": None,
                 "student": recipe.student.model_copy(
@@ -118,14 +120,37 @@ def baseline_recipe(recipe: Recipe) -> Recipe:
     """The same student without distillation: same data order, epochs, schedule and rate."""
     return recipe.model_copy(
         update={
+            "task": _labelled(recipe.task),
             "teachers": [],
             "teacher_training": None,
             "method": get_method("finetune").Options(name="finetune"),
             "memory": None,
-            "train": recipe.train.model_copy(update={"cache_precision": "fp32"}),  # it reads no teacher
+            # It reads no teacher, and rows with a label only.
+            "train": recipe.train.model_copy(update={"cache_precision": "fp32", "unlabelled_share": None}),
             "output": recipe.output.model_copy(update={"dir": None, "diagnose": False}),
         }
     )
+
+
+def labels_alone(recipe: Recipe) -> bool:
+    """Whether a method learns from labels alone: it reads no teacher. Then rows without a label are left out."""
+    return get_method(recipe.method.name).needs(recipe.method, None).teachers == (0, 0)
+
+
+def _labelled(task: TaskSection) -> TaskSection:
+    """The task without the file of rows that have no label."""
+    named = task.text_columns if task.name == CUSTOM else None  # else they are that file's
+    return task.model_copy(update={"unlabelled_file": None, "text_columns": named})
+
+
+def _of_labels(recipe: Recipe) -> Recipe:
+    """The recipe without what has no meaning for a method that learns from labels alone."""
+    task, train = recipe.task, recipe.train
+    if not labels_alone(recipe) or (task.unlabelled_file is None and train.unlabelled_share is None):
+        return recipe
+    log_once(f"method {recipe.method.name} learns from labels alone: rows without a label are left out")
+    train = train.model_copy(update={"unlabelled_share": None})
+    return recipe.model_copy(update={"task": _labelled(task), "train": train})
 
 
 def resolve_finetune(recipe: Recipe) -> Recipe:
@@ -134,6 +159,7 @@ def resolve_finetune(recipe: Recipe) -> Recipe:
         raise UserError(
             f"fine-tuning has method 'finetune', the recipe says {recipe.method.name!r}; use distill for that"
         )
+    recipe = _of_labels(recipe)
     model = recipe.student.model or (QUICKSTART_MODEL if recipe.task.name == "quickstart" else None)
     if model is None:
         raise UserError("which model is fine-tuned? name a folder or Hub id with --model, such as bert-base-uncased")
@@ -153,6 +179,7 @@ def resolve_distill(recipe: Recipe) -> Recipe:
     Without `student.model` the student is cut from the pretrained model that the teacher started
     from, as the published systems do (on plain text from the teacher itself), and keeps half of its layers.
     """
+    recipe = _of_labels(recipe)
     student = recipe.student
     if student.model is None:
         model, layers = base_model(recipe), student.layers
@@ -167,7 +194,7 @@ def resolve_distill(recipe: Recipe) -> Recipe:
         student = student.model_copy(update={"model": model, "layers": layers})
     student = _cut(student)
     teachers = recipe.teachers
-    if get_method(recipe.method.name).needs(recipe.method, None).teachers == (0, 0) and teachers:
+    if labels_alone(recipe) and teachers:
         log.warning("method %s reads no teacher; --teacher only says what the student is cut from", recipe.method.name)
         teachers = []
     return recipe.model_copy(

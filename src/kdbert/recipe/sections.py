@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from kdbert.data.data_file import form_of
-from kdbert.data.labels import label_text, number
+from kdbert.data.labels import alike, label_text, number
 from kdbert.errors import UserError
 from kdbert.metrics import our_name
 from kdbert.tasks import CORPUS, CUSTOM, task_name
@@ -29,7 +29,16 @@ class TaskSection(Section):
     name: str = Field("quickstart", description="task; `kdbert data list` shows them, `custom` is your own files")
     data_dir: str | None = Field(None, description="folder of the task's files")
     max_length: int | None = Field(None, ge=4, description="tokens per example; the rest is cut (default: the task's)")
-    max_train_examples: int | None = Field(None, ge=1, description="use the first N training examples only")
+    max_train_examples: int | None = Field(
+        None, ge=1, description="use the first N training examples only, and all of unlabelled_file"
+    )
+    unlabelled_file: str | None = Field(
+        None, description="further training rows, without labels: a file of texts, a folder of text files"
+    )
+    labelled_share: float | None = Field(
+        None, ge=0, le=1, description="hide the labels of all but this share of the training rows, label by label"
+    )
+    labelled_seed: int = Field(1, ge=0, le=LARGEST_SEED, description="which rows labelled_share leaves their labels")
     train_file: str | None = Field(None, description="custom: training file; corpus: text file or folder (--corpus)")
     dev_file: str | None = Field(None, description="custom: dev file; corpus: dev text (default: one text in 20)")
     test_file: str | None = Field(None, description="custom: test file")
@@ -40,7 +49,7 @@ class TaskSection(Section):
     split_names: list[str] | None = Field(
         None, description="custom: what a saved dataset calls its training, dev and test split"
     )
-    text_columns: list[str] | None = Field(None, description="custom: one or two columns")
+    text_columns: list[str] | None = Field(None, description="custom, or of unlabelled_file: one or two columns")
     label_column: str | list[str] | None = Field(
         None, description="custom: the label's column; several columns of 0 and 1: one for each class"
     )
@@ -50,6 +59,10 @@ class TaskSection(Section):
         description="custom: how to read labels (default: by their form; regression if some are fractions); corpus: "
         "encoder for general distillation, as the method says",
     )
+    labels: list[str] | None = Field(
+        None, min_length=2,
+        description="custom: classes or tags in order (default: the training file's; where it has none, the teacher's)",
+    )  # fmt: skip
     metrics: list[str] | None = Field(
         None, min_length=1, description="names of docs/metrics.md; the first selects (default: the task's own)"
     )
@@ -59,10 +72,24 @@ class TaskSection(Section):
     mask_probability: float = Field(0.15, gt=0, lt=1, description="corpus: fraction of tokens to mask")
     mask_words: bool = Field(False, description="corpus: mask whole words instead of single tokens")
 
-    @field_validator("text_columns", "split_names", "metrics", mode="before")
+    @field_validator("text_columns", "split_names", "metrics", "labels", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return [label_text(one) or "" for one in value] if isinstance(value, list) else value
+
+    @field_validator("labels")
+    @classmethod
+    def _different(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and ("" in value or len(set(value)) < len(value)):
+            raise ValueError("a name is empty" if "" in value else "a name occurs twice")
+        if same := alike(value or ()):
+            raise ValueError(f"{same[0]!r} and {same[1]!r} count as one label")
+        return value
 
     @field_validator("label_column", mode="before")
     @classmethod
@@ -93,15 +120,19 @@ class TaskSection(Section):
 
     @model_validator(mode="after")
     def _files(self) -> TaskSection:
-        own = (
+        own: tuple[str, ...] = (
             "train_file", "dev_file", "test_file", "dev_share", "split_names", "text_columns", "label_column",
-            "label_separator", "kind",
+            "label_separator", "kind", "labels",
         )  # fmt: skip
+        if self.name not in (CUSTOM, CORPUS) and self.unlabelled_file is not None:
+            own = tuple(key for key in own if key != "text_columns")
         given = [f"--{key.replace('_', '-')}" for key in own if getattr(self, key) is not None]
         if self.name == CORPUS:
             if self.train_file is None:
                 raise ValueError("task 'corpus' needs your text: name a file or folder with --corpus")
             given += ["--metrics"] * (self.metrics is not None)
+            given += ["--unlabelled-file"] * (self.unlabelled_file is not None)
+            given += ["--labelled-share"] * (self.labelled_share is not None)
             if self.kind == "encoder":
                 given.remove("--kind")
             if tables := [flag for flag in given if flag not in ("--train-file", "--dev-file")]:
@@ -111,6 +142,8 @@ class TaskSection(Section):
                 raise ValueError("task 'custom' needs --train-file, and --dev-file or --dev-share")
             if self.kind == "encoder":
                 raise ValueError("--kind encoder is of plain text (--corpus); your own rows have labels")
+            if self.labels is not None and self.kind == "regression":
+                raise ValueError("--labels names classes, and --kind regression has none")
         elif given:
             raise ValueError(f"{given[0]} goes with --task custom; task {self.name!r} has its own files")
         return self
@@ -237,6 +270,10 @@ class TrainSection(Section):
     batch_sampler: Literal["random", "class-balanced"] = Field(
         "random", description="class-balanced: groups of one class"
     )
+    unlabelled_share: float | None = Field(
+        None, gt=0, lt=1, description="of each batch, rows without a label; an epoch is then a pass over the labelled "
+        "rows (default: as the rows lie)"
+    )  # fmt: skip
     examples_per_class: int = Field(4, ge=1, description="class-balanced: examples per group")
     class_weights: Literal["balanced"] | dict[str, float] | None = Field(
         None, description="of the hard loss: balanced, or a weight for each label: {no: 1, yes: 3}"
@@ -279,6 +316,13 @@ class TrainSection(Section):
             raise ValueError(
                 "batch_tokens does not go with batch_sampler=class-balanced, whose batches have batch_size"
             )
+        if self.batch_tokens is not None and self.unlabelled_share is not None:
+            raise ValueError("batch_tokens does not go with unlabelled_share, which is a part of batch_size")
+        if self.unlabelled_share is not None and not 0 < self.unlabelled_rows < self.batch_size:
+            raise ValueError(
+                f"unlabelled_share={self.unlabelled_share:g} of batch_size={self.batch_size} is {self.unlabelled_rows} "
+                "rows; a batch needs rows with a label and rows without"
+            )
         if self.accumulation > self.batch_size and self.batch_tokens is None:
             raise ValueError(f"accumulation ({self.accumulation}) is larger than batch_size ({self.batch_size})")
         if self.batch_sampler == "class-balanced" and self.batch_size % (self.accumulation * self.examples_per_class):
@@ -286,6 +330,11 @@ class TrainSection(Section):
             per_class = f"examples_per_class ({self.examples_per_class}){micro}"
             raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of {per_class}")
         return self
+
+    @property
+    def unlabelled_rows(self) -> int:
+        """Rows without a label in each batch, where `unlabelled_share` says how many."""
+        return round((self.unlabelled_share or 0) * self.batch_size)
 
 
 def weights_of(value: Any) -> dict[str, float]:

@@ -13,7 +13,7 @@ import numpy as np
 from kdbert.errors import UserError, few, near_miss
 from kdbert.metrics import LOWER_IS_BETTER
 from kdbert.reporting.cells import ResultCell, ResultRow, ResultTable
-from kdbert.reporting.collect import Run, collect
+from kdbert.reporting.collect import Run, collect, mapping
 from kdbert.reporting.labels import ALIASES, FACTS, Labels, differing, is_one_of, parts_of, sort_key, telling, text_of
 from kdbert.reporting.published import SOURCES, published_rows
 from kdbert.tasks.blurb import GROUPS
@@ -413,7 +413,19 @@ def _notes_on_rows(rows: Sequence[ResultRow], taught: set[str | None]) -> list[s
                 values = sorted({str(run.facts[fact]) for run in cell.runs.values() if fact in run.facts})
                 if len(values) > 1:
                     notes.append(f"{row.name} on {column}: the runs' {fact} was {' and '.join(values)}")
+            told = {text for run in cell.runs.values() if (text := _without_label(run))}
+            notes += [f"{row.name} on {column}: {text}" for text in sorted(told)]
     return notes
+
+
+def _without_label(run: Run) -> str:
+    """How many of a run's training rows had no label; "" if all had one."""
+    rows = {name: value for name, value in mapping(run.facts.get("rows")).items() if isinstance(value, int)}
+    others = rows.get("unlabelled", 0) + rows.get("left_out", 0)
+    if not others:
+        return ""
+    left_out = ", and were left out" * bool(rows.get("left_out"))
+    return f"{others} of {others + rows.get('labelled', 0)} training rows have no label{left_out}"
 
 
 def _notes_on_columns(rows: Sequence[ResultRow], columns: Sequence[str], asked: _Question) -> list[str]:

@@ -177,7 +177,11 @@ class SavedModel:
     def examples(self, split: str) -> Examples:
         """A split of a task with labels."""
         self.check_task()
-        return self.spec.load(split, self.data_dir)
+        part = self.spec.load(split, self.data_dir)
+        if part.labelled is None:
+            return part
+        log.info("some rows of %s have no label, so it is not scored", split)
+        return replace(part, labels=None, labelled=None)
 
     def check_task(self) -> None:
         """Refuse a masked-LM where a task with labels is asked about."""

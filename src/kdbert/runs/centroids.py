@@ -15,11 +15,13 @@ from kdbert.centroids.builder import centroids_path
 from kdbert.centroids.file import Centroids, Description, Origin
 from kdbert.data.corpus import corpus_digest
 from kdbert.data.encode import Encoded
+from kdbert.data.examples import Examples
+from kdbert.data.hub_data import local_data
 from kdbert.disk.files import content_digest
 from kdbert.models.load import load_tokenizer
 from kdbert.models.way import Asked, Way, decide, device_type, fit_tokenizer
 from kdbert.recipe import Recipe
-from kdbert.recipe.sections import MemorySection
+from kdbert.recipe.sections import MemorySection, TaskSection
 from kdbert.runs.inputs import Inputs
 from kdbert.tasks import TaskSpec
 from kdbert.training.frozen_teacher import KnownTeacher
@@ -65,10 +67,15 @@ class CentroidsJob:
         """The file; None as long as the teacher, which is part of the name, is to be made."""
         return self.path if self.teacher.made else None
 
+    @cached_property
+    def task(self) -> TaskSection:
+        """The task section of the recipe, see `Inputs.task`."""
+        return self.inputs.task(self.recipe)
+
     @property
     def spec(self) -> TaskSpec:
         """The task."""
-        return self.inputs.spec(self.recipe.task)
+        return self.inputs.spec(self.task)
 
     @property
     def legacy(self) -> bool:
@@ -91,7 +98,12 @@ class CentroidsJob:
     @property
     def train(self) -> Encoded:
         """The training split as the teacher reads it."""
-        return self.inputs.encoded(self.recipe.task, "train", self.tokenizer)
+        return self.inputs.encoded(self.task, "train", self.tokenizer)
+
+    @property
+    def examples(self) -> Examples:
+        """The training split, with labels or without."""
+        return self.inputs.examples(self.task, "train")
 
     @cached_property
     def origin(self) -> Origin:
@@ -105,6 +117,8 @@ class CentroidsJob:
                 own = hashlib.sha256(f"{own} {part}".encode()).hexdigest()
         elif task.train_file is not None and Path(task.train_file).exists():
             own = corpus_digest(task.train_file)
+        if task.unlabelled_file is not None:
+            own = hashlib.sha256(f"{own} {content_digest(local_data(task.unlabelled_file))}".encode()).hexdigest()
         return Origin(
             task=self.spec.name, train_file=own[:16], teacher=self.teacher.place.fingerprint(), layer=self.layer,
             width=self.teacher.shape.width, max_length=task.max_length,

@@ -39,6 +39,7 @@ def check(job: Job | CentroidsJob) -> None:
         check_centroids(job)
         return
     check_head(job)
+    check_rows(job)
     check_hard_loss(job)
     check_soft_labels(job)
     check_student(job)
@@ -73,6 +74,30 @@ def check_head(job: Job) -> None:
         raise UserError("--diagnose compares models on examples with labels; it does not go with task 'corpus'")
     if recipe.output.diagnose and not job.taught_by:
         raise UserError(f"--diagnose compares the student with its teacher; method {method.name!r} reads none")
+
+
+def check_rows(job: Job) -> None:
+    """Refuse rows without a label where the method, or the way in which batches are made, needs them all labelled."""
+    _ = job.train_examples  # refuses data without any label for a method that learns from labels alone
+    name, options, train = job.recipe.method.name, job.recipe.method, job.recipe.train
+    labelled, others = job.label_counts
+    if train.unlabelled_share is not None and not (labelled and others):
+        which = "have no label" if others else "have a label"
+        raise UserError(f"train.unlabelled_share mixes rows with and without a label, and all training rows {which}")
+    if not others or job.labels_alone:
+        return
+    if not get_method(name).takes_unlabelled(options):
+        raise UserError(
+            f"method {name!r}, with these options, needs the label of every row, and {others} of {labelled + others} "
+            "training rows have none; use another method, such as kd"
+        )
+    if train.batch_sampler == "class-balanced":
+        raise UserError(
+            f"train.batch_sampler=class-balanced groups rows by their labels, and {others} training rows have none: "
+            "use train.batch_sampler=random"
+        )
+    if train.class_weights == "balanced" and not labelled:
+        raise UserError("train.class_weights=balanced counts labels, and no training row has one: leave it out")
 
 
 def check_hard_loss(job: Job) -> None:
@@ -232,8 +257,7 @@ def check_centroids(job: CentroidsJob) -> None:
             "task, teacher and length with these memory.* settings: make it with `kdbert train-memory`, or set "
             "memory.train=auto"
         )
-    most = job.recipe.task.max_train_examples
-    examples = len(job.inputs.examples(job.recipe.task, "train").first(most))
+    examples = len(job.examples)
     if section.centroids is not None and section.centroids > examples:
         raise UserError(
             f"memory.centroids is {section.centroids}, but there are {examples} training examples; set fewer with "

@@ -10,7 +10,7 @@ from kdbert.disk.files import atomic_write, sha256
 from kdbert.errors import UserError
 from kdbert.recipe import Recipe
 from kdbert.runs.centroids import CentroidsJob
-from kdbert.runs.checks import check, check_teachers
+from kdbert.runs.checks import check, check_rows, check_teachers
 from kdbert.runs.execute import baseline_of, execute, execute_centroids, execute_teacher, finished
 from kdbert.runs.folder import RunResult
 from kdbert.runs.inputs import Inputs
@@ -80,6 +80,9 @@ def _prepare(jobs: list[AnyJob]) -> None:
     teachers = [job for job in jobs[:-1] if isinstance(job, Job) and job.role == "teacher"]
     for job in [*(one for one in teachers if not one.finished), jobs[-1]]:
         check(job)
+    for job in jobs[:-1]:
+        if isinstance(job, Job) and job.role == "baseline" and not job.finished:
+            check_rows(job)
     for job in teachers:
         execute_teacher(job)
 

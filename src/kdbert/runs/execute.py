@@ -123,7 +123,7 @@ def execute_teacher(job: Job) -> RunResult:
 def execute_centroids(job: CentroidsJob) -> Path:
     """Make the file of a centroids job, or find it made; returns its path."""
     session, data = open_session(job.recipe, job.way.half), {"train": job.train}
-    ids = {"train": job.inputs.examples(job.recipe.task, "train").ids}
+    ids = {"train": job.examples.ids}
     teacher = FrozenTeacher(job.teacher, job.way, None, job.spec, job.recipe, data, False, ids, session)
     find_centroids(job, teacher, session)
     return job.path
@@ -416,7 +416,9 @@ class Run:
         if data.labels is not None and not job.spec.head.of_words:
             first = epoch_order(recipe.train, data, job.spec.head, recipe.seed, 0)
             parts = [part for rows in first for part in np.array_split(rows, recipe.train.accumulation) if len(part)]
-            remark = self.module.method.remark([data.labels[part] for part in parts])
+            if data.labelled is not None:
+                parts = [some for part in parts if len(some := part[data.labelled[part]])]
+            remark = self.module.method.remark([data.labels[part] for part in parts]) if parts else None
             if remark:
                 log.warning("%s", remark)
 
@@ -440,6 +442,15 @@ class Run:
         )  # fmt: skip
         write_text(folder.path / "recipe.yaml", recipe.yaml())
 
+    def _rows(self) -> dict[str, Any]:
+        """What run.json says of training rows without a label; nothing where there are none."""
+        labelled, others = self.job.label_counts
+        return (
+            {"rows": {"labelled": labelled, "left_out" if self.job.labels_alone else "unlabelled": others}}
+            if others
+            else {}
+        )
+
     def _finish(self, found: Mapping[str, Answers], trained: TrainResult, **facts: Any) -> None:
         """Save the model, its predictions and the facts; the last thing written says that the run is finished."""
         job, recipe, folder, baseline = self.job, self.job.recipe, self.job.folder, baseline_of(self.job)
@@ -448,6 +459,7 @@ class Run:
             "selection": job.spec.metrics[0],
             "one_answer": same_answers(found),
             **({"class_weights": job.head.weights_by_class} if job.head.class_weights else {}),
+            **self._rows(),
             **({"known_pieces": job.known_pieces} if job.spec.head.hides_tokens else {}),
             "layers": self.student.config.num_hidden_layers,
             "parameters": sum(p.numel() for p in self.student.parameters()),

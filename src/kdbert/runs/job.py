@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from kdbert.data.batches import batches_of_tokens
 from kdbert.data.corpus import DEV_SEQUENCES, TextSplit, corpus_digest, tokenised
 from kdbert.data.encode import Encoded
@@ -25,6 +27,8 @@ from kdbert.models.locate import ModelPlace, locate, locate_tokenizer, short_nam
 from kdbert.models.student import count_parameters, kept_layers
 from kdbert.models.way import Asked, Way, decide, device_type, fit_tokenizer
 from kdbert.recipe import Recipe
+from kdbert.recipe.defaults import labels_alone
+from kdbert.recipe.sections import TaskSection
 from kdbert.runs.centroids import CentroidsJob
 from kdbert.runs.folder import RunFolder, run_path
 from kdbert.runs.inputs import Inputs
@@ -79,8 +83,9 @@ class Job:
         known.update({teacher.given: teacher.fingerprint() for teacher in self.soft_labels})
         task = self.recipe.task
         centroids = self.recipe.memory.file if self.recipe.memory is not None else None
-        for file in (task.train_file, task.dev_file, task.test_file, centroids):
-            path = None if file is None else local_data(file) if task.name == CUSTOM else Path(file)
+        for file in (task.train_file, task.dev_file, task.test_file, task.unlabelled_file, centroids):
+            of_hub = task.name == CUSTOM or file == task.unlabelled_file
+            path = None if file is None else local_data(file) if of_hub else Path(file)
             if file is not None and path is not None and path.exists():
                 known[file] = corpus_digest(file) if task.name == CORPUS else content_digest(path)
         if self.recipe.student.tokenizer is not None:
@@ -110,22 +115,53 @@ class Job:
     # ---- data
 
     @cached_property
+    def task(self) -> TaskSection:
+        """The task section of the recipe, see `Inputs.task`."""
+        return self.inputs.task(self.recipe)
+
+    @cached_property
     def spec(self) -> TaskSpec:
         """The task."""
-        return self.inputs.spec(self.recipe.task)
+        return self.inputs.spec(self.task)
+
+    @cached_property
+    def labels_alone(self) -> bool:
+        """Whether the method learns from labels alone, so that rows without one are left out."""
+        return not self.spec.head.plain_text and labels_alone(self.recipe)
 
     @cached_property
     def train_examples(self) -> Examples | TextSplit:
-        """The training split, cut to `max_train_examples`."""
-        most = self.recipe.task.max_train_examples
+        """The rows that are trained on."""
         if self.spec.head.plain_text:
-            return self._text("train").first(most)
+            return self._text("train").first(self.recipe.task.max_train_examples)
         if "train" not in self.spec.splits:
             raise UserError(
                 f"task {self.spec.name!r} has no training split; train on another task (ax: mnli) and use "
                 f"`kdbert evaluate --task {self.spec.name}`"
             )
-        return self.inputs.examples(self.recipe.task, "train").first(most)
+        found = self.inputs.examples(self.task, "train")
+        if not self.labels_alone or found.labelled is None:
+            return found
+        if not found.labelled.any():
+            cures = {
+                "teacher": "; a student learns without labels from a teacher named with --teacher",
+                "baseline": "; leave out the run without a teacher (--no-baseline)",
+            }
+            raise UserError(
+                f"no training row has a label, and {self.recipe.method.name} learns from labels alone"
+                + cures.get(self.role, "")
+            )
+        return found.with_label
+
+    @cached_property
+    def label_counts(self) -> tuple[int, int]:
+        """How many rows of the training data have a label, and how many have none."""
+        if self.spec.head.plain_text:
+            return 0, 0
+        labelled = self.inputs.examples(self.task, "train").labelled
+        if labelled is None:
+            return len(self.train_examples), 0
+        return int(labelled.sum()), int((~labelled).sum())
 
     @cached_property
     def eval_examples(self) -> Mapping[str, Examples | TextSplit]:
@@ -133,21 +169,27 @@ class Job:
         if self.spec.head.plain_text:
             return {"dev": self._text("dev").first(DEV_SEQUENCES)}
         test = ["test"] if "test" in self.spec.splits and self.spec.splits["test"].labelled else []
-        return {name: self.inputs.examples(self.recipe.task, name) for name in (*self.spec.split_names("dev"), *test)}
+        return {name: self.inputs.examples(self.task, name) for name in (*self.spec.split_names("dev"), *test)}
 
     @cached_property
     def head(self) -> Head:
         """The task's head, with the weights of classes and the label smoothing of the recipe in its hard loss.
 
-        Balanced weights are of the rows that are trained on; of words those count whose tag the student reads.
+        Balanced weights are of the rows that are trained on and have a label; of words those count whose tag the
+        student reads.
         """
         train, head, weights = self.recipe.train, self.spec.head, ()
         if isinstance(train.class_weights, dict):
             weights = head.given_weights(train.class_weights)
         elif train.class_weights == "balanced":
-            labels = self.train_examples.labels
+            part = self.train_examples
+            assert isinstance(part, Examples)
+            labels = part.with_label.labels
             if head.of_words:
-                of_tokens = self.inputs.encoded(self.recipe.task, "train", self.tokenizer).token_labels
+                data = self.encoded_by(self.tokenizer)["train"]
+                of_tokens = data.token_labels
+                if data.labelled is not None:
+                    of_tokens = of_tokens[np.repeat(data.labelled, data.lengths)]
                 labels = of_tokens[of_tokens != IGNORE_INDEX]
             assert labels is not None
             weights = head.balanced_weights(labels)
@@ -160,10 +202,13 @@ class Job:
 
     def encoded_by(self, tokenizer: Any) -> dict[str, Encoded]:
         """Every split as a tokenizer reads it."""
-        task, inputs = self.recipe.task, self.inputs
+
+        def encoded(name: str) -> Encoded:
+            alone = self.labels_alone and name == "train"
+            return self.inputs.encoded(self.task, name, tokenizer, alone)
+
         return {
-            name: part.encoded if isinstance(part, TextSplit) else inputs.encoded(task, name, tokenizer)
-            for name, part in self.examples.items()
+            name: part.encoded if isinstance(part, TextSplit) else encoded(name) for name, part in self.examples.items()
         }
 
     @cached_property
@@ -310,8 +355,14 @@ class Job:
         return [*ways, *layers, *self.hard_loss_words()]
 
     def hard_loss_words(self) -> list[str]:
-        """The weights of classes and the label smoothing, for people."""
-        head, found = self.head, []
+        """Which rows have labels, the weights of classes and the label smoothing, for people."""
+        head, (labelled, others), found = self.head, self.label_counts, []
+        if others and self.labels_alone:
+            found.append(f"{others} training rows without a label are left out")
+        elif others:
+            share = self.recipe.train.unlabelled_rows
+            mixed = f"; of {self.recipe.train.batch_size} rows in a batch {share} have none" if share else ""
+            found.append(f"{labelled} of {labelled + others} training rows have a label{mixed}")
         if head.class_weights:
             balanced = ", balanced" if self.recipe.train.class_weights == "balanced" else ""
             found.append(f"class weights{balanced}: {head.weights_in_words}")
@@ -341,7 +392,7 @@ class Job:
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
         data = self.train_examples if self.recipe.train.batch_tokens is None else self.encoded["train"]
-        return steps_of(self.recipe.train, data)
+        return steps_of(self.recipe.train, data, self.label_counts[0])
 
     def parameters(self) -> tuple[int, list[int]]:
         """Numbers of parameters of the student and of each teacher that is there, from their configurations."""

@@ -5,18 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kdbert.data.data_file import Record, cell_text
+from kdbert.data.data_file import Record
 from kdbert.data.examples import RawExample, examples_of
-from kdbert.errors import UserError, near_miss
+from kdbert.errors import UserError
 from kdbert.runs.answers import SavedModel, answers, saved_model
-from kdbert.tasks.own import TEXT_COLUMNS, TEXT_PAIRS, WORD_COLUMNS
-from kdbert.tasks.own.forms import read_words
+from kdbert.tasks.texts import is_empty, of_texts, of_words, text_rows
 from kdbert.training.forward import check_runs
 from kdbert.training.loggers import progress_bar
 from kdbert.training.precision import choose_precision, make_accelerator
@@ -117,70 +116,18 @@ class Predictor:
             if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
                 raise UserError(f"{place} is no text: {text!r}")
             if spec.head.of_words:
-                yield self._of_words(text.split() if isinstance(text, str) else parts, number, place), {}
+                yield of_words(text.split() if isinstance(text, str) else parts, number, place), {}
                 continue
             if len(parts) != 1 + spec.pair:
                 wanted = "a pair of texts" if spec.pair else "one text"
                 raise UserError(f"{place} has {len(parts)} part(s), and task {spec.name!r} takes {wanted}")
-            yield self._of_texts(parts, number, place), {}
+            yield of_texts(parts, number, place), {}
 
     def read(
         self, records: Iterator[Record], source: str, text_columns: list[str] | None
     ) -> Iterator[tuple[RawExample, Mapping[str, Any]]]:
         """Rows of a file, with their columns."""
-        first = next(records, None)
-        if first is None:
-            raise UserError(f"{source} has no texts")
-        columns = self.columns(source, tuple(first[1]), text_columns)
-        log.info("%s: text from %s", source, " + ".join(columns))
-        for number, (place, record) in enumerate(chain([first], records)):
-            where = f"{source}, {place}"
-            missing = next((name for name in columns if name not in record), None)
-            if missing is not None:
-                raise UserError(f"{where}: there is no {missing!r}")
-            if self.saved.spec.head.of_words:
-                yield self._of_words(read_words(record, columns[0], where), number, place), record
-            else:
-                yield self._of_texts([cell_text(record, name, where) for name in columns], number, place), record
-
-    def columns(self, source: str, there: tuple[str, ...], named: list[str] | None) -> tuple[str, ...]:
-        """The columns that hold the texts: those named, the only one, those of the run's own data, or known names.
-
-        Raises:
-            UserError: they cannot be told.
-        """
-        spec, lower = self.saved.spec, [name.lower() for name in there]
-        names = tuple(named or (spec.own.text if spec.own is not None else ()))
-        if not spec.pair and named is None and len(there) == 1:
-            return there
-        if names and len(names) != 1 + spec.pair:
-            raise UserError(f"task {spec.name!r} takes {1 + spec.pair} column(s) of text, not {', '.join(names)}")
-        absent = next((name for name in names if name not in there), None)
-        if absent is not None:
-            raise UserError(
-                f"{source} has no column {absent!r}{near_miss(absent, there)} (it has: {', '.join(there)}); name "
-                "the text with --text-columns"
-            )
-        if names:
-            return names
-        known: list[tuple[str, ...]] = [*TEXT_PAIRS] if spec.pair else [(name,) for name in TEXT_COLUMNS]
-        if spec.head.of_words:
-            known = [(name,) for name in (*WORD_COLUMNS, *TEXT_COLUMNS)]
-        found = [names for names in known if all(lower.count(name) == 1 for name in names)]
-        if len(found) == 1 or (found and spec.head.of_words):
-            return tuple(there[lower.index(name)] for name in found[0])
-        raise UserError(
-            f"{source}: cannot tell which {'two columns hold the texts' if spec.pair else 'column holds the text'} "
-            f"(columns: {', '.join(there)}); name {'them' if spec.pair else 'it'} with --text-columns"
-        )
-
-    def _of_texts(self, texts: Sequence[str], number: int, place: str) -> RawExample:
-        self.empty += not all(text.strip() for text in texts)
-        return RawExample(str(number), texts[0], texts[1] if len(texts) > 1 else None, None, place)
-
-    def _of_words(self, words: Sequence[str], number: int, place: str) -> RawExample:
-        self.empty += not words
-        return RawExample(str(number), " ".join(words), None, None, place, tuple(words))
+        return text_rows(records, source, self.saved.spec, text_columns)
 
     def rows(
         self, texts: Iterator[tuple[RawExample, Mapping[str, Any]]], source: str
@@ -197,6 +144,7 @@ class Predictor:
         network = None
         with progress_bar(None, saved.given, "text", True) as bar:
             while some := list(islice(texts, AT_A_TIME)):
+                self.empty += sum(is_empty(row) for row, _ in some)
                 part = examples_of((row for row, _ in some), path=Path(source), split=source, read_label=None)
                 data = saved.encode(part)
                 self.cut += data.truncated

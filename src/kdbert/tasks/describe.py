@@ -23,6 +23,7 @@ from kdbert.tasks.spec import TaskSpec
 SHOWN = 12  # classes that are told
 IDS = 5  # of rows that repeat others
 _AT_A_TIME = 10_000  # rows whose tokens are in RAM
+_NO_LABEL = 0  # in place of a label's digest
 _WHOLE = 1_000_000  # tokens: nothing is longer
 
 
@@ -82,7 +83,9 @@ def described(
         yield f"{split}: {len(part)} rows in {path}{share}"
         if (counts := class_counts(spec, part)) is not None:
             occurs[split] = counts > 0
-        yield from _labels(spec, part, counts)
+        if part.labelled is not None:
+            yield f"  no label: {_share(int((~part.labelled).sum()), len(part))}"
+        yield from _labels(spec, part.with_label, counts)
         yield f"  {_lengths(part, tokenizer, unit, limit)}"
         yield f"  empty texts: {_share(sum(not all(map(str.strip, row)) for row in _texts(part)), len(part))}"
         rows = rows_of(spec, part)
@@ -122,6 +125,8 @@ def class_counts(spec: TaskSpec, part: Examples) -> np.ndarray | None:
     """How many rows (or words) have each class, int64 [C]; None of scores, and of a split without labels."""
     if part.labels is None or not spec.labels:
         return None
+    part = part.with_label
+    assert part.labels is not None
     sets = part.labels.ndim == 2
     counts: np.ndarray = part.labels.sum(0) if sets else np.bincount(part.labels, minlength=len(spec.labels))
     return counts
@@ -218,6 +223,7 @@ def lengths(part: Examples, tokenizer: Any, limit: int) -> tuple[np.ndarray, int
             text_a=part.text_a[start:stop],
             text_b=None if part.text_b is None else part.text_b[start:stop],
             labels=None,
+            labelled=None,
             words=None if part.words is None else part.words[start:stop],
         )
         whole = encode(some, tokenizer, _WHOLE)
@@ -242,6 +248,8 @@ def rows_of(spec: TaskSpec, part: Examples) -> Rows:
     if labels is not None:
         places = spec.head.places(part)
         labels = np.fromiter((_digest(labels[place].tobytes()) for place in places), np.uint64, len(part))
+        if part.labelled is not None:
+            labels[~part.labelled] = _NO_LABEL
     return Rows(exact, plain, labels)
 
 
@@ -270,7 +278,8 @@ def repeated(
         found &= first != np.arange(len(rows))
     if labels is None or their_labels is None:
         return found, Repeats(int(found.sum()), None)
-    return found, Repeats(int(found.sum()), int((found & (labels != their_labels[first])).sum()))
+    both = (labels != _NO_LABEL) & (their_labels[first] != _NO_LABEL)
+    return found, Repeats(int(found.sum()), int((found & both & (labels != their_labels[first])).sum()))
 
 
 def _repeats(part: Examples, rows: Rows, before: Rows | None = None) -> str:
@@ -300,6 +309,6 @@ def _example(spec: TaskSpec, part: Examples, number: int) -> str:
     shown: dict[str, object] = {"text": part.text_a[number]} if words is None else {"words": words}
     if part.text_b is not None:
         shown["text_b"] = part.text_b[number]
-    if part.labels is not None:
+    if part.labels is not None and (part.labelled is None or part.labelled[number]):
         shown["label"] = spec.head.written(part.labels[spec.head.places(part)[number]])
     return json.dumps(shown, ensure_ascii=False)

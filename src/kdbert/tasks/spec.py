@@ -212,8 +212,10 @@ class TaskSpec:
             )
         source = self.splits[split]
         read = self.head.read_label if source.labelled else None
-        rows = source.rows(path)
-        return examples_of(rows, path=path, split=split, read_label=read, label_type=self.head.label_type)
+        return examples_of(
+            source.rows(path), path=path, split=split, read_label=read, label_type=self.head.label_type,
+            no_label=self.head.no_label if self.own is not None and split == "train" else None,
+        )  # fmt: skip
 
     def score(self, logits: np.ndarray, part: Examples | TextSplit) -> dict[str, float]:
         """The task's metrics of a split that has labels (or of plain text), from logits of `Head.label_logits`."""

@@ -120,7 +120,7 @@ def train(
     """
     from transformers import get_scheduler
 
-    total_steps = steps_of(options, data)
+    total_steps = steps_of(options, data, data.rows_with_label)
     optimizer = build_optimizer(module, options)
     schedule = "constant_with_warmup" if options.schedule == "constant" else options.schedule
     run = Training(
@@ -207,10 +207,16 @@ def train(
     return TrainResult(at.step, examples, train_seconds, eval_seconds, resumed_from, at.best, run.scale.numbers())
 
 
-def steps_of(options: TrainSection, data: Sized) -> int:
-    """Optimiser steps of a whole run on a training split; with `batch_tokens` it must be tokenised."""
+def steps_of(options: TrainSection, data: Sized, labelled: int) -> int:
+    """Optimiser steps of a whole run on a training split, `labelled` of whose rows have a label.
+
+    With `batch_tokens` it must be tokenised.
+    """
+    rows, size = len(data), options.batch_size
+    if options.unlabelled_share is not None:
+        rows, size = labelled, size - options.unlabelled_rows
     if options.batch_tokens is None:
-        whole = options.epochs * -(-len(data) // options.batch_size)
+        whole = options.epochs * -(-rows // size)
     else:
         assert isinstance(data, Encoded)
         whole = options.epochs * batches_of_tokens(data.lengths, options.batch_tokens)
@@ -308,7 +314,8 @@ def epoch_order(options: TrainSection, data: Encoded, head: Head, seed: int, epo
         classes = head.example_classes(torch.from_numpy(data.labels)).numpy()
     return epoch_batches(
         data.lengths, options.batch_size, seed=seed, epoch=epoch, bucketing=options.bucketing, classes=classes,
-        per_class=options.examples_per_class, tokens=options.batch_tokens,
+        per_class=options.examples_per_class, tokens=options.batch_tokens, labelled=data.labelled,
+        unlabelled=None if options.unlabelled_share is None else options.unlabelled_rows,
     )  # fmt: skip
 
 

@@ -5,10 +5,7 @@ the forms that people write, `labels` finds out which form a training file has a
 schemes of tagged words, `dev_part` takes a dev split from the training file, and `task` makes the task of all that.
 """
 
-from kdbert.tasks.own.columns import TEXT_COLUMNS, TEXT_PAIRS, WORD_COLUMNS
+from kdbert.tasks.own.columns import NoLabels
 from kdbert.tasks.own.task import custom_task, no_dev, own_split, own_task, saved_split
 
-__all__ = [
-    "TEXT_COLUMNS", "TEXT_PAIRS", "WORD_COLUMNS", "custom_task", "no_dev", "own_split", "own_task",
-    "saved_split",
-]  # fmt: skip
+__all__ = ["NoLabels", "custom_task", "no_dev", "own_split", "own_task", "saved_split"]

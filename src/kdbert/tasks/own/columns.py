@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from kdbert.data.data_file import DataFile
 from kdbert.data.labels import label_text, number
-from kdbert.errors import UserError
+from kdbert.errors import UserError, near_miss
 
 WORD_COLUMNS = ("tokens", "words")
 TAG_COLUMNS = ("tags", "ner_tags", "ner", "labels", "label")
@@ -31,6 +31,10 @@ ABOUT = (
 _ID = re.compile(r"(?:.*[^a-zA-Z]|)[iI][dD]\d*|.*[a-z]I[dD]")
 _LABEL = re.compile(r"(^|_)labels?(_|$)")  # another form of the label, such as `label_text`
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d{1,2}:\d{2}\S*)?|\d{1,2}:\d{2}(:\d{2})?")
+
+
+class NoLabels(UserError):
+    """A training file in which no row has a label."""
 
 
 class Columns(NamedTuple):
@@ -61,8 +65,18 @@ def infer_columns(
         text, label: named columns.
         words: whether each word has a tag; None: if the text's column (named, or one of `WORD_COLUMNS`) holds lists of
             words, and the label's lists too.
+
+    Raises:
+        NoLabels: there is no column of labels.
+        UserError: columns that cannot be told.
     """
-    table.require([*(text or ()), *(label or ())])
+    table.require(text or ())
+    if label is not None and not set(label) & set(table.columns):
+        listed = ", ".join(table.columns)
+        raise NoLabels(
+            f"{table.path} has no column {label[0]!r}{near_miss(label[0], table.columns)} (it has: {listed})"
+        )
+    table.require(label or ())
     for flag, names, most in (("--text-columns", text, 2), ("--label-column", label, len(label or ()))):
         if names is not None and not len(set(names)) == len(names) <= most:
             takes = "one or two different columns" if most == 2 else "different columns"
@@ -122,7 +136,7 @@ def _of_words(table: DataFile, text: Sequence[str] | None, label: Sequence[str] 
         there = [name for name in table.columns if name not in (*(text or ()), *(label or ()))]
         first = next((name for known in names for name in there if name.lower() == known), None)
         if named is None and first is None:
-            raise UserError(
+            raise (UserError if what == "words" else NoLabels)(
                 f"{table.path}: cannot tell the column of the {what} (columns: {', '.join(table.columns)}); name it "
                 f"with {flag}"
             )
@@ -149,7 +163,8 @@ def _label_column(table: DataFile, text_columns: Sequence[str] | None) -> str:
         cure = f"if it is {marks[0]!r}, which holds 0 and 1, say --label-column {marks[0]}"
     elif marks:
         cure = f"if each of these is a class, say --label-column {','.join(marks)}; if one is the label, name it alone"
-    raise UserError(f"{table.path}: cannot tell the label column ({shown}); {cure}")
+    none = NoLabels if not (known or marks) else UserError
+    raise none(f"{table.path}: cannot tell the label column ({shown}); {cure}")
 
 
 def _marks(table: DataFile, text_columns: Sequence[str] | None) -> list[str]:

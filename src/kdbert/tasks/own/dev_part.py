@@ -19,14 +19,26 @@ class Row(NamedTuple):
 
 
 def dev_rows(rows: Iterable[Row], share: float, seed: int, where: str) -> np.ndarray:
-    """bool [N]: the rows that are the dev split.
-
-    Rows are sorted by label (a score by its value, classes or tags as a set), those of one label by a hash of seed and
-    text; then every 1/share-th is taken, so that each label has its share. Rows with the same text stay together, and
-    the only text of a label stays in training. So the choice depends on content and seed, not on the order of rows.
+    """bool [N]: the rows that are the dev split, see `taken`.
 
     Raises:
         UserError: no row would be chosen.
+    """
+    found = taken(rows, share, seed)
+    if not found.any() or found.all():
+        raise UserError(
+            f"{where}: {len(found)} rows with a label, equal texts together, are too few for --dev-share {share:g}"
+        )
+    return found
+
+
+def taken(rows: Iterable[Row], share: float, seed: int, last: bool = False) -> np.ndarray:
+    """bool [N]: a share of the rows.
+
+    Rows are sorted by label (a score by its value, classes or tags as a set), those of one label by a hash of seed and
+    text; then every 1/share-th is taken, so that each label has its share. Rows with the same text stay together, and
+    the only text of a label is not taken unless `last`. So the choice depends on content and seed, not on the order of
+    rows.
     """
     digests: list[int] = []
     numbers: list[int] = []
@@ -48,14 +60,10 @@ def dev_rows(rows: Iterable[Row], share: float, seed: int, where: str) -> np.nda
         rank = np.argsort(np.argsort(np.array(list(keys))))  # by name, not by first occurrence
         kind = rank[np.array(numbers)][first]
         order = np.argsort(kind, kind="stable")
-        order = order[np.bincount(kind)[kind[order]] > 1]
+        order = order if last else order[np.bincount(kind)[kind[order]] > 1]
     start = int.from_bytes(hashlib.blake2b(b"start", digest_size=4, key=key).digest(), "big") / 2**32
     place = np.floor(np.arange(len(order) + 1) * share + start)
     chosen = np.zeros(len(first), dtype=bool)
     chosen[order[place[1:] > place[:-1]]] = True
     found: np.ndarray = chosen[group]
-    if not found.any() or found.all():
-        raise UserError(
-            f"{where}: {len(found)} rows with {len(first)} different texts are too few for --dev-share {share:g}"
-        )
     return found

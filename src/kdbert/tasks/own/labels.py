@@ -6,14 +6,14 @@ A kind is named as a person types it: `single-label`, `multi-label`, `regression
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kdbert.data.data_file import DataFile
-from kdbert.data.labels import NO_LABEL, alike, clear, label_text, listed, number
+from kdbert.data.labels import NO_LABEL, alike, class_number, clear, label_text, listed, number
 from kdbert.errors import UserError
 from kdbert.metrics.grouped import mark_entities
-from kdbert.tasks.own.columns import Columns
+from kdbert.tasks.own.columns import Columns, NoLabels
 from kdbert.tasks.own.forms import cut, one_label, read_label, read_words
 from kdbert.tasks.own.tags import scheme_of
 from kdbert.tasks.spec import LabelForm, Own
@@ -27,7 +27,7 @@ class Labels(NamedTuple):
     Attributes:
         names: the classes or tags in order; none of scores.
         kind: of the task, as `TaskSpec` has it.
-        rows: of the file.
+        rows: of the file. missing: those without a label.
         told: how they are read, for a person.
     """
 
@@ -35,38 +35,47 @@ class Labels(NamedTuple):
     kind: str
     form: LabelForm
     rows: int
+    missing: int
     told: str
 
 
-def infer_labels(table: DataFile, columns: Columns, kind: str | None, separator: str | None) -> Labels:
+def infer_labels(
+    table: DataFile, columns: Columns, kind: str | None, separator: str | None, names: Sequence[str] = ()
+) -> Labels:
     """The labels of a table.
 
     Args:
         kind: as a person typed it; None: it is inferred.
         separator: between the classes of a text.
+        names: the classes or tags in order, where something else than the table says them.
 
     Raises:
-        UserError: a label that does not fit the others, or the kind; labels that can be read in two ways.
+        NoLabels: no row has one.
+        UserError: a label that does not fit the others, the kind, or `names`; labels that can be read in two ways.
     """
     if columns.words:
-        return _tags(table, columns)
+        return _tags(table, columns, names)
     if len(columns.label) > 1:
         own = Own(columns.text, columns.label, "columns")
         _refuse_kind(kind, "multi-label", f"several label columns ({', '.join(columns.label)})")
-        return _several(table, own, columns.label, kind)
+        return _several(table, own, columns.label, kind, names)
     if separator is not None:
         if not separator:
             raise UserError("--label-separator is empty; name the sign between two classes, such as '|'")
         _refuse_kind(kind, "multi-label", "--label-separator")
-        return _several(table, Own(columns.text, columns.label, "separated", separator), None, kind)
+        return _several(table, Own(columns.text, columns.label, "separated", separator), None, kind, names)
     lists = _lists(table, columns.label[0])
     if lists is None:
-        return _one(table, columns.label[0], kind)
+        return _one(table, columns.label[0], kind, names)
     if kind == "single-label" and all(len(listed(r.get(columns.label[0])) or [0]) == 1 for _, r in table.rows()):
-        return _one(table, columns.label[0], kind)
+        return _one(table, columns.label[0], kind, names)
     _refuse_kind(kind, "multi-label", f"lists in column {columns.label[0]!r}")
-    names = tuple(map(str, range(lists))) if lists else None
-    return _several(table, Own(columns.text, columns.label, "marks" if lists else "list"), names, kind)
+    numbers = tuple(map(str, range(lists))) if lists else None
+    if lists and names:
+        if len(names) != lists:
+            raise UserError(f"task.labels names {len(names)} classes, but the lists of {table.path} have {lists} marks")
+        numbers = tuple(names)
+    return _several(table, Own(columns.text, columns.label, "marks" if lists else "list"), numbers, kind, names)
 
 
 def _refuse_kind(kind: str | None, right: str, because: str) -> None:
@@ -126,52 +135,81 @@ def _lists(table: DataFile, column: str) -> int | None:
     return lengths.pop()
 
 
-def _several(table: DataFile, own: Own, names: Sequence[str] | None, kind: str | None) -> Labels:
-    """Labels of any number of classes; `names` are the classes in order where the form says them."""
+def _several(
+    table: DataFile, own: Own, by_form: Sequence[str] | None, kind: str | None, names: Sequence[str] = ()
+) -> Labels:
+    """Labels of any number of classes; `by_form` are the classes in order where the form says them."""
     where = f"{table.path}: column {own.label[0]!r}"
-    found: dict[str, int] = {}
-    rows = none = most = several = 0
+    found: dict[str, str] = {}  # class -> where it is first
+    rows = missing = none = most = several = 0
     for place, record in table.rows():
         here = f"{table.path}, {place}"
-        label = read_label(record, own, here, names or ())
+        label = read_label(record, own, here, by_form or ())
+        rows += 1
         if label is None:
-            raise UserError(f"{here}: the label is missing{'; for no class write []' if own.form == 'list' else ''}")
-        rows, none, most = rows + 1, none + (not label), max(most, len(label))
+            missing += 1
+            continue
+        none, most = none + (not label), max(most, len(label))
         several += len(label) > 1
         for name in label:
-            found[name] = found.get(name, 0) + 1
-    if not found:
+            found.setdefault(name, here)
+    if missing == rows:
+        raise NoLabels(f"{where} has no labels (all are missing)")
+    _refuse_others(found, names or by_form or found)
+    if not found and not names:
         raise UserError(f"{where}: no row has a class")
-    classes = tuple(names or sorted(found))
+    classes = tuple(names or by_form or sorted(found))
     if len(classes) < 2:
         raise UserError(f"{where} has one class only ({classes[0]!r}); two or more are needed")
-    if kind is None and own.form in ("list", "separated") and len(classes) > max(2, rows // 2):
+    if (
+        kind is None
+        and not names
+        and own.form in ("list", "separated")
+        and len(classes) > max(2, (rows - missing) // 2)
+    ):
         raise UserError(
-            f"{where} has {len(classes)} different classes in {rows} rows; if that is right, say --kind multi-label; "
-            "if another column is the label, name it with --label-column"
+            f"{where} has {len(classes)} different classes in {rows - missing} rows; if that is right, say --kind "
+            "multi-label; if another column is the label, name it with --label-column"
         )
     _refuse_alike(classes, where)
     told = f"any of {len(classes)} classes ({_shown(classes)}); {none} rows with none, at most {most} in one"
     if not (none or several) and own.form == "list":
         told += "; every row has one: if there can be no more, say --kind single-label"
     never = [name for name in classes if name not in found]
-    return Labels(classes, "multi_label", own.form, rows, told + f"; never: {_shown(never)}" * bool(never))
+    told += f"; never: {_shown(never)}" * bool(never)
+    return Labels(classes, "multi_label", own.form, rows, missing, told)
 
 
-def _tags(table: DataFile, columns: Columns) -> Labels:
+def _refuse_others(found: Mapping[str, str], names: Collection[str]) -> None:
+    """Refuse a label that is not one of `names`; `found`: label -> where it is."""
+    numbers = {name: number for number, name in enumerate(names)}
+    for name, where in found.items():
+        class_number(name, numbers, where)
+
+
+def _tags(table: DataFile, columns: Columns, names: Sequence[str]) -> Labels:
     """Tags of words."""
-    own, rows = Own(columns.text, columns.label, "tags"), 0
+    own, rows, missing = Own(columns.text, columns.label, "tags"), 0, 0
+    found: dict[str, str] = {}
 
     def sentences() -> Iterator[tuple[str, ...]]:
-        nonlocal rows
+        nonlocal rows, missing
         for place, record in table.rows():
             rows += 1
-            tags = tags_of(record, own, f"{table.path}, {place}")
+            here = f"{table.path}, {place}"
+            tags = tags_of(record, own, here)
             if tags is None:
-                raise UserError(f"{table.path}, {place}: the tags are missing")
+                missing += 1
+                continue
+            found.update({tag: here for tag in tags if tag not in found})
             yield tags
 
     scheme = scheme_of(sentences(), str(table.path))
+    if missing == rows:
+        raise NoLabels(f"{table.path}: column {columns.label[0]!r} has no tags (all are missing)")
+    if names:
+        _refuse_others(found, names)
+        return Labels(tuple(names), "token", "tags", rows, missing, scheme.told())
     if all(number(tag) is not None for tag in scheme.labels):
         raise UserError(
             f"{table.path}: the tags in {columns.label[0]!r} are numbers, and nothing says what they mean; write their "
@@ -180,7 +218,7 @@ def _tags(table: DataFile, columns: Columns) -> Labels:
     if len(scheme.labels) < 2:
         cure = f"; --label-column takes another column ({', '.join(table.columns)})" * (len(table.columns) > 2)
         raise UserError(f"{table.path}: every word has the tag {scheme.labels[0]!r}; two or more are needed{cure}")
-    return Labels(scheme.labels, "token", "tags", rows, scheme.told())
+    return Labels(scheme.labels, "token", "tags", rows, missing, scheme.told())
 
 
 def tags_of(record: Any, own: Own, where: str) -> tuple[str, ...] | None:
@@ -193,9 +231,9 @@ def tags_of(record: Any, own: Own, where: str) -> tuple[str, ...] | None:
     return tuple(tags)
 
 
-def _one(table: DataFile, column: str, kind: str | None) -> Labels:
+def _one(table: DataFile, column: str, kind: str | None, given: Sequence[str] = ()) -> Labels:
     """One class or score for each row. Without a kind it is a score if all are numbers and some are not whole."""
-    where, missing, rows = f"{table.path}: column {column!r}", "", 0
+    where, missing, rows = f"{table.path}: column {column!r}", 0, 0
     if kind in ("multi-label", "token"):
         raise UserError(
             f"{where} has one label for each row; for --kind multi-label write lists, or name what separates the "
@@ -207,7 +245,7 @@ def _one(table: DataFile, column: str, kind: str | None) -> Labels:
         name = one_label(record.get(column), here)
         rows += 1
         if name is None:
-            missing = missing or here
+            missing += 1
         else:
             found.setdefault(name, here)
     words = [name for name in found if number(name) is None]
@@ -217,8 +255,11 @@ def _one(table: DataFile, column: str, kind: str | None) -> Labels:
             "cannot read it"
         )
     names = sorted(found)
-    if names in ([], [NO_LABEL]):
-        raise UserError(f"{where} has no labels (all are missing or {NO_LABEL})")
+    if names == [] or (names == [NO_LABEL] and NO_LABEL not in given):
+        raise NoLabels(f"{where} has no labels (all are missing or {NO_LABEL})")
+    if given:
+        _refuse_others(found, given)
+        return Labels(tuple(given), "single_label", "one", rows, missing, f"{len(given)} classes ({_shown(given)})")
     for sign in _SIGNS if kind is None else ():
         parted = {name: [part.strip() for part in name.split(sign)] for name in names if sign in name}
         known = next((name for name, parts in parted.items() if all(part in found for part in parts)), None)
@@ -230,8 +271,6 @@ def _one(table: DataFile, column: str, kind: str | None) -> Labels:
                 f"{where} has labels such as {name!r}; if these are several classes, say --label-separator {sign!r}; "
                 "if each is one class, say --kind single-label"
             )
-    if missing:
-        raise UserError(f"{missing}: the label is missing")
     if kind is None and any("-" in name for name in names) and mark_entities(names):
         raise UserError(
             f"{where} has labels such as {names[0]!r}, which look like tags of words; write each sentence as a row of "
@@ -241,19 +280,19 @@ def _one(table: DataFile, column: str, kind: str | None) -> Labels:
         raise UserError(f"{where} has one label only ({names[0]!r}); two or more are needed")
     whole = not words and all(float(name).is_integer() for name in names)
     if kind == "regression" or (kind is None and not words and not whole):
-        return Labels((), "regression", "one", rows, "scores (regression)")
-    if kind is None and len(names) > max(2, rows // 2):
+        return Labels((), "regression", "one", rows, missing, "scores (regression)")
+    if kind is None and len(names) > max(2, (rows - missing) // 2):
         scores = "" if words else "; if the labels are scores, say --kind regression"
         if 0 < len(words) <= len(names) // 5:
             scores = f"; if the labels are scores, {words[0]!r} is no number"
         raise UserError(
-            f"{where} has {len(names)} different labels in {rows} rows; if each is a class, say --kind single-label; "
-            f"if another column is the label, name it with --label-column{scores}"
+            f"{where} has {len(names)} different labels in {rows - missing} rows; if each is a class, say --kind "
+            f"single-label; if another column is the label, name it with --label-column{scores}"
         )
     _refuse_alike(names, where)
     told = f"{len(names)} classes ({_shown(names)})"
     told += "; if these numbers are scores, say --kind regression" * (whole and len(names) > 2)
-    return Labels(tuple(names), "single_label", "one", rows, told)
+    return Labels(tuple(names), "single_label", "one", rows, missing, told)
 
 
 def _refuse_alike(names: Sequence[str], where: str) -> None:

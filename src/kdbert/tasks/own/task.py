@@ -20,7 +20,7 @@ from kdbert.data.hub_data import local_data
 from kdbert.data.labels import NO_LABEL, label_text, number
 from kdbert.errors import UserError, near_miss
 from kdbert.metrics.grouped import mark_entities
-from kdbert.tasks.own.columns import LABEL_COLUMNS, infer_columns
+from kdbert.tasks.own.columns import LABEL_COLUMNS, Columns, NoLabels, infer_columns
 from kdbert.tasks.own.dev_part import Row, dev_rows
 from kdbert.tasks.own.forms import cut, read_label, read_words
 from kdbert.tasks.own.labels import Labels, infer_labels, tags_of
@@ -52,8 +52,12 @@ def custom_task(
     dev_share: float | None = None,
     dev_seed: int = 1,
     split_names: Sequence[str] | None = None,
+    known_labels: Sequence[str] | None = None,
 ) -> TaskSpec:
     """A task made of a person's files; its classes are the labels of the training file.
+
+    A training file in which no row has a label is read as the dev file is, if something else says what is labelled:
+    `known_labels`, or the kind `regression`.
 
     Args:
         train_file: a data file (`open_data_file`) or a dataset of the Hub (`local_data`); one with several splits may
@@ -63,8 +67,10 @@ def custom_task(
         label_separator: between the classes of a text, such as `|`.
         dev_share: take so large a part of the training file as the dev split; `dev_seed` decides which rows.
         split_names: what the training, dev and test split are called in a saved dataset.
+        known_labels: the classes or tags in order; None: those of the training file.
 
     Raises:
+        NoLabels: the training file has none, and nothing else says what they are.
         UserError: a faulty file; columns, labels or splits that cannot be told.
     """
     names = dict(zip(SPLITS, split_names or (), strict=False))
@@ -76,13 +82,28 @@ def custom_task(
         whole := next((one for one in (", ".join(named), ",".join(named)) if one in train.columns), None)
     ):
         named = (whole,)  # a column with a comma in its name
-    columns = infer_columns(train, text_columns, named, None if kind is None else words)
-    labels = infer_labels(train, columns, kind, label_separator)
+
+    def read(table: DataFile) -> tuple[Columns, Labels]:
+        columns = infer_columns(table, text_columns, named, None if kind is None else words)
+        return columns, infer_labels(table, columns, kind, label_separator, known_labels or ())
+
+    try:
+        columns, labels = read(train)
+    except NoLabels as error:
+        if known_labels is None and kind != "regression":
+            raise
+        if dev_share is not None:
+            raise UserError(f"{error}, so --dev-share finds none; name a dev file with --dev-file") from None
+        if "dev" not in places:
+            raise no_dev(places["train"]) from None
+        columns, labels = read(open_data_file(places["dev"], names.get("dev", "dev"), words=words))
+        rows = sum(1 for _ in train.rows())
+        labels = labels._replace(rows=rows, missing=rows)
     _refuse_no_header(train, columns.label, named, labels)
-    read = {*columns.text, *columns.label}
+    in_use = {*columns.text, *columns.label}
     own = Own(
         columns.text, columns.label, labels.form, label_separator, dev_share, dev_seed if dev_share else 1, names,
-        unread=tuple(name or "(without a name)" for name in train.columns if name not in read),
+        unread=tuple(name or "(without a name)" for name in train.columns if name not in in_use),
     )  # fmt: skip
     _tell_columns(train, own, labels)
     splits = {"train": own_split(train, own, "train", labels.names)}
@@ -147,11 +168,16 @@ def _tell_columns(table: DataFile, own: Own, labels: Labels) -> None:
         shown = cut(" ".join(label or ()))
     else:
         texts = ["(missing)" if (text := first.get(name)) is None else repr(cut(str(text))) for name in own.text]
-        shown = str(label) if label is None or isinstance(label, str) else ", ".join(label) or "(none)"
+        shown = str(label) if isinstance(label, str) else ", ".join(label or ()) or "(none)"
+    source = f"label from {', '.join(map(repr, own.label))}"
+    if labels.missing:
+        source = f"{labels.missing} rows have no label, {source}"
+    if labels.missing == labels.rows:
+        source = "no row has a label; what it would be is read of the dev file"
     left = f"; not read: {', '.join(own.unread)}" if own.unread else ""
     log_once(
-        f"{table.path}: {labels.rows} rows; text from {' + '.join(own.text)}; label from "
-        f"{', '.join(map(repr, own.label))}: {labels.told}{left}; the first row: {' + '.join(texts)} -> {shown}"
+        f"{table.path}: {labels.rows} rows; text from {' + '.join(own.text)}; {source}: {labels.told}{left}; the first "
+        f"row: {' + '.join(texts)} -> {'no label' if label is None else shown}"
     )
 
 
@@ -159,21 +185,25 @@ def _tell_columns(table: DataFile, own: Own, labels: Labels) -> None:
 
 
 def own_split(table: DataFile, own: Own, name: str, known: Sequence[str]) -> Split:
-    """A file of own data as a split; a test file may have no labels. `known` are the classes of the training file."""
+    """A file of own data as a split; a training or test file may have no labels.
+
+    Args:
+        known: the classes of the training file.
+    """
     if own.form == "tags" and not {*own.text, *own.label} <= {*table.columns}:
         with contextlib.suppress(UserError):  # CoNLL and lists call these columns by other names
             found = infer_columns(table, words=True)
             own = replace(own, text=found.text, label=found.label)
-    labelled = name == "train" or _labelled(table, own)
+    labelled = _labelled(table, own)
     absent = [column for column in own.label if column not in table.columns]
     if absent:
         other = [column for column in table.columns if column not in own.text and column.lower() in LABEL_COLUMNS]
         if labelled or other or near_miss(absent[0].lower(), [column.lower() for column in table.columns]):
             table.require(own.label)  # the labels may be there under another name
-    elif not labelled and NO_LABEL in known:
+    elif not labelled and NO_LABEL in known and name != "train":
         log_once(f"{table.path}: every label is {NO_LABEL} or missing, so it counts as a file without labels")
-    table.require([*own.text, *own.label] if labelled or name != "test" else own.text)
-    if not labelled and name != "test":
+    table.require([*own.text, *own.label] if labelled or name == "dev" else own.text)
+    if not labelled and name == "dev":
         raise UserError(f"{table.path}: column {own.label[0]!r} has no labels (all are missing or {NO_LABEL})")
     return Split((), lambda path: own_rows(table, own, labelled, known), labelled, place=table.path)
 
@@ -237,23 +267,29 @@ def _in_two(table: DataFile, own: Own, whole: Split, labels: Labels) -> dict[str
     chosen = chosen_rows(whole.read(table.path), own, labels.kind, str(table.path))
     together = "the scores spread alike" if labels.kind == "regression" else "as much of each label as far as possible"
     log_once(
-        f"{table.path}: {chosen.sum()} of {len(chosen)} rows are the dev split (--dev-share {own.dev_share:g}, seed "
-        f"{own.dev_seed}; {together}; equal texts stay together)"
+        f"{table.path}: {chosen.sum()} of {len(chosen) - labels.missing} rows are the dev split (--dev-share "
+        f"{own.dev_share:g}, seed {own.dev_seed}; {together}; equal texts stay together)"
     )
     return {name: part_of(whole, lambda: chosen, name) for name in ("train", "dev")}
 
 
 def chosen_rows(rows: Iterator[RawExample], own: Own, kind: str, where: str) -> np.ndarray:
-    """bool [N]: the rows of a training file that are its dev split."""
+    """bool [N]: the rows of a training file that are its dev split; all of them have a label."""
     assert own.dev_share is not None
+
+    labelled: list[bool] = []
 
     def with_labels() -> Iterator[Row]:
         for row in rows:
-            assert row.label is not None
-            label = float(str(row.label)) if kind == "regression" else row.label
-            yield Row("\0".join(filter(None, row[1:3])), label)
+            labelled.append(row.label is not None)
+            if row.label is not None:
+                label = float(str(row.label)) if kind == "regression" else row.label
+                yield Row("\0".join(filter(None, row[1:3])), label)
 
-    return dev_rows(with_labels(), own.dev_share, own.dev_seed, where)
+    dev = dev_rows(with_labels(), own.dev_share, own.dev_seed, where)
+    found = np.array(labelled)
+    found[found] = dev
+    return found
 
 
 def part_of(whole: Split, chosen: Callable[[], np.ndarray], name: str) -> Split:
