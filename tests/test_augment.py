@@ -26,7 +26,7 @@ from kdbert.data.vectors import WordVectors
 from kdbert.data.words import words_of
 from kdbert.models.vocabulary import whole_words
 from kdbert.tasks import get_task, task_names
-from kdbert.tasks.own import TEXT_COLUMNS, TEXT_PAIRS, WORD_COLUMNS
+from kdbert.tasks.own.columns import TEXT_COLUMNS, TEXT_PAIRS, WORD_COLUMNS
 from small_models import make_masked_roberta, make_masked_xlm_roberta
 
 ONE_PIECE = sorted({word for word in WORDS if word not in STOP_WORDS})
