@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from kdbert.cli import options as o
+from kdbert.reporting.published import SOURCES
 
 
 def table(
@@ -18,7 +19,7 @@ def table(
     metric: Annotated[str | None, typer.Option(help="Metric. [the task's first]")] = None,
     split: Annotated[str | None, typer.Option(help="Split. [test if it has labels, else dev]")] = None,
     baseline: Annotated[str | None, typer.Option(help="Row to compare with: adds differences, intervals, p.")] = None,
-    paper: Annotated[o.Strings, typer.Option(help="Published numbers: ics, bert-and-friends, clinc, linkbert.")] = None,
+    paper: Annotated[o.Strings, typer.Option(help=f"Published numbers: {', '.join(SOURCES)}.")] = None,
     percent: Annotated[bool, typer.Option("--percent", help="Scores times 100, two decimals.")] = False,
     runs_dir: o.RunsDir = "runs",
     debug: o.Debug = False,

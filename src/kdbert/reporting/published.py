@@ -11,6 +11,20 @@ from importlib import resources
 from kdbert.errors import UserError, near_miss
 
 SOURCES = {
+    "pkd": (
+        "PKD: result files in the authors' repository (result/glue/result_summary), GLUE dev; a mean over runs, each the "
+        "best of at most 4 epochs on dev; (?): their number is not stated"
+    ),
+    "minilm": "MiniLM: the authors' README, GLUE dev; (?): the number of runs is not stated",
+    "distilbert": (
+        "DistilBERT: the authors' README, GLUE dev; its MRPC and STS-B figures are left out, since it does not say of "
+        "which metric they are; (?): the number of runs is not stated"
+    ),
+    "metadistil": (
+        "MetaDistil: the authors' README, GLUE dev, their teacher and their 6-layer students that start from "
+        "well-read ones; (?): the number of runs is not stated"
+    ),
+    "reptile": "ReptileDistil: the authors' README, 6-layer student; (?): the number of runs is not stated",
     "ics": (
         "ICS: results slide in the authors' repository (a picture), 6-layer students, the other systems as quoted "
         "there; GLUE dev; (?): the number of runs is not stated"
