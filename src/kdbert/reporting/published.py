@@ -12,8 +12,8 @@ from kdbert.errors import UserError, near_miss
 
 SOURCES = {
     "pkd": (
-        "PKD: result files in the authors' repository (result/glue/result_summary), GLUE dev; a mean over runs, each the "
-        "best of at most 4 epochs on dev; (?): their number is not stated"
+        "PKD: result files in the authors' repository (result/glue/result_summary), GLUE dev; a mean over runs, each "
+        "the best of at most 4 epochs on dev; (?): their number is not stated"
     ),
     "minilm": "MiniLM: the authors' README, GLUE dev; (?): the number of runs is not stated",
     "distilbert": (
