@@ -226,10 +226,15 @@ def test_its_run_is_the_start_of_any_task(
     assert (facts["layers"], facts["recipe"]["student"]["model"]) == (2, str(general))
     from kdbert.reporting.table import make_tables
 
-    tables = make_tables([tmp_path, general], rows=["method"])
-    assert {cell.metric for table in tables for row in table.rows for cell in row.cells.values()} == {
-        "accuracy", "distillation_loss",
-    }  # fmt: skip
+    steps = manifest(general)["steps_done"]
+    for paths in ([tmp_path, general], [tmp_path]):
+        tables = make_tables(paths, rows=["method"])
+        assert {cell.metric for table in tables for row in table.rows for cell in row.cells.values()} == {"accuracy"}
+        (note,) = [note for table in tables for note in table.notes if general.name in note]  # its cost, once
+        assert note.startswith("2 runs")
+        assert f"{steps} steps" in note
+    (alone,) = make_tables([general])
+    assert alone.columns == ("corpus",)
 
 
 @pytest.mark.long
