@@ -396,7 +396,7 @@ def _best(rows: Sequence[ResultRow], columns: Sequence[str]) -> frozenset[tuple[
     constant answer or has runs that give one answer to every example.
     """
     rivals: dict[tuple[str, ...], list[tuple[float, int, str]]] = defaultdict(list)
-    for number, row in enumerate(rows):
+    for place, row in enumerate(rows):
         for column in columns:
             cell = row.cells.get(column)
             if row.teacher or cell is None or cell.summary is None:
@@ -404,13 +404,13 @@ def _best(rows: Sequence[ResultRow], columns: Sequence[str]) -> frozenset[tuple[
             tasks = {run.task for run in cell.runs.values()} or {AVERAGE}
             group = (*sorted(tasks), cell.split, cell.metric, *sorted(_data_of(cell)))
             mean = -cell.summary.mean if cell.metric in LOWER_IS_BETTER else cell.summary.mean
-            rivals[group].append((mean, number, column))
+            rivals[group].append((mean, place, column))
     return frozenset(
-        (number, column)
+        (place, column)
         for group in rivals.values()
         if len(group) > 1
-        for value, number, column in group
-        if value == max(group)[0] and (cell := rows[number].cells[column]).beats_constant and not cell.same
+        for value, place, column in group
+        if value == max(group)[0] and (cell := rows[place].cells[column]).beats_constant and not cell.same
     )
 
 
