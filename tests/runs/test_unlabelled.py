@@ -94,6 +94,14 @@ def test_empty_labels_are_rows_without_one(setting: Setting, kdbert: KDBERT, tmp
     assert (refused.code, "the label is missing" in refused.err) == (2, True)
 
 
+def test_a_share_of_nothing_leaves_them_out(setting: Setting, kdbert: KDBERT, tmp_path: Path) -> None:
+    more = ("--labelled-share", "0.5", "--epochs", "1")
+    run = done(kdbert(*own(setting, tmp_path, setting.train, *more, "--set", "train.unlabelled_share=0")))
+    assert facts(run)["rows"] == {"labelled": 102, "left_out": 101}
+    assert facts(run)["steps_done"] == 7
+    assert "loss/soft" in logged(run)[7]
+
+
 @pytest.mark.parametrize("form", ["empty labels", "no column", "hidden"])
 def test_without_any_label_the_teacher_is_imitated(setting: Setting, kdbert: KDBERT, tmp_path: Path, form: str) -> None:
     header, *rows = setting.train.read_text(encoding="utf-8").splitlines()
