@@ -39,7 +39,10 @@ class Inputs:
             return task
         except NoLabels as error:
             if not recipe.teachers or task.labels is not None:
-                cure = "name a finished teacher of the same labels with --teacher, or the labels with --labels"
+                cure = (
+                    "a student learns without labels from a finished teacher alone: name it with --teacher, and leave "
+                    "out a baseline; or name the labels with --labels"
+                )
                 raise NoLabels(f"{error}; {cure}" if task.labels is None else str(error)) from None
         teacher = recipe.teachers[0]
         if teacher.soft:
