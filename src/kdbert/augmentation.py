@@ -41,6 +41,7 @@ from kdbert.recipe.defaults import task_of
 from kdbert.recipe.sections import TaskSection
 from kdbert.tasks import TaskSpec
 from kdbert.tasks.describe import plain_digest, rows_of
+from kdbert.tasks.own import NoLabels
 from kdbert.training.forward import encoder_autocast, run_model
 from kdbert.training.loggers import progress_bar
 from kdbert.training.precision import Precision, choose_precision, make_accelerator
@@ -253,7 +254,10 @@ def augment(
         UserError: the task, the model, or the output is none that can be used.
         Diverged: an output of the model is not finite.
     """
-    spec = task_of(task)
+    try:
+        spec = task_of(task)
+    except NoLabels as error:
+        raise UserError(f"{error}; augment reads none, but the task has some: name them with --labels a,b") from None
     if spec.head.plain_text:
         raise UserError("augment makes texts for a task, and plain text is none: name another --task")
     columns = text_columns(spec)
@@ -404,7 +408,7 @@ def _tell_cost(augmenter: Augmenter, train: Examples, columns: Sequence[str], do
             break
     factor, left = len(order) / count, time.perf_counter() - begun
     log.info(
-        "%s examples%s: about %s masked sentences in %s forward passes, %s; %s new texts at most, %.3g MB",
+        "%s examples%s: about %s masked sentences in %s forward passes, %s; about %s new texts, %.3g MB",
         f"{len(order):,}", f" of {len(train):,} are left" if done else "",
         f"{factor * (fillers.sentences - sentences):,.0f}", f"{factor * (fillers.passes - passes):,.0f}",
         _duration(factor * left), f"{factor * rows:,.0f}", factor * size / 1e6,

@@ -157,6 +157,12 @@ def test_probabilities_of_several_classes_are_each_of_its_own(tmp_path: Path) ->
     assert found[0] == pytest.approx([0.0, math.log(1 - FLOOR) - math.log(FLOOR)], rel=1e-4)
 
 
+def test_a_text_counts_more_than_an_id_beside_it_and_equal_rows_are_one(tmp_path: Path) -> None:
+    rows = [{"id": number + 1, "text": TEXTS[number], "probabilities": shares(number)} for number in range(32)]
+    by_id = [{"id": number, "probabilities": shares(number)} for number in range(32)]
+    assert logits(tmp_path, "class", [*rows, rows[0]]) == logits(tmp_path, "class", by_id)
+
+
 def test_sums_are_made_one_where_that_is_asked(tmp_path: Path) -> None:
     rows = [{"id": n, "probabilities": {"no": 1, "yes": 2, "maybe": 1}} for n in range(32)]
     assert logits(tmp_path, "class", rows, renormalise=True)[0] == pytest.approx([math.log(0.25)] * 2 + [math.log(0.5)])
@@ -174,7 +180,13 @@ FAULTS: dict[str, tuple[str, dict[str, Any] | None, str]] = {
     "both": ("class", {"id": 3, "logits": GOOD, "probabilities": GOOD}, "line 4: .*either"),
     "neither": ("class", {"id": 3, "scores": GOOD}, "line 4: .*either"),
     "nothing that names the text": ("class", {"probabilities": GOOD}, "line 4: .*which text"),
-    "twice": ("class", {"id": 2, "probabilities": GOOD}, "line 4: .*twice"),
+    "two that differ": ("class", {"id": 2, "probabilities": {"no": 1, "yes": 0, "maybe": 0}}, "line 4: .*other soft"),
+    "two by other names": ("class", {"text": TEXTS[2], "probabilities": {"no": 1, "yes": 0, "maybe": 0}}, "line 4: "),
+    "beyond 32 bits": ("class", {"id": 3, "logits": {"no": 1e300, "yes": 1, "maybe": 0}}, "line 4: .*32 bits"),
+    "beyond 64 bits": ("class", {"id": 3, "logits": {"no": 10**400, "yes": 1, "maybe": 0}}, "line 4: .*32 bits"),
+    "true": ("class", {"id": 3, "probabilities": {"no": True, "yes": 0, "maybe": 0}}, "line 4: .*True"),
+    "all zero": ("class", {"id": 3, "probabilities": {"no": 0, "yes": 0, "maybe": 0}}, "line 4: .*sum to 0"),
+    "another text": ("class", {"id": 3, "text": "of another set", "probabilities": GOOD}, "id 3.*leave the text out"),
     "a list": ("class", {"id": 3, "logits": [1, 2, 3]}, "line 4: .*an object"),
     "above one": ("multi_label", {"id": 3, "probabilities": {"law": 1.5, "art": 0}}, "line 4: .*above 1"),
     "other words": ("token", {"id": 3, "logits": [{"O": 1, "B-X": 0}]}, "line 4: .*1 words"),
@@ -211,6 +223,18 @@ def test_what_needs_more_than_answers_is_refused_before_training(
         done = kdbert("distill", *data, *words, *more, "--runs-dir", tmp_path / "runs")
         assert (done.code, told in done.err) == (2, True), done.err
     assert not (tmp_path / "runs").exists()
+
+
+def test_without_any_label_the_classes_are_those_of_the_file(kdbert: KDBERT, tiny_bert: Path, tmp_path: Path) -> None:
+    train = put(tmp_path / "train.jsonl", [{"text": text} for text in TEXTS[:32]])
+    dev = put(tmp_path / "dev.jsonl", [{"text": TEXTS[32 + n], "label": n % 3} for n in range(6)])
+    soft = put(tmp_path / "soft.jsonl", [{"id": n, "logits": {"2": 0, "1": n, "0": 1}} for n in range(32)])
+    words = ["--task", "custom", "--train-file", train, "--dev-file", dev, "--teacher", soft, "--max-length", 32]
+    alone = kdbert("distill", *words, "--runs-dir", tmp_path / "runs")
+    assert (alone.code, "--student" in alone.err) == (2, True), alone.err
+    done = kdbert("distill", *words, "--student", tiny_bert, "--epochs", 1, "--runs-dir", tmp_path / "runs", "-q")
+    assert done.code == 0, done.err
+    assert json.loads((Path(done.out.strip()) / "run.json").read_text())["task"]["labels"] == ["2", "1", "0"]
 
 
 def test_scores_have_no_soft_labels(kdbert: KDBERT, tiny_bert: Path, tmp_path: Path) -> None:

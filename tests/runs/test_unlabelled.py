@@ -14,7 +14,7 @@ from kdbert.errors import UserError
 from kdbert.runs.folder import RunFolder
 from kdbert.tasks import get_task
 from kdbert.tasks.own import NoLabels, custom_task
-from kdbert.tasks.unlabelled import unlabelled_examples
+from kdbert.tasks.unlabelled import hide_labels, unlabelled_examples
 from small_run import Setting, logged
 
 KDBERT = Any
@@ -94,6 +94,14 @@ def test_empty_labels_are_rows_without_one(setting: Setting, kdbert: KDBERT, tmp
     assert (refused.code, "the label is missing" in refused.err) == (2, True)
 
 
+def test_a_share_of_nothing_leaves_them_out(setting: Setting, kdbert: KDBERT, tmp_path: Path) -> None:
+    more = ("--labelled-share", "0.5", "--epochs", "1")
+    run = done(kdbert(*own(setting, tmp_path, setting.train, *more, "--set", "train.unlabelled_share=0")))
+    assert facts(run)["rows"] == {"labelled": 102, "left_out": 101}
+    assert facts(run)["steps_done"] == 7
+    assert "loss/soft" in logged(run)[7]
+
+
 @pytest.mark.parametrize("form", ["empty labels", "no column", "hidden"])
 def test_without_any_label_the_teacher_is_imitated(setting: Setting, kdbert: KDBERT, tmp_path: Path, form: str) -> None:
     header, *rows = setting.train.read_text(encoding="utf-8").splitlines()
@@ -151,6 +159,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(
         (["--labelled-share", "0.5", "--batch-sampler", "class-balanced"], "class-balanced"),
         (["--labelled-share", "0", "--class-weights", "balanced"], "--class-weights"),
         (["--labelled-share", "0.001"], "--labelled-share"),
+        (["--unlabelled-file", "binary.txt"], "binary"),
         (["--labelled-share", "2"], "--labelled-share"),
         (["--labelled-share", "0.5", "--method", "ics", "--set", "method.alpha_soft=0"], "'ics'"),
         (["--labels", "positive,neutral"], "line"),
@@ -163,6 +172,7 @@ def test_what_cannot_be_is_one_sentence(
     contents = {"empty.txt": "", "blank.txt": "\n\n", "pairs.csv": "sentence1,sentence2\na,b\n", "odd.bin": "a\n"}
     for name, content in contents.items():
         Path(name).write_text(content, encoding="utf-8")
+    Path("binary.txt").write_bytes(bytes(range(7, 256)) * 9)
     result = kdbert(*own(setting, tmp_path, setting.train, *more))
     assert result.code == 2, result.err
     assert told in result.err
@@ -177,13 +187,15 @@ def test_unlabelled_texts_are_read_from_every_form(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "1.txt").write_text("a b\n\n", encoding="utf-8")
     (folder / "2.txt").write_text("c\n", encoding="utf-8")
-    datasets.Dataset.from_dict({"text": expected}).save_to_disk(str(tmp_path / "saved"))
+    rows = datasets.Dataset.from_dict({"text": expected})
+    rows.save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict({"unsupervised": rows}).save_to_disk(str(tmp_path / "one split"))
     for name, content in {
         "a.txt": "a b\nc\n", "a.csv": "id,sentence\n1,a b\n2,c\n", "a.tsv": "sentence\tlabel\na b\t1\nc\t0\n",
-        "a.jsonl": '{"text": "a b"}\n{"text": "c"}\n{"text": " "}\n',
+        "a.jsonl": '{"text": "a b"}\n{"text": null}\n{"text": "c"}\n{"text": " "}\n',
     }.items():  # fmt: skip
         (tmp_path / name).write_text(content, encoding="utf-8")
-    for name in ("a.txt", "a.csv", "a.tsv", "a.jsonl", "saved", "texts"):
+    for name in ("a.txt", "a.csv", "a.tsv", "a.jsonl", "saved", "one split", "texts"):
         found = unlabelled_examples(str(tmp_path / name), task, None)
         assert list(found.text_a) == expected
         assert found.ids[0] == "unlabelled-0"
@@ -200,6 +212,27 @@ def test_unlabelled_texts_are_read_from_every_form(tmp_path: Path) -> None:
     words.write_text("EU\nrejects\n\nPeter\n", encoding="utf-8")
     found = unlabelled_examples(str(words), get_task("ncbi-disease"), None)
     assert (found.words, len(found.labels)) == ([("EU", "rejects"), ("Peter",)], 3)
+
+
+def test_own_texts_are_found_by_their_name_or_by_a_known_one(tmp_path: Path) -> None:
+    for name, content in {
+        "train.csv": "premise,hypothesis,label\na,b,x\nc,d,y\n", "dev.csv": "premise,hypothesis,label\ne,f,x\n",
+        "same.csv": "premise,hypothesis\na,b\n", "known.csv": "id,sentence1,sentence2\n1,a,b\n", "one.csv": "text\na\n",
+        "odd.csv": "left,right\na,b\n",
+    }.items():  # fmt: skip
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    own = custom_task(str(tmp_path / "train.csv"), str(tmp_path / "dev.csv"))
+    for name in ("same.csv", "known.csv"):
+        assert list(unlabelled_examples(str(tmp_path / name), own, None).text_b) == ["b"]
+    for name in ("one.csv", "odd.csv"):
+        with pytest.raises(UserError):
+            unlabelled_examples(str(tmp_path / name), own, None)
+
+
+def test_a_share_that_leaves_every_label_hides_none() -> None:
+    task = get_task("quickstart")
+    part = task.load("train", None)
+    assert hide_labels(part, task, 0.9999, 1).labelled is None
 
 
 def test_missing_labels_of_every_form_of_own_data(tmp_path: Path) -> None:
@@ -232,3 +265,7 @@ def test_missing_labels_of_every_form_of_own_data(tmp_path: Path) -> None:
     assert (named.labels, named.load("dev", None).labels.tolist()) == (("y", "x"), [0])
     with pytest.raises(NoLabels):
         task("text,label\na,\n", "text,label\nb,y\n", ".csv")
+    none = task('{"text": "a", "label": null}\n', sets, ".jsonl", kind="multi-label", known_labels=["x", "y"])
+    assert (none.kind, none.load("train", None).labels) == ("multi_label", None)
+    with pytest.raises(UserError, match=r"line 4.*finite"):
+        task(scores + "c,inf\n", scores, ".csv")

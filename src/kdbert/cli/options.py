@@ -38,6 +38,9 @@ RunsDir = Annotated[str, typer.Option(help="Root of the run folders, where handl
 Labels = Annotated[str | None, typer.Option(help="The model's labels in the order of its outputs: a,b,c.")]
 MaxLength = Annotated[int | None, typer.Option(min=1, help="Tokens per example. [the run's]")]
 Where = Annotated[Strings, typer.Option(metavar="KEY=A,…", help="Only runs with one of these values. May be repeated.")]
+# Of commands that run a model over texts.
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+ReplaceFile = Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")]
 # Of all.
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the paths of the results.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -33,8 +33,8 @@ def predict(
     labels: o.Labels = None,
     max_length: o.MaxLength = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per batch.")] = 64,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
+    precision: o.Precision = "auto",
+    overwrite: o.ReplaceFile = False,
     runs_dir: o.RunsDir = "runs",
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -58,6 +58,8 @@ def predict(
         raise UserError("name a file of texts, or send texts to standard input")
     if file != "-" and not path.exists():
         raise UserError(f"no file {file!r}: check the path")
+    if not o.main_process():
+        return
     model = o.run_path(model, runs_dir)
     from kdbert.data.data_file import form_of, rows_of
     from kdbert.disk.files import atomic_write

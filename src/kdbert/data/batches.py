@@ -65,7 +65,10 @@ def epoch_batches(
         if bucketing:
             pool = batch_size * min(POOL_BATCHES, -(-len(order) // (2 * batch_size)))
             pools = [order[start : start + pool] for start in range(0, len(order), pool)]
-            order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in pools])
+            parts = [part[np.argsort(lengths[part], kind="stable")] for part in pools]
+            if count is not None:  # batches cross the borders of pools: there long texts must meet long ones
+                parts[1::2] = [part[::-1] for part in parts[1::2]]
+            order = np.concatenate(parts)
     if count is None:
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     else:

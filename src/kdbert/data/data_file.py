@@ -266,6 +266,8 @@ def _saved_dataset(path: Path, split: str | None) -> Iterator[Record]:
         if isinstance(data, datasets.DatasetDict):
             wanted = ("validation", "dev") if split == "dev" else (split or "train",)
             name = next((one for one in wanted if one in data), None)
+            if name is None and split is None and len(data) == 1:
+                (name,) = data
             if name is None:
                 raise UserError(
                     f"{path} has no split {wanted[0]!r} (it has: {', '.join(data)}; --split-names says which is which)"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 import logging
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 
 from kdbert.errors import UserError
+
+_BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")  # what no line of text has, in any encoding of one byte
 
 
 def find_file(folder: Path, names: Sequence[str]) -> Path | None:
@@ -44,6 +47,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 start = 3 if number == 1 and raw.startswith(b"\xef\xbb\xbf") else 0
                 yield number, raw[start:].rstrip(b"\r\n").decode("utf-8")
         except UnicodeDecodeError as error:
+            if _BINARY.search(error.object) and _encoding(error.object) == "latin1":
+                raise UserError(f"{path}, line {number}: this is no text but a binary file") from None
             raise UserError(
                 f"{path}, line {number}: not UTF-8 (byte 0x{error.object[error.start]:02x}); "
                 f"convert the file, for example with `iconv -f {_encoding(error.object)} -t utf-8`"

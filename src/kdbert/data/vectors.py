@@ -42,7 +42,8 @@ class WordVectors:
             odd = any(not cell or math.isfinite(_number(cell)) for cell in extra)
             if not width or len(rest) < width or not all(map(math.isfinite, values)) or odd:
                 raise UserError(
-                    f"{path}, line {line}: expected a word and {width or 'its'} numbers, separated by single spaces"
+                    f"{path}, line {line}: expected a word and {width or 'its'} finite numbers, separated by "
+                    "single spaces"
                 )
             if is_word(head) and not extra and any(values):
                 self.words.append(head)

@@ -184,6 +184,11 @@ def resolve_distill(recipe: Recipe) -> Recipe:
     if student.model is None:
         model, layers = base_model(recipe), student.layers
         taught_by = [teacher.model for teacher in recipe.teachers if not teacher.soft]
+        if recipe.teachers and not taught_by and recipe.teacher_training is None and model == PAPER_MODEL:
+            raise UserError(
+                f"{recipe.teachers[0].model} is a file of soft labels, so there is no model to cut a student from: "
+                "name one with --student, such as bert-base-uncased"
+            )
         if taught_by:
             model = taught_by[0]
             if recipe.task.name != CORPUS:  # a masked-LM hands on its head, too

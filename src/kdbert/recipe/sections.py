@@ -271,8 +271,8 @@ class TrainSection(Section):
         "random", description="class-balanced: groups of one class"
     )
     unlabelled_share: float | None = Field(
-        None, gt=0, lt=1, description="of each batch, rows without a label; an epoch is then a pass over the labelled "
-        "rows (default: as the rows lie)"
+        None, ge=0, lt=1, description="of each batch, rows without a label; an epoch is then a pass over the labelled "
+        "rows, and 0 leaves the others out (default: as the rows lie)"
     )  # fmt: skip
     examples_per_class: int = Field(4, ge=1, description="class-balanced: examples per group")
     class_weights: Literal["balanced"] | dict[str, float] | None = Field(
@@ -316,9 +316,9 @@ class TrainSection(Section):
             raise ValueError(
                 "batch_tokens does not go with batch_sampler=class-balanced, whose batches have batch_size"
             )
-        if self.batch_tokens is not None and self.unlabelled_share is not None:
+        if self.batch_tokens is not None and self.unlabelled_share:
             raise ValueError("batch_tokens does not go with unlabelled_share, which is a part of batch_size")
-        if self.unlabelled_share is not None and not 0 < self.unlabelled_rows < self.batch_size:
+        if self.unlabelled_share and not 0 < self.unlabelled_rows < self.batch_size:
             raise ValueError(
                 f"unlabelled_share={self.unlabelled_share:g} of batch_size={self.batch_size} is {self.unlabelled_rows} "
                 "rows; a batch needs rows with a label and rows without"

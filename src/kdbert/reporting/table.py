@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from kdbert.errors import UserError, few, near_miss
 from kdbert.metrics import LOWER_IS_BETTER
 from kdbert.reporting.cells import ResultCell, ResultRow, ResultTable
-from kdbert.reporting.collect import Run, collect, mapping
+from kdbert.reporting.collect import Damaged, Run, collect, mapping, number, read_run
 from kdbert.reporting.labels import ALIASES, FACTS, Labels, differing, is_one_of, parts_of, sort_key, telling, text_of
 from kdbert.reporting.published import SOURCES, published_rows
 from kdbert.tasks.blurb import GROUPS
@@ -79,8 +80,10 @@ def make_tables(
     for path, why in broken.items():
         log.warning("skipped %s: %s", path, why)
     _check_words(asked, where or {}, runs)
+    runs, starts = _without_starts(runs)
     runs, teaching = _chosen(runs, where or {})
     runs, notes = _without_copies(runs)
+    notes += _notes_on_starts(runs, starts)
     parts = [runs] if together or not asked.by_task else _by_task(runs, teaching, asked.rows)
     tables = [_arranged(part, teaching, asked, notes) for part in parts]
     extra = dict.fromkeys(key for table in tables for key in table.keys[len(rows) :])
@@ -136,6 +139,27 @@ def _chosen(runs: Sequence[Run], where: Mapping[str, str]) -> tuple[list[Run], s
 def _taught_by(runs: Iterable[Run]) -> set[str | None]:
     """What the runs' teachers are known by."""
     return {teacher for run in runs for teacher in run.teachers}
+
+
+def _without_starts(runs: Sequence[Run]) -> tuple[list[Run], dict[str, Run]]:
+    """The runs but for general students that others start from; and these by their content, wherever they lie."""
+    general = {str(run.content): run for run in runs if _is_general(run)}
+    starts = {}
+    for run in runs:
+        content, told = str(run.identity.get("student.model")), run.told.get("student.model")
+        if content in starts:
+            continue
+        if content in general:
+            starts[content] = general[content]
+        elif isinstance(told, str) and (Path(told) / "run.json").is_file():
+            with contextlib.suppress(Damaged):
+                found = read_run(Path(told))
+                starts |= {content: found} if _is_general(found) and found.content == content else {}
+    return [run for run in runs if run.content not in starts], starts
+
+
+def _is_general(run: Run) -> bool:
+    return run.told.get("task.kind") == "encoder"
 
 
 def _teaching(runs: Sequence[Run]) -> set[Path]:
@@ -372,7 +396,7 @@ def _best(rows: Sequence[ResultRow], columns: Sequence[str]) -> frozenset[tuple[
     constant answer or has runs that give one answer to every example.
     """
     rivals: dict[tuple[str, ...], list[tuple[float, int, str]]] = defaultdict(list)
-    for number, row in enumerate(rows):
+    for place, row in enumerate(rows):
         for column in columns:
             cell = row.cells.get(column)
             if row.teacher or cell is None or cell.summary is None:
@@ -380,13 +404,13 @@ def _best(rows: Sequence[ResultRow], columns: Sequence[str]) -> frozenset[tuple[
             tasks = {run.task for run in cell.runs.values()} or {AVERAGE}
             group = (*sorted(tasks), cell.split, cell.metric, *sorted(_data_of(cell)))
             mean = -cell.summary.mean if cell.metric in LOWER_IS_BETTER else cell.summary.mean
-            rivals[group].append((mean, number, column))
+            rivals[group].append((mean, place, column))
     return frozenset(
-        (number, column)
+        (place, column)
         for group in rivals.values()
         if len(group) > 1
-        for value, number, column in group
-        if value == max(group)[0] and (cell := rows[number].cells[column]).beats_constant and not cell.same
+        for value, place, column in group
+        if value == max(group)[0] and (cell := rows[place].cells[column]).beats_constant and not cell.same
     )
 
 
@@ -415,6 +439,20 @@ def _notes_on_rows(rows: Sequence[ResultRow], taught: set[str | None]) -> list[s
                     notes.append(f"{row.name} on {column}: the runs' {fact} was {' and '.join(values)}")
             told = {text for run in cell.runs.values() if (text := _without_label(run))}
             notes += [f"{row.name} on {column}: {text}" for text in sorted(told)]
+    return notes
+
+
+def _notes_on_starts(runs: Sequence[Run], starts: Mapping[str, Run]) -> list[str]:
+    """What each general student cost, which is counted once, and how many of the runs start from it."""
+    notes = []
+    for content, start in starts.items():
+        count = sum(run.identity.get("student.model") == content for run in runs)
+        seconds = number(mapping(start.facts.get("timings")).get("train_seconds"))
+        if count and seconds is not None:
+            steps = f"{start.facts.get('steps_done')} steps, {seconds:.0f} s"
+            by = f"{start.method} on plain text, {steps}, once"
+            runs_start = "run starts" if count == 1 else "runs start"
+            notes.append(f"{count} {runs_start} from the general student {start.path.name} ({by})")
     return notes
 
 

@@ -81,7 +81,7 @@ def check_rows(job: Job) -> None:
     _ = job.train_examples  # refuses data without any label for a method that learns from labels alone
     name, options, train = job.recipe.method.name, job.recipe.method, job.recipe.train
     labelled, others = job.label_counts
-    if train.unlabelled_share is not None and not (labelled and others):
+    if train.unlabelled_share and not (labelled and others):
         which = "have no label" if others else "have a label"
         raise UserError(f"train.unlabelled_share mixes rows with and without a label, and all training rows {which}")
     if not others or job.labels_alone:

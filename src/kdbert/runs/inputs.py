@@ -16,6 +16,7 @@ from kdbert.recipe.sections import TaskSection
 from kdbert.tasks import CUSTOM, TaskSpec
 from kdbert.tasks.own import NoLabels, no_dev
 from kdbert.tasks.unlabelled import hide_labels, unlabelled_examples, without_labels
+from kdbert.training import soft_labels
 
 T = TypeVar("T")
 # Keys that change neither what a task is nor what is in its files.
@@ -38,9 +39,14 @@ class Inputs:
             return task
         except NoLabels as error:
             if not recipe.teachers or task.labels is not None:
-                cure = "name a finished teacher of the same labels with --teacher, or the labels with --labels"
+                cure = (
+                    "a student learns without labels from a finished teacher alone: name it with --teacher, and leave "
+                    "out a baseline; or name the labels with --labels"
+                )
                 raise NoLabels(f"{error}; {cure}" if task.labels is None else str(error)) from None
         teacher = recipe.teachers[0]
+        if teacher.soft:
+            return task.model_copy(update={"labels": soft_labels.label_names(teacher.model)})
         config = load_config(locate(teacher.model))
         kind = task.kind or kind_of_head(config)
         labels = None if kind == "regression" else teacher.labels or label_names(config)

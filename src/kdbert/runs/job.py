@@ -126,8 +126,8 @@ class Job:
 
     @cached_property
     def labels_alone(self) -> bool:
-        """Whether the method learns from labels alone, so that rows without one are left out."""
-        return not self.spec.head.plain_text and labels_alone(self.recipe)
+        """Whether rows without a label are left out: the method learns from labels alone, or the recipe says so."""
+        return not self.spec.head.plain_text and (labels_alone(self.recipe) or self.recipe.train.unlabelled_share == 0)
 
     @cached_property
     def train_examples(self) -> Examples | TextSplit:
@@ -148,8 +148,7 @@ class Job:
                 "baseline": "; leave out the run without a teacher (--no-baseline)",
             }
             raise UserError(
-                f"no training row has a label, and {self.recipe.method.name} learns from labels alone"
-                + cures.get(self.role, "")
+                "no training row has a label, and this run learns from labels alone" + cures.get(self.role, "")
             )
         return found.with_label
 

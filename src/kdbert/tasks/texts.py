@@ -37,7 +37,8 @@ def text_rows(
     if first is None:
         raise UserError(f"{source} has no texts")
     columns = text_columns(spec, source, tuple(first[1]), named, cure)
-    log.info("%s: text from %s", source, " + ".join(columns))
+    if len(first[1]) > 1:
+        log.info("%s: text from %s", source, " + ".join(columns))
     for number, (place, record) in enumerate(chain([first], records)):
         where = f"{source}, {place}"
         missing = next((name for name in columns if name not in record), None)
@@ -60,29 +61,36 @@ def text_columns(
     Raises:
         UserError: they cannot be told; pairs where the task takes one text, or the other way round.
     """
-    lower = [name.lower() for name in there]
     names = tuple(named or (spec.own.text if spec.own is not None else ()))
-    if not spec.pair and named is None and len(there) == 1:
+    if named is None and len(there) == 1:
+        if spec.pair:
+            raise UserError(f"{source} has one column, and task {spec.name!r} takes pairs of texts")
         return there
     if names and len(names) != 1 + spec.pair:
         raise UserError(f"task {spec.name!r} takes {1 + spec.pair} column(s) of text, not {', '.join(names)}")
     absent = next((name for name in names if name not in there), None)
+    if names and absent is None:
+        return names
+    found = () if named else _known(spec, there)
+    if found:
+        return found
     if absent is not None:
         raise UserError(
             f"{source} has no column {absent!r}{near_miss(absent, there)} (it has: {', '.join(there)}); {cure}"
         )
-    if names:
-        return names
-    if spec.pair and len(there) == 1:
-        raise UserError(f"{source} has one column, and task {spec.name!r} takes pairs of texts")
+    which = "two columns hold the texts" if spec.pair else "column holds the text"
+    raise UserError(f"{source}: cannot tell which {which} (columns: {', '.join(there)}); {cure}")
+
+
+def _known(spec: TaskSpec, there: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns of the text(s) by the names that people give them; () if that is not clear."""
+    lower = [name.lower() for name in there]
     known: list[tuple[str, ...]] = [*TEXT_PAIRS] if spec.pair else [(name,) for name in TEXT_COLUMNS]
     if spec.head.of_words:
         known = [(name,) for name in (*WORD_COLUMNS, *TEXT_COLUMNS)]
     found = [names for names in known if all(lower.count(name) == 1 for name in names)]
-    if len(found) == 1 or (found and spec.head.of_words):
-        return tuple(there[lower.index(name)] for name in found[0])
-    which = "two columns hold the texts" if spec.pair else "column holds the text"
-    raise UserError(f"{source}: cannot tell which {which} (columns: {', '.join(there)}); {cure}")
+    clear = len(found) == 1 or (found and spec.head.of_words)
+    return tuple(there[lower.index(name)] for name in found[0]) if clear else ()
 
 
 def of_texts(texts: Sequence[str], number: int, place: str) -> RawExample:

@@ -24,7 +24,7 @@ ID = "unlabelled-"  # how the name of a row of such a file begins; its number fo
 def unlabelled_examples(given: str, spec: TaskSpec, named: Sequence[str] | None) -> Examples:
     """The texts of a file as training rows of a task, none of which has a label.
 
-    Texts that are empty are left out.
+    Texts that are empty or missing are left out.
 
     Args:
         given: a path (`records_of`), or a dataset of the Hub.
@@ -34,12 +34,15 @@ def unlabelled_examples(given: str, spec: TaskSpec, named: Sequence[str] | None)
         UserError: no file, no texts, texts of another form than the task's.
     """
     path = local_data(given)
-    cure = CURE if spec.own is None else "call the texts as in the training file"
+    cure = CURE
+    if spec.own is not None:
+        cure = f"call {'both texts' if spec.pair else 'the text'} as in the training file"
     empty = 0
 
     def rows() -> Iterator[RawExample]:
         nonlocal empty
-        for row, _ in text_rows(records_of(path), str(path), spec, named if spec.own is None else None, cure):
+        records = ((place, {k: "" if v is None else v for k, v in one.items()}) for place, one in records_of(path))
+        for row, _ in text_rows(records, str(path), spec, named if spec.own is None else None, cure):
             if is_empty(row):
                 empty += 1
             else:
@@ -70,7 +73,7 @@ def hide_labels(part: Examples, spec: TaskSpec, share: float, seed: int) -> Exam
     none may be left.
 
     Raises:
-        UserError: so few rows that none, or each, would lose its label.
+        UserError: so few rows that each would lose its label.
     """
     assert part.labels is not None
     there = np.ones(len(part), dtype=bool) if part.labelled is None else part.labelled
@@ -79,11 +82,8 @@ def hide_labels(part: Examples, spec: TaskSpec, share: float, seed: int) -> Exam
     kept = np.zeros(len(part), dtype=bool)
     if share:
         kept[there] = taken(_rows(part.with_label, spec), share, seed, last=True)
-        if not kept.any() or (kept == there).all():
-            raise UserError(
-                f"task.labelled_share={share:g}: of {there.sum()} labels that leaves {kept.sum()}; give 0, 1, or a "
-                "share between them that leaves some"
-            )
+        if not kept.any():
+            raise UserError(f"task.labelled_share={share:g}: of {there.sum()} labels that leaves none; give more, or 0")
     labels = part.labels.copy()
     labels[part.of_labels(~kept)] = 0
     return replace(part, labels=labels, labelled=some_lack(kept))

@@ -213,7 +213,7 @@ def steps_of(options: TrainSection, data: Sized, labelled: int) -> int:
     With `batch_tokens` it must be tokenised.
     """
     rows, size = len(data), options.batch_size
-    if options.unlabelled_share is not None:
+    if options.unlabelled_rows:
         rows, size = labelled, size - options.unlabelled_rows
     if options.batch_tokens is None:
         whole = options.epochs * -(-rows // size)
@@ -315,7 +315,7 @@ def epoch_order(options: TrainSection, data: Encoded, head: Head, seed: int, epo
     return epoch_batches(
         data.lengths, options.batch_size, seed=seed, epoch=epoch, bucketing=options.bucketing, classes=classes,
         per_class=options.examples_per_class, tokens=options.batch_tokens, labelled=data.labelled,
-        unlabelled=None if options.unlabelled_share is None else options.unlabelled_rows,
+        unlabelled=options.unlabelled_rows or None,
     )  # fmt: skip
 
 

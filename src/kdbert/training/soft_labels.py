@@ -1,16 +1,16 @@
 """A teacher that is a file: probabilities or logits for each training text, made elsewhere.
 
 Each line is a JSON object with `logits` or `probabilities`, label -> number (of tagged words a list of such, one for
-each word), and with what says which text it is of: `text_sha256` (as `kdbert predict --scores` writes it), `id` (of the
-example, as in prediction files), or `text` (a pair: a list of two). Rows may be in any order, and more than are needed.
+each word), and with what says which text it is of: `text_sha256` (as `kdbert predict --scores` writes it), `text` (a
+pair: a list of two) or `tokens`, or, where there is none of these, `id` (of the example, as in prediction files). Rows
+may be in any order, and more than are needed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ from kdbert.training.teacher import StoredTeacher
 log = logging.getLogger("kdbert")
 FLOOR = 1e-7  # a probability below it counts as this, so that its logarithm is finite
 _SUM = 1e-3  # by how much probabilities may miss a sum of 1
+_SAME = 1e-3  # by how much the logits of two rows of one text may differ
 SCORES = ("logits", "probabilities")
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def text_digest(*texts: str) -> str:
@@ -68,7 +70,8 @@ class SoftLabels:
         least `FLOOR`, and there at most 1 - `FLOOR`.
 
         Raises:
-            UserError: a faulty row; a label that the task does not have, or lacks; a text without a row.
+            UserError: a faulty row; two rows of one text that differ; a label that the task does not have, or lacks; a
+                text without a row.
         """
         if not spec.labels:
             raise UserError(f"{self.given}: task {spec.name!r} {spec.head.takes}, and soft labels are of classes")
@@ -76,20 +79,26 @@ class SoftLabels:
         values = np.zeros((rows, len(spec.labels)), dtype=np.float32)
         found = np.zeros(len(part), dtype=bool)
         columns: dict[tuple[str, ...], list[int]] = {}
+        both = False
         for place, record in rows_of(Path(self.given), "jsonl"):
             where = f"{self.given}, {place}"
-            examples = wanted.get(_key(record, where), [])
-            if "id" in record and "text_sha256" not in record and any(found[number] for number in examples):
-                raise UserError(f"{where}: id {record['id']!r} stands there twice")
+            both = both or ("id" in record and "text" in record)
             its = self._row(record, spec, columns, where)
-            for number in examples:
+            for number in wanted.get(_key(record, where), []):
+                its_rows, its_places = _placed(number, its, part, data, where)
                 if not found[number]:
-                    _put(values, number, its, part, data, where)
+                    values[its_places] = its_rows
                     found[number] = True
+                elif not np.allclose(values[its_places], its_rows, atol=_SAME):
+                    raise UserError(
+                        f"{where}: a row before has other soft labels of the same text (id {part.ids[number]})"
+                    )
         if not found.all():
             missing = [part.ids[number] for number in np.flatnonzero(~found).tolist()]
+            cure = "; a row that has a text is matched by it: leave the text out to match by id" * both
             raise UserError(
                 f"{self.given} has no soft labels for {len(missing)} of {len(part)} training texts (id {few(missing)})"
+                + cure
             )
         return values
 
@@ -112,10 +121,10 @@ class SoftLabels:
                     columns[labels] = label_permutation(spec.labels, spec.aliases, labels)
                 except ValueError as error:
                     raise UserError(f"{where}: other labels than task {spec.name!r}: {error}") from None
-            numbers = list(one.values())
-            if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers):
-                raise UserError(f"{where}: {given[0]!r} holds {_odd(numbers)!r}, which is no finite number")
-            row[:] = np.array(numbers, dtype=np.float64)[columns[labels]]
+            odd = [value for value in one.values() if not _is_number(value)]
+            if odd:
+                raise UserError(f"{where}: {given[0]!r} holds {str(odd[0])[:40]}, which is no finite number of 32 bits")
+            row[:] = np.array([*one.values()], dtype=np.float64)[columns[labels]]
         return (self._log(rows, spec.head, where) if given[0] == "probabilities" else rows).astype(np.float32)
 
     def _log(self, rows: np.ndarray, head: Head, where: str) -> np.ndarray:
@@ -128,7 +137,9 @@ class SoftLabels:
             clipped = rows.clip(FLOOR, 1 - FLOOR)
             return np.log(clipped) - np.log1p(-clipped)
         sums = rows.sum(axis=1, keepdims=True)
-        if self.renormalise and (sums > 0).all():
+        if (sums == 0).any():
+            raise UserError(f"{where}: the probabilities sum to 0")
+        if self.renormalise:
             rows = rows / sums
         elif (np.abs(sums - 1) > _SUM).any():
             wrong = sums[np.abs(sums - 1) > _SUM][0]
@@ -140,8 +151,18 @@ class SoftLabels:
         return found
 
 
-def _odd(values: Sequence[Any]) -> Any:
-    return next(one for one in values if not isinstance(one, (int, float)) or not math.isfinite(one))
+def label_names(given: str) -> list[str]:
+    """The labels of the first row of a file of soft labels, in its order; none where it does not say them."""
+    for _, record in rows_of(Path(given), "jsonl"):
+        named = next((record[name] for name in SCORES if name in record), None)
+        first = named[0] if isinstance(named, list) and named else named
+        return [*map(str, first)] if isinstance(first, Mapping) else []
+    return []
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number, and finite in float32."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
 
 
 def _keys(part: Examples) -> dict[tuple[str, str], list[int]]:
@@ -158,7 +179,7 @@ def _key(record: Mapping[str, Any], where: str) -> tuple[str, str]:
     text = record.get("text", record.get("tokens"))
     if "text_sha256" in record:
         return "text", str(record["text_sha256"])
-    if "id" in record:
+    if text is None and "id" in record:
         return "id", str(record["id"])
     parts = [text] if isinstance(text, str) else text
     if not isinstance(parts, list) or not all(isinstance(one, str) for one in parts) or not parts:
@@ -166,16 +187,15 @@ def _key(record: Mapping[str, Any], where: str) -> tuple[str, str]:
     return "text", text_digest(" ".join(parts)) if "text" not in record else text_digest(*parts)
 
 
-def _put(values: np.ndarray, number: int, rows: np.ndarray, part: Examples, data: Encoded, where: str) -> None:
-    """Put a row's logits where its example has them."""
+def _placed(number: int, rows: np.ndarray, part: Examples, data: Encoded, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """A row's logits, and where its example has them."""
     if data.word_tokens is None:
-        values[number] = rows[0]
-        return
+        return rows, np.array([number])
     first, last = part.word_offsets[number : number + 2]
     if len(rows) != last - first:
         raise UserError(f"{where}: soft labels of {len(rows)} words, and the text has {last - first}")
     tokens = data.word_tokens[first:last]
-    values[tokens[tokens >= 0]] = rows[tokens >= 0]
+    return rows[tokens >= 0], tokens[tokens >= 0]
 
 
 @dataclass(eq=False)

@@ -234,11 +234,6 @@ def tags_of(record: Any, own: Own, where: str) -> tuple[str, ...] | None:
 def _one(table: DataFile, column: str, kind: str | None, given: Sequence[str] = ()) -> Labels:
     """One class or score for each row. Without a kind it is a score if all are numbers and some are not whole."""
     where, missing, rows = f"{table.path}: column {column!r}", 0, 0
-    if kind in ("multi-label", "token"):
-        raise UserError(
-            f"{where} has one label for each row; for --kind multi-label write lists, or name what separates the "
-            "classes with --label-separator"
-        )
     found: dict[str, str] = {}  # label -> where it is first
     for place, record in table.rows():
         here = f"{table.path}, {place}"
@@ -249,6 +244,11 @@ def _one(table: DataFile, column: str, kind: str | None, given: Sequence[str] = 
         else:
             found.setdefault(name, here)
     words = [name for name in found if number(name) is None]
+    endless = next((name for name in words if re.fullmatch(r"[+-]?inf(inity)?", name, re.IGNORECASE)), None)
+    if kind is None and endless and len(words) < len(found):
+        raise UserError(
+            f"{found[endless]}: label {endless!r} is no finite number; if it is a class, say --kind single-label"
+        )
     if kind == "regression" and words:
         raise UserError(
             f"{found[words[0]]}: label {words[0]!r} is not a number such as 2.5 (with a point), so --kind regression "
@@ -257,6 +257,11 @@ def _one(table: DataFile, column: str, kind: str | None, given: Sequence[str] = 
     names = sorted(found)
     if names == [] or (names == [NO_LABEL] and NO_LABEL not in given):
         raise NoLabels(f"{where} has no labels (all are missing or {NO_LABEL})")
+    if kind in ("multi-label", "token"):
+        raise UserError(
+            f"{where} has one label for each row; for --kind multi-label write lists, or name what separates the "
+            "classes with --label-separator"
+        )
     if given:
         _refuse_others(found, given)
         return Labels(tuple(given), "single_label", "one", rows, missing, f"{len(given)} classes ({_shown(given)})")
@@ -292,6 +297,7 @@ def _one(table: DataFile, column: str, kind: str | None, given: Sequence[str] = 
     _refuse_alike(names, where)
     told = f"{len(names)} classes ({_shown(names)})"
     told += "; if these numbers are scores, say --kind regression" * (whole and len(names) > 2)
+    told += f"; if {NO_LABEL} says that there is no label, leave these cells empty" * (whole and NO_LABEL in names)
     return Labels(tuple(names), "single_label", "one", rows, missing, told)
 
 

@@ -171,8 +171,9 @@ def _tell_columns(table: DataFile, own: Own, labels: Labels) -> None:
         shown = str(label) if isinstance(label, str) else ", ".join(label or ()) or "(none)"
     source = f"label from {', '.join(map(repr, own.label))}"
     if labels.missing:
-        source = f"{labels.missing} rows have no label, {source}"
+        source += f" ({labels.missing} rows have none)"
     if labels.missing == labels.rows:
+        label = None
         source = "no row has a label; what it would be is read of the dev file"
     left = f"; not read: {', '.join(own.unread)}" if own.unread else ""
     log_once(
