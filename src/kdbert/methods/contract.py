@@ -97,6 +97,13 @@ class MethodOptions(BaseModel):
             return f"{key} {value:g} gives weights of {value:g} and {1 - value:g}"
         return ""
 
+    def check(self, head: Head) -> None:
+        """Refuse, by a `UserError`, what has no meaning in a task with this head."""
+
+    def idle(self, head: Head) -> list[str]:
+        """What teaches nothing in a task with this head: a sentence each, said before training."""
+        return []
+
     def nonsense(self) -> list[str]:
         """The negative weights that the options give: only `original` takes any."""
         return [fault for key in type(self).model_fields if (fault := self.fault(key, getattr(self, key)))]

@@ -66,6 +66,7 @@ def check_head(job: Job) -> None:
             f"task {spec.name!r} {spec.head.takes}; no published code distils that, so it has no variant original: use "
             "--variant corrected"
         )
+    recipe.method.check(spec.head)
     if not spec.head.has_example_classes and recipe.train.batch_sampler == "class-balanced":
         raise UserError(
             f"task {spec.name!r} {spec.head.takes}, so its examples have no class: use train.batch_sampler=random"

@@ -416,6 +416,8 @@ class Run:
             log.info("%s compares %d examples, not %d", recipe.method.name, job.micro_batch, recipe.train.batch_size)
         for sentence in recipe.method.nonsense():
             log.warning("variant original, as published: %s", sentence)
+        for sentence in recipe.method.idle(job.spec.head):
+            log.warning("%s", sentence)
         if data.labels is not None and not job.spec.head.of_words:
             first = epoch_order(recipe.train, data, job.spec.head, recipe.seed, 0)
             parts = [part for rows in first for part in np.array_split(rows, recipe.train.accumulation) if len(part)]
