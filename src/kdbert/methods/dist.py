@@ -89,7 +89,7 @@ class DIST(Method[DISTOptions]):
         counted = torch.ones_like(own[..., 0], dtype=torch.bool)
         if self.head.of_words:
             counted = batch.labels != IGNORE_INDEX
-        if options.beta and (self.head.outputs > 2 or not corrected):
+        if options.beta and (own.shape[-1] > 2 or not corrected):
             rho, defined = correlation(own, other, dim=-1)
             loss = scale * (1 - rho) * counted
             found.add("inter", batch.mean(loss * defined if corrected else loss), options.beta)
