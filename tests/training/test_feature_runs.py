@@ -32,7 +32,7 @@ from small_run import (
 )
 
 every_method = pytest.mark.parametrize("name", FEATURES)
-FLOOR = 1e-4  # of the largest gradient: below it, differences in float32 are rounding
+FLOOR = 2e-4  # of the largest gradient: below it, differences in float32 are rounding
 EXACT = {"dropout": 0.0, "precision": "fp32"}
 
 
