@@ -17,8 +17,9 @@ WITHOUT_TRAINING_FILE = ("ebm-pico", "jnlpba")
 
 
 def seldom_alike(recipe: Path) -> bool:
-    """The recipes of BLURB's tasks are alike: of those, one with a training file, and one without."""
-    return recipe.parent.name != "blurb" or recipe.stem in ("hoc", "jnlpba")
+    """Recipes of one method on many tasks are alike: of BLURB's, one with a training file, and one without."""
+    chosen = {"blurb": ("hoc", "jnlpba"), "pkd": ("rte",), "sinkd": ("mrpc",)}
+    return recipe.stem in chosen.get(recipe.parent.name, (recipe.stem,))
 
 
 def commands(text: str) -> list[str]:

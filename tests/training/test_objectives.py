@@ -30,6 +30,7 @@ TERMS = {
     },
 }  # fmt: skip
 PAIRS = {"ics": "4:2", "cka-l": "4:2", "cka-i": "3:1", "cka-g": "3:1", "cka-il": "3:1", "cka-ilg": "3:1"}
+OF_ANSWERS = ("pkd", "rkd", "dist", "dkd", "sinkd")
 
 
 def files(setting: Setting) -> list[Any]:
@@ -253,7 +254,7 @@ def test_cut_into_micro_batches_the_warning_and_the_log_speak_of_those(
 # ---- models of other shapes
 
 
-@pytest.mark.parametrize("method", ["ics", "cka-i", "cka-l", "cka-g", "cka-ilg"])
+@pytest.mark.parametrize("method", ["ics", "cka-i", "cka-l", "cka-g", "cka-ilg", "pkd", "rkd"])
 def test_a_narrower_student(
     method: str, setting: Setting, kdbert: Callable[..., Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -264,25 +265,26 @@ def test_a_narrower_student(
     done = kdbert(*words, "memory.centroids=9") if method.endswith("g") else kdbert(*words)
     assert done.code == 0, done.err
     own = tmp_path / "run" / "method.safetensors"
-    if method == "ics":
+    if method in ("ics", "pkd"):
         assert load_file(own)["projections.0.weight"].shape == (32, 16)
     else:
         assert not own.exists() or set(load_file(own)) == {"centroids.student"}
     assert all(torch.isfinite(torch.tensor(line["loss"])) for line in logged(tmp_path / "run").values())
 
 
-def test_the_published_ics_refuses_other_widths(
-    setting: Setting, kdbert: Callable[..., Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+@pytest.mark.parametrize("method", ["ics", "pkd"])
+def test_some_published_methods_refuse_other_widths(
+    method: str, setting: Setting, kdbert: Callable[..., Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     narrow = make_bert(tmp_path_factory.mktemp("narrow") / "bert", layers=2, hidden=16)
     setting = Setting(setting.train, setting.dev, setting.teacher, narrow)
-    done = kdbert(*setting.words(tmp_path / "run", **{"method.name": "ics", "method.variant": "original"}))
+    done = kdbert(*setting.words(tmp_path / "run", **{"method.name": method, "method.variant": "original"}))
     assert done.code == 2
     assert "the teacher has 32, the student 16" in done.err
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("method", [*TERMS, "multi-kd"])
+@pytest.mark.parametrize("method", [*TERMS, *OF_ANSWERS, "multi-kd"])
 def test_the_published_variant_runs_and_names_its_nonsense(
     method: str, setting: Setting, kdbert: Callable[..., Any], tmp_path: Path
 ) -> None:
