@@ -1,4 +1,4 @@
-"""`pkd`, `rkd`, `dist`, `dkd`, `sinkd`, and standardised logits are the published ones (docs/quirks.md, 7 to 11)."""
+"""`pkd`, `rkd`, `dist`, `dkd`, `sinkd`, and standardised logits are the published ones (docs/quirks.md, 9)."""
 
 from __future__ import annotations
 

@@ -325,6 +325,40 @@ def test_weights_that_mean_nothing_are_refused_and_in_original_labelled(
     assert f"variant original, as published: {label}" in done.err
 
 
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"method.name": "dist"}, "two classes"),
+        ({"method.name": "dkd"}, "beta_d"),
+        ({"method.name": "ics", "method.standardise_logits": True}, "standardise_logits"),
+    ],
+    ids=str,
+)
+def test_what_two_classes_leave_without_effect_is_told_before_training(
+    keys: dict[str, Any], told: str, setting: Setting, kdbert: Callable[..., Any], tmp_path: Path
+) -> None:
+    words = setting.words(tmp_path / "run", **keys, max_steps=1)
+    done = kdbert(*words)
+    assert done.code == 0, done.err
+    assert told in done.err
+    assert told in kdbert(*words, "--dry-run").out.rpartition("labels: 2")[2]
+
+
+@pytest.mark.parametrize(("method", "told"), [("dkd", "dkd"), ("sinkd", "sinkd"), ("kd", "standardise_logits")])
+def test_scores_refuse_what_needs_classes(
+    method: str, told: str, setting: Setting, kdbert: Callable[..., Any], tmp_path: Path
+) -> None:
+    files = tmp_path / "train.csv", tmp_path / "dev.csv"
+    for name, file in enumerate(files):
+        rows = "".join(f"{'good' if name else 'bad'} {i},{i / 7}\n" for i in range(20))
+        file.write_text(f"text,label\n{rows}", encoding="utf-8")
+    standardise = {"method.standardise_logits": True} if method == "kd" else {}
+    own = Setting(*files, setting.teacher, setting.student)
+    refused = kdbert(*own.words(tmp_path / "run", **{"method.name": method, "task.kind": "regression", **standardise}))
+    assert refused.code == 2
+    assert told in refused.err
+
+
 def test_the_hate_speech_scripts_weights(setting: Setting, kdbert: Callable[..., Any], tmp_path: Path) -> None:
     keys = {"method.name": "ics", "method.alpha_ce": 0.7, "method.alpha_soft": 0.6, "method.beta": 0.4}
     done = kdbert(*setting.words(tmp_path / "run", **keys, max_steps=2))

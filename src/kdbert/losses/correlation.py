@@ -1,4 +1,4 @@
-"""Pearson's correlation as a loss sees it (DIST, Huang et al. 2022; docs/quirks.md, section 9)."""
+"""Pearson's correlation as a loss sees it (DIST, Huang et al. 2022; docs/quirks.md, 9.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The KL divergence of two softmaxes in two parts (Decoupled KD, Zhao et al. 2022; docs/quirks.md, section 10)."""
+"""The KL divergence of two softmaxes in two parts (Decoupled KD, Zhao et al. 2022; docs/quirks.md, 9.4)."""
 
 from __future__ import annotations
 

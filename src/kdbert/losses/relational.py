@@ -1,4 +1,4 @@
-"""Distances and angles among the rows of a batch (Relational KD, Park et al. 2019; docs/quirks.md, section 8)."""
+"""Distances and angles among the rows of a batch (Relational KD, Park et al. 2019; docs/quirks.md, 9.2)."""
 
 from __future__ import annotations
 

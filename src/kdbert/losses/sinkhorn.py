@@ -1,4 +1,4 @@
-"""The cost of carrying a batch's student distributions to its teacher's (SinKD, Cui et al. 2024)."""
+"""The cost of carrying a batch's answers, student's to teacher's (SinKD, Cui et al. 2024; docs/quirks.md, 9.6)."""
 
 from __future__ import annotations
 

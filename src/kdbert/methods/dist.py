@@ -39,7 +39,7 @@ class DISTOptions(MethodOptions):
 
 
 class DIST(Method[DISTOptions]):
-    """hard_weight * hard + beta * inter + gamma * intra (docs/quirks.md, section 9)."""
+    """hard_weight * hard + beta * inter + gamma * intra (docs/quirks.md, 9.3)."""
 
     name = "dist"
     aliases = ("relation-match",)

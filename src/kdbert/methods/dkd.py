@@ -34,7 +34,7 @@ class DKDOptions(MethodOptions):
     alpha_d: Weight = Field(1.0, description="weight of the target class against all others (TCKD)")
     beta_d: Weight = Field(8.0, description="weight of the other classes among themselves (NCKD)")
     temperature: float = Field(4.0, gt=0, description="tau, softens both distributions")
-    warmup: Share = Field(1 / 12, description="share of the run in which both weights rise from 0")
+    warmup: Share = Field(0.08, description="share of the run in which both weights rise from 0")
     standardise_logits: Standardise = False
 
     def check(self, head: Head) -> None:
@@ -54,7 +54,7 @@ class DKDOptions(MethodOptions):
 
 
 class DKD(Method[DKDOptions]):
-    """hard_weight * hard + alpha_d * tckd + beta_d * nckd (docs/quirks.md, section 10)."""
+    """hard_weight * hard + alpha_d * tckd + beta_d * nckd (docs/quirks.md, 9.4)."""
 
     name = "dkd"
     aliases = ("decoupled", "decoupled-kd")

@@ -38,7 +38,7 @@ class PKDOptions(LayerOptions):
 
 
 class PKD(Method[PKDOptions]):
-    """alpha * hard + (1 - alpha) * soft + beta * patience (docs/quirks.md, section 7)."""
+    """alpha * hard + (1 - alpha) * soft + beta * patience (docs/quirks.md, 9.1)."""
 
     name = "pkd"
     aliases = ("bert-pkd", "patient-kd", "patience")

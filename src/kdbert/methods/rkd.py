@@ -48,7 +48,7 @@ class RKDOptions(LayerOptions):
 
 
 class RKD(Method[RKDOptions]):
-    """KD + distance_weight * distance + angle_weight * angle (docs/quirks.md, section 8)."""
+    """KD + distance_weight * distance + angle_weight * angle (docs/quirks.md, 9.2)."""
 
     name = "rkd"
     aliases = ("relational", "relational-kd")

@@ -30,7 +30,7 @@ class SinKDOptions(HardAndSoftOptions):
 
 
 class SinKD(Method[SinKDOptions]):
-    """alpha * hard + (1 - alpha) * soft + beta * sinkhorn (docs/quirks.md, section 11)."""
+    """alpha * hard + (1 - alpha) * soft + beta * sinkhorn (docs/quirks.md, 9.6)."""
 
     name = "sinkd"
     aliases = ("sinkhorn",)
