@@ -15,6 +15,7 @@ from kdbert.errors import UserError
 from kdbert.heads import Head, MultiLabel, Regression, SingleLabel, Tokens
 from kdbert.losses.decoupled import decoupled_loss
 from kdbert.losses.hinton import soft_label_loss, standardised
+from kdbert.losses.relational import relational_losses
 from kdbert.methods import LossTerms, Models, Outputs, Shape, get_method
 
 EQUAL = Models(student=Shape(3, 6), teachers=(Shape(5, 6),))
@@ -137,6 +138,21 @@ def test_rkd_sees_no_rotation_and_no_shift_and_distances_no_scale() -> None:
     same = features.changed(student=features.teacher)
     found = terms_of({**options, "layer_map": "2:2"}, same, Models(Shape(5, 6), (Shape(5, 6),))).terms
     assert (float(found["distance"]), float(found["angle"])) == pytest.approx((0, 0), abs=1e-12)
+
+
+def test_rkd_of_equal_rows_far_from_the_origin_is_exact_in_float32() -> None:
+    """Inner products of such rows cancel."""
+    student, teacher = (10 + 0.1 * draw(9, 768, seed=seed) for seed in (0, 1))
+    student[3] = student[5]
+    values, gradients = [], []
+    for dtype in (torch.float64, torch.float32):
+        rows = student.to(dtype).requires_grad_()
+        found = relational_losses(rows, teacher.to(dtype))
+        values.append({name: float(value.detach()) for name, value in found.items()})
+        (found["distance"] + found["angle"]).backward()
+        gradients.append(rows.grad)
+    assert values[1] == pytest.approx(values[0], rel=1e-4)
+    torch.testing.assert_close(gradients[1].double(), gradients[0], rtol=1e-3, atol=1e-6)
 
 
 def test_dkd_puts_a_divergence_together_again() -> None:

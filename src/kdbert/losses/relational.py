@@ -2,78 +2,61 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 
 LEAST = 1e-4  # of the mean distance: nearer rows count as equal, since where they lie is rounding
 
 
-class Relations(NamedTuple):
-    """Of rows [n, D]: the vector from row i to row j, [n, n, D], and its length, [n, n].
+def published_relational_losses(student: torch.Tensor, teacher: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Terms `distance` and `angle` of rows [n, D] as published; the first is NaN of one row.
 
-    Lengths come from the vectors, since |a|^2 - 2ab + |b|^2 cancels: in float32, rows that are equal would be apart.
+    The means go over all n^2 pairs of h(psi_S - psi_T) and all n^3 triples of h(cos_S - cos_T), degenerate ones too.
+    psi: distance / mean distance, where equal rows are 1e-6 apart; cos: of the angle at the first row; h: smooth L1.
     """
-
-    vectors: torch.Tensor
-    distances: torch.Tensor
-
-    @classmethod
-    def of(cls, rows: torch.Tensor) -> Relations:
-        """Of the rows of a batch. A distance of 0 has no gradient."""
+    found: dict[str, list[torch.Tensor]] = {"distance": [], "angle": []}
+    off = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
+    for rows in (student, teacher.detach()):
+        # Lengths of the vectors: |a|^2 - 2ab + |b|^2 cancels, so that in float32 equal rows would be apart.
         vectors = rows[None] - rows[:, None]
-        return cls(vectors, torch.linalg.vector_norm(vectors, dim=-1))
+        distances = torch.where(off, torch.linalg.vector_norm(vectors, dim=-1).clamp(min=1e-6), 0.0)
+        found["distance"].append(distances / (distances.sum() / off.sum()))
+        directions = F.normalize(vectors, dim=-1)
+        found["angle"].append(torch.einsum("ijd,ikd->ijk", directions, directions))
+    return {name: F.smooth_l1_loss(own, other) for name, (own, other) in found.items()}
 
 
-def published_distance_loss(student: Relations, teacher: Relations) -> torch.Tensor:
-    """Mean over all n^2 pairs, those of a row with itself too, of h(psi_S - psi_T); NaN of one row.
+def relational_losses(student: torch.Tensor, teacher: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same over pairs and triples of rows that are apart, in both models; 0 where there are none.
 
-    psi: distance / mean distance, where equal rows are 1e-6 apart; h: smooth L1.
+    It takes n^3 numbers, however long the rows are. Inner products are in float64, in which they may be subtracted.
     """
-    off = ~torch.eye(len(student.distances), dtype=torch.bool, device=student.distances.device)
-    sides = [torch.where(off, one.distances.clamp(min=1e-6), 0.0) for one in (student, teacher)]
-    own, other = (side / (side.sum() / off.sum()) for side in sides)
-    return F.smooth_l1_loss(own, other)
+    grams = [_inner_products(rows) for rows in (student, teacher.detach())]
+    squares = [gram.diagonal()[:, None] + gram.diagonal()[None] - 2 * gram for gram in grams]
+    with torch.no_grad():
+        apart = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
+        for square in squares:
+            lengths = square.clamp(min=0).sqrt()
+            apart &= lengths > LEAST * lengths.sum() / max(len(lengths) * (len(lengths) - 1), 1)
+        triples = apart[:, :, None] & apart[:, None, :] & apart
+    found: dict[str, list[torch.Tensor]] = {"distance": [], "angle": []}
+    for gram, square in zip(grams, squares, strict=True):
+        distances = torch.where(apart, square, 1.0).sqrt()
+        mean = (distances * apart).sum() / apart.sum().clamp(min=1)
+        found["distance"].append(distances / torch.where(apart.any(), mean, 1.0))
+        # (j - i)(k - i) = jk - ij - ik + ii
+        products = gram - gram[:, :, None] - gram[:, None, :] + gram.diagonal()[:, None, None]
+        found["angle"].append(products / (distances[:, :, None] * distances[:, None, :]))
+    values = {}
+    for name, counted in (("distance", apart), ("angle", triples)):
+        own, other = found[name]
+        losses = F.smooth_l1_loss(own, other, reduction="none")
+        values[name] = (torch.where(counted, losses, 0.0).sum() / counted.sum().clamp(min=1)).to(student.dtype)
+    return values
 
 
-def published_angle_loss(student: Relations, teacher: Relations) -> torch.Tensor:
-    """Mean over all n^3 triples, degenerate ones too, of h(cos_S - cos_T) at the first row; h: smooth L1."""
-    own, other = (_cosines(F.normalize(one.vectors, dim=-1)) for one in (student, teacher))
-    return F.smooth_l1_loss(own, other)
-
-
-def distance_loss(student: Relations, teacher: Relations) -> torch.Tensor:
-    """`published_distance_loss` of the pairs of rows that are apart in both models; 0 if there are none."""
-    apart = _apart(student, teacher)
-    count = apart.sum().clamp(min=1)
-    own, other = (
-        one.distances / torch.where(apart.any(), (one.distances * apart).sum() / count, 1.0)
-        for one in (student, teacher)
-    )
-    return (F.smooth_l1_loss(own, other, reduction="none") * apart).sum() / count
-
-
-def angle_loss(student: Relations, teacher: Relations) -> torch.Tensor:
-    """`published_angle_loss` of the triples of rows that are all apart in both models; 0 if there are none."""
-    apart = _apart(student, teacher)
-    own, other = (
-        _cosines(one.vectors / torch.where(apart, one.distances, 1.0)[..., None]) for one in (student, teacher)
-    )
-    triples = apart[:, :, None] & apart[:, None, :] & apart
-    found = F.smooth_l1_loss(own, other, reduction="none")
-    return torch.where(triples, found, 0.0).sum() / triples.sum().clamp(min=1)
-
-
-def _cosines(directions: torch.Tensor) -> torch.Tensor:
-    """[i, j, k]: of the angle at row i between rows j and k."""
-    return torch.einsum("ijd,ikd->ijk", directions, directions)
-
-
-def _apart(student: Relations, teacher: Relations) -> torch.Tensor:
-    """Which two rows are not equal, in neither model: bool [n, n]."""
-    found = torch.ones_like(student.distances, dtype=torch.bool)
-    for one in (student, teacher):
-        count = max(len(found) * (len(found) - 1), 1)
-        found &= one.distances.detach() > LEAST * one.distances.detach().sum() / count
-    return found
+def _inner_products(rows: torch.Tensor) -> torch.Tensor:
+    """Of rows [n, D] after their mean is subtracted, [n, n], in float64."""
+    centred = rows.double()
+    centred = centred - centred.mean(0)
+    return centred @ centred.T

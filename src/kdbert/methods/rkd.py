@@ -9,24 +9,11 @@ import torch
 from pydantic import Field
 
 from kdbert.data.batches import Batch
-from kdbert.losses.relational import (
-    Relations,
-    angle_loss,
-    distance_loss,
-    published_angle_loss,
-    published_distance_loss,
-)
+from kdbert.losses.relational import published_relational_losses, relational_losses
 from kdbert.methods.contract import Context, LossTerms, Method, Models, Needs, Outputs, Paper, Reduced, Weight
 from kdbert.methods.kd import KD_FORMULA, kd_terms
 from kdbert.methods.terms import LayerOptions
 from kdbert.models.layers import Pair
-
-LOSSES = {
-    ("distance", "corrected"): distance_loss,
-    ("angle", "corrected"): angle_loss,
-    ("distance", "original"): published_distance_loss,
-    ("angle", "original"): published_angle_loss,
-}
 
 
 class RKDOptions(LayerOptions):
@@ -70,8 +57,8 @@ class RKD(Method[RKDOptions]):
         "(B-1)(B-2)/B^2 of the honest mean; two examples teach nothing; one makes the distances NaN; examples that "
         "are equal in the student only give a gradient of 1e10; with features=flat padding counts. `corrected` takes "
         "the mean over distinct examples, leaves out pairs and triples with equal ones (nearer than 1e-4 of the mean "
-        "distance, in either model), and is 0 where none is left. Memory: B^2 x features, with features=flat B^2 x "
-        "length x width (batch 32, length 128, width 768: 400 MB, several times)."
+        "distance, in either model), and is 0 where none is left. Memory: `original` forms B^2 x features numbers "
+        "(features=flat at batch 32, length 128, width 768: 400 MB, several times), `corrected` B^3."
     )
     heads = ("single_label", "multi_label", "regression")  # a tag belongs to a word, the term compares whole examples
     Options = RKDOptions
@@ -138,11 +125,9 @@ class RKD(Method[RKDOptions]):
         options = self.options
         found = kd_terms(self.head, options, student, teachers[0] if teachers else None, batch)
         if options.weights:
-            sides = [
-                (Relations.of(batch.gather(own)), Relations.of(batch.gather(other.detach())))
-                for own, other in self._features(student, teachers[0])
-            ]
+            compute = published_relational_losses if options.variant == "original" else relational_losses
+            sides = self._features(student, teachers[0])
+            values = [compute(batch.gather(own), batch.gather(other)) for own, other in sides]
             for name, weight in options.weights.items():
-                values = [LOSSES[name, options.variant](*side) for side in sides]
-                found.add(name, torch.stack(values).mean() * batch.share, weight)
+                found.add(name, torch.stack([value[name] for value in values]).mean() * batch.share, weight)
         return found
