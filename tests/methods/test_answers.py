@@ -146,7 +146,7 @@ def test_rkd_of_equal_rows_far_from_the_origin_is_exact_in_float32() -> None:
     student[3] = student[5]
     values, gradients = [], []
     for dtype in (torch.float64, torch.float32):
-        rows = student.to(dtype).requires_grad_()
+        rows = student.clone().to(dtype).requires_grad_()
         found = relational_losses(rows, teacher.to(dtype))
         values.append({name: float(value.detach()) for name, value in found.items()})
         (found["distance"] + found["angle"]).backward()
