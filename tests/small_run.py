@@ -42,6 +42,12 @@ FEATURES: dict[str, dict[str, Any]] = {
         "cka-il": {"method.epsilon": 10.0},
         "cka-ilg": {"method.epsilon": 10.0, "memory.centroids": 6},
         "cka-ilg layerwise": {"method.epsilon": 10.0, "method.layerwise": True, "memory.centroids": 6},
+        "pkd": {},
+        "rkd": {},
+        "rkd features=flat": {"method.features": "flat"},
+        "dist": {},
+        "dkd": {"method.warmup": 0.0},
+        "sinkd": {"method.beta": 1.0, "method.anneal": True},
     }.items()
 }
 

@@ -123,6 +123,8 @@ def pairs_of(method: str, depths: tuple[int, int], sets: list[str] | None = None
         ("cka-g", {"global": [(11, 5)]}),
         ("cka-il", {"intra": [(11, 5)], "local": [(11, 5)]}),
         ("cka-ilg", {"intra": [(11, 5)], "local": [(11, 5)], "global": [(11, 5)]}),
+        ("pkd", {"patience": [(2, 1), (4, 2), (6, 3), (8, 4), (10, 5)]}),
+        ("rkd", {"distance": [(12, 6)], "angle": [(12, 6)]}),
         ("kd", {}),
     ],
 )

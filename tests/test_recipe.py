@@ -455,6 +455,13 @@ def test_how_the_memory_is_made_is_part_of_a_run(key: str) -> None:
     assert digest_of(f"memory.{key}", "method.beta=0") == digest_of("method.beta=0")
 
 
+def test_an_option_that_came_later_renames_no_earlier_run() -> None:
+    for method in ("kd", "ics", "cka-g"):
+        assert digest_of("method.standardise_logits=true", method=method) != digest_of(method=method)
+    recipe = Recipe.build(flags={"task.name": "rte", "method.name": "kd"})
+    assert set(recipe.identity({})["method"]) == {"name", "variant", "alpha", "temperature"}
+
+
 def test_whether_a_memory_may_be_made_is_not_and_defaults_may_be_spelled_out() -> None:
     assert digest_of("memory.train=never") == digest_of()
     spelled = ("memory.centroids=100", "memory.algorithm=kmeans", "memory.passes=20", "memory.seed=1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -30,6 +31,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "cka-il": {"name": "cka-il"},
     "cka-ilg": {"name": "cka-ilg"},
     "cka-ilg layerwise": {"name": "cka-ilg", "layerwise": True},
+    "pkd": {"name": "pkd"},
+    "pkd normalise=false": {"name": "pkd", "normalise": False, "layer_map": "5:3,4:2"},
+    "rkd": {"name": "rkd"},
+    "rkd features=mean": {"name": "rkd", "features": "mean", "layer_map": "5:3,4:2"},
+    "rkd features=flat": {"name": "rkd", "features": "flat"},
+    "rkd features=logits": {"name": "rkd", "features": "logits"},
+    "dist": {"name": "dist", "temperature": 2.0},
+    "dkd": {"name": "dkd", "warmup": 0.0},
+    "sinkd": {"name": "sinkd", "beta": 1.0},
 }
 
 
@@ -113,6 +123,7 @@ def make_method(
     batch_size: int = 8,
     centroids: torch.Tensor | None = None,
     head: Head = SingleLabel(),
+    epochs: int = 1,
 ) -> Method:
     """The method, prepared as a run does it, in float64."""
     chosen = get_method(options["name"])
@@ -121,7 +132,7 @@ def make_method(
     if centroids is None and needs.reads_centroids:
         centroids = draw_centroids(models)
     torch.manual_seed(3)
-    method.prepare(Context(models=models, head=head, batch_size=batch_size, centroids=centroids))
+    method.prepare(Context(models=models, head=head, batch_size=batch_size, epochs=epochs, centroids=centroids))
     return method.double()
 
 
@@ -300,18 +311,114 @@ def plain_global(method: Any, features: Features, pair: tuple[int, int]) -> dict
     }
 
 
+def plain_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || student) of logarithms of probabilities."""
+    return (teacher.exp() * (teacher - student)).sum()
+
+
+def plain_patience(method: Any, features: Features, pairs: Any) -> torch.Tensor:
+    """Mean over examples and pairs of the squared distance of first tokens, or of their directions."""
+    found = []
+    for number, (a, b) in enumerate(pairs):
+        for teacher, student in zip(features.teacher, features.student, strict=True):
+            first, second = teacher[a][0], method.projections[number](student[b][0])
+            if method.options.normalise:
+                first, second = first / first.norm(), second / second.norm()
+            found.append(((first - second) ** 2).sum())
+    return torch.stack(found).mean()
+
+
+def plain_relations(kind: str, features: Features, pairs: Any) -> dict[str, torch.Tensor]:
+    """Distances over their mean, and cosines at the first of three examples, by loops over distinct examples."""
+    length = max(side.shape[1] for side in features.student)
+    found: dict[str, list[torch.Tensor]] = {"distance": [], "angle": []}
+    for a, b in pairs:
+        sides = []
+        for logits, hidden, layer in (
+            (features.teacher_logits, features.teacher, a), (features.student_logits, features.student, b)
+        ):  # fmt: skip
+            rows = {
+                "cls": lambda hidden=hidden, layer=layer: [side[layer][0] for side in hidden],
+                "mean": lambda hidden=hidden, layer=layer: [side[layer].mean(0) for side in hidden],
+                "flat": lambda hidden=hidden, layer=layer: rows_of(hidden, layer, length),
+                "logits": lambda logits=logits: list(logits),
+            }[kind]()
+            sides.append(rows)
+        numbers = range(len(features))
+        two = list(permutations(numbers, 2))
+        lengths = [{pair: (rows[pair[0]] - rows[pair[1]]).norm() for pair in two} for rows in sides]
+        means = [torch.stack(list(one.values())).mean() for one in lengths]
+        apart = [lengths[1][pair] / means[1] - lengths[0][pair] / means[0] for pair in two]
+        found["distance"].append(torch.stack([smooth(value) for value in apart]).mean())
+        angles = [
+            [F.cosine_similarity(rows[j] - rows[i], rows[k] - rows[i], dim=0) for rows in sides]
+            for i, j, k in permutations(numbers, 3)
+        ]
+        found["angle"].append(torch.stack([smooth(student - teacher) for teacher, student in angles]).mean())
+    return {name: torch.stack(values).mean() for name, values in found.items()}
+
+
+def smooth(value: torch.Tensor) -> torch.Tensor:
+    """Huber's loss, as torch calls smooth L1."""
+    return value**2 / 2 if value.abs() < 1 else value.abs() - 0.5
+
+
+def plain_dist(features: Features, tau: float) -> dict[str, torch.Tensor]:
+    """1 - Pearson's correlation, over classes and over examples."""
+    teacher, student = ((logits / tau).softmax(-1) for logits in (features.teacher_logits, features.student_logits))
+
+    def rho(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return torch.corrcoef(torch.stack([first, second]))[0, 1]
+
+    inter = torch.stack([rho(a, b) for a, b in zip(teacher, student, strict=True)])
+    intra = torch.stack([rho(a, b) for a, b in zip(teacher.T, student.T, strict=True)])
+    return {"inter": tau**2 * (1 - inter.mean()), "intra": tau**2 * (1 - intra.mean())}
+
+
+def plain_dkd(features: Features, tau: float) -> dict[str, torch.Tensor]:
+    """The divergence of target or not, and of the others."""
+    binary, among = [], []
+    for teacher, student, label in zip(
+        features.teacher_logits / tau, features.student_logits / tau, features.labels.tolist(), strict=True
+    ):
+        rest = [number for number in range(len(teacher)) if number != label]
+        p, q = teacher.softmax(0)[label], student.softmax(0)[label]
+        binary.append(p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log())
+        among.append(plain_divergence(student[rest].log_softmax(0), teacher[rest].log_softmax(0)))
+    return {"tckd": tau**2 * torch.stack(binary).mean(), "nckd": tau**2 * torch.stack(among).mean()}
+
+
+def plain_sinkhorn(features: Features) -> torch.Tensor:
+    """Rows and columns divided by their sums in turn, twenty times."""
+    student, teacher = ((logits / 2).softmax(-1) for logits in (features.student_logits, features.teacher_logits))
+    cost = torch.stack([torch.stack([(one - other).abs().sum() for other in teacher]) for one in student])
+    plan = (-cost / 0.1).exp()
+    for _ in range(20):
+        plan = plan / plan.sum(1, keepdim=True)
+        plan = plan / plan.sum(0, keepdim=True)
+    return (plan * cost).sum() / len(features)
+
+
 def plain_terms(method: Any, features: Features) -> dict[str, torch.Tensor]:
     """Every term of a method by its definition."""
     options = method.options
     tau = options.temperature
-    soft = F.kl_div(
-        F.log_softmax(features.student_logits / tau, -1),
-        F.log_softmax(features.teacher_logits / tau, -1),
-        reduction="batchmean",
-        log_target=True,
+    found = {"hard": F.cross_entropy(features.student_logits, features.labels)}
+    if options.name == "dist":
+        return found | plain_dist(features, tau)
+    if options.name == "dkd":
+        return found | plain_dkd(features, tau)
+    soft = plain_divergence(
+        F.log_softmax(features.student_logits / tau, -1), F.log_softmax(features.teacher_logits / tau, -1)
     )
-    found = {"hard": F.cross_entropy(features.student_logits, features.labels), "soft": tau**2 * soft}
+    found["soft"] = tau**2 * soft / len(features)
+    if options.name == "sinkd":
+        return found | {"sinkhorn": plain_sinkhorn(features)}
     pairs = method.needs(options, MODELS).pairs
+    if options.name == "rkd":
+        return found | plain_relations(options.features, features, pairs.get("distance", [(0, 0)]))
+    if "patience" in pairs:
+        found["patience"] = plain_patience(method, features, pairs["patience"])
     if "feature" in pairs:
         found["feature"] = plain_ics(method, features, options.neighbors)
     if "intra" in pairs:

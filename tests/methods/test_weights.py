@@ -26,6 +26,11 @@ DEFAULTS: dict[str, dict[str, float]] = {
     "cka-ilg": {
         **KD_WEIGHTS, "intra": 0.0125, "local": 0.0125, "distance": 0.025, "cosine": 0.025, "memory_cka": 0.05,
     },
+    "pkd": {**KD_WEIGHTS, "patience": 0.13},
+    "rkd": {**KD_WEIGHTS, "distance": 1, "angle": 2},
+    "dist": {"hard": 1, "inter": 1, "intra": 1},
+    "dkd": {"hard": 1, "tckd": 0, "nckd": 0},  # at the first step of the warm-up
+    "sinkd": {"hard": 0.1, "soft": 0.9, "sinkhorn": 0.0128},
 }  # fmt: skip
 
 
@@ -127,6 +132,17 @@ NONSENSE: list[tuple[str, str, Any]] = [
     ("cka-ilg", "sigma", 5.0),
     ("cka-ilg", "sigma", -0.5),
     ("cka-ilg", "epsilon", -0.1),
+    ("pkd", "beta", -1.0),
+    ("rkd", "distance_weight", -1.0),
+    ("rkd", "angle_weight", -1.0),
+    ("dist", "hard_weight", -1.0),
+    ("dist", "beta", -1.0),
+    ("dist", "gamma", -1.0),
+    ("dkd", "alpha_d", -1.0),
+    ("dkd", "beta_d", -1.0),
+    ("dkd", "warmup", 1.5),
+    ("sinkd", "alpha", 1.5),
+    ("sinkd", "beta", -1.0),
 ]
 
 
@@ -229,6 +245,39 @@ def test_a_term_of_weight_0_needs_nothing_and_is_not_there(options: dict[str, An
     assert run(method, features).terms.terms.keys() == terms
 
 
+ZERO_OF_ANSWERS: list[tuple[dict[str, Any], set[str], set[str]]] = [
+    ({"name": "pkd", "beta": 0}, {"hard", "soft"}, set()),
+    ({"name": "pkd", "alpha": 1}, {"hard", "patience"}, {"first.2", "first.3"}),
+    ({"name": "rkd", "distance_weight": 0, "angle_weight": 0}, {"hard", "soft"}, set()),
+    ({"name": "rkd", "alpha": 1, "distance_weight": 0}, {"hard", "angle"}, {"cls.5"}),
+    ({"name": "rkd", "angle_weight": 0, "features": "logits"}, {"hard", "soft", "distance"}, set()),
+    ({"name": "dist", "beta": 0}, {"hard", "intra"}, set()),
+    ({"name": "dist", "gamma": 0}, {"hard", "inter"}, set()),
+    ({"name": "dkd", "alpha_d": 0}, {"hard", "nckd"}, set()),
+    ({"name": "dkd", "beta_d": 0}, {"hard", "tckd"}, set()),
+    ({"name": "sinkd", "beta": 0}, {"hard", "soft"}, set()),
+    ({"name": "sinkd", "alpha": 1}, {"hard", "sinkhorn"}, set()),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "terms", "reduced"), ZERO_OF_ANSWERS, ids=[str(options) for options, _, _ in ZERO_OF_ANSWERS]
+)
+def test_a_term_of_answers_of_weight_0_needs_nothing_and_is_not_there(
+    options: dict[str, Any], terms: set[str], reduced: set[str]
+) -> None:
+    method = make_method(options)
+    needs = method.needs(method.options, MODELS)
+    assert {quantity.name for quantity in needs.reduced} == reduced
+    assert bool(needs.student_hidden) == bool(reduced)
+    assert needs.teacher_logits == (not {"soft", "inter", "intra", "tckd", "nckd", "sinkhorn"}.isdisjoint(terms))
+    assert needs.compares_examples == (not {"distance", "angle", "intra", "sinkhorn"}.isdisjoint(terms))
+    features = examples()
+    if not needs.teacher_logits:
+        features = features.changed(teacher_logits=torch.empty(8, 0, dtype=torch.float64))
+    assert run(method, features).terms.terms.keys() == terms
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -241,6 +290,12 @@ def test_a_term_of_weight_0_needs_nothing_and_is_not_there(options: dict[str, An
         {"name": "cka-g", "alpha": 1, "beta": 0},
         {"name": "cka-il", "alpha": 1, "epsilon": 0},
         {"name": "cka-ilg", "alpha": 1, "epsilon": 0},
+        {"name": "pkd", "alpha": 1, "beta": 0},
+        {"name": "pkd", "alpha": 1, "variant": "original"},
+        {"name": "rkd", "alpha": 1, "distance_weight": 0, "angle_weight": 0},
+        {"name": "dist", "beta": 0, "gamma": 0},
+        {"name": "dkd", "alpha_d": 0, "beta_d": 0},
+        {"name": "sinkd", "alpha": 1, "beta": 0},
     ],
     ids=str,
 )
@@ -262,7 +317,8 @@ def test_original_reads_padding_and_corrected_does_not(options: dict[str, Any]) 
     chosen = get_method(options["name"])
     for variant in ("corrected", "original"):
         made = chosen.Options.model_validate({**options, "variant": variant})
-        assert chosen.needs(made, equal).reads_padding == (variant == "original")
+        reads = options["name"].startswith(("ics", "cka")) or options.get("features") == "flat"
+        assert chosen.needs(made, equal).reads_padding == (variant == "original" and reads)
 
 
 def test_a_term_that_is_no_mean_is_refused() -> None:

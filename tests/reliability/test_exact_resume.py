@@ -74,7 +74,7 @@ def recipe_of(setting: Setting, request: pytest.FixtureRequest) -> Callable[...,
     return of
 
 
-FAMILIES = ["finetune", "kd", "ics", "cka-ilg", "ve-kd", "hidden"]
+FAMILIES = ["finetune", "kd", "ics", "cka-ilg", "pkd", "sinkd", "ve-kd", "hidden"]
 
 
 @pytest.mark.slow
@@ -84,7 +84,9 @@ FAMILIES = ["finetune", "kd", "ics", "cka-ilg", "ve-kd", "hidden"]
         ("kd", PLAIN),  # a teacher that runs in every step
         *often(
             [(method, {"accumulation": micro, **LEVERS}) for method in FAMILIES for micro in (1, 2)],
-            lambda case: (case[0], case[1]["accumulation"]) in {("cka-ilg", 2), ("ve-kd", 1), ("hidden", 2)},
+            lambda case: (
+                (case[0], case[1]["accumulation"]) in {("cka-ilg", 2), ("sinkd", 2), ("ve-kd", 1), ("hidden", 2)}
+            ),
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else f"accumulation {value.get('accumulation', 1)}",

@@ -23,7 +23,7 @@ from kdbert.models.locate import locate
 from kdbert.training.step import forward_backward
 from small_heads import HeadSetting, make_setting
 from small_models import make_roberta
-from small_run import Parts, assert_same_gradients, build, gradients, logged
+from small_run import FEATURES, Parts, assert_same_gradients, build, gradients, logged
 
 KINDS = ("token", "multi_label")
 EXACT = {"dropout": 0.0, "precision": "fp32"}
@@ -87,6 +87,29 @@ def test_structure_methods_distil_taggers_too(settings: dict[str, HeadSetting], 
     live, own = step(parts, parts.live_teacher(), np.arange(16))
     assert live == pytest.approx(terms, rel=1e-5)
     assert_same_gradients(own, grads, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        *(("token", name) for name in ("dist", "dkd")),
+        *(("multi_label", name) for name in ("pkd", "rkd", "dist", "sinkd")),
+    ],
+)
+def test_methods_that_read_answers_distil_other_heads_too(
+    settings: dict[str, HeadSetting], kind: str, method: str, tmp_path: Path
+) -> None:
+    parts = make(settings, kind, tmp_path / "run", **{"student.layers": 3, **FEATURES[method]})
+    rows = np.arange(16)
+    terms, grads = step(parts, parts.stored_teacher(), rows)
+    assert len(terms) > 3
+    assert all(value > 1e-6 for value in terms.values())
+    live, own = step(parts, parts.live_teacher(), rows)
+    assert live == pytest.approx(terms, rel=1e-5)
+    assert_same_gradients(own, grads, rtol=1e-4, floor=2e-4)
+    batch = collate(parts.data, rows, int(parts.data.lengths[rows].max()) + 5)
+    padded = parts.module(batch, [parts.live_teacher().outputs(batch)])
+    assert padded.total.item() == pytest.approx(terms["total"], rel=1e-5)
 
 
 def test_the_first_token_of_a_word_has_its_tag(tiny_bert: Path) -> None:

@@ -76,7 +76,7 @@ def test_without_dropout_a_lever_gives_the_plain_curve_over_156_steps(
         assert (weights(run)[name] - value).norm() <= 2e-3 * value.norm() + 1e-4, name
 
 
-@pytest.mark.parametrize("method", ["kd", "ics", "cka-i", "cka-l", "cka-g", "cka-ilg"])
+@pytest.mark.parametrize("method", ["kd", "ics", "cka-i", "cka-l", "cka-g", "cka-ilg", "pkd", "rkd", "dist", "sinkd"])
 def test_every_objective_has_the_same_loss_with_and_without_the_levers(
     method: str, setting: Setting, kdbert: Callable[..., Any], tmp_path: Path
 ) -> None:

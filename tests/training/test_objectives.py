@@ -30,6 +30,7 @@ TERMS = {
     },
 }  # fmt: skip
 PAIRS = {"ics": "4:2", "cka-l": "4:2", "cka-i": "3:1", "cka-g": "3:1", "cka-il": "3:1", "cka-ilg": "3:1"}
+OF_ANSWERS = ("pkd", "rkd", "dist", "dkd", "sinkd")
 
 
 def files(setting: Setting) -> list[Any]:
@@ -253,7 +254,7 @@ def test_cut_into_micro_batches_the_warning_and_the_log_speak_of_those(
 # ---- models of other shapes
 
 
-@pytest.mark.parametrize("method", ["ics", "cka-i", "cka-l", "cka-g", "cka-ilg"])
+@pytest.mark.parametrize("method", ["ics", "cka-i", "cka-l", "cka-g", "cka-ilg", "pkd", "rkd"])
 def test_a_narrower_student(
     method: str, setting: Setting, kdbert: Callable[..., Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -264,25 +265,26 @@ def test_a_narrower_student(
     done = kdbert(*words, "memory.centroids=9") if method.endswith("g") else kdbert(*words)
     assert done.code == 0, done.err
     own = tmp_path / "run" / "method.safetensors"
-    if method == "ics":
+    if method in ("ics", "pkd"):
         assert load_file(own)["projections.0.weight"].shape == (32, 16)
     else:
         assert not own.exists() or set(load_file(own)) == {"centroids.student"}
     assert all(torch.isfinite(torch.tensor(line["loss"])) for line in logged(tmp_path / "run").values())
 
 
-def test_the_published_ics_refuses_other_widths(
-    setting: Setting, kdbert: Callable[..., Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+@pytest.mark.parametrize("method", ["ics", "pkd"])
+def test_some_published_methods_refuse_other_widths(
+    method: str, setting: Setting, kdbert: Callable[..., Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     narrow = make_bert(tmp_path_factory.mktemp("narrow") / "bert", layers=2, hidden=16)
     setting = Setting(setting.train, setting.dev, setting.teacher, narrow)
-    done = kdbert(*setting.words(tmp_path / "run", **{"method.name": "ics", "method.variant": "original"}))
+    done = kdbert(*setting.words(tmp_path / "run", **{"method.name": method, "method.variant": "original"}))
     assert done.code == 2
     assert "the teacher has 32, the student 16" in done.err
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("method", [*TERMS, "multi-kd"])
+@pytest.mark.parametrize("method", [*TERMS, *OF_ANSWERS, "multi-kd"])
 def test_the_published_variant_runs_and_names_its_nonsense(
     method: str, setting: Setting, kdbert: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -321,6 +323,40 @@ def test_weights_that_mean_nothing_are_refused_and_in_original_labelled(
     done = kdbert(*setting.words(tmp_path / "run", **keys), *more)
     assert done.code == 0, done.err
     assert f"variant original, as published: {label}" in done.err
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"method.name": "dist"}, "two classes"),
+        ({"method.name": "dkd"}, "beta_d"),
+        ({"method.name": "ics", "method.standardise_logits": True}, "standardise_logits"),
+    ],
+    ids=str,
+)
+def test_what_two_classes_leave_without_effect_is_told_before_training(
+    keys: dict[str, Any], told: str, setting: Setting, kdbert: Callable[..., Any], tmp_path: Path
+) -> None:
+    words = setting.words(tmp_path / "run", **keys, max_steps=1)
+    done = kdbert(*words)
+    assert done.code == 0, done.err
+    assert told in done.err
+    assert told in kdbert(*words, "--dry-run").out.rpartition("labels: 2")[2]
+
+
+@pytest.mark.parametrize(("method", "told"), [("dkd", "dkd"), ("sinkd", "sinkd"), ("kd", "standardise_logits")])
+def test_scores_refuse_what_needs_classes(
+    method: str, told: str, setting: Setting, kdbert: Callable[..., Any], tmp_path: Path
+) -> None:
+    files = tmp_path / "train.csv", tmp_path / "dev.csv"
+    for name, file in enumerate(files):
+        rows = "".join(f"{'good' if name else 'bad'} {i},{i / 7}\n" for i in range(20))
+        file.write_text(f"text,label\n{rows}", encoding="utf-8")
+    standardise = {"method.standardise_logits": True} if method == "kd" else {}
+    own = Setting(*files, setting.teacher, setting.student)
+    refused = kdbert(*own.words(tmp_path / "run", **{"method.name": method, "task.kind": "regression", **standardise}))
+    assert refused.code == 2
+    assert told in refused.err
 
 
 def test_the_hate_speech_scripts_weights(setting: Setting, kdbert: Callable[..., Any], tmp_path: Path) -> None:

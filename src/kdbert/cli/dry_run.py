@@ -80,7 +80,8 @@ def _print_job(job: Job) -> None:
     print(f"labels: {labels}; selected by {spec.metrics[0]}")
     role = "student" if job.taught_by else "model"
     print(f"{role} layers: {', '.join(map(str, job.kept_layers))} of {job.config.num_hidden_layers}")
-    for sentence in [*job.words(), *(f"weights, as published: {one}" for one in recipe.method.nonsense())]:
+    as_published = [f"weights, as published: {one}" for one in recipe.method.nonsense()]
+    for sentence in [*job.words(), *as_published, *recipe.method.idle(spec.head)]:
         print(sentence)
     if job.centroids is not None and job.centroids.section.file is not None:
         print(f"memory: {job.centroids.section.file}")

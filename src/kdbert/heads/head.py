@@ -175,6 +175,10 @@ class Head(ABC):
     ) -> torch.Tensor:
         """Loss against a teacher's logits, in the form of `hard_loss`; no gradient flows into `teacher`."""
 
+    def softened(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+        """What a method may compare of two models' answers, [..., C]: probabilities, softened by the temperature."""
+        return (logits / temperature).softmax(-1)
+
     # ---- what a model answers
 
     def outcome(self, outputs: Any, batch: Batch) -> torch.Tensor:

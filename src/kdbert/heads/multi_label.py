@@ -70,6 +70,10 @@ class MultiLabel(Head):
     ) -> torch.Tensor:
         return bernoulli_loss(student, teacher, temperature)
 
+    def softened(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+        """The probability of each class by itself."""
+        return (logits / temperature).sigmoid()
+
     def predicted(self, logits: np.ndarray) -> np.ndarray:
         """The classes with a probability above a half."""
         return logits > 0

@@ -18,6 +18,27 @@ def soft_label_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: f
     return temperature**2 * (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
 
 
+def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """-sum_c softmax(teacher / tau) log softmax(student / tau) of each example, from logits [..., C].
+
+    Its gradient is that of the KL divergence, not scaled by tau^2.
+    """
+    shares = F.softmax(teacher.detach() / temperature, dim=-1)
+    return -(shares * F.log_softmax(student / temperature, dim=-1)).sum(-1)
+
+
+def standardised(logits: torch.Tensor, constant: float = 0.0) -> torch.Tensor:
+    """(z - mean) / (std + 1e-7) of the logits [..., C] of each example (Sun et al. 2024); std with C - 1.
+
+    Args:
+        constant: logits whose std is below it become 0, without a gradient. (As published, that of logits which hardly
+            differ is a million times as large as what comes in.)
+    """
+    centred, deviation = logits - logits.mean(-1, keepdim=True), logits.std(-1, keepdim=True)
+    flat = deviation < constant
+    return torch.where(flat, 0.0, centred / (torch.where(flat, 1.0, deviation) + 1e-7))
+
+
 def bernoulli_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
     """tau^2 * mean over classes of KL(Bern(sigmoid(teacher / tau)) || Bern(sigmoid(student / tau))).
 

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from kdbert.data.batches import Batch
 from kdbert.methods.contract import LossTerms, Method, Models, Needs, Outputs, Paper
-from kdbert.methods.kd import HardAndSoftOptions, kd_terms
+from kdbert.methods.kd import HardAndSoftOptions, kd_terms, soft_term
 
 
 class MultiKDOptions(HardAndSoftOptions):
@@ -104,11 +104,8 @@ class MultiKD(Method[MultiKDOptions]):
         found = kd_terms(self.head, options, student, None, batch)
         if not teachers:
             return found
-        assert batch.labels is not None
         for number, (teacher, share) in enumerate(zip(teachers, options.shares(len(teachers)), strict=True), 1):
             if share:
-                loss = self.head.soft_loss(
-                    student.logits, teacher.logits, batch.labels, options.temperature, options.variant
-                )
-                found.add(f"soft.{number}", batch.mean(loss), (1 - options.alpha) * share)
+                term = soft_term(self.head, options, student, teacher, batch)
+                found.add(f"soft.{number}", term, (1 - options.alpha) * share)
         return found

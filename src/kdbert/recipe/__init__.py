@@ -47,6 +47,7 @@ LATER = {
     ),
     "train": ("class_weights", "label_smoothing", "batch_tokens", "unlabelled_share"),
     "student": ("freeze_embeddings",),
+    "method": ("standardise_logits",),
 }  # fmt: skip
 # Keys of models and of a person's own files: what counts is what is in them, wherever they lie.
 BY_CONTENT = {"model", "tokenizer", "train_file", "dev_file", "test_file", "unlabelled_file", "file"}
@@ -220,7 +221,7 @@ class Recipe(Section):
         for section, keys in LATER.items():
             fields = type(getattr(self, section)).model_fields
             for key in keys:
-                if tree[section][key] == fields[key].default:
+                if key in fields and tree[section][key] == fields[key].default:
                     del tree[section][key]
         for teacher in tree["teachers"]:
             if not teacher["renormalise"]:

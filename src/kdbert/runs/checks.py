@@ -66,6 +66,7 @@ def check_head(job: Job) -> None:
             f"task {spec.name!r} {spec.head.takes}; no published code distils that, so it has no variant original: use "
             "--variant corrected"
         )
+    recipe.method.check(spec.head)
     if not spec.head.has_example_classes and recipe.train.batch_sampler == "class-balanced":
         raise UserError(
             f"task {spec.name!r} {spec.head.takes}, so its examples have no class: use train.batch_sampler=random"
@@ -158,7 +159,8 @@ def check_soft_labels(job: Job) -> None:
         if needs.teacher_hidden or needs.reduced or needs.reads_centroids or job.recipe.output.diagnose:
             what = "--diagnose" if job.recipe.output.diagnose else f"method {name!r}"
             raise UserError(
-                f"{what} reads a teacher's hidden states, and {teacher.given!r} has answers only; use kd or multi-kd"
+                f"{what} reads a teacher's hidden states, and {teacher.given!r} has answers only; use kd, multi-kd, "
+                "dist, dkd or sinkd"
             )
         if job.spec.head.plain_text:
             raise UserError(f"{teacher.given!r} is a file of soft labels, and task {job.spec.name!r} has no labels")
