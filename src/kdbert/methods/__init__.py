@@ -90,6 +90,10 @@ def _add(methods: list[type[Method]], known: dict[str, type[Method]]) -> None:
                 raise UserError(f"class {method.__name__} is called {name!r}, as another method is; rename it")
         if method.forward is Method.forward:
             raise UserError(f"class {method.__name__} lacks forward, which returns its loss terms")
+        if method.stages and (len(method.stages) != 2 or "stage" not in method.Options.model_fields):
+            raise UserError(
+                f"class {method.__name__} needs two stages, and an option `stage` that names one or is None"
+            )
         if "encoder" in method.heads and method.loss_of_texts is Method.loss_of_texts:
             raise UserError(f"class {method.__name__} lacks loss_of_texts, by which an encoder is scored")
         own = {key: o for key, o in method.Options.model_fields.items() if key not in MethodOptions.model_fields}

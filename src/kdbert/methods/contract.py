@@ -13,11 +13,13 @@ What changes over a run (a weight that warms up, a temperature that falls) is a 
 of the optimiser steps that were made before this one, in [0, 1): the same in every process and micro-batch, and in a
 run that was continued. Where published code goes by epochs, `Context.epochs` says how many there are.
 
+A method with two stages (`Method.stages`) is trained in two runs, the second of which starts from the student of the
+first. It sees one of them at a time: its option `stage` says which.
+
 What does not exist yet, and where it will attach:
 
 - queries, keys and values of chosen layers: `Needs` names the layers, as it does for hidden states, and `Outputs` has
   one more mapping, filled in the same forward pass (`training/forward.py`);
-- two stages: two recipes, the second of which starts from the student of the first. A method sees one stage;
 - a method that wraps the model being trained, or that trains its teacher: a hook beside `prepare` that gets the model.
   `Needs` must then say that teacher outputs may not be kept, as `reads_padding` does.
 """
@@ -232,6 +234,10 @@ class Method(nn.Module, Generic[OptionsT]):
     papers: ClassVar[tuple[Paper, ...]]
     differences: ClassVar[str] = ""
     heads: ClassVar[tuple[str, ...]] = ("single_label", "multi_label", "regression", "token")  # kinds of tasks
+    # None, or two, in their order: `distill` makes a run of each, with `options.stage` set to its name. An option
+    # `stage` (default None) names one of them, to be run alone. Both take the same teachers. On plain text there is the
+    # first one only.
+    stages: ClassVar[tuple[str, ...]] = ()
     Options: ClassVar[type[MethodOptions]]
 
     head: Head

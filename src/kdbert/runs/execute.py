@@ -29,12 +29,12 @@ from kdbert.methods import Context, HiddenStates, Needs, get_method
 from kdbert.models.fast.dropout import use_fast_dropout
 from kdbert.models.fast.late_head import use_late_head
 from kdbert.models.load import check_weights, load_tokenizer
-from kdbert.models.locate import ModelPlace, check_run_files
+from kdbert.models.locate import ModelPlace, check_run_files, run_facts
 from kdbert.models.open import open_classifier, open_of_plain_text
 from kdbert.models.student import freeze_embeddings, set_dropout
 from kdbert.models.vocabulary import check_expansion, grow_embeddings
-from kdbert.recipe import Recipe
-from kdbert.recipe.defaults import baseline_recipe
+from kdbert.recipe import Recipe, digest_of
+from kdbert.recipe.defaults import baseline_recipe, stage_before
 from kdbert.runs.answers import Answers, answers, constant_answers, same_answers
 from kdbert.runs.centroids import CentroidsJob
 from kdbert.runs.checks import check_finished
@@ -109,8 +109,8 @@ def finished(job: Job) -> RunResult | None:
     return folder.result()
 
 
-def execute_teacher(job: Job) -> RunResult:
-    """`execute` for a teacher that is made on the way; if another process is making it, wait for that one's."""
+def execute_on_the_way(job: Job) -> RunResult:
+    """`execute` for what is made on the way; if another process is making it, wait for that one's."""
     while True:
         try:
             return execute(job)
@@ -441,9 +441,22 @@ class Run:
             fingerprints, machine, self.session.environment,
             needed=5 * 4 * sum(p.numel() for p in self.module.parameters()), role=job.role,
             recipe=recipe.model_dump(mode="json"), identity=identity_of(recipe, job.fingerprints), data=job.data_files,
-            **task_record(job.spec), way=job.way.record(), steps=job.steps,
+            **task_record(job.spec), way=job.way.record(), steps=job.steps, **self._stage_before(),
         )  # fmt: skip
         write_text(folder.path / "recipe.yaml", recipe.yaml())
+
+    def _stage_before(self) -> dict[str, Any]:
+        """What run.json says of the first stage, whose student this one goes on with.
+
+        Its start and the digest of its recipe make seeds one experiment, though each has another first student.
+        """
+        run = stage_before(self.job.recipe)
+        if run is None:
+            return {}
+        facts = run_facts(run)
+        identity = {key: value for key, value in facts["identity"].items() if key != "seed"}
+        starts = {"student": facts["recipe"]["student"], "start": identity["student"]}
+        return {"stage_before": {"run": str(run), "digest": digest_of(identity), **starts}}
 
     def _rows(self) -> dict[str, Any]:
         """What run.json says of training rows without a label; nothing where there are none."""
@@ -479,7 +492,10 @@ class Run:
                 job.tokenizer("", truncation="longest_first", max_length=recipe.task.max_length)
             job.tokenizer.save_pretrained(target)
             facts["size_mib"] = round((target / "model.safetensors").stat().st_size / 2**20, 2)
-            known = {**facts, "environment": self.session.environment, "hard_loss": job.hard_loss_words()}
+            known = {
+                **facts, **self._stage_before(), "environment": self.session.environment,
+                "hard_loss": job.hard_loss_words(),
+            }  # fmt: skip
             card = model_card(recipe, job.spec, facts["metrics"], known)
             (target / "README.md").write_text(card, encoding="utf-8")
             dev = job.spec.split_names("dev")[0]
