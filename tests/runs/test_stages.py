@@ -191,17 +191,27 @@ def test_one_stage_of_two_is_refused_without_its_option(tmp_path: Path) -> None:
         load_plugin(tmp_path / "wrong.py")
 
 
-@pytest.mark.slow
-def test_a_sweep_makes_first_stages_first_and_shares_them(
-    setting: Setting, kdbert: Callable[..., Finished], tmp_path: Path
-) -> None:
+def sweep_words(setting: Setting, tmp_path: Path) -> list[Any]:
+    """A sweep of two seeds."""
     keys = setting.keys(**{**KEYS, "output.runs_dir": str(tmp_path / "runs"), "max_steps": 2, "batch_size": BATCH})
     keys.pop("teachers")
     sets = [word for key, value in keys.items() for word in ("--set", f"{key}={json.dumps(value)}")]
-    command = ["sweep", "--teacher", setting.teacher, "--plugin", PLUGIN, *sets, "--seeds", "2"]
-    planned = kdbert(*command, "--grid", "stages.answers.learning_rate=1e-3,2e-3", "--dry-run")
+    return ["sweep", "--teacher", setting.teacher, "--plugin", PLUGIN, *sets, "--seeds", "2"]
+
+
+def test_cells_of_a_sweep_share_a_first_stage(
+    setting: Setting, kdbert: Callable[..., Finished], tmp_path: Path
+) -> None:
+    planned = kdbert(*sweep_words(setting, tmp_path), "--grid", "stages.answers.learning_rate=1e-3,2e-3", "--dry-run")
     assert planned.code == 0, planned.err
     assert len(planned.out.splitlines()) == 2 + 4
+
+
+@pytest.mark.long
+def test_a_sweep_makes_first_stages_first_and_its_table_shows_the_second_ones(
+    setting: Setting, kdbert: Callable[..., Finished], tmp_path: Path
+) -> None:
+    command = sweep_words(setting, tmp_path)
     ended = kdbert(*command)
     assert ended.code == 0, ended.err
     runs = [manifest(path.parent) for path in (tmp_path / "runs").glob("*/two-stages/*/run.json")]

@@ -68,7 +68,7 @@ class SweepJob:
         if job.role == "teacher":
             return str(job.folder.path.absolute())
         if self.before:
-            job = Job("student", resolve_distill(self.recipe), job.inputs)  # as if it were missing
+            job = Job("student", resolve_distill(stage_recipes(self.recipe)[-1]), job.inputs)  # as if it were missing
         identity = identity_of(job.recipe, job.fingerprints)
         return json.dumps([identity, [one.key for one in self.before]], sort_keys=True)
 
