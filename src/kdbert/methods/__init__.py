@@ -35,6 +35,7 @@ from kdbert.methods.contract import (
     Models,
     Needs,
     Outputs,
+    OwnStep,
     Paper,
     Reduced,
     Shape,
@@ -44,7 +45,8 @@ from kdbert.methods.contract import (
 
 __all__ = [
     "Context", "HiddenStates", "LossTerms", "MaskedLMOutputs", "Method", "MethodOptions", "Models", "Needs", "Outputs",
-    "Paper", "Reduced", "Shape", "Share", "Weight", "all_methods", "get_method", "load_plugin", "plugins", "source_of",
+    "OwnStep", "Paper", "Reduced", "Shape", "Share", "Weight", "all_methods", "get_method", "load_plugin", "plugins",
+    "source_of",
 ]  # fmt: skip
 log = logging.getLogger("kdbert")
 plugins: dict[Path, list[type[Method]]] = {}  # the files that `load_plugin` has read, and the methods of each

@@ -226,7 +226,8 @@ def resolve_distill(recipe: Recipe) -> Recipe:
         taught_by = [teacher.model for teacher in recipe.teachers if not teacher.soft]
         if taught_by:
             model = taught_by[0]
-            if recipe.task.name != CORPUS:  # a masked-LM hands on its head, too
+            # A masked-LM hands on its head, too.
+            if recipe.task.name != CORPUS and not get_method(recipe.method.name).starts_from_teacher:
                 model = locate(model).base() or model
         if layers is None and isinstance(student.init, str):
             config = load_config(locate(model)) if taught_by else base_config(recipe)

@@ -53,7 +53,7 @@ from kdbert.training.loop import TrainResult, epoch_order, train, trained_rows
 from kdbert.training.precision import choose_precision, make_accelerator
 from kdbert.training.soft_labels import SoftLabels, SoftTeacher
 from kdbert.training.store import NoRoom
-from kdbert.training.teacher import StoredTeacher, Teacher
+from kdbert.training.teacher import StoredTeacher, Teacher, kinds_of
 
 log = logging.getLogger("kdbert")
 SURVEY_BATCH = 64  # texts; no setting of a person's, so that all see the same numbers
@@ -204,6 +204,11 @@ class Run:
         self.session = open_session(recipe, job.way.half, log_with=tracker, project_dir=str(job.folder.path))
         torch.manual_seed(recipe.seed)  # a fresh head is drawn here
         student, self.kept_head = load_student(job)
+        if get_method(recipe.method.name).starts_from_teacher and not self.kept_head:
+            raise UserError(
+                f"method {recipe.method.name!r} goes on with its teacher's head, and the labels in its config.json "
+                "(id2label) are not this task's: name them there"
+            )
         if recipe.train.dropout is not None:
             set_dropout(student, recipe.train.dropout)
         if recipe.train.fast_dropout and job.way.levers:
@@ -260,6 +265,8 @@ class Run:
         torch.manual_seed(int(np.random.SeedSequence([recipe.seed, 1]).generate_state(1, np.uint64)[0] >> 1))
         method.head = job.head  # also for a method whose `prepare` does not call the one of `Method`
         method.prepare(context)
+        if job.needs.holds_teachers:
+            method.take_models(self.student, [teacher.network for teacher in self._models_that_teach])
         if job.needs.survey:
             method.survey(self._surveyed(job.needs))
         module = StudentWithMethod(self.student, method, self.session.precision, job.needs.student_hidden)
@@ -315,7 +322,8 @@ class Run:
             newest.update({name: self._answers(model, name) for name in job.spec.split_names("dev")})
             return {f"{split}/{name}": value for split, one in newest.items() for name, value in one.scores.items()}
 
-        with trained_rows(recipe.train, job.encoded["train"], module):
+        rows = trained_rows(recipe.train, job.encoded["train"], module)
+        with contextlib.nullcontext() if job.needs.holds_teachers else rows:
             trained = train(
                 recipe.train, seed=recipe.seed, data=job.encoded["train"], module=module, teachers=teachers,
                 evaluate=evaluate, selection=f"{job.spec.split_names('dev')[0]}/{job.spec.metrics[0]}",
@@ -348,7 +356,9 @@ class Run:
         """The teachers as training reads them; their networks are freed where all of it is stored."""
         method, centroids = self.module.method, self.centroids
         made_with = centroids.fingerprint if centroids is not None else ""
-        ready = [teacher.for_training(self.job.needs, method, made_with) for teacher in self.teachers]
+        reads_nothing = self.job.needs.holds_teachers and not kinds_of(self.job.needs, "example")
+        teachers = [] if reads_nothing else self.teachers
+        ready = [teacher.for_training(self.job.needs, method, made_with) for teacher in teachers]
         if all(isinstance(teacher, StoredTeacher) for teacher in ready):
             for teacher in self.teachers:
                 teacher.release()
