@@ -28,6 +28,7 @@ from small_architectures import make_model, variant_of
 from small_models import make_distilbert, make_roberta
 from small_run import (
     BATCH,
+    HELD,
     Parts,
     Setting,
     assert_same_gradients,
@@ -41,8 +42,7 @@ from small_run import (
 )
 
 EXACT = {"dropout": 0.0, "precision": "fp32"}
-THESEUS: dict[str, Any] = {"method.name": "theseus", "student.model": None}
-REPTILE: dict[str, Any] = {"method.name": "reptile", "method.teacher_learning_rate": 1e-3}
+THESEUS, REPTILE = HELD["theseus"], {key: value for key, value in HELD["reptile"].items() if key != "student.model"}
 BOTH = pytest.mark.parametrize("keys", [THESEUS, REPTILE], ids=["theseus", "reptile"])
 OWN = [name for name, one in ARCHITECTURES.items() if one.own_attention]
 

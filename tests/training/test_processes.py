@@ -21,6 +21,7 @@ from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import resolve_distill
 from small_run import (
     FEATURES,
+    HELD,
     Setting,
     assert_same_gradients,
     logged,
@@ -179,9 +180,10 @@ METHODS: dict[str, dict[str, Any]] = {
         "method.alpha_mse": 0.01, "method.alpha_cos": 5.0, "method.alpha_mlm": 1.0,
     },
     "hidden": {"method.name": "hidden", "batch_tokens": 140},
+    **HELD,
 }  # fmt: skip
-# Of these, whole runs too: several teachers, a projection that is trained, a memory, plain text.
-RUNS = ["multi-kd", "ics", "cka-ilg", "ve-kd", "hidden"]
+# Of these, whole runs too: several teachers, a projection that is trained, a memory, plain text, models held.
+RUNS = ["multi-kd", "ics", "cka-ilg", "ve-kd", "hidden", *HELD]
 Found = dict[str, torch.Tensor]
 
 
@@ -259,7 +261,7 @@ def test_gradients_of_the_ragged_batch_are_those_of_one_process(
         assert expected.keys() == actual.keys()
         assert len(expected) > 30  # every parameter of the student and of the method, and the terms
         terms = [key for key in expected if key == "loss" or key.startswith(("loss/", "ics/"))]
-        assert len(terms) >= {"kd": 3, "finetune": 2, "hidden": 2}.get(name, 4)
+        assert len(terms) >= {"kd": 3, "reptile": 3, "finetune": 2, "hidden": 2, "theseus": 2}.get(name, 4)
         for key in terms:
             torch.testing.assert_close(
                 actual.pop(key), expected.pop(key), rtol=1e-9 if exact else 1e-5, atol=1e-12 if exact else 0,
@@ -268,7 +270,7 @@ def test_gradients_of_the_ragged_batch_are_those_of_one_process(
         assert_same_gradients(actual, expected, rtol=1e-5, floor=1e-9 if exact else 1e-6)
     kept, kept_by_two = of(one[name], "stored|"), of(two[name], "stored|")
     assert kept.keys() == kept_by_two.keys()
-    assert bool(kept) == (name not in ("finetune", "ve-kd", "hidden"))
+    assert bool(kept) == (name not in ("finetune", "ve-kd", "hidden", "theseus"))
     for key, value in kept.items():
         torch.testing.assert_close(kept_by_two[key], value, rtol=1e-5, atol=1e-5 * float(value.abs().max()))
     own = {key for key in of(one[name], "ragged|1|") if key.startswith("method.")}

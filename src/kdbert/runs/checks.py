@@ -202,8 +202,8 @@ def check_held(job: Job) -> None:
         columns = job.columns(teacher) if teacher.made else None
         if columns is not None and columns != sorted(columns) and not get_method(name).starts_from_teacher:
             raise UserError(
-                f"method {name!r} draws the teacher's head to the student's, and the labels of {teacher.place.given!r} are "
-                "in another order than the task's; fine-tune one with `kdbert finetune-teacher`"
+                f"method {name!r} draws the teacher's head to the student's, and the labels of {teacher.place.given!r} "
+                "are in another order than the task's; fine-tune one with `kdbert finetune-teacher`"
             )
         from_it = job.place.fingerprint() == teacher.place.fingerprint()
         if teacher.made and get_method(name).starts_from_teacher and not from_it:
