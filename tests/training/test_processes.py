@@ -181,6 +181,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "hidden": {"method.name": "hidden", "batch_tokens": 140},
     **HELD,
+    "reptile": {**HELD["reptile"], "method.teacher_learning_rate": 1e-4},
 }  # fmt: skip
 # Of these, whole runs too: several teachers, a projection that is trained, a memory, plain text, models held.
 RUNS = ["multi-kd", "ics", "cka-ilg", "ve-kd", "hidden", *HELD]
