@@ -77,6 +77,20 @@ def test_neither_padding_nor_accumulation_changes_a_loss_or_gradient(
         assert_same_gradients(actual, found[0], rtol=1e-4)
 
 
+@BOTH
+def test_weights_of_classes_change_the_hard_term_and_no_other(
+    keys: dict[str, Any], setting: Setting, tmp_path: Path
+) -> None:
+    found = []
+    for number, weights in enumerate((None, {"negative": 0.25, "positive": 3})):
+        parts = build(setting.recipe(tmp_path / str(number), **EXACT, **keys, class_weights=weights))
+        batch = collate(parts.data, np.arange(8))
+        teachers = parts.run.ready_teachers()
+        parts.module.train()
+        found.append(parts.module(batch, [teacher.outputs(batch) for teacher in teachers]).terms)
+    assert {name for name, value in found[0].items() if not torch.equal(value, found[1][name])} == {"hard"}
+
+
 # ---- theseus
 
 
