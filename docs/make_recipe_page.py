@@ -10,6 +10,7 @@ from kdbert.recipe.sections import (
     MemorySection,
     OutputSection,
     Section,
+    StageSection,
     StudentSection,
     TaskSection,
     TeacherSection,
@@ -24,6 +25,7 @@ SECTIONS: dict[str, type[Section]] = {
     "student": StudentSection,
     "memory": MemorySection,
     "train": TrainSection,
+    "stages.NAME": StageSection,
     "output": OutputSection,
 }
 HEAD = """# The recipe

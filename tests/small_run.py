@@ -51,6 +51,12 @@ FEATURES: dict[str, dict[str, Any]] = {
     }.items()
 }
 
+# Methods that work with the models themselves; their student is cut from the teacher.
+HELD: dict[str, dict[str, Any]] = {
+    "theseus": {"method.name": "theseus", "student.model": None},
+    "reptile": {"method.name": "reptile", "method.teacher_learning_rate": 1e-3, "student.model": None},
+}
+
 
 def make_teacher(folder: Path, hidden: int = 32, labels: Sequence[str] = ("negative", "positive")) -> Path:
     """A random classifier whose logits differ between examples by several units, so that the soft term weighs in.

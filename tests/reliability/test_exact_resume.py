@@ -23,7 +23,7 @@ from kdbert.recipe.defaults import resolve_distill
 from kdbert.runs.folder import RunFolder
 from kdbert.training import checkpoint
 from kdbert.training.loggers import MetricsLog
-from small_run import FEATURES, Setting, make_teacher, run_recipe
+from small_run import FEATURES, HELD, Setting, make_teacher, run_recipe
 
 # 203 rows in batches of 64 are four steps an epoch, the last of 11 rows.
 CUTS = {"first step": 1, "mid-epoch": 2, "epoch end": 4, "first step of the next epoch": 5, "last step": 8}
@@ -62,7 +62,7 @@ def recipe_of(setting: Setting, request: pytest.FixtureRequest) -> Callable[...,
     """The recipe of a method for a folder."""
 
     def of(folder: Path, method: str, **changes: Any) -> Recipe:
-        own = {"finetune": {"method.name": "finetune"}, "kd": {}, **FEATURES}.get(method)
+        own = {"finetune": {"method.name": "finetune"}, "kd": {}, **FEATURES, **HELD}.get(method)
         keys = setting.keys(**COMMON, **(own or {}), **changes)
         if own is None:
             domain = request.getfixturevalue("domain")
@@ -74,7 +74,7 @@ def recipe_of(setting: Setting, request: pytest.FixtureRequest) -> Callable[...,
     return of
 
 
-FAMILIES = ["finetune", "kd", "ics", "cka-ilg", "pkd", "sinkd", "ve-kd", "hidden"]
+FAMILIES = ["finetune", "kd", "ics", "cka-ilg", "pkd", "sinkd", "ve-kd", "hidden", *HELD]
 
 
 @pytest.mark.slow
@@ -85,7 +85,8 @@ FAMILIES = ["finetune", "kd", "ics", "cka-ilg", "pkd", "sinkd", "ve-kd", "hidden
         *often(
             [(method, {"accumulation": micro, **LEVERS}) for method in FAMILIES for micro in (1, 2)],
             lambda case: (
-                (case[0], case[1]["accumulation"]) in {("cka-ilg", 2), ("sinkd", 2), ("ve-kd", 1), ("hidden", 2)}
+                (case[0], case[1]["accumulation"])
+                in {("cka-ilg", 2), ("sinkd", 2), ("ve-kd", 1), ("hidden", 2), ("theseus", 2), ("reptile", 1)}
             ),
         ),
     ],

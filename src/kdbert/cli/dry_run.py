@@ -9,7 +9,7 @@ from kdbert.runs.job import Job
 from kdbert.runs.plan import AnyJob, Goal, plan
 from kdbert.training.frozen_teacher import KnownTeacher
 
-LATER = "known once the teacher is made"
+LATER = "known once what comes before is made"
 
 
 def print_plan(
@@ -24,7 +24,7 @@ def print_plan(
     *before, wanted = plan(recipe, goal, layer=layer, baseline=baseline)
     check(wanted)
     for job in before:
-        if isinstance(job, Job) and job.role == "teacher" and not job.finished:
+        if isinstance(job, Job) and job.role in ("teacher", "stage") and not job.finished:
             check(job)
         if isinstance(job, Job) and job.role == "baseline" and not job.finished:
             check_rows(job)
@@ -34,7 +34,8 @@ def print_plan(
         return
     for job in before:
         print(f"# {job.role}: {_line(job)}")
-    print(f"# {wanted.role}:")
+    of_two = [job for job in before if isinstance(job, Job) and job.role == "stage"]
+    print(f"# {wanted.role}{', which goes on from the stage above' if of_two else ''}:")
     if isinstance(wanted, CentroidsJob):
         _print_centroids(wanted)
     else:
@@ -49,7 +50,8 @@ def _line(job: AnyJob) -> str:
     seen = f"{train.epochs} epochs, learning rate {train.learning_rate:g}, seed {recipe.seed}"
     state = "finished" if job.finished else "to be made"
     layers = f"{recipe.student.layers} layers of " if recipe.student.layers else ""
-    return f"{layers}{job.place.given} fine-tuned on {recipe.task.name}, {seen}; {state}: {job.writes or LATER}"
+    how = f"stage {recipe.stage}" if job.role == "stage" else f"fine-tuned on {recipe.task.name}"
+    return f"{layers}{job.place.given} {how}, {seen}; {state}: {job.writes or LATER}"
 
 
 def _print_centroids(job: CentroidsJob) -> None:

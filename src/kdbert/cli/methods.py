@@ -41,6 +41,8 @@ def show(name: Annotated[str, typer.Argument(help="Method or alias.")], plugin: 
     print(f"{method.name}: {method.summary}")
     print("\n" + textwrap.fill(f"loss: {method.formula}", 100, subsequent_indent="  ", break_on_hyphens=False))
     print(f"teachers: {least or 'none'}{' or more' if most is None else ''}")
+    if method.stages:
+        print(f"stages: {', then '.join(method.stages)}, a run each (method.stage=NAME runs one of them alone)")
     if needs.reads_centroids:
         print("memory: made on the way, or by `kdbert train-memory`")
     for paper in method.papers:

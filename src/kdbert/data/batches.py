@@ -169,6 +169,8 @@ class Batch:
         world: number of processes.
         known: of plain text, bool [B, L], real tokens (hidden or not) that the teacher's vocabulary has.
         known_count: their number in this micro-batch, over all processes. known_scale: as `scale`, for them.
+        seed, step: of the run, and the number of its optimiser step, from 0: what a draw is made of that all processes
+            and micro-batches of a step share.
         progress: share of the run's optimiser steps that were made before this one, in [0, 1).
     """
 
@@ -194,6 +196,8 @@ class Batch:
     labelled: torch.Tensor | None = None
     labelled_scale: float = 0.0
     progress: float = 0.0
+    seed: int = 0
+    step: int = 0
 
     def alike(self, rows: np.ndarray) -> Batch:
         """The inputs of some rows of equal length, without padding."""

@@ -35,6 +35,7 @@ from kdbert.methods.contract import (
     Models,
     Needs,
     Outputs,
+    OwnStep,
     Paper,
     Reduced,
     Shape,
@@ -44,7 +45,8 @@ from kdbert.methods.contract import (
 
 __all__ = [
     "Context", "HiddenStates", "LossTerms", "MaskedLMOutputs", "Method", "MethodOptions", "Models", "Needs", "Outputs",
-    "Paper", "Reduced", "Shape", "Share", "Weight", "all_methods", "get_method", "load_plugin", "plugins", "source_of",
+    "OwnStep", "Paper", "Reduced", "Shape", "Share", "Weight", "all_methods", "get_method", "load_plugin", "plugins",
+    "source_of",
 ]  # fmt: skip
 log = logging.getLogger("kdbert")
 plugins: dict[Path, list[type[Method]]] = {}  # the files that `load_plugin` has read, and the methods of each
@@ -90,6 +92,10 @@ def _add(methods: list[type[Method]], known: dict[str, type[Method]]) -> None:
                 raise UserError(f"class {method.__name__} is called {name!r}, as another method is; rename it")
         if method.forward is Method.forward:
             raise UserError(f"class {method.__name__} lacks forward, which returns its loss terms")
+        if method.stages and (len(method.stages) != 2 or "stage" not in method.Options.model_fields):
+            raise UserError(
+                f"class {method.__name__} needs two stages, and an option `stage` that names one or is None"
+            )
         if "encoder" in method.heads and method.loss_of_texts is Method.loss_of_texts:
             raise UserError(f"class {method.__name__} lacks loss_of_texts, by which an encoder is scored")
         own = {key: o for key, o in method.Options.model_fields.items() if key not in MethodOptions.model_fields}

@@ -13,18 +13,24 @@ What changes over a run (a weight that warms up, a temperature that falls) is a 
 of the optimiser steps that were made before this one, in [0, 1): the same in every process and micro-batch, and in a
 run that was continued. Where published code goes by epochs, `Context.epochs` says how many there are.
 
+A method with two stages (`Method.stages`) is trained in two runs, the second of which starts from the student of the
+first. It sees one of them at a time: its option `stage` says which.
+
+A method that works with the models themselves says `Needs.holds_teachers`. It gets student and teachers once
+(`take_models`), is called before each forward pass of the student (`before_forward`), may say what is trained
+(`trained_parameters`), and may take steps of its own, such as its teacher's, before each of the student's
+(`own_optimizer`, `before_step`). Parameters that it registers, and its optimiser's state, go into checkpoints. Nothing
+of its teachers is kept, all word vectors are trained, and fp16, which scales gradients, is refused.
+
 What does not exist yet, and where it will attach:
 
 - queries, keys and values of chosen layers: `Needs` names the layers, as it does for hidden states, and `Outputs` has
   one more mapping, filled in the same forward pass (`training/forward.py`);
-- two stages: two recipes, the second of which starts from the student of the first. A method sees one stage;
-- a method that wraps the model being trained, or that trains its teacher: a hook beside `prepare` that gets the model.
-  `Needs` must then say that teacher outputs may not be kept, as `reads_padding` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
@@ -155,6 +161,7 @@ class Needs:
     # teacher and student token by token, so that both must read the same tokens.
     compares_tokens: bool = False
     reads_padding: bool = False  # whether padding counts, so that batches are padded to the maximum length
+    holds_teachers: bool = False  # gets the models themselves, see `Method.take_models`
     survey: int = 0  # how many texts of the training split `Method.survey` looks at (fewer if there are fewer)
 
 
@@ -167,6 +174,16 @@ class Context:
     batch_size: int  # examples of a full micro-batch, over all processes
     epochs: int = 1  # of the run; with `train.max_steps` it may end before the last of them
     centroids: torch.Tensor | None = None  # [K, length, H] of the layer `Needs.centroids_layer`, if they are read
+
+
+@dataclass(frozen=True)
+class OwnStep:
+    """What a method with an optimiser of its own gets before each step of the student's."""
+
+    student: torch.optim.Optimizer  # `initial_lr` of its groups is the peak rate, `lr` the one of this step
+    own: torch.optim.Optimizer
+    backward: Callable[[], object]  # adds the gradient of the step's whole batch, over all processes, to `.grad`
+    max_grad_norm: float  # infinite where gradients are not clipped
 
 
 @dataclass(kw_only=True)
@@ -239,6 +256,11 @@ class Method(nn.Module, Generic[OptionsT]):
     papers: ClassVar[tuple[Paper, ...]]
     differences: ClassVar[str] = ""
     heads: ClassVar[tuple[str, ...]] = ("single_label", "multi_label", "regression", "token")  # kinds of tasks
+    # None, or two, in their order: `distill` makes a run of each, with `options.stage` set to its name. An option
+    # `stage` (default None) names one of them, to be run alone. Both take the same teachers. On plain text there is the
+    # first one only.
+    stages: ClassVar[tuple[str, ...]] = ()
+    starts_from_teacher: ClassVar[bool] = False  # the student is cut from the teacher itself, head and all
     Options: ClassVar[type[MethodOptions]]
 
     head: Head
@@ -267,6 +289,23 @@ class Method(nn.Module, Generic[OptionsT]):
     def takes_unlabelled(cls, options: OptionsT) -> bool:
         """Whether the method, with these options, can learn from rows without a label beside others."""
         return False
+
+    def take_models(self, student: nn.Module, teachers: Sequence[nn.Module]) -> None:
+        """Get hold of student and teachers: called once, behind `prepare`, where `Needs` say `holds_teachers`."""
+
+    def before_forward(self, batch: Batch) -> None:
+        """Called before the student runs on a micro-batch in training."""
+
+    def trained_parameters(self, student: nn.Module) -> list[nn.Parameter]:
+        """What the student's optimiser changes. Other parameters with a gradient only count where that is clipped."""
+        return [p for p in dict.fromkeys((*student.parameters(), *self.parameters())) if p.requires_grad]
+
+    def own_optimizer(self, student: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
+        """The optimiser of parameters that the method trains itself, in `before_step`; `student` is the student's."""
+        return None
+
+    def before_step(self, step: OwnStep) -> None:
+        """Called before each step of the student's optimiser, of a method that has one of its own."""
 
     def survey(self, teachers: Iterator[Sequence[HiddenStates]]) -> None:
         """Look at what the teachers say of `Needs.survey` texts, batch by batch, once before training.

@@ -42,6 +42,12 @@ def set_dropout(model: nn.Module, rate: float) -> None:
             module.p = rate
 
 
+def encoder_layers(model: Any) -> nn.ModuleList:
+    """The layers of a model built like BERT (`encoder.layer`) or DistilBERT (`transformer.layer`)."""
+    found: nn.ModuleList = (getattr(model.base_model, "encoder", None) or model.base_model.transformer).layer
+    return found
+
+
 def freeze_embeddings(model: Any) -> None:
     """Leave what comes before the first layer as it is: all of the embeddings where the model has such a part."""
     (getattr(model.base_model, "embeddings", None) or model.get_input_embeddings()).requires_grad_(False)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
 from kdbert.errors import UserError, near_miss
 from kdbert.methods import MethodOptions, all_methods, get_method, source_of
@@ -25,6 +25,7 @@ from kdbert.recipe.sections import (
     MemorySection,
     OutputSection,
     Section,
+    StageSection,
     StudentSection,
     TaskSection,
     TeacherSection,
@@ -34,10 +35,11 @@ from kdbert.recipe.sections import (
 from kdbert.recipe.yaml_files import load_yaml, read_yaml
 from kdbert.tasks import CORPUS, CUSTOM, get_task, task_name
 
-# What two runs of one experiment may differ in: the seed, places, and how often something is told or saved.
+# What two runs of one experiment may differ in: the seed, places, and how often something is told or saved. (What
+# `stages` says of a stage is in the section `train` of its run.)
 OUTSIDE_IDENTITY = (
     "seed", "output", "task.data_dir", "train.eval_batch_size", "train.logging_steps", "train.checkpoint_steps",
-    "memory.train", "train.cache_gib",
+    "memory.train", "train.cache_gib", "stages",
 )  # fmt: skip
 # Keys that came later: at their defaults they are left out, so that earlier runs keep their names.
 LATER = {
@@ -115,6 +117,7 @@ class Recipe(Section):
     method: SerializeAsAny[MethodOptions] = Field(default_factory=lambda: _method_options("kd"))
     memory: MemorySection | None = None
     train: TrainSection = Field(default_factory=TrainSection)
+    stages: dict[str, StageSection] = Field(default_factory=dict)
     seed: int = Field(1, ge=0, le=LARGEST_SEED)
     output: OutputSection = Field(default_factory=OutputSection)
 
@@ -125,6 +128,15 @@ class Recipe(Section):
             return _method_options(value)
         except UserError as error:
             raise ValueError(str(error)) from None
+
+    @field_validator("stages")
+    @classmethod
+    def _of_the_method(cls, value: dict[str, StageSection], info: ValidationInfo) -> dict[str, StageSection]:
+        stages = get_method(info.data["method"].name).stages if "method" in info.data else ()
+        unknown = [name for name in value if name not in stages]
+        if stages and unknown:
+            raise ValueError(f"stages.{unknown[0]}: the stages of {info.data['method'].name} are {', '.join(stages)}")
+        return value
 
     @classmethod
     def build(
@@ -197,6 +209,11 @@ class Recipe(Section):
             raise UserError("; ".join(dict.fromkeys(problems)))
         return recipe
 
+    @property
+    def stage(self) -> str | None:
+        """The stage of the method that it is of; None: of all of them, or the method has one only."""
+        return getattr(self.method, "stage", None)
+
     def yaml(self) -> str:
         """The recipe as YAML, every key with its value."""
         tree = self.model_dump(mode="json")
@@ -238,8 +255,12 @@ class Recipe(Section):
 
     def digest(self, fingerprints: Mapping[str, str]) -> str:
         """8 hex digits of `identity`."""
-        text = json.dumps(self.identity(fingerprints), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
+        return digest_of(self.identity(fingerprints))
+
+
+def digest_of(identity: Mapping[str, Any]) -> str:
+    """8 hex digits of what `Recipe.identity` gives."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _kind_of_text(tree: dict[str, Any]) -> Any:

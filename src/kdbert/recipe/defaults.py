@@ -12,7 +12,7 @@ from kdbert.data.files import log_once
 from kdbert.errors import UserError
 from kdbert.methods import get_method
 from kdbert.models.load import load_config
-from kdbert.models.locate import QUICKSTART_MODEL, locate
+from kdbert.models.locate import QUICKSTART_MODEL, locate, run_facts
 from kdbert.recipe import Recipe
 from kdbert.recipe.sections import MemorySection, StudentSection, TaskSection, TeacherTraining, TrainSection
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec, get_task
@@ -116,13 +116,53 @@ def _teacher_train(recipe: Recipe, training: TeacherTraining) -> TrainSection:
     )
 
 
+def stage_recipes(recipe: Recipe) -> list[Recipe]:
+    """The recipes of a method's stages in their order, each trained as `stages` says; of any other method one recipe.
+
+    Where `method.stage` names a stage, and on plain text, that is one, too.
+    """
+    method = get_method(recipe.method.name)
+    if recipe.stages and not method.stages:
+        log_once(f"method {method.name} has one stage; stages is not used")
+    names = [recipe.stage] if recipe.stage is not None else method.stages[: 1 if recipe.task.name == CORPUS else None]
+    found = []
+    for name in names:
+        own = recipe.stages[name].model_dump(exclude_none=True) if name in recipe.stages else {}
+        part: dict[str, Any] = {"method": recipe.method.model_copy(update={"stage": name})}
+        if name != names[-1]:  # dev says nothing of it: its head has learned nothing
+            own |= {"selection": "last", "patience": None}
+            part["output"] = recipe.output.model_copy(update={"dir": None, "diagnose": False})
+        part["train"] = recipe.train.model_copy(update=own)
+        found.append(recipe.model_copy(update={**part, "stages": {}}))
+    return found or [recipe.model_copy(update={"stages": {}})]
+
+
+def stage_before(recipe: Recipe) -> Path | None:
+    """The run of the first stage that the student of a second one starts from."""
+    stages = get_method(recipe.method.name).stages
+    run = locate(str(recipe.student.model)).run if recipe.stage in stages[1:] else None
+    if run is None:
+        return None
+    told = run_facts(run).get("recipe", {})
+    made = (told.get("task", {}).get("name"), told["method"].get("name"), told["method"].get("stage"))
+    return run if made == (recipe.task.name, recipe.method.name, stages[0]) else None
+
+
 def baseline_recipe(recipe: Recipe) -> Recipe:
-    """The same student without distillation: same data order, epochs, schedule and rate."""
+    """The same student without distillation: same data order, epochs, schedule and rate.
+
+    Of a method with two stages it starts from what the first one starts from, and is trained as the second.
+    """
+    before = stage_before(recipe)
+    student = recipe.student
+    if before is not None:
+        student = StudentSection.model_validate(run_facts(before)["recipe"]["student"])
     return recipe.model_copy(
         update={
             "task": _labelled(recipe.task),
             "teachers": [],
             "teacher_training": None,
+            "student": student,
             "method": get_method("finetune").Options(name="finetune"),
             "memory": None,
             # It reads no teacher, and rows with a label only.
@@ -191,7 +231,8 @@ def resolve_distill(recipe: Recipe) -> Recipe:
             )
         if taught_by:
             model = taught_by[0]
-            if recipe.task.name != CORPUS:  # a masked-LM hands on its head, too
+            # A masked-LM hands on its head, too.
+            if recipe.task.name != CORPUS and not get_method(recipe.method.name).starts_from_teacher:
                 model = locate(model).base() or model
         if layers is None and isinstance(student.init, str):
             config = load_config(locate(model)) if taught_by else base_config(recipe)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from kdbert.data.data_file import form_of
 from kdbert.data.labels import alike, label_text, number
@@ -239,6 +239,16 @@ class StudentSection(Section):
         return self
 
 
+def _share_or_steps(value: float) -> float:
+    if value >= 1 and value != int(value):
+        raise ValueError(f"expected a share below 1 or a whole number of steps (got {value:g})")
+    return value
+
+
+Warmup = Annotated[float, Field(ge=0), AfterValidator(_share_or_steps)]
+Schedule = Literal["linear", "constant", "cosine"]
+
+
 class TrainSection(Section):
     """The optimisation. Defaults follow the published GLUE scripts of BERT distillation."""
 
@@ -250,8 +260,8 @@ class TrainSection(Section):
     accumulation: int = Field(1, ge=1, description="micro-batches per step")
     eval_batch_size: int = Field(64, ge=1, description="examples per batch of evaluation and of the teacher pass")
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate")
-    schedule: Literal["linear", "constant", "cosine"] = Field("linear", description="linear and cosine decay to 0")
-    warmup: float = Field(0.0, ge=0, description="warm-up: a fraction of all steps if below 1, else a number of steps")
+    schedule: Schedule = Field("linear", description="linear and cosine decay to 0")
+    warmup: Warmup = Field(0.0, description="warm-up: a fraction of all steps if below 1, else a number of steps")
     weight_decay: float = Field(0.0, ge=0, description="not applied to biases and LayerNorm")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of AdamW's mean of gradients")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of AdamW's mean of squared gradients")
@@ -301,13 +311,6 @@ class TrainSection(Section):
     def _weights(cls, value: Any) -> Any:
         return value if value in (None, "balanced") else weights_of(value)
 
-    @field_validator("warmup")
-    @classmethod
-    def _share_or_steps(cls, value: float) -> float:
-        if value >= 1 and value != int(value):
-            raise ValueError(f"expected a share below 1 or a whole number of steps (got {value:g})")
-        return value
-
     @model_validator(mode="after")
     def _micro(self) -> TrainSection:
         if self.patience is not None and self.selection != "best":
@@ -335,6 +338,15 @@ class TrainSection(Section):
     def unlabelled_rows(self) -> int:
         """Rows without a label in each batch, where `unlabelled_share` says how many."""
         return round((self.unlabelled_share or 0) * self.batch_size)
+
+
+class StageSection(Section):
+    """How one stage of a method with two stages is trained, where that differs from `train`."""
+
+    epochs: int | None = Field(None, ge=1, le=1_000_000, description="passes over the training data")
+    learning_rate: float | None = Field(None, gt=0, description="peak learning rate")
+    schedule: Schedule | None = Field(None, description="linear and cosine decay to 0")
+    warmup: Warmup | None = Field(None, description="as train.warmup")
 
 
 def weights_of(value: Any) -> dict[str, float]:

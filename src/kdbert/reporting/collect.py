@@ -38,6 +38,7 @@ class Run:
     selection: str  # the metric by which runs of its task are compared; "" unless finished
     facts: Mapping[str, Any]  # the whole of run.json
     whole: bool = False  # its student starts from all layers of its model
+    first_stage: str | None = None  # what the content of the student of the stage before it is known by
 
     @property
     def task(self) -> str:
@@ -87,7 +88,8 @@ class Run:
 def collect(paths: Iterable[str | Path]) -> tuple[list[Run], dict[Path, str]]:
     """Every run at or below the given folders, and the damaged run folders with what is wrong.
 
-    Hidden folders and runs that `--overwrite` has moved aside (`….old-<time>`) are left out.
+    Hidden folders and runs that `--overwrite` has moved aside (`….old-<time>`) are left out, and so are first stages
+    of runs that are there.
     """
     runs: dict[Path, Run] = {}
     broken: dict[Path, str] = {}
@@ -110,7 +112,8 @@ def collect(paths: Iterable[str | Path]) -> tuple[list[Run], dict[Path, str]]:
     if not runs:
         detail = "".join(f"; {path}: {why}" for path, why in broken.items())
         raise UserError(f"no run found in {', '.join(map(str, paths))}{detail}")
-    return _one_start(list(runs.values())), broken
+    firsts = {run.first_stage for run in runs.values()} - {None}
+    return _one_start([run for run in runs.values() if run.content not in firsts]), broken
 
 
 def read_run(path: Path) -> Run:
@@ -145,7 +148,12 @@ def _run(path: Path, facts: dict[str, Any]) -> Run:
     for fact, form in (("model_fingerprint", str), ("layers", int)):
         if not isinstance(facts.get(fact), form):
             facts.pop(fact, None)
-    return Run(path, status, told["seed"], told, identity, metrics, selection, facts)
+    first, before = None, mapping(facts.get("stage_before"))
+    if before:  # seeds of one experiment, though each goes on with a student of its own
+        first = identity["student.model"]
+        told |= {**flatten(before["student"], "student."), "stage_before": before["digest"]}
+        identity |= {**flatten(before["start"], "student."), "stage_before": before["digest"]}
+    return Run(path, status, told["seed"], told, identity, metrics, selection, facts, first_stage=first)
 
 
 def _one_start(runs: list[Run]) -> list[Run]:

@@ -16,7 +16,7 @@ from kdbert.data.examples import Examples
 from kdbert.errors import UserError, near_miss
 from kdbert.heads import HEADS
 from kdbert.methods import all_methods, get_method
-from kdbert.models.architectures import architecture
+from kdbert.models.architectures import ARCHITECTURES, architecture
 from kdbert.models.load import check_trained_head, has_head, load_tokenizer, same_tokenizer
 from kdbert.models.student import check_cut
 from kdbert.models.vocabulary import check_expansion
@@ -45,6 +45,7 @@ def check(job: Job | CentroidsJob) -> None:
     check_student(job)
     check_layers(job)
     check_teachers(job)
+    check_held(job)
     check_data(job)
     if job.centroids is not None:
         check_centroids(job.centroids)
@@ -156,6 +157,8 @@ def check_soft_labels(job: Job) -> None:
     """Refuse soft labels where more than a teacher's answers is read."""
     for teacher in job.soft_labels:
         needs, name = job.needs, job.recipe.method.name
+        if needs.holds_teachers:
+            raise UserError(f"method {name!r} works with its teacher's model, and {teacher.given!r} is a file; use kd")
         if needs.teacher_hidden or needs.reduced or needs.reads_centroids or job.recipe.output.diagnose:
             what = "--diagnose" if job.recipe.output.diagnose else f"method {name!r}"
             raise UserError(
@@ -178,6 +181,35 @@ def check_teachers(job: Job) -> None:
     known = [teacher.place.fingerprint() for teacher in job.teachers if teacher.made]
     if len(set(known)) < len(known):
         log.warning("the same teacher is named twice")
+
+
+def check_held(job: Job) -> None:
+    """Refuse what cannot work for a method that works with its teacher's model itself: student and teacher of two
+    kinds, a student that is not cut from the teacher where it must be, and gradients that fp16 scales.
+    """
+    name, config = job.recipe.method.name, job.config
+    if not job.needs.holds_teachers:
+        return
+    if job.recipe.train.precision == "fp16":
+        raise UserError(f"method {name!r} works with gradients, which fp16 scales; use --precision bf16 or fp32")
+    if not architecture(config.model_type, job.place.given).own_attention:
+        known = ", ".join(name for name, one in ARCHITECTURES.items() if one.own_attention)
+        raise UserError(f"method {name!r} works with the layers of {known}, and the student is a {config.model_type}")
+    for teacher in job.teachers:
+        if teacher.config.model_type != config.model_type:
+            raise UserError(
+                f"method {name!r} needs student and teacher of one type; they are {config.model_type} and "
+                f"{teacher.config.model_type}"
+            )
+        columns = job.columns(teacher) if teacher.made else None
+        if columns is not None and columns != sorted(columns) and not get_method(name).starts_from_teacher:
+            raise UserError(
+                f"method {name!r} draws the teacher's head to the student's, and the labels of {teacher.place.given!r} "
+                "are in another order than the task's; fine-tune one with `kdbert finetune-teacher`"
+            )
+        from_it = job.place.fingerprint() == teacher.place.fingerprint()
+        if teacher.made and get_method(name).starts_from_teacher and not from_it:
+            raise UserError(f"method {name!r} cuts its student from its teacher: leave out --student")
 
 
 def check_taught(spec: TaskSpec, teacher: KnownTeacher) -> None:

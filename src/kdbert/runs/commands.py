@@ -11,10 +11,10 @@ from kdbert.errors import UserError
 from kdbert.recipe import Recipe
 from kdbert.runs.centroids import CentroidsJob
 from kdbert.runs.checks import check, check_rows, check_teachers
-from kdbert.runs.execute import baseline_of, execute, execute_centroids, execute_teacher, finished
+from kdbert.runs.execute import baseline_of, execute, execute_centroids, execute_on_the_way, finished
 from kdbert.runs.folder import RunResult
 from kdbert.runs.inputs import Inputs
-from kdbert.runs.job import Job
+from kdbert.runs.job import Job, Role
 from kdbert.runs.plan import AnyJob, Goal, plan
 
 
@@ -34,8 +34,10 @@ def finetune(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
 def distill(recipe: Recipe, *, overwrite: bool = False, baseline: bool | None = None) -> RunResult:
     """Train a student by the recipe's method; what it needs and nobody gave (teachers, centroids) is made first.
 
+    A method with two stages makes a run of each.
+
     Args:
-        overwrite: move an existing run of the same folder aside and train again (the teacher stays).
+        overwrite: move an existing run of the same folder aside and train again (teacher and first stage stay).
         baseline: also train the same student without a teacher (None: on the quickstart task only).
 
     Returns:
@@ -60,12 +62,15 @@ def _train(recipe: Recipe, goal: Goal, baseline: bool, overwrite: bool) -> RunRe
     result = None if overwrite or wanted.waits else finished(wanted)
     if result is None:
         _prepare(jobs)
-        if wanted.waits:
-            jobs = plan(recipe, goal, baseline=baseline, inputs=inputs)  # which now knows the teachers
+        while wanted.waits:
+            jobs = plan(recipe, goal, baseline=baseline, inputs=inputs)  # which now knows what was made
             wanted = _goal(jobs)
             check_teachers(wanted)
+            for stage in _of_role(jobs, "stage"):
+                if not stage.finished:
+                    execute_on_the_way(stage)
     # Missing centroids are made in the student's run, which has the teacher open.
-    without = [execute(job) for job in jobs if isinstance(job, Job) and job.role == "baseline"]
+    without = [execute(job) for job in _of_role(jobs, "baseline")]
     result = result or execute(wanted, overwrite=overwrite)
     return replace(result, baseline=without[0] if without else baseline_of(wanted))
 
@@ -75,16 +80,21 @@ def _goal(jobs: list[AnyJob]) -> Job:
     return jobs[-1]
 
 
+def _of_role(jobs: list[AnyJob], role: Role) -> list[Job]:
+    """Jobs on the way to the goal."""
+    return [job for job in jobs[:-1] if isinstance(job, Job) and job.role == role]
+
+
 def _prepare(jobs: list[AnyJob]) -> None:
     """Refuse what cannot work before anything is trained, then train the teachers that come before the goal."""
-    teachers = [job for job in jobs[:-1] if isinstance(job, Job) and job.role == "teacher"]
-    for job in [*(one for one in teachers if not one.finished), jobs[-1]]:
+    teachers = _of_role(jobs, "teacher")
+    for job in [*(one for one in (*teachers, *_of_role(jobs, "stage")) if not one.finished), jobs[-1]]:
         check(job)
-    for job in jobs[:-1]:
-        if isinstance(job, Job) and job.role == "baseline" and not job.finished:
+    for job in _of_role(jobs, "baseline"):
+        if not job.finished:
             check_rows(job)
     for job in teachers:
-        execute_teacher(job)
+        execute_on_the_way(job)
 
 
 def train_memory(recipe: Recipe, *, layer: int | None = None, output: str | None = None) -> Path:

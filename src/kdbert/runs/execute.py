@@ -29,12 +29,12 @@ from kdbert.methods import Context, HiddenStates, Needs, get_method
 from kdbert.models.fast.dropout import use_fast_dropout
 from kdbert.models.fast.late_head import use_late_head
 from kdbert.models.load import check_weights, load_tokenizer
-from kdbert.models.locate import ModelPlace, check_run_files
+from kdbert.models.locate import ModelPlace, check_run_files, run_facts
 from kdbert.models.open import open_classifier, open_of_plain_text
 from kdbert.models.student import freeze_embeddings, set_dropout
 from kdbert.models.vocabulary import check_expansion, grow_embeddings
-from kdbert.recipe import Recipe
-from kdbert.recipe.defaults import baseline_recipe
+from kdbert.recipe import Recipe, digest_of
+from kdbert.recipe.defaults import baseline_recipe, stage_before
 from kdbert.runs.answers import Answers, answers, constant_answers, same_answers
 from kdbert.runs.centroids import CentroidsJob
 from kdbert.runs.checks import check_finished
@@ -53,7 +53,7 @@ from kdbert.training.loop import TrainResult, epoch_order, train, trained_rows
 from kdbert.training.precision import choose_precision, make_accelerator
 from kdbert.training.soft_labels import SoftLabels, SoftTeacher
 from kdbert.training.store import NoRoom
-from kdbert.training.teacher import StoredTeacher, Teacher
+from kdbert.training.teacher import StoredTeacher, Teacher, kinds_of
 
 log = logging.getLogger("kdbert")
 SURVEY_BATCH = 64  # texts; no setting of a person's, so that all see the same numbers
@@ -109,8 +109,8 @@ def finished(job: Job) -> RunResult | None:
     return folder.result()
 
 
-def execute_teacher(job: Job) -> RunResult:
-    """`execute` for a teacher that is made on the way; if another process is making it, wait for that one's."""
+def execute_on_the_way(job: Job) -> RunResult:
+    """`execute` for what is made on the way; if another process is making it, wait for that one's."""
     while True:
         try:
             return execute(job)
@@ -204,6 +204,11 @@ class Run:
         self.session = open_session(recipe, job.way.half, log_with=tracker, project_dir=str(job.folder.path))
         torch.manual_seed(recipe.seed)  # a fresh head is drawn here
         student, self.kept_head = load_student(job)
+        if get_method(recipe.method.name).starts_from_teacher and not self.kept_head:
+            raise UserError(
+                f"method {recipe.method.name!r} goes on with its teacher's head, and the labels in its config.json "
+                "(id2label) are not this task's: name them there"
+            )
         if recipe.train.dropout is not None:
             set_dropout(student, recipe.train.dropout)
         if recipe.train.fast_dropout and job.way.levers:
@@ -260,6 +265,8 @@ class Run:
         torch.manual_seed(int(np.random.SeedSequence([recipe.seed, 1]).generate_state(1, np.uint64)[0] >> 1))
         method.head = job.head  # also for a method whose `prepare` does not call the one of `Method`
         method.prepare(context)
+        if job.needs.holds_teachers:
+            method.take_models(self.student, [teacher.network for teacher in self._models_that_teach])
         if job.needs.survey:
             method.survey(self._surveyed(job.needs))
         module = StudentWithMethod(self.student, method, self.session.precision, job.needs.student_hidden)
@@ -315,7 +322,8 @@ class Run:
             newest.update({name: self._answers(model, name) for name in job.spec.split_names("dev")})
             return {f"{split}/{name}": value for split, one in newest.items() for name, value in one.scores.items()}
 
-        with trained_rows(recipe.train, job.encoded["train"], module):
+        rows = trained_rows(recipe.train, job.encoded["train"], module)
+        with contextlib.nullcontext() if job.needs.holds_teachers else rows:
             trained = train(
                 recipe.train, seed=recipe.seed, data=job.encoded["train"], module=module, teachers=teachers,
                 evaluate=evaluate, selection=f"{job.spec.split_names('dev')[0]}/{job.spec.metrics[0]}",
@@ -348,7 +356,9 @@ class Run:
         """The teachers as training reads them; their networks are freed where all of it is stored."""
         method, centroids = self.module.method, self.centroids
         made_with = centroids.fingerprint if centroids is not None else ""
-        ready = [teacher.for_training(self.job.needs, method, made_with) for teacher in self.teachers]
+        reads_nothing = self.job.needs.holds_teachers and not kinds_of(self.job.needs, "example")
+        teachers = [] if reads_nothing else self.teachers
+        ready = [teacher.for_training(self.job.needs, method, made_with) for teacher in teachers]
         if all(isinstance(teacher, StoredTeacher) for teacher in ready):
             for teacher in self.teachers:
                 teacher.release()
@@ -443,9 +453,22 @@ class Run:
             fingerprints, machine, self.session.environment,
             needed=5 * 4 * sum(p.numel() for p in self.module.parameters()), role=job.role,
             recipe=recipe.model_dump(mode="json"), identity=identity_of(recipe, job.fingerprints), data=job.data_files,
-            **task_record(job.spec), way=job.way.record(), steps=job.steps,
+            **task_record(job.spec), way=job.way.record(), steps=job.steps, **self._stage_before(),
         )  # fmt: skip
         write_text(folder.path / "recipe.yaml", recipe.yaml())
+
+    def _stage_before(self) -> dict[str, Any]:
+        """What run.json says of the first stage, whose student this one goes on with.
+
+        Its start and the digest of its recipe make seeds one experiment, though each has another first student.
+        """
+        run = stage_before(self.job.recipe)
+        if run is None:
+            return {}
+        facts = run_facts(run)
+        identity = {key: value for key, value in facts["identity"].items() if key != "seed"}
+        starts = {"student": facts["recipe"]["student"], "start": identity["student"]}
+        return {"stage_before": {"run": str(run), "digest": digest_of(identity), **starts}}
 
     def _rows(self) -> dict[str, Any]:
         """What run.json says of training rows without a label; nothing where there are none."""
@@ -481,7 +504,10 @@ class Run:
                 job.tokenizer("", truncation="longest_first", max_length=recipe.task.max_length)
             job.tokenizer.save_pretrained(target)
             facts["size_mib"] = round((target / "model.safetensors").stat().st_size / 2**20, 2)
-            known = {**facts, "environment": self.session.environment, "hard_loss": job.hard_loss_words()}
+            known = {
+                **facts, **self._stage_before(), "environment": self.session.environment,
+                "hard_loss": job.hard_loss_words(),
+            }  # fmt: skip
             card = model_card(recipe, job.spec, facts["metrics"], known)
             (target / "README.md").write_text(card, encoding="utf-8")
             dev = job.spec.split_names("dev")[0]

@@ -37,7 +37,7 @@ from kdbert.training.frozen_teacher import KnownTeacher, shape_of
 from kdbert.training.loop import steps_of
 from kdbert.training.soft_labels import SoftLabels
 
-Role = Literal["teacher", "baseline", "student"]
+Role = Literal["teacher", "stage", "baseline", "student"]
 
 
 @dataclass(eq=False)
@@ -45,10 +45,11 @@ class Job:
     """A model to be trained. Properties are computed when first read: a finished run opens no data and no weights.
 
     Attributes:
-        role: a teacher (or any model without one), the baseline of a student, or the student.
+        role: a teacher (or any model without one), the first stage or the baseline of a student, or the student.
         recipe: resolved.
         to_come: its teachers that are still to be made.
-        waits: for teachers that are still to be made. Until then much is known of it, but not the name of its folder.
+        waits: for teachers, or a stage before it, that are still to be made. Until then much is known of it, but not
+            the name of its folder.
     """
 
     role: Role
@@ -72,7 +73,7 @@ class Job:
 
     @property
     def writes(self) -> Path | None:
-        """Its run folder; None as long as its teachers, which are part of the name, are to be made."""
+        """Its run folder; None as long as its teachers or its start, which are part of the name, are to be made."""
         return None if self.waits else self.folder.path
 
     @cached_property

@@ -31,7 +31,7 @@ def model_card(
     Args:
         metrics: split -> metric -> value.
         facts: entries of run.json: parameters, size_mib, layers, selection, constant_answer, one_answer, teachers,
-            baseline, timings, environment; and `hard_loss`, what changes it in words.
+            baseline, stage_before, timings, environment; and `hard_loss`, what changes it in words.
     """
     method = get_method(recipe.method.name)
     distilled = bool(recipe.teachers)
@@ -88,6 +88,10 @@ def model_card(
     if distilled:
         named = ", ".join(code(teacher.model) for teacher in recipe.teachers)
         lines.append(f"Teacher{'s' if len(recipe.teachers) > 1 else ''}: {named}.")
+    if method.stages:
+        before = facts.get("stage_before")
+        after = f", after {plain(method.stages[0])} ({code(before['run'])})" if before else ""
+        lines.append(f"Stage: **{plain(str(recipe.stage))}**{after}.")
     if recipe.method.nonsense():
         lines.append(f"Weights as the published code takes them: {plain('; '.join(recipe.method.nonsense()))}.")
     if facts["hard_loss"]:

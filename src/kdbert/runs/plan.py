@@ -1,4 +1,4 @@
-"""From a recipe to the jobs that a command takes: teachers, baseline, centroids, student.
+"""From a recipe to the jobs that a command takes: teachers, first stage, baseline, centroids, student.
 
 All training commands, `--dry-run` and `sweep` use this list; `kdbert.runs.execute` does one job.
 """
@@ -17,9 +17,10 @@ from kdbert.recipe.defaults import (
     resolve_centroids,
     resolve_distill,
     resolve_finetune,
+    stage_recipes,
     teacher_recipes,
 )
-from kdbert.recipe.sections import MemorySection, TeacherSection
+from kdbert.recipe.sections import MemorySection, StudentSection, TeacherSection
 from kdbert.runs.centroids import CentroidsJob
 from kdbert.runs.inputs import Inputs
 from kdbert.runs.job import Job
@@ -39,8 +40,8 @@ def plan(
 ) -> list[AnyJob]:
     """The jobs that lead to a goal, in their order; the last one is the goal itself. Finished ones are in it too.
 
-    Nothing is trained and no weights are opened. A job says what it `reads` and `writes`; where its teachers are still
-    to be made, it `waits` and its folder is not known yet.
+    Nothing is trained and no weights are opened. A job says what it `reads` and `writes`; where its teachers, or the
+    stage before it, are still to be made, it `waits` and its folder is not known yet.
 
     Args:
         goal: a model without a teacher, a student, or the centroids of a teacher's features.
@@ -49,6 +50,7 @@ def plan(
         inputs: what was read already.
     """
     inputs = inputs or Inputs()
+    *before, recipe = stage_recipes(recipe)
     if goal == "model":
         return [Job("teacher", resolve_finetune(recipe), inputs)]
     if goal == "centroids":
@@ -57,14 +59,19 @@ def plan(
     to_come: list[KnownTeacher] = []
     if all(job.finished for job in teachers):
         named = recipe.teachers or [TeacherSection(model=str(job.folder.path), labels=None) for job in teachers]
+        before = [one.model_copy(update={"teachers": named}) for one in before]
         recipe = recipe.model_copy(update={"teachers": named})
     else:
         base_config(recipe)  # refuses a default that cannot be fetched
         to_come = [KnownTeacher(job.place, made=False) for job in teachers]
     if goal == "centroids":
         return [*teachers, _centroids(recipe, to_come, layer, inputs)]
-    student = Job("student", resolve_distill(recipe), inputs, to_come=to_come)
-    jobs: list[AnyJob] = [*teachers]
+    stages = [Job("stage", resolve_distill(one), inputs, to_come=to_come) for one in before]
+    for stage in stages:
+        recipe = recipe.model_copy(update={"student": _after(stage)})
+    waits = not all(stage.finished for stage in stages)
+    student = Job("student", resolve_distill(recipe), inputs, to_come=to_come, waits=waits)
+    jobs: list[AnyJob] = [*teachers, *stages]
     if baseline and student.recipe.task.kind == "encoder":
         raise UserError(f"--baseline: a student of method {recipe.method.name!r} learns from nothing but its teacher")
     if baseline and recipe.method.name != "finetune":
@@ -72,6 +79,15 @@ def plan(
     if student.centroids is not None and student.centroids.section.file is None:
         jobs.append(student.centroids)
     return [*jobs, student]
+
+
+def _after(stage: Job) -> StudentSection:
+    """What the next stage starts from: the stage's student, or as long as it is not made what is as large."""
+    student = stage.recipe.student
+    if not stage.finished:
+        return student
+    made = {"model": str(stage.folder.path), "tokenizer": None, "layers": None, "init": "first"}
+    return student.model_copy(update=made)
 
 
 def _of_centroids(recipe: Recipe) -> Recipe:

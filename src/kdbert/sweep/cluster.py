@@ -114,7 +114,7 @@ class Cluster:
         new: list[Queued] = []
         try:
             for array in arrays(jobs):
-                wait_for_teachers(executor, array, queued)
+                wait_for_others(executor, array, queued)
                 with contextlib.redirect_stderr(io.StringIO()):  # submitit also prints what it raises
                     submitted = executor.submit_array([Submitted(job.words) for job in array])
                 for job, one in zip(array, [one.job_id for one in submitted], strict=True):
@@ -166,18 +166,18 @@ def _left_queue(job: SweepJob, one: Queued) -> None:
 
 
 def arrays(jobs: Iterable[SweepJob]) -> list[list[SweepJob]]:
-    """Jobs that are submitted together: first what waits for nothing, then students with the same missing teachers."""
+    """Jobs that are submitted together: first what waits for nothing, then what waits for the same jobs."""
     groups: dict[tuple[str, ...], list[SweepJob]] = {(): []}
     for job in jobs:
-        waits = tuple(teacher.key for teacher in job.teachers if teacher.state not in DONE)
+        waits = tuple(one.key for one in job.before if one.state not in DONE)
         groups.setdefault(waits, []).append(job)
     return [group[i : i + LARGEST_ARRAY] for group in groups.values() for i in range(0, len(group), LARGEST_ARRAY)]
 
 
-def wait_for_teachers(executor: PicklingExecutor, array: list[SweepJob], queued: Mapping[SweepJob, Queued]) -> None:
-    """Let an array begin only after its queued teachers have ended well."""
-    teachers = [queued[teacher].id for teacher in array[0].teachers if teacher in queued]
-    executor.update_parameters(dependency=":".join(["afterok", *teachers]) if teachers else None)
+def wait_for_others(executor: PicklingExecutor, array: list[SweepJob], queued: Mapping[SweepJob, Queued]) -> None:
+    """Let an array begin only after the queued jobs before it have ended well."""
+    before = [queued[one].id for one in array[0].before if one in queued]
+    executor.update_parameters(dependency=":".join(["afterok", *before]) if before else None)
 
 
 def _arrays_of(queued: Iterable[Queued]) -> str:

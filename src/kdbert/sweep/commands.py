@@ -51,6 +51,7 @@ def command_of(recipe: Recipe, command: str) -> list[str]:
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
     tree = recipe.model_dump(mode="json")
+    tree["stages"] = {name: stage.model_dump(exclude_none=True) for name, stage in recipe.stages.items()}
     if tree["teacher_training"] is None:
         tree["teacher_training"] = TeacherTraining().model_dump(mode="json")
     return flatten(tree)

@@ -1,4 +1,4 @@
-"""What a sweep has to run: one job per cell, and one per teacher that cells need and nobody named."""
+"""What a sweep has to run: one job per cell, one per teacher that cells need and nobody named, one per first stage."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +16,12 @@ from kdbert.disk.lock import FileLock
 from kdbert.errors import UserError
 from kdbert.models.locate import short_name
 from kdbert.recipe import Recipe
-from kdbert.recipe.defaults import resolve_distill
+from kdbert.recipe.defaults import resolve_distill, stage_recipes
 from kdbert.runs.checks import check, check_finished
 from kdbert.runs.folder import RunFolder, identity_of
 from kdbert.runs.inputs import Inputs
 from kdbert.runs.job import Job
-from kdbert.runs.plan import plan
+from kdbert.runs.plan import AnyJob, plan
 from kdbert.sweep.commands import command_of
 from kdbert.sweep.grid import Cell
 
@@ -36,8 +36,9 @@ class SweepJob:
 
     name: str  # for people
     recipe: Recipe  # as written
-    job: Job  # its plan; where teachers were missing, `folder` plans again once they are made
-    teachers: list[SweepJob] = field(default_factory=list)  # the runs of this sweep that make its teachers
+    job: Job  # its plan; where teachers or a stage were missing, `folder` plans again once they are made
+    # The runs of this sweep that come before it: those that make its teachers, and the first of its two stages.
+    before: list[SweepJob] = field(default_factory=list)
     state: State = "waiting"  # as far as this sweep knows
     message: str = ""  # why it failed or diverged, in one line
     since: float = math.inf  # a failure written after this time is another sweep's and counts; an older one is retried
@@ -51,37 +52,42 @@ class SweepJob:
         return "finetune-teacher" if self.job.role == "teacher" else "distill"
 
     @property
+    def cell(self) -> bool:
+        """Whether it is what was asked for, and not made on the way to that."""
+        return self.job.role == "student"
+
+    @property
     def words(self) -> list[str]:
         """The words after `kdbert` that make this run."""
         return command_of(self.recipe, self.command)
 
     @cached_property
     def key(self) -> str:
-        """Equal for cells that are one run (one spells out a default), before and after its teachers are made."""
+        """Equal for cells that are one run (one spells out a default), before and after what comes before is made."""
         job = self.job
         if job.role == "teacher":
             return str(job.folder.path.absolute())
-        if self.teachers:
-            job = Job("student", resolve_distill(self.recipe), job.inputs)  # as if they were missing
+        if self.before:
+            job = Job("student", resolve_distill(stage_recipes(self.recipe)[-1]), job.inputs)  # as if it were missing
         identity = identity_of(job.recipe, job.fingerprints)
-        return json.dumps([identity, [teacher.key for teacher in self.teachers]], sort_keys=True)
+        return json.dumps([identity, [one.key for one in self.before]], sort_keys=True)
 
     @property
     def folder(self) -> RunFolder:
-        """Its run folder, whose name is final once its teachers are made."""
+        """Its run folder, whose name is final once what comes before is made."""
         if self.job.waits:
             job = plan(self.recipe)[-1]
             assert isinstance(job, Job)
-            self.job = job
+            self.job = replace(job, role=self.job.role)
         return self.job.folder
 
     def look(self) -> None:
-        """Set `state` and `message` by its teachers and its run folder; if it is still to be made they stay."""
-        untaught = [teacher.state for teacher in self.teachers if teacher.state != "finished"]
-        for ended in untaught:
-            if ended in DONE:
-                self.state, self.message = "failed", f"its teacher has {ended}"
-        if untaught:
+        """Set `state` and `message` by what comes before and its run folder; if it is still to be made they stay."""
+        missing = [one for one in self.before if one.state != "finished"]
+        for one in missing:
+            if one.state in DONE:
+                self.state, self.message = "failed", f"its {one.job.role} has {one.state}"
+        if missing:
             return
         try:
             folder, self.status = self.folder, "damaged"
@@ -122,12 +128,13 @@ class SweepJob:
 
 
 def plan_jobs(cells: list[Cell]) -> list[SweepJob]:
-    """Teachers, then cells. Their state says which are done already. The problems of all cells are refused at once."""
+    """Teachers, first stages, cells; their state says which are done. The problems of all cells are refused at once."""
     for root in {Path(cell.recipe.output.runs_dir) for cell in cells}:
         if root.exists() and not root.is_dir():
             raise UserError(f"cannot write runs to {root}: it is a file; choose another --runs-dir")
     inputs = Inputs()
     teachers: dict[Path, SweepJob] = {}
+    stages: dict[str, SweepJob] = {}
     runs: dict[str, SweepJob] = {}
     checked: set[str] = set()
     problems: dict[str, str] = {}
@@ -136,8 +143,9 @@ def plan_jobs(cells: list[Cell]) -> list[SweepJob]:
             planned = plan(cell.recipe, inputs=inputs)
             job = planned[-1]
             assert isinstance(job, Job)
-            taught_by = [_teacher(one, teachers) for one in planned[:-1] if isinstance(one, Job)]
-            run = SweepJob(cell.name, cell.recipe, job, taught_by)
+            taught_by = [_teacher(one, teachers) for one in planned[:-1] if one.role == "teacher"]
+            first = [_stage(one, cell, taught_by, stages) for one in planned[:-1] if one.role == "stage"]
+            run = SweepJob(cell.name, cell.recipe, job, [*taught_by, *first])
             if run.key in runs:
                 log.info("cell %s is the same run as %s", cell.name, runs[run.key].name)
                 continue
@@ -154,11 +162,22 @@ def plan_jobs(cells: list[Cell]) -> list[SweepJob]:
             problems.setdefault(str(error), cell.name)
     if problems:
         raise UserError("; ".join(f"cell {name}: {problem}" for problem, name in problems.items()))
-    return [*teachers.values(), *runs.values()]
+    return [*teachers.values(), *stages.values(), *runs.values()]
 
 
-def _teacher(job: Job, known: dict[Path, SweepJob]) -> SweepJob:
+def _stage(job: AnyJob, cell: Cell, taught_by: list[SweepJob], known: dict[str, SweepJob]) -> SweepJob:
+    """The run that is the first stage of a cell; cells share it."""
+    assert isinstance(job, Job)
+    first = SweepJob(f"first stage of {cell.name}", stage_recipes(cell.recipe)[0], job, taught_by)
+    if first.key not in known:
+        known[first.key] = first
+        first.look()
+    return known[first.key]
+
+
+def _teacher(job: AnyJob, known: dict[Path, SweepJob]) -> SweepJob:
     """The run that makes a teacher; cells share it."""
+    assert isinstance(job, Job)
     path, recipe = job.folder.path, job.recipe
     if path not in known:
         name = f"teacher of {recipe.task.name}: {short_name(str(recipe.student.model))}, seed {recipe.seed}"

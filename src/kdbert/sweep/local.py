@@ -89,8 +89,8 @@ def run_jobs(jobs: list[SweepJob], slots: int, progress: Progress) -> None:
 
 
 def _start(job: SweepJob, server: Preloaded, slot: int, environments: list[dict[str, str]]) -> Running | None:
-    """Start a job's process, unless it waits for its teachers, is done, or is somebody else's."""
-    if any(teacher.state not in DONE for teacher in job.teachers):
+    """Start a job's process, unless it waits for what comes before, is done, or is somebody else's."""
+    if any(one.state not in DONE for one in job.before):
         return None
     job.look()
     try:
@@ -155,7 +155,7 @@ def _stop(running: list[Running]) -> None:
 
 def count_finished(jobs: list[SweepJob]) -> str:
     """`3 of 4 runs are finished`."""
-    cells = [job for job in jobs if job.command == "distill"]
+    cells = [job for job in jobs if job.cell]
     return f"{sum(job.state == 'finished' for job in cells)} of {len(cells)} runs are finished"
 
 

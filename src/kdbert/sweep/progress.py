@@ -168,7 +168,7 @@ def why(job: SweepJob) -> str:
 
 def summary(jobs: list[SweepJob], runs: Path) -> str:
     """The last lines: how many runs ended how; each that failed or diverged, and why."""
-    cells = [job for job in jobs if job.command == "distill"]
+    cells = [job for job in jobs if job.cell]
     counts = {state: sum(job.state == state for job in cells) for state in DONE}
     ended = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
     lines = [f"{counted(len(cells), 'run')}: {ended}"]

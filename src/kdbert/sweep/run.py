@@ -51,7 +51,7 @@ def sweep(
         cluster(planned, progress)
     level = logging.WARNING if any(job.state == "failed" for job in planned) else logging.INFO
     log.log(level, "%s", summary(planned, Path(cells[0].recipe.output.runs_dir)))
-    students = [job for job in planned if job.command == "distill"]
+    students = [job for job in planned if job.cell]
     return SweepResult(
         finished=[job.folder.path for job in students if job.state == "finished"],
         diverged={job.name: job.message for job in students if job.state == "diverged"},
@@ -60,7 +60,8 @@ def sweep(
 
 
 def sweep_size(planned: list[SweepJob]) -> str:
-    """`36 runs and 3 teachers`."""
-    runs = sum(job.command == "distill" for job in planned)
-    teachers = len(planned) - runs
-    return counted(runs, "run") + (f" and {counted(teachers, 'teacher')}" if teachers else "")
+    """`36 runs and 3 teachers`, `2 runs, 1 teacher and 2 first stages`."""
+    numbers = {"run": "student", "teacher": "teacher", "first stage": "stage"}
+    counts = {noun: sum(job.job.role == role for job in planned) for noun, role in numbers.items()}
+    *most, last = [counted(number, noun) for noun, number in counts.items() if number]
+    return f"{', '.join(most)} and {last}" if most else last

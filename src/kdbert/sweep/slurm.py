@@ -15,7 +15,7 @@ from submitit.slurm.slurm import SlurmExecutor
 
 from kdbert.errors import UserError, near_miss
 from kdbert.recipe.yaml_files import load_yaml
-from kdbert.sweep.cluster import Cluster, Queued, arrays, private_folder, queued_jobs, wait_for_teachers
+from kdbert.sweep.cluster import Cluster, Queued, arrays, private_folder, queued_jobs, wait_for_others
 from kdbert.sweep.jobs import DONE, SweepJob
 
 MOST_TIMEOUTS = 20  # of one job, or a run that gets nowhere in its time would be queued again forever
@@ -153,7 +153,7 @@ def scripts(jobs: list[SweepJob], parameters: Mapping[str, Any]) -> list[str]:
     for array in arrays([job for job in jobs if job.state not in DONE and job not in queued]):
         files = private_folder() / "sweep-XXXXXXXX"
         executor = _executor(files, parameters)
-        wait_for_teachers(executor, array, queued)
+        wait_for_others(executor, array, queued)
         if len(array) > 1:
             executor.parameters["map_count"] = len(array)
         text = executor._make_submission_file_text(executor._submitit_command_str, "")

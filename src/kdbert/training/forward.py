@@ -220,6 +220,7 @@ class StudentWithMethod(nn.Module):
 
     def forward(self, batch: Batch, teachers: Sequence[HiddenStates]) -> LossTerms:
         """The loss terms of this process's micro-batch; losses run with autocast off."""
+        self.method.before_forward(batch)
         student = run_model(self.student, batch, self.precision, self.layers)
         with torch.autocast(batch.input_ids.device.type, enabled=False):
             return self.method(student, teachers, batch)

@@ -136,6 +136,8 @@ class FrozenTeacher:
             log.info("%s: runs at every step, since other tokens are hidden each time", self.whose)
         elif self.spec.head.plain_text:
             log.info("%s: runs at every step, since what it says of a corpus is too much to keep", self.whose)
+        elif needs.holds_teachers and train.teacher_cache:
+            log.info("%s: runs at every step, since its model is a part of the training", self.whose)
         elif needs.reads_padding and train.teacher_cache:
             log.info("%s: runs at every step, since positions of padding are read", self.whose)
         elif train.teacher_cache:

@@ -122,10 +122,11 @@ def train(
 
     total_steps = steps_of(options, data, data.rows_with_label)
     optimizer = build_optimizer(module, options)
+    own = module.method.own_optimizer(optimizer)
     schedule = "constant_with_warmup" if options.schedule == "constant" else options.schedule
     run = Training(
         options=options, seed=seed, data=data, teachers=teachers, module=module,
-        wrapped=accelerator.prepare_model(module), optimizer=optimizer,
+        wrapped=accelerator.prepare_model(module), optimizer=optimizer, own=own,
         scheduler=get_scheduler(schedule, optimizer, warmup_steps(options.warmup, total_steps), total_steps),
         scale=LossScale(module.precision, accelerator.device), accelerator=accelerator,
         steps=total_steps, length=length,
@@ -224,12 +225,12 @@ def steps_of(options: TrainSection, data: Sized, labelled: int) -> int:
     return min(whole, options.max_steps or whole)
 
 
-def build_optimizer(module: nn.Module, options: TrainSection) -> torch.optim.Optimizer:
+def build_optimizer(module: StudentWithMethod, options: TrainSection) -> torch.optim.Optimizer:
     """AdamW; weight decay on matrices only (no bias, no LayerNorm), as BERT is trained.
 
     The method's own parameters are in it too.
     """
-    trained = [p for p in module.parameters() if p.requires_grad]
+    trained = module.method.trained_parameters(module.student)
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
@@ -258,6 +259,8 @@ def _restore(run: Training, folder: Path, total_steps: int) -> Position:
         )
     run.module.load_weights(resumed.tensors["weights"])
     load_optimizer(run.module, run.optimizer, resumed.tensors["optimizer"], resumed.path)
+    if run.own is not None:
+        load_optimizer(run.module, run.own, resumed.tensors["own_optimizer"], resumed.path)
     run.scheduler.load_state_dict(state["scheduler"])
     run.scale.load(state["scale"])
     for group, rate in zip(run.optimizer.param_groups, run.scheduler.get_last_lr(), strict=True):
@@ -270,6 +273,8 @@ def _restore(run: Training, folder: Path, total_steps: int) -> Position:
 def _save(run: Training, at: Position, checkpoints: Path) -> None:
     """Write a checkpoint: weights, optimiser, schedule and the position."""
     tensors = {"weights": run.module.weights(), "optimizer": optimizer_tensors(run.module, run.optimizer)}
+    if run.own is not None:
+        tensors["own_optimizer"] = optimizer_tensors(run.module, run.own)
     if at.best_weights:
         tensors["best"] = at.best_weights
     state = {"scheduler": run.scheduler.state_dict(), "scale": run.scale.state(), "version": STATE_VERSION}

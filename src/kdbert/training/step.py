@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 
 from kdbert.data.batches import micro_batches
 from kdbert.data.encode import Encoded
-from kdbert.methods import LossTerms
+from kdbert.methods import LossTerms, OwnStep
 from kdbert.recipe.sections import TrainSection
 from kdbert.training.forward import StudentWithMethod
 from kdbert.training.precision import LossScale
@@ -31,6 +32,7 @@ class Training:
     Attributes:
         data: the tokenised training split.
         module: student and method, whose parameters are trained. wrapped: the same, for data parallel.
+        own: the optimiser of what the method trains itself.
         scale: multiplies the loss in fp16.
         steps: of the optimiser, in the whole run.
         length: pad every batch to so many tokens (None: to its longest example).
@@ -47,6 +49,7 @@ class Training:
     scale: LossScale
     accelerator: Accelerator
     steps: int
+    own: torch.optim.Optimizer | None = None
     length: int | None = None
 
 
@@ -67,17 +70,21 @@ def training_step(run: Training, rows: np.ndarray, epoch: int, step: int) -> Ste
         rows: numbers of the batch's examples.
         epoch, step: from 0; with the seed they decide every random draw.
     """
-    terms = forward_backward(
-        run.wrapped, run.data, rows, run.teachers, run.accelerator, accumulation=run.options.accumulation,
-        seed=run.seed, epoch=epoch, step=step, length=run.length, scaler=run.scale.scaler,
+    backward = functools.partial(
+        forward_backward, run.wrapped, run.data, rows, run.teachers, run.accelerator,
+        accumulation=run.options.accumulation, seed=run.seed, epoch=epoch, step=step, length=run.length,
         progress=step / run.steps,
     )  # fmt: skip
+    longest = run.options.max_grad_norm or float("inf")
+    if run.own is not None:
+        run.module.method.before_step(OwnStep(run.optimizer, run.own, backward, longest))
+    terms = backward(scaler=run.scale.scaler)
     run.scale.scaler.unscale_(run.optimizer)
-    grad_norm = nn.utils.clip_grad_norm_(run.module.parameters(), run.options.max_grad_norm or float("inf"))
+    grad_norm = nn.utils.clip_grad_norm_(run.module.parameters(), longest)
     learning_rate = run.scheduler.get_last_lr()[0]
     skipped = run.scale.step(run.optimizer)
     run.scheduler.step()
-    run.optimizer.zero_grad(set_to_none=True)
+    run.module.zero_grad(set_to_none=True)
     return StepResult(terms, grad_norm, learning_rate, skipped)
 
 
@@ -120,6 +127,7 @@ def forward_backward(
     )  # fmt: skip
     for number, batch in enumerate(parts):
         batch = batch.to(accelerator.device)
+        batch.seed, batch.step = seed, step
         # Dropout is a function of (seed, step, micro-batch, process): nothing else has to be restored.
         torch.manual_seed(int(np.random.SeedSequence([seed, step, number, rank]).generate_state(1, np.uint64)[0] >> 1))
         last = number == len(parts) - 1
