@@ -11,8 +11,6 @@ other is refused with such data. A method that reads no teacher never sees these
 
 What does not exist yet, and where it will attach:
 
-- queries, keys and values of chosen layers: `Needs` names the layers, as it does for hidden states, and `Outputs` has
-  one more mapping, filled in the same forward pass (`training/forward.py`);
 - weights that change over a run: a field `progress` in [0, 1) of `Batch`, set where the training loop cuts a batch;
 - two stages: two recipes, the second of which starts from the student of the first. A method sees one stage;
 - a method that wraps the model being trained, or that trains its teacher: a hook beside `prepare` that gets the model.
@@ -101,10 +99,12 @@ class MethodOptions(BaseModel):
 
 @dataclass(frozen=True)
 class Shape:
-    """Number of encoder layers and hidden width of a model."""
+    """Number of encoder layers and hidden width of a model, number and width of its attention heads (0: unknown)."""
 
     layers: int
     width: int
+    heads: int = 0
+    head_width: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,12 +139,16 @@ class Needs:
     teacher_hidden: tuple[int, ...] = ()  # layers of each teacher that are read as they are
     reduced: tuple[Reduced, ...] = ()  # what is read of a teacher in place of hidden states
     student_hidden: tuple[int, ...] = ()  # layers of the student
+    # Layer, from 1 -> which of its queries, keys and values are read, such as "qk".
+    teacher_attention: Mapping[int, str] = field(default_factory=dict)
+    student_attention: Mapping[int, str] = field(default_factory=dict)
     pairs: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict)  # term -> layers compared, (teacher, student)
     # Whether a term compares the examples of a micro-batch with each other, so that its value depends on their number;
     compares_examples: bool = False
     # teacher and student token by token, so that both must read the same tokens.
     compares_tokens: bool = False
     reads_padding: bool = False  # whether padding counts, so that batches are padded to the maximum length
+    unreached: bool = False  # whether no term may reach some of the student's weights, such as its head
     survey: int = 0  # how many texts of the training split `Method.survey` looks at (fewer if there are fewer)
 
 
@@ -166,6 +170,8 @@ class HiddenStates:
     # Layer -> [B, L, H], for the layers asked for. Values at padding are arbitrary.
     hidden: Mapping[int, torch.Tensor] = field(default_factory=dict)
     reduced: Mapping[str, torch.Tensor] = field(default_factory=dict)  # name -> the `Reduced` quantity; of a teacher
+    # Layer -> q, k, v -> [B, heads, L, units], for those asked for (see `kdbert.models.capture`).
+    attention: Mapping[int, Mapping[str, torch.Tensor]] = field(default_factory=dict)
 
     def real(self, layer: int) -> torch.Tensor:
         """Hidden states of a layer with zero at padding, [B, L, H]."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import DistributedDataParallelKwargs
 from torch import nn
 
 from kdbert.centroids.builder import find_or_build
@@ -259,7 +260,12 @@ class Run:
         method.prepare(context)
         if job.needs.survey:
             method.survey(self._surveyed(job.needs))
-        module = StudentWithMethod(self.student, method, self.session.precision, job.needs.student_hidden)
+        needs = job.needs
+        if needs.unreached:  # else several processes wait for each other's gradients for ever
+            self.session.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
+        module = StudentWithMethod(
+            self.student, method, self.session.precision, needs.student_hidden, needs.student_attention
+        )
         return module.to(self.session.accelerator.device)
 
     def _surveyed(self, needs: Needs) -> Iterator[list[HiddenStates]]:
@@ -365,6 +371,7 @@ class Run:
             accelerator=self.session.accelerator, whose=f"the model's outputs on {split}",
             cure="; try a lower train.learning_rate",
             outcome_of=loss_of_texts if encoder else None, layers=job.needs.student_hidden if encoder else (),
+            attention=job.needs.student_attention if encoder else {},
         )  # fmt: skip
 
     def _diagnostics(self) -> Diagnostics:

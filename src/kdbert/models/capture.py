@@ -1,0 +1,72 @@
+"""Queries, keys and values of chosen layers, taken in the forward pass where the library calls its attention function.
+
+Every type whose line in `kdbert.models.architectures` says `attention` calls that function once a layer, in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from kdbert.models.fast.packing import current_packing
+
+KINDS = "qkv"  # queries, keys, values
+
+
+@contextlib.contextmanager
+def captured(model: Any, kinds: Mapping[int, str]) -> Iterator[dict[int, dict[str, torch.Tensor]]]:
+    """Inside, a forward pass of the model also hands out what its attention reads.
+
+    Args:
+        kinds: layer, from 1 -> which of q, k, v are wanted.
+
+    Yields:
+        layer -> kind -> [B, heads, L, units], filled by the pass, with gradients where it has them. Queries and keys
+        are those that the scores q k^T / sqrt(units) are made of: of a model with rotary positions, the rotated ones.
+        Where several heads share a key, each has a copy. Values at padding are arbitrary.
+    """
+    found: dict[int, dict[str, torch.Tensor]] = {}
+    if not kinds:
+        yield found
+        return
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    name = model.config._attn_implementation
+    usual = ALL_ATTENTION_FUNCTIONS.get(name)  # of `eager` there is none: each file of models has its own
+    layer = 0
+
+    def capturing(
+        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **options: Any
+    ) -> Any:
+        nonlocal layer
+        layer += 1
+        if layer in kinds:
+            scaling, units = options.get("scaling"), query.shape[-1]
+            in_scores = 1.0 if scaling is None else scaling * math.sqrt(units)  # ESM scales its queries beforehand
+            states = {"q": query if math.isclose(in_scores, 1) else query * in_scores, "k": key, "v": value}
+            heads = query.shape[1]
+            found[layer] = {kind: _padded(_of_each_head(states[kind], heads)) for kind in kinds[layer]}
+        compute = usual or sys.modules[type(module).__module__].eager_attention_forward
+        return compute(module, query, key, value, *args, **options)
+
+    ALL_ATTENTION_FUNCTIONS[name] = capturing
+    try:
+        yield found
+    finally:
+        del ALL_ATTENTION_FUNCTIONS[name]
+
+
+def _of_each_head(states: torch.Tensor, heads: int) -> torch.Tensor:
+    """[B, shared heads, L, units] -> [B, heads, L, units]."""
+    return states if states.shape[1] == heads else states.repeat_interleave(heads // states.shape[1], 1)
+
+
+def _padded(states: torch.Tensor) -> torch.Tensor:
+    """[1, heads, T, units] inside `packed` -> [B, heads, L, units]."""
+    packing = current_packing()
+    return states if packing is None else packing.unpack(states.transpose(1, 2)).transpose(1, 2)
