@@ -18,6 +18,14 @@ def soft_label_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: f
     return temperature**2 * (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
 
 
+def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Cross-entropy against the teacher's softened probabilities, its mean over classes: of each example [B].
+
+    As TinyBERT's code has it, without tau^2 (docs/quirks.md, T7).
+    """
+    return -((teacher.detach() / temperature).softmax(-1) * F.log_softmax(student / temperature, -1)).mean(-1)
+
+
 def bernoulli_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
     """tau^2 * mean over classes of KL(Bern(sigmoid(teacher / tau)) || Bern(sigmoid(student / tau))).
 

@@ -148,6 +148,7 @@ class Needs:
     # teacher and student token by token, so that both must read the same tokens.
     compares_tokens: bool = False
     reads_padding: bool = False  # whether padding counts, so that batches are padded to the maximum length
+    teacher_dropout: bool = False  # whether the teacher's dropout is on; it goes with `reads_padding`
     unreached: bool = False  # whether no term may reach some of the student's weights, such as its head
     survey: int = 0  # how many texts of the training split `Method.survey` looks at (fewer if there are fewer)
 
@@ -257,6 +258,11 @@ class Method(nn.Module, Generic[OptionsT]):
         A method that overrides this calls `super().prepare(context)`, which sets `self.head`.
         """
         self.head = context.head
+
+    @classmethod
+    def heads_for(cls, options: OptionsT) -> tuple[str, ...]:
+        """The kinds of tasks, of `heads`, that it is made for with these options."""
+        return cls.heads
 
     @classmethod
     def takes_unlabelled(cls, options: OptionsT) -> bool:

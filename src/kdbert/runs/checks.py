@@ -61,6 +61,11 @@ def check_head(job: Job) -> None:
         elif all(HEADS[kind].plain_text for kind in method.heads):
             cure = "it learns from plain text: name some with --corpus"
         raise UserError(f"method {method.name!r} is not made for task {spec.name!r}, which {spec.head.takes}; {cure}")
+    if spec.kind not in method.heads_for(recipe.method):
+        raise UserError(
+            f"method {method.name!r}, with these options, is not made for task {spec.name!r}, which {spec.head.takes}; "
+            f"`kdbert methods show {method.name}` says what they mean"
+        )
     if not spec.head.published and recipe.method.variant == "original" and job.taught_by:
         raise UserError(
             f"task {spec.name!r} {spec.head.takes}; no published code distils that, so it has no variant original: use "

@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -360,7 +361,8 @@ class Run:
     def _answers(self, model: nn.Module, split: str) -> Answers:
         job, method = self.job, self.module.method
         encoder = job.spec.kind == "encoder"
-        teachers = [one.live(job.needs, method) for one in self._models_that_teach] if encoder else []
+        needs = replace(job.needs, teacher_dropout=False)
+        teachers = [one.live(needs, method) for one in self._models_that_teach] if encoder else []
 
         def loss_of_texts(outputs: HiddenStates, batch: Batch) -> torch.Tensor:
             return method.loss_of_texts(outputs, [teacher.outputs(batch) for teacher in teachers], batch)

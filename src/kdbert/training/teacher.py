@@ -94,7 +94,7 @@ LOGITS = Needs(teacher_logits=True)
 
 @dataclass(eq=False)
 class LiveTeacher:
-    """A frozen model in eval mode, run on every batch without gradients.
+    """A frozen model, run on every batch without gradients; in eval mode, unless `needs` says `teacher_dropout`.
 
     Attributes:
         permutation: for each task label, the column of the model's logits.
@@ -122,6 +122,8 @@ class LiveTeacher:
             rows, everyone = _host_rows(batch)
             length = self.length or int(self.own.lengths[everyone].max())
             batch = collate(self.own, rows, length).to(device)
+        if self.model.training != self.needs.teacher_dropout:
+            self.model.train(self.needs.teacher_dropout)
         with torch.no_grad():
             seen = run_model(self.model, batch, self.precision, layers_read(self.needs), self.needs.teacher_attention)
             if isinstance(seen, Outputs):
