@@ -42,6 +42,9 @@ FEATURES: dict[str, dict[str, Any]] = {
         "cka-il": {"method.epsilon": 10.0},
         "cka-ilg": {"method.epsilon": 10.0, "memory.centroids": 6},
         "cka-ilg layerwise": {"method.epsilon": 10.0, "method.layerwise": True, "memory.centroids": 6},
+        "minilm": {},
+        "minilm qk,vv": {"method.relations": "qk,vv", "method.kd": 0.5},
+        "tinybert": {},
     }.items()
 }
 
@@ -144,6 +147,7 @@ class Parts:
             lambda seen, batch: quantities(needs, method, seen),
             kinds_of(needs, self.data.logits_of),
             layers=layers_read(needs),
+            attention=needs.teacher_attention,
             batch_size=64,
             precision=self.run.session.precision,
             accelerator=self.accelerator,

@@ -74,7 +74,7 @@ def recipe_of(setting: Setting, request: pytest.FixtureRequest) -> Callable[...,
     return of
 
 
-FAMILIES = ["finetune", "kd", "ics", "cka-ilg", "ve-kd", "hidden"]
+FAMILIES = ["finetune", "kd", "ics", "cka-ilg", "minilm", "tinybert", "ve-kd", "hidden"]
 
 
 @pytest.mark.slow

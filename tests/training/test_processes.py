@@ -259,7 +259,7 @@ def test_gradients_of_the_ragged_batch_are_those_of_one_process(
         assert expected.keys() == actual.keys()
         assert len(expected) > 30  # every parameter of the student and of the method, and the terms
         terms = [key for key in expected if key == "loss" or key.startswith(("loss/", "ics/"))]
-        assert len(terms) >= {"kd": 3, "finetune": 2, "hidden": 2}.get(name, 4)
+        assert len(terms) >= {"kd": 3, "finetune": 2, "hidden": 2, "tinybert": 3}.get(name, 4)
         for key in terms:
             torch.testing.assert_close(
                 actual.pop(key), expected.pop(key), rtol=1e-9 if exact else 1e-5, atol=1e-12 if exact else 0,
@@ -272,7 +272,7 @@ def test_gradients_of_the_ragged_batch_are_those_of_one_process(
     for key, value in kept.items():
         torch.testing.assert_close(kept_by_two[key], value, rtol=1e-5, atol=1e-5 * float(value.abs().max()))
     own = {key for key in of(one[name], "ragged|1|") if key.startswith("method.")}
-    assert bool(own) == name.startswith(("ics", "hidden", "cka-g", "cka-ilg"))
+    assert bool(own) == name.startswith(("ics", "hidden", "cka-g", "cka-ilg", "tinybert"))
 
 
 def test_a_run_of_two_processes_that_was_killed_twice_ends_with_the_bits_of_one_left_alone(
