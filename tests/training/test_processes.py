@@ -179,9 +179,12 @@ METHODS: dict[str, dict[str, Any]] = {
         "method.alpha_mse": 0.01, "method.alpha_cos": 5.0, "method.alpha_mlm": 1.0,
     },
     "hidden": {"method.name": "hidden", "batch_tokens": 140},
+    "minilm text": {"method.name": "minilm", "batch_tokens": 140},
+    "tinybert text": {"method.name": "tinybert", "batch_tokens": 140},
 }  # fmt: skip
 # Of these, whole runs too: several teachers, a projection that is trained, a memory, plain text.
 RUNS = ["multi-kd", "ics", "cka-ilg", "ve-kd", "hidden"]
+GENERAL = ("hidden", "minilm text", "tinybert text")  # on plain text, without labels
 Found = dict[str, torch.Tensor]
 
 
@@ -216,7 +219,7 @@ def both(
             **setting.keys(learning_rate=1e-4, **EXACT, **METHODS[name], **changes),
             "teachers": [{"model": str(model)} for model in teachers.get(name, [wide])],
             **(plain_text if name == "ve-kd" else {}),
-            **({key: plain_text[key] for key in plain_text if key.startswith("task.")} if name == "hidden" else {}),
+            **({key: plain_text[key] for key in plain_text if key.startswith("task.")} if name in GENERAL else {}),
             "output.dir": str(folder / name),
             "output.runs_dir": str(folder / "runs"),
         }
@@ -259,7 +262,7 @@ def test_gradients_of_the_ragged_batch_are_those_of_one_process(
         assert expected.keys() == actual.keys()
         assert len(expected) > 30  # every parameter of the student and of the method, and the terms
         terms = [key for key in expected if key == "loss" or key.startswith(("loss/", "ics/"))]
-        assert len(terms) >= {"kd": 3, "finetune": 2, "hidden": 2, "tinybert": 3}.get(name, 4)
+        assert len(terms) >= {"kd": 3, "finetune": 2, "hidden": 2, "tinybert": 3, "tinybert text": 3}.get(name, 4)
         for key in terms:
             torch.testing.assert_close(
                 actual.pop(key), expected.pop(key), rtol=1e-9 if exact else 1e-5, atol=1e-12 if exact else 0,
@@ -268,7 +271,7 @@ def test_gradients_of_the_ragged_batch_are_those_of_one_process(
         assert_same_gradients(actual, expected, rtol=1e-5, floor=1e-9 if exact else 1e-6)
     kept, kept_by_two = of(one[name], "stored|"), of(two[name], "stored|")
     assert kept.keys() == kept_by_two.keys()
-    assert bool(kept) == (name not in ("finetune", "ve-kd", "hidden"))
+    assert bool(kept) == (name not in ("finetune", "ve-kd", *GENERAL))
     for key, value in kept.items():
         torch.testing.assert_close(kept_by_two[key], value, rtol=1e-5, atol=1e-5 * float(value.abs().max()))
     own = {key for key in of(one[name], "ragged|1|") if key.startswith("method.")}

@@ -113,6 +113,7 @@ class Models:
 
     student: Shape
     teachers: tuple[Shape, ...]
+    headless: bool = False  # whether they are encoders of plain text, which have no logits
 
 
 @dataclass(frozen=True)

@@ -154,9 +154,10 @@ class MiniLM(Method[MiniLMOptions]):
     @classmethod
     def needs(cls, options: MiniLMOptions, models: Models | None) -> Needs:
         """Queries, keys and values of one layer of each, those that a relation with a weight reads."""
-        weights, logits = options.weights, bool(options.kd) and options.alpha != 1
+        weights = options.weights
+        logits = bool(options.kd) and options.alpha != 1 and not (models is not None and models.headless)
         if models is None or not weights:
-            return Needs(teachers=(1, 1), teacher_logits=logits, unreached=not options.kd)
+            return Needs(teachers=(1, 1), teacher_logits=logits)
         teacher, student = options.pair(models)
         options.heads(models)
         kinds = "".join(kind for kind in "qkv" if any(kind in name for name in weights))

@@ -340,7 +340,7 @@ class Job:
         """Depths and widths of student and teachers. Soft labels have none, and count as the student here."""
         student = replace(shape_of(self.config), layers=len(self.kept_layers))
         shapes = [student if isinstance(teacher, SoftLabels) else teacher.shape for teacher in self.taught_by]
-        return Models(student, tuple(shapes))
+        return Models(student, tuple(shapes), self.spec.kind == "encoder")
 
     @cached_property
     def needs(self) -> Needs:
