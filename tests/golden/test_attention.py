@@ -1,4 +1,4 @@
-"""`minilm` and `tinybert` give the numbers of the published code, values and gradients (docs/quirks.md, 8, 9)."""
+"""`minilm` and `tinybert` give the numbers of the published code, values and gradients (docs/quirks.md, MiniLM and TinyBERT)."""
 
 from __future__ import annotations
 

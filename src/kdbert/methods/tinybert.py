@@ -77,7 +77,7 @@ class TinyBERTOptions(HardAndSoftOptions):
 
 
 class TinyBERT(Method[TinyBERTOptions]):
-    """Either stage of the published method by itself (docs/quirks.md, section 9)."""
+    """Either stage of the published method by itself (docs/quirks.md, TinyBERT)."""
 
     name = "tinybert"
     aliases = ("tiny-bert", "transformer-distillation")
