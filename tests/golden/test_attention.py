@@ -1,4 +1,4 @@
-"""`minilm` and `tinybert` give the numbers of the published code, values and gradients (docs/quirks.md, MiniLM and TinyBERT)."""
+"""`minilm` and `tinybert` give the numbers of the published code, values and gradients (docs/quirks.md)."""
 
 from __future__ import annotations
 

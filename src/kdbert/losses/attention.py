@@ -18,20 +18,47 @@ PUBLISHED_PADDED = -10_000.0  # what published code adds, BERT's first one among
 
 
 class _Divergence(torch.autograd.Function):
-    """KL(softmax(teacher) || softmax(student)) over the last dimension; one tensor is stored for the gradient."""
+    """KL(teacher's relation || student's), the mean over queries and heads of each text.
+
+    On a CPU one text at a time, without its padding: then all scores of a text lie in the cache, and the gradient is
+    made of them at once, so that none are stored.
+    """
 
     @staticmethod
-    def forward(context: Any, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        share = torch.softmax(teacher, -1)  # four times as fast as the exponential of its logarithm
-        value = torch.log_softmax(teacher, -1).sub_(torch.log_softmax(student, -1)).mul_(share).sum(-1)
-        context.save_for_backward(torch.softmax(student, -1).sub_(share))
-        return value
+    def forward(context: Any, first: torch.Tensor, second: torch.Tensor, teacher: Related, mask: Any) -> torch.Tensor:
+        padded = torch.where(mask > 0, 0.0, PADDED)
+        real = mask.to(first.dtype)
+        weights = (real / (real.sum(1, keepdim=True) * first.shape[1]))[:, None, :, None]
+        scaling, gradients = first.shape[-1] ** -0.5, (torch.zeros_like(first), torch.zeros_like(second))
+        found = []
+        for rows, tokens in _parts(mask):
+            place = rows, slice(None), tokens
+            theirs = scores((teacher[0][place], teacher[1][place]), padded[rows, tokens])
+            ours, weight = scores((first[place], second[place]), padded[rows, tokens]), weights[place]
+            share = torch.softmax(theirs, -1)  # much faster than the exponential of its logarithm
+            divergence = torch.log_softmax(theirs, -1).sub_(torch.log_softmax(ours, -1)).mul_(share)
+            found.append((divergence.sum(-1, keepdim=True) * weight).sum((1, 2, 3)))
+            difference = torch.softmax(ours, -1).sub_(share).mul_(weight * scaling)
+            gradients[0][place] = torch.matmul(difference, second[place])
+            gradients[1][place] = torch.matmul(difference.transpose(-1, -2), first[place])
+        context.save_for_backward(*gradients)
+        return torch.cat(found)
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (difference,), (gradient,) = context.saved_tensors, gradients
-        return difference * gradient.unsqueeze(-1), None
+        first, second = (one * gradients[0][:, None, None, None] for one in context.saved_tensors)
+        return first, second, None, None
+
+
+def _parts(mask: torch.Tensor) -> list[tuple[slice, slice]]:
+    """Rows and tokens that are computed together: all, or on a CPU each text from its first real token to its last."""
+    rows, length = mask.shape
+    if mask.device.type != "cpu":
+        return [(slice(0, rows), slice(0, length))]
+    real = mask.numpy() > 0
+    spans = zip(real.argmax(1).tolist(), (length - real[:, ::-1].argmax(1)).tolist(), strict=True)
+    return [(slice(row, row + 1), slice(*span)) for row, span in enumerate(spans)]
 
 
 def split_heads(states: torch.Tensor, heads: int) -> torch.Tensor:
@@ -60,14 +87,9 @@ def relation_loss(student: Related, teacher: Related, mask: torch.Tensor, heads:
     A relation is softmax(first second^T / sqrt(units)) over the real tokens (MiniLMv2, section 3.1). The states of both
     models are cut into `heads` relation heads, whatever heads they have.
     """
-    padded = torch.where(mask > 0, 0.0, PADDED)
-    ours, theirs = (
-        scores((split_heads(side[0], heads), split_heads(side[1], heads)), padded)
-        for side in (student, (teacher[0].detach(), teacher[1].detach()))
-    )
-    of_tokens: torch.Tensor = _Divergence.apply(ours, theirs).mean(1)  # [B, L]
-    real = mask.to(of_tokens.dtype)
-    return (of_tokens * real).sum(1) / real.sum(1)
+    ours, theirs = ((split_heads(side[0], heads), split_heads(side[1], heads)) for side in (student, teacher))
+    found: torch.Tensor = _Divergence.apply(*ours, (theirs[0].detach(), theirs[1].detach()), mask)
+    return found
 
 
 def padded_relation_loss(

@@ -172,7 +172,7 @@ class HiddenStates:
     # Layer -> [B, L, H], for the layers asked for. Values at padding are arbitrary.
     hidden: Mapping[int, torch.Tensor] = field(default_factory=dict)
     reduced: Mapping[str, torch.Tensor] = field(default_factory=dict)  # name -> the `Reduced` quantity; of a teacher
-    # Layer -> q, k, v -> [B, heads, L, units], for those asked for (see `kdbert.models.capture`).
+    # Layer -> q, k, v -> [B, heads, L, units], for those asked for (see `kdbert.models.fast.capture`).
     attention: Mapping[int, Mapping[str, torch.Tensor]] = field(default_factory=dict)
 
     def real(self, layer: int) -> torch.Tensor:

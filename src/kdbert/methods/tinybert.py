@@ -189,13 +189,14 @@ class TinyBERT(Method[TinyBERTOptions]):
 
     def loss_of_texts(self, student: HiddenStates, teachers: Sequence[HiddenStates], batch: Batch) -> torch.Tensor:
         """The loss of each text by itself, times its tokens, and their number."""
-        mask, whole = batch.attention_mask > 0, torch.zeros(())
+        mask, parts = batch.attention_mask > 0, []
         for name, errors in self._errors(student, teachers[0]).items():
             error = torch.stack(errors).sum(0)
             if error.dim() > 1:
                 real = mask if name == "hidden" else mask[:, :, None] & mask[:, None, :]
                 error = error.masked_fill(~real, 0.0).flatten(1).sum(1) / real.flatten(1).sum(1)
-            whole = whole.to(error) + self.options.weights[name] * error
+            parts.append(self.options.weights[name] * error)
+        whole = torch.stack(parts).sum(0)
         tokens = mask.sum(1).to(whole.dtype)
         return torch.stack([whole * tokens, tokens], 1)
 

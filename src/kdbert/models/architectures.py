@@ -27,7 +27,7 @@ class Architecture:
         any_segment: whether it takes any segment id, though it has no table of segments.
         half: whether its encoder runs in bf16 and fp16 (under autocast); else it runs in float32.
         masked_lm: whether a masked-LM of this type can be trained and distilled on plain text.
-        attention: whether its queries, keys and values can be read (`kdbert.models.capture`).
+        attention: whether its queries, keys and values can be read (`kdbert.models.fast.capture`).
     """
 
     padding: bool = True

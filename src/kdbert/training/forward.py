@@ -18,7 +18,7 @@ from kdbert.data.encode import Encoded
 from kdbert.errors import Diverged, KdbertError, UserError, few, out_of_memory
 from kdbert.methods import HiddenStates, LossTerms, MaskedLMOutputs, Method, Outputs
 from kdbert.models.architectures import INSTEAD
-from kdbert.models.capture import captured
+from kdbert.models.fast.capture import captured
 from kdbert.models.fast.first_token import first_token_only
 from kdbert.models.fast.packing import packed
 from kdbert.training.loggers import progress_bar
@@ -69,7 +69,7 @@ def run_model(
         "token_type_ids": batch.token_type_ids,
     }
     inputs = {name: given[name] for name in model.way.inputs if name != "token_type_ids" or given[name] is not None}
-    whole = model.config.num_hidden_layers in {*layers, *attention}
+    whole = model.config.num_hidden_layers in layers
     with (
         encoder_autocast(batch.input_ids.device, precision),
         first_token_only(model, not whole),
