@@ -28,6 +28,9 @@ whether texts of different lengths may share a forward pass) follows from the mo
   length, so that is its limit. Relative positions (DeBERTa, XLNet, Funnel) have none.
 - **Export** to ONNX is checked against the model, and refused where the two disagree or the exporter fails.
 - **Plain text** (`--corpus`, `ve-kd`): {masked}.
+- **Attention that can be read** (`minilm`, `tinybert`): queries, keys and values of {attention}, of every layer,
+  packed or padded, by any attention function. Tests compare them with the projections of the library's own model and
+  its attention weights.
 - **Taggers** with a byte-level tokenizer (RoBERTa's) get `add_prefix_space=true`, so that words are read as in a text.
 
 Before anything is computed with a model, it is run on the shortest and the longest text of each split. One that fails,
@@ -46,8 +49,9 @@ def page(folder: Path) -> str:
         found.setdefault(one["name"], {})[one["form"]] = one
     names = [*sorted(ARCHITECTURES), *sorted(set(found) - set(ARCHITECTURES))]
     masked = ", ".join(sorted(name for name, known in ARCHITECTURES.items() if known.masked_lm))
+    attention = ", ".join(sorted(name for name, known in ARCHITECTURES.items() if known.attention))
     lines = [
-        HEAD.format(masked=masked),
+        HEAD.format(masked=masked, attention=attention),
         f"## What was found (transformers {version('transformers')}, torch {version('torch').partition('+')[0]})",
         "",
         "The largest difference of a logit from the library's own (eager attention, one text at a time, no padding,",

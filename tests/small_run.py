@@ -48,6 +48,9 @@ FEATURES: dict[str, dict[str, Any]] = {
         "dist": {},
         "dkd": {"method.warmup": 0.0},
         "sinkd": {"method.beta": 1.0, "method.anneal": True},
+        "minilm": {},
+        "minilm qk,vv": {"method.relations": "qk,vv", "method.kd": 0.5},
+        "tinybert": {},
     }.items()
 }
 
@@ -156,6 +159,7 @@ class Parts:
             lambda seen, batch: quantities(needs, method, seen),
             kinds_of(needs, self.data.logits_of),
             layers=layers_read(needs),
+            attention=needs.teacher_attention,
             batch_size=64,
             precision=self.run.session.precision,
             accelerator=self.accelerator,

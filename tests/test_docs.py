@@ -32,3 +32,6 @@ def test_the_models_page_has_every_type_as_the_table_in_the_code() -> None:
     for name, known in ARCHITECTURES.items():
         assert cells[name][-1] == ("shared" if known.padding else "one length at a time"), name
     assert {name: cells[name][1] for name in REFUSED} == dict(REFUSED)
+    text = " ".join((DOCS / "models.md").read_text(encoding="utf-8").split())
+    told = text.partition("queries, keys and values of ")[2].partition(", of every layer")[0]
+    assert told.split(", ") == sorted(name for name, known in ARCHITECTURES.items() if known.attention)

@@ -16,7 +16,7 @@ from kdbert.methods import Context, LossTerms, Method, Models, Outputs, Shape, g
 from kdbert.training.teacher import outputs_for
 
 # Teacher and student differ in depth and width, so that whatever needs them equal would fail.
-TEACHER, STUDENT = Shape(5, 6), Shape(3, 4)
+TEACHER, STUDENT = Shape(5, 6, 2, 3), Shape(3, 4, 2, 2)
 MODELS = Models(student=STUDENT, teachers=(TEACHER,))
 CLASSES, CLUSTERS, CENTROID_LENGTH = 5, 4, 40
 METHODS: dict[str, dict[str, Any]] = {
@@ -40,6 +40,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "dist": {"name": "dist", "temperature": 2.0},
     "dkd": {"name": "dkd", "warmup": 0.0},
     "sinkd": {"name": "sinkd", "beta": 1.0},
+    "minilm": {"name": "minilm"},
+    "minilm of two layers": {"name": "minilm", "relations": "qk,vv", "relation_heads": 1, "layer_map": "4:2"},
+    "tinybert": {"name": "tinybert"},
+    "tinybert on two layers": {"name": "tinybert", "layer_map": "5:3,2:2", "embeddings": False},
 }
 
 
@@ -136,11 +140,30 @@ def make_method(
     return method.double()
 
 
-def batch_of(labels: torch.Tensor, length: int = 1) -> Batch:
+def batch_of(labels: torch.Tensor, length: int = 1, mask: torch.Tensor | None = None) -> Batch:
     """A batch of one process that is a whole step; its tokens are read by no method."""
     count = len(labels)
     ids = torch.zeros(count, length, dtype=torch.int64)
-    return Batch(ids, ids + 1, None, labels, torch.arange(count), torch.ones(count), 1 / count)
+    mask = ids + 1 if mask is None else mask
+    tokens = mask.sum(1).double()
+    return Batch(
+        ids, mask, None, labels, torch.arange(count), torch.ones(count), 1 / count,
+        token_scale=float(1 / tokens.sum()), pair_scale=float(1 / tokens.square().sum()),
+    )  # fmt: skip
+
+
+def attention_of(hidden: torch.Tensor, shape: Shape) -> dict[int, dict[str, torch.Tensor]]:
+    """Queries, keys and values that random matrices make of hidden states [layers + 1, ..., L, H], layer by layer."""
+    heads = shape.heads or 1
+    found = {}
+    for layer in range(1, len(hidden)):
+        generator = torch.Generator().manual_seed(layer)
+        matrices = torch.randn(3, shape.width, shape.width, dtype=torch.float64, generator=generator).to(hidden)
+        found[layer] = {
+            kind: (hidden[layer - 1] @ one).unflatten(-1, (heads, -1)).transpose(-2, -3)
+            for kind, one in zip("qkv", matrices, strict=True)
+        }
+    return found
 
 
 @dataclass
@@ -183,15 +206,24 @@ def run(method: Method, features: Features, *, extra: int = 0, garbage: float = 
     student = padded(features.student, length, garbage).requires_grad_()
     logits = features.student_logits.clone().requires_grad_()
     teacher = padded(features.teacher, length, garbage)
-    seen = Outputs(features.teacher_logits, mask=mask, hidden=dict(enumerate(teacher)))
+    seen = Outputs(
+        features.teacher_logits, mask=mask, hidden=dict(enumerate(teacher)),
+        attention=attention_of(teacher, models.teachers[0]),
+    )  # fmt: skip
+    attention = attention_of(student, models.student)
     method.zero_grad(set_to_none=True)
     terms = method(
-        Outputs(logits, mask=mask, hidden={layer: student[layer] for layer in needs.student_hidden}),
+        Outputs(
+            logits, mask=mask, hidden={layer: student[layer] for layer in needs.student_hidden},
+            attention={layer: {kind: attention[layer][kind] for kind in kinds}
+                       for layer, kinds in needs.student_attention.items()},
+        ),
         [outputs_for(method, needs, seen)],
-        batch_of(features.labels, length),
-    )
+        batch_of(features.labels, length, mask),
+    )  # fmt: skip
     terms.total.backward()
-    assert logits.grad is not None
+    if logits.grad is None:  # no term reads them
+        logits.grad = torch.zeros_like(logits)
     gradient = torch.zeros_like(student) if student.grad is None else student.grad
     return Seen(
         LossTerms({name: value.detach() for name, value in terms.terms.items()}, terms.weights, terms.monitors),
@@ -399,9 +431,54 @@ def plain_sinkhorn(features: Features) -> torch.Tensor:
     return (plan * cost).sum() / len(features)
 
 
+def plain_minilm(method: Any, features: Features) -> dict[str, torch.Tensor]:
+    """Each relation: mean over examples, heads and queries of the divergence from the teacher's."""
+    pair, heads = method.options.pair(MODELS), method.relation_heads
+    found = {}
+    for name in method.options.relations:
+        values = []
+        for both in zip(features.teacher, features.student, strict=True):
+            relations = []
+            for side, shape, layer in zip(both, (TEACHER, STUDENT), pair, strict=True):
+                states = attention_of(side, shape)[layer]
+                first, second = (states[kind].transpose(0, 1).flatten(1).chunk(heads, -1) for kind in name)
+                units = first[0].shape[-1]
+                relations.append([(a @ b.T / units**0.5).softmax(-1) for a, b in zip(first, second, strict=True)])
+            kl = [(t * (t.log() - s.log())).sum(-1).mean() for t, s in zip(*relations, strict=True)]
+            values.append(torch.stack(kl).mean())
+        found[f"relation.{name}"] = torch.stack(values).mean()
+    return found
+
+
+def plain_tinybert(method: Any, features: Features) -> dict[str, torch.Tensor]:
+    """Sums over layers of mean squared differences: of scores over pairs of tokens, of hidden states over tokens."""
+    sides = list(zip(features.teacher, features.student, strict=True))
+    found = {}
+    for name, pairs in method.pairs.items():
+        total = torch.zeros((), dtype=torch.float64)
+        for number, (teacher_layer, layer) in enumerate(pairs):
+            errors = []
+            for teacher, student in sides:
+                if name == "hidden":
+                    errors.append((method.projections[number](student[layer]) - teacher[teacher_layer]) ** 2)
+                    continue
+                scores = [
+                    states["q"] @ states["k"].transpose(1, 2) / states["q"].shape[-1] ** 0.5
+                    for states in (
+                        attention_of(teacher, TEACHER)[teacher_layer], attention_of(student, STUDENT)[layer],
+                    )
+                ]  # fmt: skip
+                errors.append((scores[0] - scores[1]) ** 2)
+            total = total + torch.cat([error.flatten() for error in errors]).mean()
+        found[name] = total
+    return found
+
+
 def plain_terms(method: Any, features: Features) -> dict[str, torch.Tensor]:
     """Every term of a method by its definition."""
     options = method.options
+    if options.name == "tinybert":
+        return plain_tinybert(method, features)
     tau = options.temperature
     found = {"hard": F.cross_entropy(features.student_logits, features.labels)}
     if options.name == "dist":
@@ -419,6 +496,8 @@ def plain_terms(method: Any, features: Features) -> dict[str, torch.Tensor]:
         return found | plain_relations(options.features, features, pairs.get("distance", [(0, 0)]))
     if "patience" in pairs:
         found["patience"] = plain_patience(method, features, pairs["patience"])
+    if options.name == "minilm":
+        found.update(plain_minilm(method, features))
     if "feature" in pairs:
         found["feature"] = plain_ics(method, features, options.neighbors)
     if "intra" in pairs:

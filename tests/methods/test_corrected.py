@@ -26,7 +26,8 @@ from kdbert.heads import Regression
 from kdbert.methods import Models, Shape
 
 every_method = pytest.mark.parametrize("options", METHODS.values(), ids=METHODS.keys())
-EQUAL = Models(student=Shape(3, 6), teachers=(Shape(5, 6),))  # of one width, so that ics has no projection
+# Of one width, so that ics has no projection.
+EQUAL = Models(student=Shape(3, 6, 2, 3), teachers=(Shape(5, 6, 2, 3),))
 
 
 @every_method
@@ -52,7 +53,8 @@ def test_gradients_are_those_of_the_definition(options: dict[str, Any]) -> None:
         student_logits=features.student_logits.clone().requires_grad_(),
     )
     sum(found.terms.weights[name] * value for name, value in plain_terms(method, leaves).items()).backward()
-    torch.testing.assert_close(found.logits, leaves.student_logits.grad)
+    if leaves.student_logits.grad is not None:
+        torch.testing.assert_close(found.logits, leaves.student_logits.grad)
     for actual, side in zip(found.hidden, leaves.student, strict=True):
         expected_gradient = torch.zeros_like(side) if side.grad is None else side.grad
         torch.testing.assert_close(actual, expected_gradient, rtol=1e-6, atol=1e-10)
@@ -208,27 +210,34 @@ def test_scores_of_one_half_are_a_class() -> None:
 @every_method
 @pytest.mark.parametrize(
     "models",
-    [Models(Shape(2, 3), (Shape(12, 7),)), Models(Shape(6, 7), (Shape(3, 3),)), EQUAL],
+    [
+        Models(Shape(2, 3, 1, 3), (Shape(12, 7, 1, 7),)),
+        Models(Shape(6, 7, 1, 7), (Shape(3, 3, 1, 3),)),
+        EQUAL,
+    ],
     ids=["12 and 2 layers", "a deeper, wider student", "of one width"],
 )
 def test_depths_and_widths_may_differ_and_some_have_a_projection(options: dict[str, Any], models: Models) -> None:
     depths = models.teachers[0].layers, models.student.layers
     if "layer_map" in options:
-        options = {**options, "layer_map": f"{depths[0]}:{depths[1]},1:1"}
+        more = ",1:1" if options["name"] != "minilm" else ""
+        options = {**options, "layer_map": f"{depths[0]}:{depths[1]}{more}"}
     method = make_method(options, models)
     features = draw_features([7, 3, 5, 2], [0, 1, 0, 0], models)
     found = run(method, features, models=models)
     pairs = method.needs(method.options, models).pairs
     same_width = models.teachers[0].width == models.student.width
     names = {name for name, _ in method.named_parameters()}
-    if options["name"] in ("ics", "pkd"):
-        count = 0 if same_width else sum(map(len, pairs.values()))
+    if options["name"] in ("ics", "pkd", "tinybert"):
+        compared = [pairs["hidden"]] if options["name"] == "tinybert" else pairs.values()
+        count = 0 if same_width else sum(map(len, compared))
         assert names == {f"projections.{i}.{kind}" for i in range(count) for kind in ("weight", "bias")}
     else:
         assert names == ({"centroids.student"} if "global" in pairs else set())
     assert found.own.keys() == names
     assert all(value.abs().max() > 0 for value in found.own.values())
-    read = {layer for some in pairs.values() for _, layer in some}
+    # Attention is made of the hidden states below.
+    read = {layer - (name in ("attention", "relation")) for name, some in pairs.items() for _, layer in some}
     for layer in range(depths[1] + 1):
         reached = any(side[layer].abs().max() > 0 for side in found.hidden)
         assert reached == (layer in read), layer

@@ -143,6 +143,12 @@ NONSENSE: list[tuple[str, str, Any]] = [
     ("dkd", "warmup", 1.5),
     ("sinkd", "alpha", 1.5),
     ("sinkd", "beta", -1.0),
+    ("minilm", "beta", -1.0),
+    ("minilm", "kd", -1.0),
+    ("minilm", "relation_weights", [1.0, -1.0, 1.0]),
+    ("tinybert", "attention_weight", -1.0),
+    ("tinybert", "hidden_weight", -1.0),
+    ("tinybert", "alpha", 1.5),
 ]
 
 
@@ -163,7 +169,7 @@ def test_numbers_that_are_none_are_refused_in_both(name: str, key: str, value: A
         for wrong in (float("nan"), float("inf")):
             with pytest.raises(ValidationError, match=key):
                 get_method(name).Options.model_validate({
-                    "name": name, "variant": variant, key: [wrong] * 2 if isinstance(value, list) else wrong,
+                    "name": name, "variant": variant, key: [wrong] * len(value) if isinstance(value, list) else wrong,
                 })  # fmt: skip
 
 
@@ -313,12 +319,12 @@ def test_without_a_weight_for_the_teacher_no_teacher_is_read(options: dict[str, 
 
 @every_method
 def test_original_reads_padding_and_corrected_does_not(options: dict[str, Any]) -> None:
-    equal = Models(student=Shape(3, 6), teachers=(Shape(5, 6),))
+    equal = Models(student=Shape(3, 6, 2, 3), teachers=(Shape(6, 6, 2, 3),))
     chosen = get_method(options["name"])
     for variant in ("corrected", "original"):
         made = chosen.Options.model_validate({**options, "variant": variant})
-        reads = options["name"].startswith(("ics", "cka")) or options.get("features") == "flat"
-        assert chosen.needs(made, equal).reads_padding == (variant == "original" and reads)
+        published = options["name"].startswith(("ics", "cka", "tinybert")) or options.get("features") == "flat"
+        assert chosen.needs(made, equal).reads_padding == (variant == "original" and published)
 
 
 def test_a_term_that_is_no_mean_is_refused() -> None:
@@ -329,6 +335,7 @@ def test_a_term_that_is_no_mean_is_refused() -> None:
 WITH_LABELS: dict[str, dict[str, Any]] = {
     **METHODS,
     **{name: {"name": name} for name in ("kd", "multi-kd", "finetune")},
+    **{name: {"name": "tinybert", "stage": "prediction"} for name in METHODS if name.startswith("tinybert")},
 }
 
 

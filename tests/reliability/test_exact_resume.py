@@ -74,7 +74,7 @@ def recipe_of(setting: Setting, request: pytest.FixtureRequest) -> Callable[...,
     return of
 
 
-FAMILIES = ["finetune", "kd", "ics", "cka-ilg", "pkd", "sinkd", "ve-kd", "hidden", *HELD]
+FAMILIES = ["finetune", "kd", "ics", "cka-ilg", "pkd", "sinkd", "minilm", "tinybert", "ve-kd", "hidden", *HELD]
 
 
 @pytest.mark.slow

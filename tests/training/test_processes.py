@@ -181,11 +181,14 @@ METHODS: dict[str, dict[str, Any]] = {
         "method.alpha_mse": 0.01, "method.alpha_cos": 5.0, "method.alpha_mlm": 1.0,
     },
     "hidden": {"method.name": "hidden", "batch_tokens": 140},
+    "minilm text": {"method.name": "minilm", "batch_tokens": 140},
+    "tinybert text": {"method.name": "tinybert", "batch_tokens": 140},
     **HELD,
     "reptile": {**HELD["reptile"], "method.teacher_learning_rate": 1e-4},
 }  # fmt: skip
 # Of these, whole runs too: several teachers, a projection that is trained, a memory, plain text, models held.
 RUNS = ["multi-kd", "ics", "cka-ilg", "ve-kd", "hidden", *HELD]
+GENERAL = ("hidden", "minilm text", "tinybert text")  # on plain text, without labels
 Found = dict[str, torch.Tensor]
 
 
@@ -220,7 +223,7 @@ def both(
             **setting.keys(learning_rate=1e-4, **EXACT, **METHODS[name], **changes),
             "teachers": [{"model": str(model)} for model in teachers.get(name, [wide])],
             **(plain_text if name == "ve-kd" else {}),
-            **({key: plain_text[key] for key in plain_text if key.startswith("task.")} if name == "hidden" else {}),
+            **({key: plain_text[key] for key in plain_text if key.startswith("task.")} if name in GENERAL else {}),
             "output.dir": str(folder / name),
             "output.runs_dir": str(folder / "runs"),
         }
@@ -263,7 +266,9 @@ def test_gradients_of_the_ragged_batch_are_those_of_one_process(
         assert expected.keys() == actual.keys()
         assert len(expected) > 30  # every parameter of the student and of the method, and the terms
         terms = [key for key in expected if key == "loss" or key.startswith(("loss/", "ics/"))]
-        fewest = {"kd": 3, "reptile": 3, "finetune": 2, "hidden": 2, "theseus": 2, "dist": 3, "dkd": 3}
+        fewest = {
+            "kd": 3, "reptile": 3, "finetune": 2, "hidden": 2, "theseus": 2, "dist": 3, "dkd": 3, "tinybert": 3
+        }  # fmt: skip
         assert len(terms) >= fewest.get(name.partition(" ")[0], 4)
         for key in terms:
             torch.testing.assert_close(
@@ -273,11 +278,11 @@ def test_gradients_of_the_ragged_batch_are_those_of_one_process(
         assert_same_gradients(actual, expected, rtol=1e-5, floor=1e-9 if exact else 1e-6)
     kept, kept_by_two = of(one[name], "stored|"), of(two[name], "stored|")
     assert kept.keys() == kept_by_two.keys()
-    assert bool(kept) == (name not in ("finetune", "ve-kd", "hidden", "theseus"))
+    assert bool(kept) == (name not in ("finetune", "ve-kd", "theseus", *GENERAL))
     for key, value in kept.items():
         torch.testing.assert_close(kept_by_two[key], value, rtol=1e-5, atol=1e-5 * float(value.abs().max()))
     own = {key for key in of(one[name], "ragged|1|") if key.startswith("method.")}
-    assert bool(own) == name.startswith(("ics", "hidden", "cka-g", "cka-ilg", "pkd"))
+    assert bool(own) == name.startswith(("ics", "hidden", "cka-g", "cka-ilg", "pkd", "tinybert"))
 
 
 def test_a_run_of_two_processes_that_was_killed_twice_ends_with_the_bits_of_one_left_alone(

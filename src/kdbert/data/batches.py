@@ -156,7 +156,7 @@ class Batch:
         valid: float32 [B], 0 for rows that only fill up this process's part.
         scale: factor of a sum over this process's examples, such that the mean of the results over processes is the
             mean over the examples of the whole step. label_scale: the same for tokens with a label; token_scale: for
-            real tokens.
+            real tokens. pair_scale: for pairs of real tokens of one example.
         labelled: bool [B], which examples have a label (of the others `labels` means nothing); None: all of them.
         labelled_scale: as `scale`, for the examples that have a label, or their tokens with a label; read where some
             lack one.
@@ -188,6 +188,7 @@ class Batch:
     start: int = 0
     label_scale: float = 0.0
     token_scale: float = 0.0
+    pair_scale: float = 0.0
     known: torch.Tensor | None = None
     known_count: int = 0
     known_scale: float = 0.0
@@ -250,6 +251,12 @@ class Batch:
         """As `mean`, of a quantity of all real tokens: [B, L], with any value at padding."""
         real = per_token.masked_fill(self.attention_mask == 0, 0.0)
         return (real.sum(1) * self.valid.to(per_token.dtype)).sum() * self.token_scale
+
+    def pair_mean(self, per_pair: torch.Tensor) -> torch.Tensor:
+        """As `mean`, of a quantity of all pairs of real tokens of an example: [B, L, L], with any value at padding."""
+        real = self.attention_mask > 0
+        of_texts = per_pair.masked_fill(~(real[:, :, None] & real[:, None, :]), 0.0).sum((1, 2))
+        return (of_texts * self.valid.to(per_pair.dtype)).sum() * self.pair_scale
 
     def total(self, value: torch.Tensor) -> torch.Tensor:
         """Sum over the processes of a value of this micro-batch, without gradient."""
@@ -321,6 +328,7 @@ def micro_batches(
         batch.valid = torch.from_numpy(valid)
         batch.scale = world / len(rows)
         batch.token_scale = world / int(data.lengths[rows].sum())
+        batch.pair_scale = world / int(np.square(data.lengths[rows].astype(np.int64)).sum())
         if data.logits_of == "token" and data.labels is not None:
             batch.label_scale = world / max(1, int(data.label_counts[rows].sum()))
         if data.labelled is not None:
@@ -398,6 +406,7 @@ def collate(
         lengths=data.lengths[rows],
         label_scale=label_scale,
         token_scale=1.0 / int(data.lengths[rows].sum()),
+        pair_scale=1.0 / int(np.square(data.lengths[rows].astype(np.int64)).sum()),
         known=known,
         labelled=labelled,
         labelled_scale=labelled_scale,

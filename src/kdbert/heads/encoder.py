@@ -21,7 +21,6 @@ class Encoder(PlainText):
     saved_as = ("Model",)
     pipeline = "feature-extraction"
     numbers_of = ("loss", "weight")
-    published = False
     score_note = (
         "It answers nothing yet: fine-tune it, for example with `kdbert distill --task TASK --student RUN`. The score "
         "is the loss by which it learned from its teacher, on texts that it did not learn from; lower is better. A "

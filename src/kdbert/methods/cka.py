@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
-from typing import Annotated, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
 from kdbert.data.batches import Batch
@@ -28,7 +28,7 @@ from kdbert.losses.centroids import relation_loss, relations
 from kdbert.losses.cka import centered_gram, cka, cka_loss, defined_cka
 from kdbert.methods.contract import Context, LossTerms, Method, Models, Needs, Outputs, Paper, Reduced, Share, Weight
 from kdbert.methods.kd import KD_FORMULA, kd_terms
-from kdbert.methods.terms import LayerOptions, Pairs
+from kdbert.methods.terms import LayerOptions, OnePair
 from kdbert.models.layers import Pair, check_pairs, last_pair, layerwise_pairs, penultimate_pair
 
 INITIALIZER_RANGE = 0.02  # BERT's
@@ -68,13 +68,6 @@ class LayerwiseOptions(CKAOptions):
         return layerwise_pairs(*depths) if self.layerwise else super().pairs(models)
 
 
-def _one(value: list[Pair]) -> list[Pair]:
-    if len(value) != 1:
-        raise ValueError("the memory is of one layer, so expected one pair such as 11:5")
-    return value
-
-
-OnePair = Annotated[Pairs, AfterValidator(_one)]
 OptionsT = TypeVar("OptionsT", bound=CKAOptions)
 
 

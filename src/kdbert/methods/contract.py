@@ -24,8 +24,6 @@ of its teachers is kept, all word vectors are trained, and fp16, which scales gr
 
 What does not exist yet, and where it will attach:
 
-- queries, keys and values of chosen layers: `Needs` names the layers, as it does for hidden states, and `Outputs` has
-  one more mapping, filled in the same forward pass (`training/forward.py`);
 """
 
 from __future__ import annotations
@@ -117,10 +115,12 @@ class MethodOptions(BaseModel):
 
 @dataclass(frozen=True)
 class Shape:
-    """Number of encoder layers and hidden width of a model."""
+    """Number of encoder layers and hidden width of a model, number and width of its attention heads (0: unknown)."""
 
     layers: int
     width: int
+    heads: int = 0
+    head_width: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,7 @@ class Models:
 
     student: Shape
     teachers: tuple[Shape, ...]
+    headless: bool = False  # whether they are encoders of plain text, which have no logits
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,9 @@ class Needs:
     teacher_hidden: tuple[int, ...] = ()  # layers of each teacher that are read as they are
     reduced: tuple[Reduced, ...] = ()  # what is read of a teacher in place of hidden states
     student_hidden: tuple[int, ...] = ()  # layers of the student
+    # Layer, from 1 -> which of its queries, keys and values are read, such as "qk".
+    teacher_attention: Mapping[int, str] = field(default_factory=dict)
+    student_attention: Mapping[int, str] = field(default_factory=dict)
     pairs: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict)  # term -> layers compared, (teacher, student)
     # Whether a term compares the examples of a micro-batch with each other, so that its value depends on their number;
     compares_examples: bool = False
@@ -162,6 +166,8 @@ class Needs:
     compares_tokens: bool = False
     reads_padding: bool = False  # whether padding counts, so that batches are padded to the maximum length
     holds_teachers: bool = False  # gets the models themselves, see `Method.take_models`
+    teacher_dropout: bool = False  # whether the teacher's dropout is on; it goes with `reads_padding`
+    unreached: bool = False  # whether no term may reach some of the student's weights, such as its head
     survey: int = 0  # how many texts of the training split `Method.survey` looks at (fewer if there are fewer)
 
 
@@ -194,6 +200,8 @@ class HiddenStates:
     # Layer -> [B, L, H], for the layers asked for. Values at padding are arbitrary.
     hidden: Mapping[int, torch.Tensor] = field(default_factory=dict)
     reduced: Mapping[str, torch.Tensor] = field(default_factory=dict)  # name -> the `Reduced` quantity; of a teacher
+    # Layer -> q, k, v -> [B, heads, L, units], for those asked for (see `kdbert.models.fast.capture`).
+    attention: Mapping[int, Mapping[str, torch.Tensor]] = field(default_factory=dict)
 
     def real(self, layer: int) -> torch.Tensor:
         """Hidden states of a layer with zero at padding, [B, L, H]."""
@@ -284,6 +292,11 @@ class Method(nn.Module, Generic[OptionsT]):
         A method that overrides this calls `super().prepare(context)`, which sets `self.head`.
         """
         self.head = context.head
+
+    @classmethod
+    def heads_for(cls, options: OptionsT) -> tuple[str, ...]:
+        """The kinds of tasks, of `heads`, that it is made for with these options."""
+        return cls.heads
 
     @classmethod
     def takes_unlabelled(cls, options: OptionsT) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from kdbert.data.batches import Batch
@@ -25,6 +25,12 @@ class HiddenOptions(MethodOptions):
         None, description="teacher:student layers to compare, such as 3:1,6:2 (flag --layer-map); their mean is taken"
     )
     embeddings: bool = Field(False, description="also compare the embeddings' output, 0:0")
+
+    @model_validator(mode="after")
+    def _no_original(self) -> HiddenOptions:
+        if self.variant == "original":
+            raise ValueError("method hidden is kdbert's own, so it has no variant original: use --variant corrected")
+        return self
 
     def pairs(self, models: Models) -> tuple[Pair, ...]:
         """The layers to compare: those of `layer_map`, or every one of the student; the last is among them."""

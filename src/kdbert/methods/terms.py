@@ -36,7 +36,14 @@ def _each_once(value: list[Pair]) -> list[Pair]:
     return value
 
 
+def _one(value: list[Pair]) -> list[Pair]:
+    if len(value) != 1:
+        raise ValueError("one layer of each model is compared, so expected one pair such as 11:5")
+    return value
+
+
 Pairs = Annotated[list[Pair], BeforeValidator(_read_pairs), AfterValidator(_each_once)]
+OnePair = Annotated[Pairs, AfterValidator(_one)]
 
 
 class LayerOptions(HardAndSoftOptions):

@@ -27,6 +27,7 @@ class Architecture:
         any_segment: whether it takes any segment id, though it has no table of segments.
         half: whether its encoder runs in bf16 and fp16 (under autocast); else it runs in float32.
         masked_lm: whether a masked-LM of this type can be trained and distilled on plain text.
+        attention: whether its queries, keys and values can be read (`kdbert.models.fast.capture`).
     """
 
     padding: bool = True
@@ -37,29 +38,32 @@ class Architecture:
     any_segment: bool = False
     half: bool = True
     masked_lm: bool = False
+    attention: bool = False
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     **dict.fromkeys(
-        "albert big_bird data2vec-text ernie esm esmc eurobert gte ibert jina_embeddings_v3 layoutlm longformer luke "
-        "markuplm megatron-bert modernbert mpnet mra nomic_bert rembert roberta-prelayernorm "
-        "roformer squeezebert ultrabert xlm-roberta-xl".split(),
-        Architecture(),
+        "big_bird ibert longformer luke megatron-bert mpnet mra rembert roformer squeezebert".split(), Architecture()
+    ),
+    **dict.fromkeys(
+        "albert data2vec-text ernie esm esmc eurobert gte jina_embeddings_v3 layoutlm markuplm modernbert nomic_bert "
+        "roberta-prelayernorm ultrabert xlm-roberta-xl".split(),
+        Architecture(attention=True),
     ),
     **dict.fromkeys(
         "bert camembert electra roberta xlm-roberta".split(),
-        Architecture(own_attention=True, own_layers=True, masked_lm=True),
+        Architecture(own_attention=True, own_layers=True, masked_lm=True, attention=True),
     ),
     **dict.fromkeys("convbert fnet mobilebert nystromformer yoso".split(), Architecture(padding=False)),
     "deberta": Architecture(relative=True, half=False),
     "deberta-v2": Architecture(relative=True),
-    "distilbert": Architecture(own_attention=True, masked_lm=True),
+    "distilbert": Architecture(own_attention=True, masked_lm=True, attention=True),
     "flaubert": Architecture(any_segment=True),
     "funnel": Architecture(padding=False, hidden=False, relative=True, any_segment=True),
     "openai_privacy_filter": Architecture(half=False),
     "xlm": Architecture(any_segment=True),
     "xlnet": Architecture(padding=False, relative=True, any_segment=True),
-    "xmod": Architecture(half=False),
+    "xmod": Architecture(half=False, attention=True),
 }
 
 # Encoders that are not run, and why. What is left reads from left to right, or has a decoder.

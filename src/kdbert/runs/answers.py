@@ -38,7 +38,7 @@ from kdbert.recipe.sections import TaskSection
 from kdbert.runs.saved_task import saved_task
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec, get_task, task_name
 from kdbert.tasks.corpus import corpus_task
-from kdbert.training.forward import check_runs, pass_over
+from kdbert.training.forward import NO_ATTENTION, check_runs, pass_over
 from kdbert.training.precision import Precision
 
 log = logging.getLogger("kdbert")
@@ -104,6 +104,7 @@ def answers(
     cure: str = "",
     outcome_of: Callable[[Any, Batch], torch.Tensor] | None = None,
     layers: Sequence[int] = (),
+    attention: Mapping[int, str] = NO_ATTENTION,
 ) -> Answers:
     """Ask a model about a split. The same on every process.
 
@@ -113,6 +114,7 @@ def answers(
         told: what a progress bar says (None: no bar).
         whose, cure: for the message of an error.
         outcome_of: what is kept of the outputs (None: `Head.outcome`). layers: hidden states that it reads.
+        attention: queries, keys and values that it reads, see `run_model`.
 
     Raises:
         Diverged: an output is not finite; with the ids of the examples.
@@ -120,7 +122,8 @@ def answers(
     kept = outcome_of or spec.head.outcome
     outcome = pass_over(
         model, data, lambda outputs, batch: {"outputs": kept(outputs, batch)}, {"outputs": data.logits_of},
-        layers=layers, batch_size=batch_size, precision=precision, accelerator=accelerator, told=told,
+        layers=layers, attention=attention, batch_size=batch_size, precision=precision, accelerator=accelerator,
+        told=told,
     )["outputs"]  # fmt: skip
     assert outcome is not None
     bad = np.flatnonzero(~np.isfinite(outcome.reshape(len(outcome), -1)).all(1))

@@ -62,6 +62,11 @@ def check_head(job: Job) -> None:
         elif all(HEADS[kind].plain_text for kind in method.heads):
             cure = "it learns from plain text: name some with --corpus"
         raise UserError(f"method {method.name!r} is not made for task {spec.name!r}, which {spec.head.takes}; {cure}")
+    if spec.kind not in method.heads_for(recipe.method):
+        raise UserError(
+            f"method {method.name!r}, with these options, is not made for task {spec.name!r}, which {spec.head.takes}; "
+            f"`kdbert methods show {method.name}` says what they mean"
+        )
     if not spec.head.published and recipe.method.variant == "original" and job.taught_by:
         raise UserError(
             f"task {spec.name!r} {spec.head.takes}; no published code distils that, so it has no variant original: use "
@@ -138,12 +143,26 @@ def check_layers(job: Job) -> None:
     """Refuse a method that reads layers which a model does not have."""
     needs, name = job.needs, job.recipe.method.name
     of_teacher = {*needs.teacher_hidden, *(quantity.layer for quantity in needs.reduced)}
-    models = [("teacher", teacher.config, teacher.shape.layers, of_teacher) for teacher in job.teachers]
-    models.append(("student", job.config, job.models.student.layers, set(needs.student_hidden)))
-    for role, config, depth, layers in models:
+    models = [
+        ("teacher", teacher.config, teacher.shape.layers, of_teacher, needs.teacher_attention)
+        for teacher in job.teachers
+    ]
+    models.append(
+        ("student", job.config, job.models.student.layers, set(needs.student_hidden), needs.student_attention)
+    )
+    for role, config, depth, layers, attention in models:
         wrong = [layer for layer in layers if not 0 <= layer <= depth]
         if wrong:
             raise UserError(f"method {name!r} reads layer {wrong[0]} of a {role} with layers 0 (embeddings) to {depth}")
+        wrong = [layer for layer in attention if not 1 <= layer <= depth]
+        if wrong:
+            raise UserError(f"method {name!r} reads the attention of layer {wrong[0]} of a {role} with {depth} layers")
+        if attention and not architecture(config.model_type, role).attention:
+            able = ", ".join(sorted(one for one, known in ARCHITECTURES.items() if known.attention))
+            raise UserError(
+                f"method {name!r} reads queries, keys and values of the {role}, which is of type "
+                f"{config.model_type!r}; they can be read of {able}"
+            )
         reads = "--diagnose" if job.recipe.output.diagnose else f"method {name!r}" if layers else ""
         if reads and not architecture(config.model_type, role).hidden:
             cure = "leave it out" if job.recipe.output.diagnose else "use one that reads logits only, such as kd"
@@ -159,7 +178,10 @@ def check_soft_labels(job: Job) -> None:
         needs, name = job.needs, job.recipe.method.name
         if needs.holds_teachers:
             raise UserError(f"method {name!r} works with its teacher's model, and {teacher.given!r} is a file; use kd")
-        if needs.teacher_hidden or needs.reduced or needs.reads_centroids or job.recipe.output.diagnose:
+        if (
+            needs.teacher_hidden or needs.teacher_attention or needs.reduced or needs.reads_centroids
+            or job.recipe.output.diagnose
+        ):  # fmt: skip
             what = "--diagnose" if job.recipe.output.diagnose else f"method {name!r}"
             raise UserError(
                 f"{what} reads a teacher's hidden states, and {teacher.given!r} has answers only; use kd, multi-kd, "

@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import DistributedDataParallelKwargs
 from torch import nn
 
 from kdbert.centroids.builder import find_or_build
@@ -269,7 +271,12 @@ class Run:
             method.take_models(self.student, [teacher.network for teacher in self._models_that_teach])
         if job.needs.survey:
             method.survey(self._surveyed(job.needs))
-        module = StudentWithMethod(self.student, method, self.session.precision, job.needs.student_hidden)
+        needs = job.needs
+        if needs.unreached:  # else several processes wait for each other's gradients for ever
+            self.session.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
+        module = StudentWithMethod(
+            self.student, method, self.session.precision, needs.student_hidden, needs.student_attention
+        )
         return module.to(self.session.accelerator.device)
 
     def _surveyed(self, needs: Needs) -> Iterator[list[HiddenStates]]:
@@ -367,7 +374,8 @@ class Run:
     def _answers(self, model: nn.Module, split: str) -> Answers:
         job, method = self.job, self.module.method
         encoder = job.spec.kind == "encoder"
-        teachers = [one.live(job.needs, method) for one in self._models_that_teach] if encoder else []
+        needs = replace(job.needs, teacher_dropout=False)
+        teachers = [one.live(needs, method) for one in self._models_that_teach] if encoder else []
 
         def loss_of_texts(outputs: HiddenStates, batch: Batch) -> torch.Tensor:
             return method.loss_of_texts(outputs, [teacher.outputs(batch) for teacher in teachers], batch)
@@ -378,6 +386,7 @@ class Run:
             accelerator=self.session.accelerator, whose=f"the model's outputs on {split}",
             cure="; try a lower train.learning_rate",
             outcome_of=loss_of_texts if encoder else None, layers=job.needs.student_hidden if encoder else (),
+            attention=job.needs.student_attention if encoder else {},
         )  # fmt: skip
 
     def _diagnostics(self) -> Diagnostics:

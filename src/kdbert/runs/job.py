@@ -19,7 +19,7 @@ from kdbert.data.masking import IGNORE_INDEX, base_size, masking_of, tokenizer_d
 from kdbert.disk.files import content_digest
 from kdbert.errors import UserError
 from kdbert.heads import Head
-from kdbert.methods import Models, Needs, Shape, get_method
+from kdbert.methods import Models, Needs, get_method
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.layers import told
 from kdbert.models.load import label_names, load_config, load_tokenizer, same_tokenizer
@@ -338,9 +338,9 @@ class Job:
     @cached_property
     def models(self) -> Models:
         """Depths and widths of student and teachers. Soft labels have none, and count as the student here."""
-        student = Shape(len(self.kept_layers), shape_of(self.config).width)
+        student = replace(shape_of(self.config), layers=len(self.kept_layers))
         shapes = [student if isinstance(teacher, SoftLabels) else teacher.shape for teacher in self.taught_by]
-        return Models(student, tuple(shapes))
+        return Models(student, tuple(shapes), self.spec.kind == "encoder")
 
     @cached_property
     def needs(self) -> Needs:

@@ -18,6 +18,7 @@ from kdbert.data.encode import Encoded
 from kdbert.errors import Diverged, KdbertError, UserError, few, out_of_memory
 from kdbert.methods import HiddenStates, LossTerms, MaskedLMOutputs, Method, Outputs
 from kdbert.models.architectures import INSTEAD
+from kdbert.models.fast.capture import captured
 from kdbert.models.fast.first_token import first_token_only
 from kdbert.models.fast.packing import packed
 from kdbert.training.loggers import progress_bar
@@ -40,8 +41,15 @@ def rows_of(data: Encoded) -> dict[RowOf, int]:
     return {"example": len(data), "token": len(data.input_ids), "token_pair": int(data.pair_offsets[-1])}
 
 
+NO_ATTENTION: Mapping[int, str] = {}
+
+
 def run_model(
-    model: Any, batch: Batch, precision: Precision, layers: Collection[int] = ()
+    model: Any,
+    batch: Batch,
+    precision: Precision,
+    layers: Collection[int] = (),
+    attention: Mapping[int, str] = NO_ATTENTION,
 ) -> Outputs | MaskedLMOutputs | HiddenStates:
     """Forward one batch, in the way that `kdbert.models.open` decided for the model (`model.way`).
 
@@ -49,10 +57,11 @@ def run_model(
     outputs, texts of one length are run at a time, without any. An encoder without a head gives hidden states only.
 
     Args:
-        layers: hidden states to hand out.
+        layers: hidden states to hand out. attention: layer -> which of its queries, keys and values.
     """
     precision = precision if model.way.half else "fp32"
     if batch.padded and not model.way.padding:
+        assert not attention
         return _by_length(model, batch, precision, layers)
     given = {
         "input_ids": batch.input_ids,
@@ -65,21 +74,29 @@ def run_model(
         encoder_autocast(batch.input_ids.device, precision),
         first_token_only(model, not whole),
         packed(model, batch.attention_mask, batch.padded) as packing,
+        captured(model, attention) as states,
     ):
         out = model(**inputs, output_hidden_states=bool(layers))
     hidden = {layer: _at_least_float32(out.hidden_states[layer]) for layer in layers}
     if packing is not None:
         last = model.config.num_hidden_layers
         hidden = {layer: states if layer == last else packing.unpack(states) for layer, states in hidden.items()}
+    seen: dict[str, Any] = {
+        "mask": batch.attention_mask,
+        "hidden": hidden,
+        "attention": {
+            layer: {kind: _at_least_float32(value) for kind, value in one.items()} for layer, one in states.items()
+        },
+    }
     if not hasattr(out, "logits"):
-        return HiddenStates(mask=batch.attention_mask, hidden=hidden)
+        return HiddenStates(**seen)
     pieces = getattr(model, "late_pieces", None)
     if pieces is None:
-        return Outputs(_at_least_float32(out.logits), mask=batch.attention_mask, hidden=hidden)
+        return Outputs(_at_least_float32(out.logits), **seen)
     last = model.get_output_embeddings()
     bias = None if last.bias is None else last.bias[:pieces]
     head = LateHead(out.logits.flatten(0, 1), last.weight[:pieces], bias, precision)
-    return MaskedLMOutputs(head, mask=batch.attention_mask, hidden=hidden)
+    return MaskedLMOutputs(head, **seen)
 
 
 def _by_length(model: Any, batch: Batch, precision: Precision, layers: Collection[int]) -> Outputs | HiddenStates:
@@ -194,12 +211,20 @@ def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
 class StudentWithMethod(nn.Module):
     """Student and method as one module: what is trained, wrapped for data parallel, and saved in checkpoints."""
 
-    def __init__(self, student: nn.Module, method: Method, precision: Precision, layers: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        method: Method,
+        precision: Precision,
+        layers: Sequence[int] = (),
+        attention: Mapping[int, str] = NO_ATTENTION,
+    ) -> None:
         super().__init__()
         self.student = student
         self.method = method
         self.precision = precision
         self.layers = layers
+        self.attention = attention
 
     def weights(self) -> dict[str, torch.Tensor]:
         """All parameters and buffers, each once: one that two layers share has the first name that it has."""
@@ -221,7 +246,7 @@ class StudentWithMethod(nn.Module):
     def forward(self, batch: Batch, teachers: Sequence[HiddenStates]) -> LossTerms:
         """The loss terms of this process's micro-batch; losses run with autocast off."""
         self.method.before_forward(batch)
-        student = run_model(self.student, batch, self.precision, self.layers)
+        student = run_model(self.student, batch, self.precision, self.layers, self.attention)
         with torch.autocast(batch.input_ids.device.type, enabled=False):
             return self.method(student, teachers, batch)
 
@@ -234,6 +259,7 @@ def pass_over(
     kinds: Mapping[str, RowOf],
     *,
     layers: Sequence[int] = (),
+    attention: Mapping[int, str] = NO_ATTENTION,
     batch_size: int,
     precision: Precision,
     accelerator: Accelerator,
@@ -249,7 +275,7 @@ def pass_over(
     Args:
         compute: outputs of a batch -> values [B, ...], [B, L, ...] or [B, L, L], by name.
         kinds: what each of them has one row of.
-        layers: hidden states that `compute` reads.
+        layers: hidden states that `compute` reads. attention: queries, keys and values, see `run_model`.
         told: what a progress bar, and an error, says that this is (None: no bar, and no look at the values).
         ids: name of each example, for that error (None: its number).
         allocate: (name, shape) -> the array to fill: float32, or int16 for the bits of bf16; None: this process
@@ -275,7 +301,7 @@ def pass_over(
             (batch,) = micro_batches(data, rows, rank=accelerator.process_index, world=accelerator.num_processes)
             batch = batch.to(accelerator.device)
             with torch.autocast(batch.input_ids.device.type, enabled=False):
-                values = dict(compute(run_model(model, batch, precision, layers), batch))
+                values = dict(compute(run_model(model, batch, precision, layers, attention), batch))
             if accelerator.num_processes > 1:
                 values = {name: accelerator.gather(value.contiguous()) for name, value in values.items()}
             for name, value in values.items():

@@ -29,7 +29,16 @@ from kdbert.tasks import TaskSpec
 from kdbert.training.forward import check_runs, pass_over, rows_of
 from kdbert.training.precision import Precision
 from kdbert.training.store import Allocate, NoRoom, in_memory, stored
-from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher, kinds_of, layers_read, only, quantities
+from kdbert.training.teacher import (
+    LiveTeacher,
+    StoredTeacher,
+    Teacher,
+    attention_names,
+    kinds_of,
+    layers_read,
+    only,
+    quantities,
+)
 
 log = logging.getLogger("kdbert")
 HALF = ".bf16"  # at the end of a file's name: kept in half precision
@@ -71,8 +80,12 @@ class KnownTeacher:
 
 
 def shape_of(config: Any) -> Shape:
-    """Depth and width of a model."""
-    return Shape(config.num_hidden_layers, config.hidden_size)
+    """Depth and width of a model, and its attention heads."""
+    heads = getattr(config, "num_attention_heads", 0)
+    if not isinstance(heads, int) or not heads:
+        return Shape(config.num_hidden_layers, config.hidden_size)
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return Shape(config.num_hidden_layers, config.hidden_size, heads, width)
 
 
 @dataclass(frozen=True)
@@ -140,6 +153,11 @@ class FrozenTeacher:
             log.info("%s: runs at every step, since its model is a part of the training", self.whose)
         elif needs.reads_padding and train.teacher_cache:
             log.info("%s: runs at every step, since positions of padding are read", self.whose)
+        elif train.teacher_cache and (size := self._bytes_of_tokens(needs)) > self._room and needs.teacher_attention:
+            log.info(
+                "%s: runs at every step, since its queries, keys, values and hidden states would take %.1f GiB "
+                "(train.cache_gib is %g)", self.whose, size / 2**30, train.cache_gib,
+            )  # fmt: skip
         elif train.teacher_cache:
             try:
                 values = self.values("train", needs, method, made_with=made_with)
@@ -185,7 +203,7 @@ class FrozenTeacher:
                 return {names[name]: value for name, value in quantities(read, method, seen).items()}
 
             return pass_over(
-                self.network, data, computed, kinds, layers=layers_read(read),
+                self.network, data, computed, kinds, layers=layers_read(read), attention=read.teacher_attention,
                 batch_size=recipe.train.eval_batch_size, precision=session.precision, accelerator=session.accelerator,
                 told=f"{self.whose} on {split}", ids=self.ids[split], allocate=allocate,
             )  # fmt: skip
@@ -231,8 +249,21 @@ class FrozenTeacher:
             parts = [quantity.name, made_with if quantity.by_centroids else "", source_of(type(method)) or ""]
             files[quantity.name] = ".".join(filter(None, parts))
         if self.recipe.train.cache_precision == "bf16" and not exact:
-            files.update({f"hidden.{layer}": f"hidden.{layer}{HALF}" for layer in needs.teacher_hidden})
+            states = [f"hidden.{layer}" for layer in needs.teacher_hidden] + list(attention_names(needs))
+            files.update({name: name + HALF for name in states})
         return files
+
+    def _bytes_of_tokens(self, needs: Needs) -> int:
+        """What the hidden states, queries, keys and values that are read would take."""
+        shape = self.known.shape
+        numbers = len(needs.teacher_hidden) * shape.width + len(attention_names(needs)) * shape.heads * shape.head_width
+        size = 2 if self.recipe.train.cache_precision == "bf16" else 4
+        return rows_of(self.encoded["train"])["token"] * numbers * size
+
+    @property
+    def _room(self) -> float:
+        """Bytes that may be kept on the disk or in memory."""
+        return max(self.recipe.train.cache_gib * 2**30, self._memory_share)
 
     @property
     def _memory_share(self) -> float:

@@ -27,8 +27,15 @@ def kinds_of(needs: Needs, logits_of: RowOf) -> dict[str, RowOf]:
     """What is kept of a teacher, by name, and what each quantity has one row of (`logits_of`: the logits)."""
     kinds: dict[str, RowOf] = {"logits": logits_of} if needs.teacher_logits else {}
     kinds.update({f"hidden.{layer}": "token" for layer in needs.teacher_hidden})
+    kinds.update(dict.fromkeys(attention_names(needs), "token"))
     kinds.update({quantity.name: quantity.of for quantity in needs.reduced})
     return kinds
+
+
+def attention_names(needs: Needs) -> dict[str, tuple[int, str]]:
+    """What a teacher's queries, keys and values are kept as -> layer and kind of each that is read."""
+    read = needs.teacher_attention.items()
+    return {f"attention.{layer}.{kind}": (layer, kind) for layer, kinds in read for kind in kinds}
 
 
 def only(needs: Needs, names: Collection[str]) -> Needs:
@@ -36,6 +43,11 @@ def only(needs: Needs, names: Collection[str]) -> Needs:
     return Needs(
         teacher_logits=needs.teacher_logits and "logits" in names,
         teacher_hidden=tuple(layer for layer in needs.teacher_hidden if f"hidden.{layer}" in names),
+        teacher_attention={
+            layer: found
+            for layer, kinds in needs.teacher_attention.items()
+            if (found := "".join(kind for kind in kinds if f"attention.{layer}.{kind}" in names))
+        },
         reduced=tuple(quantity for quantity in needs.reduced if quantity.name in names),
     )
 
@@ -47,6 +59,8 @@ def quantities(needs: Needs, method: Method | None, outputs: HiddenStates) -> di
         assert isinstance(outputs, Outputs)
         found["logits"] = outputs.logits
     found.update({f"hidden.{layer}": outputs.hidden[layer] for layer in needs.teacher_hidden})
+    for name, (layer, kind) in attention_names(needs).items():
+        found[name] = outputs.attention[layer][kind].transpose(1, 2)  # one row for each token
     for quantity in needs.reduced:
         assert method is not None
         found[quantity.name] = method.reduce(quantity.name, outputs.hidden[quantity.layer], outputs.mask)
@@ -63,7 +77,16 @@ def outputs_for(method: Method | None, needs: Needs, seen: Seen) -> Seen:
         seen,
         hidden={layer: values[f"hidden.{layer}"] for layer in needs.teacher_hidden},
         reduced={quantity.name: values[quantity.name] for quantity in needs.reduced},
+        attention=attention_of(needs, values),
     )
+
+
+def attention_of(needs: Needs, values: Mapping[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:
+    """`Outputs.attention`, from the quantities by name."""
+    return {
+        layer: {kind: values[f"attention.{layer}.{kind}"].transpose(1, 2) for kind in kinds}
+        for layer, kinds in needs.teacher_attention.items()
+    }
 
 
 LOGITS = Needs(teacher_logits=True)
@@ -71,7 +94,7 @@ LOGITS = Needs(teacher_logits=True)
 
 @dataclass(eq=False)
 class LiveTeacher:
-    """A frozen model in eval mode, run on every batch without gradients.
+    """A frozen model, run on every batch without gradients; in eval mode, unless `needs` says `teacher_dropout`.
 
     Attributes:
         permutation: for each task label, the column of the model's logits.
@@ -99,8 +122,10 @@ class LiveTeacher:
             rows, everyone = _host_rows(batch)
             length = self.length or int(self.own.lengths[everyone].max())
             batch = collate(self.own, rows, length).to(device)
+        if self.model.training != self.needs.teacher_dropout:
+            self.model.train(self.needs.teacher_dropout)
         with torch.no_grad():
-            seen = run_model(self.model, batch, self.precision, layers_read(self.needs))
+            seen = run_model(self.model, batch, self.precision, layers_read(self.needs), self.needs.teacher_attention)
             if isinstance(seen, Outputs):
                 seen.logits = seen.logits[..., self.columns]
             with torch.autocast(device.type, enabled=False):
@@ -158,9 +183,10 @@ class StoredTeacher:
         found = {name: self._look_up(name, batch, length) for name in self.kinds}
         hidden = {layer: found[f"hidden.{layer}"] for layer in self.needs.teacher_hidden}
         reduced = {quantity.name: found[quantity.name] for quantity in self.needs.reduced}
+        attention = attention_of(self.needs, found)
         if "logits" not in found:
-            return WithoutLogits(mask=mask, hidden=hidden, reduced=reduced)
-        return Outputs(found["logits"], mask=mask, hidden=hidden, reduced=reduced)
+            return WithoutLogits(mask=mask, hidden=hidden, reduced=reduced, attention=attention)
+        return Outputs(found["logits"], mask=mask, hidden=hidden, reduced=reduced, attention=attention)
 
     def _look_up(self, name: str, batch: Batch, length: int) -> torch.Tensor:
         kept, kind = self.kept[name], self.kinds[name]

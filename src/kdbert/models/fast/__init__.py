@@ -8,6 +8,8 @@
 | `first_token` | the whole last layer | `train.first_token` | equal to rounding; other dropout draws |
 | `packing` | computing padding | `train.packing` | equal to rounding; other dropout draws |
 | `late_head` | a masked-LM's logits of every token and piece | always on | equal to rounding |
+
+`capture` hands out the queries, keys and values that a method reads, whichever of these compute them.
 """
 
 ATTENTION = "kdbert"  # what transformers knows our attention function as

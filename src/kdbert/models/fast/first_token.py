@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from kdbert.models.fast.capture import capture_without_attention
 from kdbert.models.fast.packing import current_packing, last_layer_forward
 
 
@@ -45,6 +46,7 @@ def _forward(self: Any, hidden_states: torch.Tensor, *args: Any, **options: Any)
     packing = current_packing()
     padded = hidden_states if packing is None else packing.unpack(hidden_states)
     if self.first_token_only:
+        capture_without_attention(self.attention.self, hidden_states)
         return _first_token(self, padded, *args, **options)
     whole = last_layer_forward(self, hidden_states, *args, **options)
     if self.training:
