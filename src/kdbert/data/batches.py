@@ -166,6 +166,7 @@ class Batch:
         world: number of processes.
         known: of plain text, bool [B, L], real tokens (hidden or not) that the teacher's vocabulary has.
         known_count: their number in this micro-batch, over all processes. known_scale: as `scale`, for them.
+        progress: share of the run's optimiser steps that were made before this one, in [0, 1).
     """
 
     input_ids: torch.Tensor
@@ -189,6 +190,7 @@ class Batch:
     lengths: np.ndarray | None = None
     labelled: torch.Tensor | None = None
     labelled_scale: float = 0.0
+    progress: float = 0.0
 
     def alike(self, rows: np.ndarray) -> Batch:
         """The inputs of some rows of equal length, without padding."""
@@ -290,6 +292,7 @@ def micro_batches(
     world: int = 1,
     length: int | None = None,
     draw: tuple[int, ...] = EVALUATION,
+    progress: float = 0.0,
 ) -> Iterator[Batch]:
     """Cut one global batch into micro-batches and take this process's share of each.
 
@@ -321,6 +324,7 @@ def micro_batches(
             batch.known_count = sum(known_counts[row] for row in part.tolist())
         batch.share, batch.world = len(part) / len(rows), world
         batch.everyone, batch.start = part, rank * share
+        batch.progress = progress
         yield batch
 
 

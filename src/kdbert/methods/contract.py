@@ -9,11 +9,14 @@ means nothing for the others. A term that reads labels takes `Batch.mean_of_labe
 rows of the step that have one; every other term takes `Batch.mean`. A method that does so says `takes_unlabelled`; any
 other is refused with such data. A method that reads no teacher never sees these rows: they are left out.
 
+What changes over a run (a weight that warms up, a temperature that falls) is a function of `Batch.progress`, the share
+of the optimiser steps that were made before this one, in [0, 1): the same in every process and micro-batch, and in a
+run that was continued. Where published code goes by epochs, `Context.epochs` says how many there are.
+
 What does not exist yet, and where it will attach:
 
 - queries, keys and values of chosen layers: `Needs` names the layers, as it does for hidden states, and `Outputs` has
   one more mapping, filled in the same forward pass (`training/forward.py`);
-- weights that change over a run: a field `progress` in [0, 1) of `Batch`, set where the training loop cuts a batch;
 - two stages: two recipes, the second of which starts from the student of the first. A method sees one stage;
 - a method that wraps the model being trained, or that trains its teacher: a hook beside `prepare` that gets the model.
   `Needs` must then say that teacher outputs may not be kept, as `reads_padding` does.
@@ -155,6 +158,7 @@ class Context:
     models: Models
     head: Head  # what the task's labels mean: its losses, with the recipe's weights of classes and label smoothing
     batch_size: int  # examples of a full micro-batch, over all processes
+    epochs: int = 1  # of the run; with `train.max_steps` it may end before the last of them
     centroids: torch.Tensor | None = None  # [K, length, H] of the layer `Needs.centroids_layer`, if they are read
 
 

@@ -252,7 +252,10 @@ class Run:
         job, recipe = self.job, self.job.recipe
         method = get_method(recipe.method.name)(recipe.method)
         centroids = self.centroids.values if self.centroids is not None else None
-        context = Context(models=job.models, head=job.head, batch_size=job.micro_batch, centroids=centroids)
+        context = Context(
+            models=job.models, head=job.head, batch_size=job.micro_batch, epochs=recipe.train.epochs,
+            centroids=centroids,
+        )  # fmt: skip
         # Not the draw that made the student's head, so that a method's own draws change no other.
         torch.manual_seed(int(np.random.SeedSequence([recipe.seed, 1]).generate_state(1, np.uint64)[0] >> 1))
         method.head = job.head  # also for a method whose `prepare` does not call the one of `Method`

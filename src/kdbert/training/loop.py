@@ -127,7 +127,8 @@ def train(
         options=options, seed=seed, data=data, teachers=teachers, module=module,
         wrapped=accelerator.prepare_model(module), optimizer=optimizer,
         scheduler=get_scheduler(schedule, optimizer, warmup_steps(options.warmup, total_steps), total_steps),
-        scale=LossScale(module.precision, accelerator.device), accelerator=accelerator, length=length,
+        scale=LossScale(module.precision, accelerator.device), accelerator=accelerator,
+        steps=total_steps, length=length,
     )  # fmt: skip
     at = _restore(run, folder, total_steps)
     resumed_from, resume_at = at.step, (at.step, at.metrics_length, at.metrics_digest)

@@ -32,6 +32,7 @@ class Training:
         data: the tokenised training split.
         module: student and method, whose parameters are trained. wrapped: the same, for data parallel.
         scale: multiplies the loss in fp16.
+        steps: of the optimiser, in the whole run.
         length: pad every batch to so many tokens (None: to its longest example).
     """
 
@@ -45,6 +46,7 @@ class Training:
     scheduler: Any
     scale: LossScale
     accelerator: Accelerator
+    steps: int
     length: int | None = None
 
 
@@ -68,6 +70,7 @@ def training_step(run: Training, rows: np.ndarray, epoch: int, step: int) -> Ste
     terms = forward_backward(
         run.wrapped, run.data, rows, run.teachers, run.accelerator, accumulation=run.options.accumulation,
         seed=run.seed, epoch=epoch, step=step, length=run.length, scaler=run.scale.scaler,
+        progress=step / run.steps,
     )  # fmt: skip
     run.scale.scaler.unscale_(run.optimizer)
     grad_norm = nn.utils.clip_grad_norm_(run.module.parameters(), run.options.max_grad_norm or float("inf"))
@@ -91,6 +94,7 @@ def forward_backward(
     step: int,
     length: int | None = None,
     scaler: torch.amp.GradScaler | None = None,
+    progress: float = 0.0,
 ) -> LossTerms:
     """Forward and backward of one global batch, micro-batch by micro-batch.
 
@@ -99,6 +103,7 @@ def forward_backward(
 
     Args:
         scaler: multiplies the loss, and with it the gradients.
+        progress: see `Batch.progress`.
 
     Returns:
         This process's terms, detached; their mean over processes is the value of the whole batch.
@@ -108,8 +113,11 @@ def forward_backward(
     weights: dict[str, float] = {}
     world, rank = accelerator.num_processes, accelerator.process_index
     parts = list(
-        micro_batches(data, rows, accumulation=accumulation, rank=rank, world=world, length=length, draw=(seed, epoch))
-    )
+        micro_batches(
+            data, rows, accumulation=accumulation, rank=rank, world=world, length=length, draw=(seed, epoch),
+            progress=progress,
+        )
+    )  # fmt: skip
     for number, batch in enumerate(parts):
         batch = batch.to(accelerator.device)
         # Dropout is a function of (seed, step, micro-batch, process): nothing else has to be restored.
