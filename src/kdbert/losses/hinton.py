@@ -18,6 +18,15 @@ def soft_label_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: f
     return temperature**2 * (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
 
 
+def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Cross-entropy of softmax(student / tau) under softmax(teacher / tau), of each example, in nats; no tau^2.
+
+    From logits [..., C]. It is the KL divergence plus the teacher's entropy, so it is not 0 where both agree.
+    """
+    shares = F.softmax(teacher.detach() / temperature, dim=-1)
+    return -(shares * F.log_softmax(student / temperature, dim=-1)).sum(-1)
+
+
 def bernoulli_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
     """tau^2 * mean over classes of KL(Bern(sigmoid(teacher / tau)) || Bern(sigmoid(student / tau))).
 
