@@ -25,7 +25,7 @@ from kdbert.runs.inputs import Inputs
 from kdbert.runs.job import Job
 from kdbert.training.forward import StudentWithMethod, pass_over
 from kdbert.training.precision import make_accelerator
-from kdbert.training.teacher import LiveTeacher, StoredTeacher, kinds_of, layers_read, quantities
+from kdbert.training.teacher import LiveTeacher, StoredTeacher, by_gradient, kinds_of, layers_read, quantities
 
 ROWS, BATCH = 203, 16  # 12 full batches and one of 11
 STEPS_PER_EPOCH = 13
@@ -141,9 +141,10 @@ class Parts:
         values = pass_over(
             teacher.network,
             self.data,
-            lambda seen, batch: quantities(needs, method, seen),
+            lambda seen, batch: quantities(needs, method, seen, batch, teacher.columns),
             kinds_of(needs, self.data.logits_of),
             layers=layers_read(needs),
+            graph=by_gradient(needs),
             batch_size=64,
             precision=self.run.session.precision,
             accelerator=self.accelerator,

@@ -122,13 +122,14 @@ class Models:
 class Reduced:
     """A quantity computed from a teacher's hidden states and read in their place.
 
-    `Method.reduce` computes it once per example; it is kept with the teacher's outputs.
+    `Method.reduce` computes it once per example, or `Method.attribute`; it is kept with the teacher's outputs.
     """
 
     name: str  # such as `gram.5`; the key in `Outputs.reduced`
     layer: int  # the hidden states that it is computed from
-    of: Literal["example", "token_pair"]  # what it has a row for: [B, ...], or [B, L, L]
+    of: Literal["example", "token", "token_pair"]  # what it has a row for: [B, ...], [B, L, ...], or [B, L, L]
     by_centroids: bool = False  # whether it depends on the centroids
+    by_gradient: bool = False  # whether it is made of gradients by these hidden states, by `Method.attribute`
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,8 @@ class Needs:
     # teacher and student token by token, so that both must read the same tokens.
     compares_tokens: bool = False
     reads_padding: bool = False  # whether padding counts, so that batches are padded to the maximum length
+    # Whether a term is made of gradients by hidden states: then all models run in the library's eager attention.
+    differentiates_twice: bool = False
     survey: int = 0  # how many texts of the training split `Method.survey` looks at (fewer if there are fewer)
 
 
@@ -270,6 +273,14 @@ class Method(nn.Module, Generic[OptionsT]):
 
     def reduce(self, name: str, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Compute a `Reduced` quantity from a teacher's hidden states [B, L, H] and mask [B, L]."""
+        raise KeyError(name)
+
+    def attribute(self, name: str, teacher: Outputs, batch: Batch) -> torch.Tensor:
+        """Compute a `Reduced` quantity that is made of gradients, from a teacher's outputs and a batch with its labels.
+
+        `teacher.hidden` has the quantity's layer, on the way to the logits (in the task's order of classes): ask for
+        gradients by `torch.autograd.grad`. No graph is kept of the result.
+        """
         raise KeyError(name)
 
     def remark(self, batches: Sequence[np.ndarray]) -> str | None:
