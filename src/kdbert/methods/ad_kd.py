@@ -131,7 +131,7 @@ class ADKD(Method[ADKDOptions]):
             found.monitors["ad-kd/temperature"] = batch.mean(batch.valid * temperature)
         if teacher is None or not options.beta:
             return found
-        target = teacher.reduced[self._kept_as(options)].masked_fill(student.mask[:, :, None] == 0, 0.0)
+        target = teacher.reduced[self._kept_as(options)]
         errors = error_of(self._attributions(student, batch), target, options.error)  # [B, L, views]
         if original:
             views = zip(errors.sum(1).unbind(1), (target != 0).sum(1).to(errors.dtype).unbind(1), strict=True)

@@ -127,7 +127,8 @@ class Reduced:
 
     name: str  # such as `gram.5`; the key in `Outputs.reduced`
     layer: int  # the hidden states that it is computed from
-    of: Literal["example", "token", "token_pair"]  # what it has a row for: [B, ...], [B, L, ...], or [B, L, L]
+    # What it has a row for: [B, ...], [B, L, ...] or [B, L, L]; 0 at padding.
+    of: Literal["example", "token", "token_pair"]
     by_centroids: bool = False  # whether it depends on the centroids
     by_gradient: bool = False  # whether it is made of gradients by these hidden states, by `Method.attribute`
 

@@ -196,8 +196,8 @@ class StoredTeacher:
         found = kept[torch.from_numpy(index.reshape(-1))].view(*index.shape, *kept.shape[1:])
         if found.dtype == torch.int16:  # bf16
             found = found.view(torch.bfloat16).float()
-        if kind == "token_pair":
-            found.mul_(torch.from_numpy(real))
+        if any(quantity.name == name for quantity in self.needs.reduced):
+            found.mul_(torch.from_numpy(real).view(*real.shape, *[1] * (found.dim() - real.ndim)))
         if self.device.type == "cuda":  # only from pinned memory does a copy not make the host wait
             return found.pin_memory().to(self.device, non_blocking=True)
         return found.to(self.device)
