@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
-from golden_cases import Case, Values, formed, golden, method_for, run_method
+from golden_cases import MANIFEST, Case, Values, formed, golden, method_for, run_method
 
 from kdbert.methods import Method
 
@@ -63,3 +64,18 @@ def test_ckd_is_the_original(case: Case) -> Iterator[Values]:
         "ltr_dist_loss": "layer_distance", "ltr_angle_loss": "layer_angle",
     }  # fmt: skip
     yield formed(terms, {name: term for name, term in terms_of.items() if name in case.expected})
+
+
+ANGLES = [pytest.param(entry, id=entry["id"]) for entry in MANIFEST if entry["method"] == "rkd"]
+
+
+@pytest.mark.parametrize("entry", ANGLES)
+def test_with_one_part_the_relations_among_texts_are_the_angles_of_rkd(entry: dict[str, Any]) -> None:
+    case = Case.load(entry)
+    if "student_states" in case.inputs:
+        return  # of flattened texts
+    sides = [case.inputs[f"{side}_embedding"][None, :, None] for side in ("teacher", "student")]  # texts of one token
+    inputs = dict(zip(("teacher_hidden", "student_hidden"), sides, strict=True))
+    options = {"relation_heads": 1, "token_layers": 0, "layer_map": [[0, 0]], "sample_weight": 1.0}
+    terms, _ = run_method(made("mgskd", options, inputs), inputs)
+    case.compare({"angle_loss": terms.terms["sample"]})
