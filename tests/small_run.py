@@ -45,10 +45,20 @@ FEATURES: dict[str, dict[str, Any]] = {
         "distilbert": {},
         "mgskd": {"method.centres": 6, "method.ends": 5},
         # Small random models are alike in cosines of layers, and answer from their first token.
-        "ckd": {"method.window": 5, "method.distance": "squared", "method.normalize": True, "method.distance_error": "l2",
-                "method.layer_map": "0:0,1:1,3:2,4:3"},
+        "ckd": {
+            "method.window": 5,
+            "method.distance": "squared",
+            "method.normalize": True,
+            "method.distance_error": "l2",
+            "method.layer_map": "0:0,1:1,3:2,4:3",
+        },
         "ad-kd": {"method.error": "l1"},
-        "ad-kd of classes": {"method.views": "classes", "method.error": "l1", "method.top_k": 40, "method.anneal": True},
+        "ad-kd of classes": {
+            "method.views": "classes",
+            "method.error": "l1",
+            "method.top_k": 40,
+            "method.anneal": True,
+        },
     }.items()
 }
 

@@ -38,7 +38,12 @@ def test_mgskd_is_the_original(case: Case) -> Iterator[Values]:
 @golden("ckd")
 def test_ckd_is_the_original(case: Case) -> Iterator[Values]:
     hyper = case.hyper
-    names = {"WR_Dist": "word_distance", "WR_Angle": "word_angle", "LTR_Dist": "layer_distance", "LTR_Angle": "layer_angle"}
+    names = {
+        "WR_Dist": "word_distance",
+        "WR_Angle": "word_angle",
+        "LTR_Dist": "layer_distance",
+        "LTR_Angle": "layer_angle",
+    }
     weights = dict.fromkeys(names.values(), 0.0)
     if "term" in hyper:  # one of them alone, of layers that are pairs already
         kind = hyper["term"].removesuffix("_window")
@@ -51,7 +56,12 @@ def test_ckd_is_the_original(case: Case) -> Iterator[Values]:
         terms, values = run_method(made("ckd", options, case.inputs), case.inputs)
         yield {"loss": terms.terms[names[kind]], "grad_student_hidden": values["grad_student_hidden"]}
         return
-    published = {"word_distance": "wrdist_w", "word_angle": "wrangle_w", "layer_distance": "ltrdist_w", "layer_angle": "ltrangle_w"}
+    published = {
+        "word_distance": "wrdist_w",
+        "word_angle": "wrangle_w",
+        "layer_distance": "ltrdist_w",
+        "layer_angle": "ltrangle_w",
+    }
     weights = {name: hyper[key] for name, key in published.items()}
     if hyper["lossfunc_d"] is None:  # then there are no distances
         weights |= {"word_distance": 0.0, "layer_distance": 0.0}

@@ -65,11 +65,14 @@ def test_in_float32_common_parts_of_all_points_cost_no_digits() -> None:
     mask = torch.ones(3, 8)
     triples = Triples.of_all(mask > 0)
     exact, rounded = (
-        angle_errors(own.to(dtype), other.to(dtype), mask, triples, error="l2") for dtype in (torch.float64, torch.float32)
+        angle_errors(own.to(dtype), other.to(dtype), mask, triples, error="l2")
+        for dtype in (torch.float64, torch.float32)
     )
     torch.testing.assert_close(rounded.double(), exact, rtol=1e-4, atol=1e-5)
     how = {"distance": "squared", "error": "l2", "normalize": True}
-    exact, rounded = (distance_errors(own.to(dtype), other.to(dtype), mask > 0, **how) for dtype in (torch.float64, torch.float32))
+    exact, rounded = (
+        distance_errors(own.to(dtype), other.to(dtype), mask > 0, **how) for dtype in (torch.float64, torch.float32)
+    )
     torch.testing.assert_close(rounded.double(), exact, rtol=1e-4, atol=1e-5)
 
 

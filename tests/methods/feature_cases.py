@@ -315,9 +315,7 @@ def plain_angle(i: torch.Tensor, j: torch.Tensor, k: torch.Tensor) -> torch.Tens
     return F.cosine_similarity(j - i, k - i, dim=0)
 
 
-def plain_angles(
-    own: torch.Tensor, other: torch.Tensor, i: int, ends: list[int], error: Any
-) -> list[torch.Tensor]:
+def plain_angles(own: torch.Tensor, other: torch.Tensor, i: int, ends: list[int], error: Any) -> list[torch.Tensor]:
     """Errors of the angles at point i between every two different ones of `ends`, student and teacher."""
     return [
         error(plain_angle(own[i], own[j], own[k]), plain_angle(other[i], other[j], other[k]))
@@ -344,7 +342,7 @@ def plain_distilbert(method: Any, features: Features) -> torch.Tensor:
 
 def plain_mgskd_tokens(method: Any, features: Features, pair: tuple[int, int]) -> torch.Tensor:
     """Inner products of tokens, and angles at those that the teacher attends to."""
-    options, heads = method.options, method.heads
+    options, heads = method.options, method.parts
     by_token, by_text = [], []
     for t, s in zip(features.teacher, features.student, strict=True):
         own, other = s[pair[1]], t[pair[0]]
@@ -366,7 +364,7 @@ def plain_mgskd_tokens(method: Any, features: Features, pair: tuple[int, int]) -
 def plain_mgskd_samples(method: Any, features: Features, pair: tuple[int, int]) -> torch.Tensor:
     """Angles of three texts, in each part of their mean vectors."""
     own, other = (
-        torch.stack([side[layer].mean(0) for side in sides]).unflatten(1, (method.heads, -1)).transpose(0, 1)
+        torch.stack([side[layer].mean(0) for side in sides]).unflatten(1, (method.parts, -1)).transpose(0, 1)
         for sides, layer in ((features.student, pair[1]), (features.teacher, pair[0]))
     )
     everyone = list(range(len(features)))
@@ -390,7 +388,9 @@ def plain_distances(options: Any, own: torch.Tensor, other: torch.Tensor) -> lis
             values.append(F.cosine_similarity(side[:, None], side[None, :], dim=-1))
         else:
             squares = (side[:, None] - side[None, :]).square().sum(-1)
-            values.append(squares / (squares.sum() / (count * (count - 1))) if options.normalize and count > 1 else squares)
+            values.append(
+                squares / (squares.sum() / (count * (count - 1))) if options.normalize and count > 1 else squares
+            )
     found = []
     for i in range(count):
         others = [j for j in range(count) if j != i]

@@ -210,7 +210,9 @@ def test_scores_of_one_half_are_a_class() -> None:
     [Models(Shape(2, 3), (Shape(12, 7),)), Models(Shape(6, 7), (Shape(3, 3),)), EQUAL],
     ids=["12 and 2 layers", "a deeper, wider student", "of one width"],
 )
-def test_depths_and_widths_may_differ_and_few_methods_have_a_projection(options: dict[str, Any], models: Models) -> None:
+def test_depths_and_widths_may_differ_and_few_methods_have_a_projection(
+    options: dict[str, Any], models: Models
+) -> None:
     depths = models.teachers[0].layers, models.student.layers
     if "layer_map" in options:
         options = {**options, "layer_map": f"{depths[0]}:{depths[1]},1:1"}

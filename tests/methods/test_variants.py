@@ -20,7 +20,9 @@ def of_one_length() -> Features:
 
 def both(options: dict[str, Any], features: Features) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """The terms of `corrected` and of `original`."""
-    found = [run(make_method({**options, "variant": variant}), features).terms.terms for variant in ("corrected", "original")]
+    found = [
+        run(make_method({**options, "variant": variant}), features).terms.terms for variant in ("corrected", "original")
+    ]
     return found[0], found[1]
 
 
@@ -75,7 +77,10 @@ def test_a_scaled_student_has_the_same_distances_and_a_shifted_one_the_same_angl
 def test_the_published_window_sees_padding() -> None:
     method = make_method({"name": "ckd", "window": 3, "variant": "original"})
     features = draw_features([6, 3, 5], [0, 1, 2])
-    assert run(method, features, garbage=1.0).terms.terms["word_angle"] != run(method, features, garbage=2.0).terms.terms["word_angle"]
+    assert (
+        run(method, features, garbage=1.0).terms.terms["word_angle"]
+        != run(method, features, garbage=2.0).terms.terms["word_angle"]
+    )
 
 
 def test_distilbert_has_no_original() -> None:

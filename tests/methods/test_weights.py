@@ -99,7 +99,12 @@ def test_the_hate_speech_scripts_weights_are_independent() -> None:
 @pytest.mark.parametrize("variant", ["corrected", "original"])
 @pytest.mark.parametrize(
     "options",
-    [*PUBLISHED.values(), {"name": "ad-kd"}, {"name": "ics", "alpha_ce": 0.7, "alpha_soft": 0.9, "beta": 0.2}, {"name": "multi-kd"}],
+    [
+        *PUBLISHED.values(),
+        {"name": "ad-kd"},
+        {"name": "ics", "alpha_ce": 0.7, "alpha_soft": 0.9, "beta": 0.2},
+        {"name": "multi-kd"},
+    ],
     ids=str,
 )
 def test_options_that_are_written_down_can_be_read_again(options: dict[str, Any], variant: str) -> None:

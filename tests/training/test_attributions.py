@@ -124,22 +124,35 @@ def test_attributions_are_differentiable_twice_and_of_the_views_that_are_meant(n
     one_length = torch.ones(3, 5, dtype=torch.int64)  # at padding an attribution is 0, where a norm has a kink
 
     def whole(embedding: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return method._attributions(seen(embedding, weight, one_length), batch_of(labels, one_length)).square().square().sum()
+        return (
+            method._attributions(seen(embedding, weight, one_length), batch_of(labels, one_length))
+            .square()
+            .square()
+            .sum()
+        )
 
     assert torch.autograd.gradgradcheck(whole, (embedding, weight))
 
 
 def test_with_every_token_real_corrected_is_the_original_and_a_model_is_like_itself() -> None:
     mask, labels = torch.ones(3, 5, dtype=torch.int64), torch.tensor([0, 1, 1])
-    batch, own, other = batch_of(labels, mask), (drawn(3, 5, 6, seed=1), drawn(6, 2, seed=2)), (drawn(3, 5, 6, seed=3), drawn(6, 2, seed=4))
+    batch, own, other = (
+        batch_of(labels, mask),
+        (drawn(3, 5, 6, seed=1), drawn(6, 2, seed=2)),
+        (drawn(3, 5, 6, seed=3), drawn(6, 2, seed=4)),
+    )
     found = []
     for variant in ("corrected", "original"):
         method = adkd(variant=variant)
         (quantity,) = method.needs(method.options, MODELS).reduced
         teacher = seen(*other, mask)
-        taught = Outputs(teacher.logits, mask=mask, reduced={quantity.name: method.attribute("", teacher, batch).detach()})
+        taught = Outputs(
+            teacher.logits, mask=mask, reduced={quantity.name: method.attribute("", teacher, batch).detach()}
+        )
         found.append(method(seen(*own, mask), [taught], batch).terms["attribution"])
-        taught = Outputs(teacher.logits, mask=mask, reduced={quantity.name: method.attribute("", seen(*own, mask), batch).detach()})
+        taught = Outputs(
+            teacher.logits, mask=mask, reduced={quantity.name: method.attribute("", seen(*own, mask), batch).detach()}
+        )
         assert method(seen(*own, mask), [taught], batch).terms["attribution"] == 0
     torch.testing.assert_close(found[0], found[1])
     assert found[0] > 1e-3
@@ -164,7 +177,9 @@ def test_the_temperature_falls(setting: Setting, kdbert: Callable[..., Any], tmp
     assert temperatures["corrected"] == pytest.approx([3 - 2 * step / 6 for step in range(6)])
 
 
-def test_the_teachers_attributions_are_kept_and_read_again(setting: Setting, kdbert: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_teachers_attributions_are_kept_and_read_again(
+    setting: Setting, kdbert: Callable[..., Any], tmp_path: Path
+) -> None:
     keys = {"method.name": "ad-kd", "max_steps": 2}
     first = kdbert(*setting.words(tmp_path / "a", **keys))
     assert first.code == 0, first.err

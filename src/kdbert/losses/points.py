@@ -37,7 +37,7 @@ def unit(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def centred(points: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Points [G, N, H] without the mean of their group (of those in mask [G, N]): a constant, no gradient flows into it.
+    """Points [G, N, H] without the mean of their group (of those in mask [G, N]), through which no gradient flows.
 
     It changes neither distances nor angles, and where points are close to each other it saves digits.
     """
@@ -106,7 +106,9 @@ def distance_errors(
     """
 
     def compute(student: torch.Tensor, teacher: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        there = valid[:, :, None] & valid[:, None, :] & ~torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
+        there = (
+            valid[:, :, None] & valid[:, None, :] & ~torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
+        )
         own, other = (distances(side, distance, there, normalize) for side in (student, teacher))
         if error == "kl":
             lowest = torch.finfo(own.dtype).min
@@ -116,7 +118,9 @@ def distance_errors(
             found = error_of(own, other, error)
         return found.masked_fill(~there, 0.0).sum(-1)
 
-    return by_parts(compute, student, teacher.detach(), valid, each=valid.shape[1] * max(valid.shape[1], student.shape[2]))
+    return by_parts(
+        compute, student, teacher.detach(), valid, each=valid.shape[1] * max(valid.shape[1], student.shape[2])
+    )
 
 
 # ---- triples
@@ -148,7 +152,9 @@ class Triples:
         groups, count = valid.shape
         numbers = torch.arange(groups * count, device=valid.device)
         group, centre = numbers // count, numbers % count
-        return cls(group, centre, torch.arange(count, device=valid.device).expand(len(group), -1), valid[group], distinct)
+        return cls(
+            group, centre, torch.arange(count, device=valid.device).expand(len(group), -1), valid[group], distinct
+        )
 
 
 @torch.no_grad()
@@ -186,8 +192,8 @@ def angle_errors(
 ) -> torch.Tensor:
     """How angles differ between the models, at each centre: the sum of the errors, and how many count, [n, 2].
 
-    The angle at i between j and k is the cosine of (e_j - e_i, e_k - e_i). It is made of inner products of points, so that
-    no difference of every pair of vectors is formed.
+    The angle at i between j and k is the cosine of (e_j - e_i, e_k - e_i). It is made of inner products of points, so
+    that no difference of every pair of vectors is formed.
 
     Args:
         student, teacher: [G, N, H], of any widths. mask: [G, N], real points.

@@ -57,10 +57,11 @@ class CKD(Method[CKDOptions]):
     aliases = ("contextual-kd",)
     summary = "keeps the teacher's relations among the words of a text, and among the layers of each word"
     formula = (
-        f"{KD_FORMULA} + word_distance * WD + word_angle * WA + layer_distance * LD + layer_angle * LA; WD: KL(softmax_j "
-        "cos(e_i, e_j) of the teacher || of the student) over the other words j, divided by their number; WA: squared "
-        "difference of the cosines of (e_j - e_i, e_k - e_i), j and k within `window`; LD, LA: the same of the vectors of "
-        "one word in the compared layers; means over real tokens (words here), and over layers"
+        f"{KD_FORMULA} + word_distance * WD + word_angle * WA + layer_distance * LD + layer_angle * LA; WD: "
+        "KL(softmax_j cos(e_i, e_j) of the teacher || of the student) over the other words j, divided by their "
+        "number; WA: squared difference of the cosines of (e_j - e_i, e_k - e_i), j and k within `window`; LD, LA: "
+        "the same of the vectors of one word in the compared layers; means over real tokens (words here), and over "
+        "layers"
     )
     papers = (
         Paper(
@@ -71,18 +72,18 @@ class CKD(Method[CKDOptions]):
         ),
     )
     differences = (
-        "The published code drops the hard loss (the mix is commented out; its alpha is read and not used), and its soft "
-        "loss is a cross-entropy without tau^2: `original` has alpha 0. `corrected` is KD as in kd. Its configuration "
-        "sets the weights of layer terms under names that nothing reads, so they stay at 1; the values meant "
-        "are those of the word terms, and configs/ckd has them. The window is cut at the PADDED length: padding "
-        "counts as words, tokens at the edge are repeated, and angles with the word itself, always 0, count in the mean; "
-        "`corrected` takes the distinct real words of the window. Distances are divided by n^2, and by the sum of that "
-        "over the batch, so long texts weigh more; `corrected` divides each word's by the n - 1 others and takes the "
-        "mean over words. Points closer than a hundredth of their size make no angle in `corrected`. With a current torch "
-        "the published distances are NaN for every input; `original` has those of torch 1.7, which the code pins. "
-        "Published, for each task (tau; WD / WA = LD / LA; rate; epochs): CoLA 3; 1/10; 5e-5; 4. SST-2 4; 100/1000; "
-        "4e-5; 4. RTE 3; 1/10; 5e-5; 6. QNLI 3; 10/1; 4e-5; 4. MRPC 4; 1/1; 3e-5; 4. STS-B 1; .1/.1; 5e-5; 4. "
-        "MNLI 4; 100/1; 4e-5; 4. QQP 2; 10/10; 5e-5; 4."
+        "The published code drops the hard loss (the mix is commented out; its alpha is read and not used), and its "
+        "soft loss is a cross-entropy without tau^2: `original` has alpha 0. `corrected` is KD as in kd. Its "
+        "configuration sets the weights of layer terms under names that nothing reads, so they stay at 1; the values "
+        "meant are those of the word terms, and configs/ckd has them. The window is cut at the PADDED length: padding "
+        "counts as words, tokens at the edge are repeated, and angles with the word itself, always 0, count in the "
+        "mean; `corrected` takes the distinct real words of the window. Distances are divided by n^2, and by the sum "
+        "of that over the batch, so long texts weigh more; `corrected` divides each word's by the n - 1 others and "
+        "takes the mean over words. Points closer than a hundredth of their size make no angle in `corrected`. With a "
+        "current torch the published distances are NaN for every input; `original` has those of torch 1.7, which the "
+        "code pins. Published, for each task (tau; WD / WA = LD / LA; rate; epochs): CoLA 3; 1/10; 5e-5; 4. SST-2 4; "
+        "100/1000; 4e-5; 4. RTE 3; 1/10; 5e-5; 6. QNLI 3; 10/1; 4e-5; 4. MRPC 4; 1/1; 3e-5; 4. STS-B 1; .1/.1; 5e-5; "
+        "4. MNLI 4; 100/1; 4e-5; 4. QQP 2; 10/10; 5e-5; 4."
     )
     Options = CKDOptions
 
@@ -146,14 +147,18 @@ class CKD(Method[CKDOptions]):
         sums, counts = zip(*(part.unflatten(0, mask.shape).unbind(-1) for part in parts), strict=True)
         if exact:
             return self._mean(sums, 1, lengths * (lengths if options.window is None else options.window) ** 2, batch)
-        return batch.token_mean(torch.stack([one / of.clamp(min=1) for one, of in zip(sums, counts, strict=True)]).mean(0))
+        return batch.token_mean(
+            torch.stack([one / of.clamp(min=1) for one, of in zip(sums, counts, strict=True)]).mean(0)
+        )
 
     def _layer_distance(self, student: Outputs, teacher: Outputs, batch: Batch) -> torch.Tensor:
         own, other = self._by_token(student, teacher)
         there = own.new_ones(own.shape[:2]) > 0
         sums = distance_errors(own, other, there, **self._how).sum(1).unflatten(0, student.mask.shape)
         layers = len(self.pairs)
-        return batch.token_mean(sums / (layers * (layers if self.options.variant == "original" else max(1, layers - 1))))
+        return batch.token_mean(
+            sums / (layers * (layers if self.options.variant == "original" else max(1, layers - 1)))
+        )
 
     def _layer_angle(self, student: Outputs, teacher: Outputs, batch: Batch) -> torch.Tensor:
         exact = self.options.variant == "original"
@@ -193,11 +198,11 @@ class CKD(Method[CKDOptions]):
         valid = torch.ones_like(ends) > 0 if exact else (around == ends) & (mask[group[:, None], ends] > 0)
         return Triples(group, centre, ends, valid, distinct=not exact)
 
-    def _mean(
-        self, sums: Sequence[torch.Tensor], others: Any, counts: torch.Tensor, batch: Batch
-    ) -> torch.Tensor:
-        """Mean over layers of sums [B, L] of each word; `corrected` divides them by `others` and takes the mean over the
-        words, `original` divides their sum by that of `counts` [B].
+    def _mean(self, sums: Sequence[torch.Tensor], others: Any, counts: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Mean over layers of sums [B, L] of each word.
+
+        `corrected` divides them by `others` and takes the mean over words; `original` divides their sum by that of
+        `counts` [B].
         """
         mean = torch.stack(list(sums)).mean(0)
         if self.options.variant == "corrected":

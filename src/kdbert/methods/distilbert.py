@@ -1,4 +1,4 @@
-"""DistilBERT (Sanh et al. 2019): soft labels and the direction of the last hidden states; on plain text, and on tasks."""
+"""DistilBERT (Sanh et al. 2019): soft labels and the direction of hidden states, on tasks and on plain text."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class DistilBERTOptions(LayerOptions):
     def _no_original(self) -> DistilBERTOptions:
         if self.variant == "original":
             raise ValueError(
-                "no published code distils a classifier by this loss, so distilbert has no variant original; that of the "
-                "paper, on plain text, is distilbert-mlm"
+                "no published code distils a classifier by this loss, so distilbert has no variant original; that of "
+                "the paper, on plain text, is distilbert-mlm"
             )
         return self
 
@@ -59,14 +59,15 @@ class DistilBERT(Method[DistilBERTOptions]):
     aliases = ("distilbert-kd",)
     summary = "soft labels, and the direction of each token's last hidden state"
     formula = (
-        KD_FORMULA + " + cos_weight * mean over layer pairs and real tokens of 1 - cos(W student + c, teacher); W, c: learned "
+        KD_FORMULA
+        + " + cos_weight * mean over layer pairs and real tokens of 1 - cos(W student + c, teacher); W, c: learned "
         "where the widths differ, else left out"
     )
     papers = (PAPER,)
     differences = (
         "It is kdbert's own: the paper distils on plain text (distilbert-mlm), and what tables call DistilBERT is "
-        "distilbert-base-uncased, fine-tuned (method finetune, or kd). There is no variant original. tau 2 and the weight 1 "
-        "of the cosine are those of the paper's run."
+        "distilbert-base-uncased, fine-tuned (method finetune, or kd). There is no variant original. tau 2 and the "
+        "weight 1 of the cosine are those of the paper's run."
     )
     Options = DistilBERTOptions
 
@@ -150,17 +151,17 @@ class DistilBERTMLM(Method[DistilBERTMLMOptions]):
     aliases = ()
     summary = "a general student on plain text as DistilBERT was made: soft labels, masked-LM loss, direction of states"
     formula = (
-        "alpha_ce * tau^2 * KL(softmax(teacher/tau) || softmax(student/tau)) + alpha_mlm * MLM + alpha_cos * (1 - cosine "
-        "of the last hidden states) + alpha_mse * sum over the vocabulary of squared differences of logits; means over real "
-        "tokens, MLM over hidden ones"
+        "alpha_ce * tau^2 * KL(softmax(teacher/tau) || softmax(student/tau)) + alpha_mlm * MLM + alpha_cos * (1 - "
+        "cosine of the last hidden states) + alpha_mse * sum over the vocabulary of squared differences of logits; "
+        "means over real tokens, MLM over hidden ones"
     )
     papers = (PAPER,)
     differences = (
-        "Both variants compute the published loss. Where no token of a batch is hidden the published run stops on NaN; here "
-        "that term is 0. kdbert hides tokens in its own way (15 % of each text, all as [MASK]; published: 15 % of "
-        "a batch, rare pieces more often, 80 / 10 / 10 % as [MASK], themselves, and another piece), and a student starts from "
-        "the layers that student.init names (published: 1, 3, 5, 8, 10, 12 of 12). Weights are those of the README "
-        "for one GPU; for several it has .33 each."
+        "Both variants compute the published loss. Where no token of a batch is hidden the published run stops on "
+        "NaN; here that term is 0. kdbert hides tokens in its own way (15 % of each text, all as [MASK]; published: "
+        "15 % of a batch, rare pieces more often, 80 / 10 / 10 % as [MASK], themselves, and another piece), and a "
+        "student starts from the layers that student.init names (published: 1, 3, 5, 8, 10, 12 of 12). Weights are "
+        "those of the README for one GPU; for several it has .33 each."
     )
     heads = ("masked_lm",)
     Options = DistilBERTMLMOptions

@@ -33,7 +33,9 @@ class MGSKDOptions(LayerOptions):
         2, ge=0, description="M: of the pairs of layers, so many from below compare tokens, the others texts"
     )
     relation_heads: int | None = Field(
-        None, ge=1, description="R, parts of a hidden state; without it 64, or the next number below that divides both widths"
+        None,
+        ge=1,
+        description="R, parts of a hidden state; without it 64, or the next number below that divides both widths",
     )
     centres: int = Field(20, ge=1, description="k1, tokens at which angles are compared: those most attended to")
     ends: int = Field(20, ge=2, description="k2, tokens between which the angles lie: those a centre attends to most")
@@ -41,7 +43,7 @@ class MGSKDOptions(LayerOptions):
     def default_pairs(self, teacher: int, student: int) -> tuple[Pair, ...]:
         return ((0, 0), *all_pairs(teacher, student))
 
-    def heads(self, models: Models) -> int:
+    def parts(self, models: Models) -> int:
         """R for models of these widths."""
         widths = {"teacher": models.teachers[0].width, "student": models.student.width}
         if self.relation_heads is None:
@@ -49,8 +51,8 @@ class MGSKDOptions(LayerOptions):
         for role, width in widths.items():
             if width % self.relation_heads:
                 raise UserError(
-                    f"mgskd cuts a hidden state into method.relation_heads={self.relation_heads} parts, and the {role}'s "
-                    f"width is {width}: give a number that divides the widths of both models, or none"
+                    f"mgskd cuts a hidden state into method.relation_heads={self.relation_heads} parts, and the "
+                    f"{role}'s width is {width}: give a number that divides the widths of both models, or none"
                 )
         return self.relation_heads
 
@@ -62,9 +64,9 @@ class MGSKD(Method[MGSKDOptions]):
     aliases = ("multi-granularity",)
     summary = "keeps the teacher's relations among tokens in the lower layers, among texts in the upper ones"
     formula = (
-        f"prediction * [{KD_FORMULA}] + token_weight * sum over the lower layers of (pairs + triples) + sample_weight * "
-        "sum over the upper layers of sample. pairs: mean squared difference of the inner products of tokens, "
-        "/ sqrt(width / R), in each of R parts of a hidden state; triples: mean of h(angle_S - angle_T) at the "
+        f"prediction * [{KD_FORMULA}] + token_weight * sum over the lower layers of (pairs + triples) + sample_weight "
+        "* sum over the upper layers of sample. pairs: mean squared difference of the inner products of tokens, / "
+        "sqrt(width / R), in each of R parts of a hidden state; triples: mean of h(angle_S - angle_T) at the "
         "`centres` tokens that the teacher attends to most, between the `ends` that each attends to most (attention "
         "as a softmax over these products); sample: the same at each text of the batch between two others, of mean "
         "token vectors, in each part; angle(i, j, k): cosine of (e_j - e_i, e_k - e_i), h: smooth L1"
@@ -95,7 +97,7 @@ class MGSKD(Method[MGSKDOptions]):
         super().__init__(options)
         self.token_pairs: tuple[Pair, ...] = ()
         self.sample_pairs: tuple[Pair, ...] = ()
-        self.heads = 1
+        self.parts = 1
 
     @classmethod
     def needs(cls, options: MGSKDOptions, models: Models | None) -> Needs:
@@ -106,7 +108,7 @@ class MGSKD(Method[MGSKDOptions]):
             return Needs()
         if models is None or not relations:
             return Needs(teachers=(1, 1), teacher_logits=logits)
-        options.heads(models)  # refuses a number that does not divide the widths
+        options.parts(models)  # refuses a number that does not divide the widths
         pairs = sorted(options.pairs(models), key=lambda pair: pair[1])
         tokens = pairs[: options.token_layers] if options.token_weight else []
         samples = pairs[options.token_layers :] if options.sample_weight else []
@@ -132,7 +134,7 @@ class MGSKD(Method[MGSKDOptions]):
         pairs = self.needs(self.options, context.models).pairs
         self.token_pairs, self.sample_pairs = pairs.get("token", ()), pairs.get("sample", ())
         if pairs:
-            self.heads = self.options.heads(context.models)
+            self.parts = self.options.parts(context.models)
 
     def reduce(self, name: str, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The mean vector of each text, [B, H]."""
@@ -159,8 +161,8 @@ class MGSKD(Method[MGSKDOptions]):
         options, mask, original = self.options, student.mask, self.options.variant == "original"
         own, other = student.hidden[pair[1]], teacher.hidden[pair[0]]
         lengths = mask.sum(1)
-        products = product_errors(own, other, mask, self.heads) / self.heads  # [B, L]
-        triples = attended(other, mask, self.heads, options.centres, options.ends)
+        products = product_errors(own, other, mask, self.parts) / self.parts  # [B, L]
+        triples = attended(other, mask, self.parts, options.centres, options.ends)
         errors = angle_errors(own, other, mask, triples, error="smooth_l1", exact=original)
         summed, counts = errors.unflatten(0, (len(own), -1)).sum(1).unbind(1)
         if original:
@@ -172,7 +174,7 @@ class MGSKD(Method[MGSKDOptions]):
         """Angles of every three texts of the batch, of one pair of layers."""
         original = self.options.variant == "original"
         means = self.reduce("", student.hidden[pair[1]], student.mask), teacher.reduced[f"mean.{pair[0]}"]
-        own, other = (in_heads(batch.gather(one)[None], self.heads)[0] for one in means)
+        own, other = (in_heads(batch.gather(one)[None], self.parts)[0] for one in means)
         everyone = own.new_ones(own.shape[:2])
         triples = Triples.of_all(everyone > 0, distinct=not original)
         summed, counts = angle_errors(own, other, everyone, triples, error="smooth_l1", exact=original).sum(0)

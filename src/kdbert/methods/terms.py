@@ -102,5 +102,5 @@ def plain_kd_terms(
 
 
 def mean_of_sums(batch: Batch, sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """As published, over a whole micro-batch: the sum of a quantity of its examples [B], divided by that of counts [B]."""
+    """As published, over a whole micro-batch: the sum of a quantity of its examples [B] / that of their counts [B]."""
     return batch.gather(sums).sum() / batch.gather(counts).sum().clamp(min=1) * batch.share
