@@ -1,4 +1,4 @@
-"""`ad-kd` gives the published attributions and loss, with gradients of both orders (docs/quirks.md, 12)."""
+"""`ad-kd` gives the published attributions and loss, with gradients of both orders (docs/quirks.md, 10.4)."""
 
 from __future__ import annotations
 

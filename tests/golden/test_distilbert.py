@@ -1,5 +1,5 @@
 """`distilbert-mlm` gives the published terms, total and gradients; the loss of spans is made of kdbert's losses
-(docs/quirks.md, 9).
+(docs/quirks.md, 10.1).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`mgskd` and `ckd` give the numbers of the published losses, values and gradients (docs/quirks.md, 10, 11)."""
+"""`mgskd` and `ckd` give the numbers of the published losses, values and gradients (docs/quirks.md, 10.2, 10.3)."""
 
 from __future__ import annotations
 

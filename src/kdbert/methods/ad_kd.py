@@ -40,7 +40,7 @@ class ADKDOptions(HardAndSoftOptions):
 
 
 class ADKD(Method[ADKDOptions]):
-    """KD, and the student's attributions learn the teacher's. docs/quirks.md, section 12."""
+    """KD, and the student's attributions learn the teacher's. docs/quirks.md, 10.4."""
 
     name = "ad-kd"
     aliases = ("attribution-kd",)

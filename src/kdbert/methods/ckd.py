@@ -51,7 +51,7 @@ class CKDOptions(LayerOptions):
 
 
 class CKD(Method[CKDOptions]):
-    """Word relations and layer-transforming relations. docs/quirks.md, section 11."""
+    """Word relations and layer-transforming relations. docs/quirks.md, 10.3."""
 
     name = "ckd"
     aliases = ("contextual-kd",)

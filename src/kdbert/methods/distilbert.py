@@ -145,7 +145,7 @@ class DistilBERTMLMOptions(MethodOptions):
 
 
 class DistilBERTMLM(Method[DistilBERTMLMOptions]):
-    """Masked-LM distillation on plain text, of models of one vocabulary and width. docs/quirks.md, section 9."""
+    """Masked-LM distillation on plain text, of models of one vocabulary and width. docs/quirks.md, 10.1."""
 
     name = "distilbert-mlm"
     aliases = ()

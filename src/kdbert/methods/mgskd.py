@@ -58,7 +58,7 @@ class MGSKDOptions(LayerOptions):
 
 
 class MGSKD(Method[MGSKDOptions]):
-    """Angles and inner products of tokens, angles of texts. docs/quirks.md, section 10."""
+    """Angles and inner products of tokens, angles of texts. docs/quirks.md, 10.2."""
 
     name = "mgskd"
     aliases = ("multi-granularity",)
