@@ -113,7 +113,9 @@ def distance_errors(
         if error == "kl":
             lowest = torch.finfo(own.dtype).min
             own, other = (side.masked_fill(~there, lowest).log_softmax(-1) for side in (own, other))
-            found = other.exp() * (other - own)
+            # As both sum to 1, this is the sum of p (log p - log q), whose addends cancel where they are alike.
+            gap = (other - own).masked_fill(~there, 0.0)
+            found = other.exp() * (gap + torch.expm1(-gap))
         else:
             found = error_of(own, other, error)
         return found.masked_fill(~there, 0.0).sum(-1)
