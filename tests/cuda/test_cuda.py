@@ -30,7 +30,7 @@ from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher
 from small_run import BATCH, Parts, Setting, assert_same_gradients, build, gradients
 
 DEVICE = "cuda"
-METHODS = ["finetune", "kd", "ics", "cka-i", "cka-l", "cka-g", "cka-il", "cka-ilg"]
+METHODS = ["finetune", "kd", "ics", "cka-i", "cka-l", "cka-g", "cka-il", "cka-ilg", "mgskd", "ckd", "ad-kd"]
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no CUDA device (torch.cuda.is_available() is False): CUDA not run here"
 )

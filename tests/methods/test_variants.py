@@ -83,11 +83,6 @@ def test_the_published_window_sees_padding() -> None:
     )
 
 
-def test_distilbert_has_no_original() -> None:
-    with pytest.raises(ValueError, match="distilbert-mlm"):
-        make_method({"name": "distilbert", "variant": "original"})
-
-
 def test_equal_directions_cost_distilbert_nothing() -> None:
     features = draw_features([4, 2, 5], [0, 1, 2])
     equal = Models(student=Shape(3, 4), teachers=(Shape(3, 4),))

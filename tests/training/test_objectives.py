@@ -34,20 +34,12 @@ TERMS = {
     "ad-kd": {"hard": 0.2, "soft": 0.8, "attribution": 1},
 }  # fmt: skip
 PUBLISHED = {
-    "ics": "Saadi", "distilbert": "Sanh", "mgskd": "Multi-Granularity", "ckd": "Linguistic Context", "ad-kd": "Attribution",
+    "ics": "Saadi", "distilbert": "Sanh", "mgskd": "Multi-Granularity", "ckd": "Linguistic", "ad-kd": "Attribution",
 }  # fmt: skip
 PAIRS = {
-    "distilbert": "4:2",
-    "mgskd": "0:0, 2:1",
-    "ckd": "0:0, 2:1, 4:2",
-    "ad-kd": "0:0",
-    "ics": "4:2",
-    "cka-l": "4:2",
-    "cka-i": "3:1",
-    "cka-g": "3:1",
-    "cka-il": "3:1",
-    "cka-ilg": "3:1",
-}
+    "ics": "4:2", "cka-l": "4:2", "cka-i": "3:1", "cka-g": "3:1", "cka-il": "3:1", "cka-ilg": "3:1",
+    "distilbert": "4:2", "mgskd": "0:0, 2:1", "ckd": "0:0, 2:1, 4:2", "ad-kd": "0:0",
+}  # fmt: skip
 
 
 def files(setting: Setting) -> list[Any]:
@@ -298,6 +290,16 @@ def test_the_published_ics_refuses_other_widths(
     assert done.code == 2
     assert "the teacher has 32, the student 16" in done.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_method_of_our_own_has_no_original(setting: Setting, kdbert: Callable[..., Any], tmp_path: Path) -> None:
+    done = kdbert(*setting.words(tmp_path / "run", **{"method.name": "distilbert", "method.variant": "original"}))
+    assert done.code == 2
+    assert "--variant corrected" in done.err
+    assert not (tmp_path / "run").exists()
+    shown = kdbert("methods", "show", "distilbert")
+    assert shown.code == 0
+    assert "distilbert-mlm" in shown.out
 
 
 @pytest.mark.parametrize("method", [*(name for name in TERMS if name != "distilbert"), "multi-kd"])

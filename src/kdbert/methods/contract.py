@@ -236,6 +236,7 @@ class Method(nn.Module, Generic[OptionsT]):
     papers: ClassVar[tuple[Paper, ...]]
     differences: ClassVar[str] = ""
     heads: ClassVar[tuple[str, ...]] = ("single_label", "multi_label", "regression", "token")  # kinds of tasks
+    published: ClassVar[bool] = True  # whether published code computes it on such tasks, so that `original` exists
     Options: ClassVar[type[MethodOptions]]
 
     head: Head

@@ -42,15 +42,6 @@ class DistilBERTOptions(LayerOptions):
     temperature: float = Field(2.0, gt=0, description="tau, softens both distributions")
     cos_weight: Weight = Field(1.0, description="weight of the cosine distance of hidden states")
 
-    @model_validator(mode="after")
-    def _no_original(self) -> DistilBERTOptions:
-        if self.variant == "original":
-            raise ValueError(
-                "no published code distils a classifier by this loss, so distilbert has no variant original; that of "
-                "the paper, on plain text, is distilbert-mlm"
-            )
-        return self
-
 
 class DistilBERT(Method[DistilBERTOptions]):
     """KD + the cosine distance of hidden states, token by token: kdbert's own form of DistilBERT's loss for a task."""
@@ -69,6 +60,7 @@ class DistilBERT(Method[DistilBERTOptions]):
         "distilbert-base-uncased, fine-tuned (method finetune, or kd). There is no variant original. tau 2 and the "
         "weight 1 of the cosine are those of the paper's run."
     )
+    published = False
     Options = DistilBERTOptions
 
     def __init__(self, options: DistilBERTOptions) -> None:

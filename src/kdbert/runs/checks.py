@@ -67,6 +67,11 @@ def check_head(job: Job) -> None:
             f"task {spec.name!r} {spec.head.takes}; no published code distils that, so it has no variant original: use "
             "--variant corrected"
         )
+    if not method.published and recipe.method.variant == "original":
+        raise UserError(
+            f"method {method.name!r} is kdbert's own, so it has no variant original; `kdbert methods show {method.name}` "
+            "says what was published: use --variant corrected"
+        )
     if not spec.head.has_example_classes and recipe.train.batch_sampler == "class-balanced":
         raise UserError(
             f"task {spec.name!r} {spec.head.takes}, so its examples have no class: use train.batch_sampler=random"
