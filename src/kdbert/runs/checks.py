@@ -69,8 +69,8 @@ def check_head(job: Job) -> None:
         )
     if not method.published and recipe.method.variant == "original":
         raise UserError(
-            f"method {method.name!r} is kdbert's own, so it has no variant original; `kdbert methods show {method.name}` "
-            "says what was published: use --variant corrected"
+            f"method {method.name!r} is kdbert's own, so it has no variant original: use --variant corrected (`kdbert "
+            f"methods show {method.name}` says what was published)"
         )
     if not spec.head.has_example_classes and recipe.train.batch_sampler == "class-balanced":
         raise UserError(
