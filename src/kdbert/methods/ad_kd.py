@@ -63,12 +63,12 @@ class ADKD(Method[ADKDOptions]):
         "from epoch to epoch, and a token whose teacher attribution is exactly 0 leaves the denominator, not the sum, "
         "so that it depends on the batch. `corrected`: KD as in kd, the mean over real tokens. The published code has "
         "views classes for MNLI by name. Labels are needed, except with views=classes. Both models run in the "
-        "library's eager attention and the student is differentiated twice: expect two to three times the time of kd, "
-        "with classes more. Published, for each task (tau; 1 - alpha; beta; top_k; batch; epochs; rate; * anneal): "
-        "CoLA 1; .9; 1; 768; 32; 10; 4e-5. MNLI* 3; .8; 10; 768; 64; 6; 4e-5. MRPC* 4; .9; 10; 768; 16; 10; 3e-5. "
-        "QNLI 3; .9; 100; 768; 32; 6; 4e-5. QQP* 4; 1; 50; 734; 32; 8; 4e-5. RTE 2; .9; 10; 700; 16; 12; 2e-5. SST-2 "
-        "2; .8; 1; 768; 32; 6; 5e-5. STS-B 3; .8; 1; 640; 16; 8; 5e-5. All its scripts but STS-B's stop with an error "
-        "before they read beta and top_k."
+        "library's eager attention and the student is differentiated twice: its forward and backward pass take about "
+        "twice as long as kd's with one view, five times with three (a small BERT on a CPU). Published, for each task "
+        "(tau; 1 - alpha; beta; top_k; batch; epochs; rate; * anneal): CoLA 1; .9; 1; 768; 32; 10; 4e-5. MNLI* 3; .8; "
+        "10; 768; 64; 6; 4e-5. MRPC* 4; .9; 10; 768; 16; 10; 3e-5. QNLI 3; .9; 100; 768; 32; 6; 4e-5. QQP* 4; 1; 50; "
+        "734; 32; 8; 4e-5. RTE 2; .9; 10; 700; 16; 12; 2e-5. SST-2 2; .8; 1; 768; 32; 6; 5e-5. STS-B 3; .8; 1; 640; "
+        "16; 8; 5e-5. All its scripts but STS-B's stop with an error before they read beta and top_k."
     )
     heads = ("single_label", "multi_label", "regression")  # the loss of a tagged text is of many words
     Options = ADKDOptions
