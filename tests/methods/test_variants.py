@@ -90,7 +90,10 @@ def test_equal_directions_cost_distilbert_nothing() -> None:
     assert abs(run(make_method({"name": "distilbert"}, equal), same, models=equal).terms.terms["cos"]) < 1e-12
 
 
-def test_mgskd_alone_leaves_labels_and_logits_alone() -> None:
-    found = run(make_method({"name": "mgskd", "variant": "original"}), draw_features([4, 2, 5], [0, 1, 2]))
+def test_mgskd_alone_leaves_labels_and_logits_alone_and_says_so() -> None:
+    method = make_method({"name": "mgskd", "variant": "original"})
+    assert "--student" in (method.remark([]) or "")
+    assert make_method({"name": "mgskd"}).remark([]) is None
+    found = run(method, draw_features([4, 2, 5], [0, 1, 2]))
     assert found.terms.weights == {"hard": 0, "token": 1, "sample": 4}
     assert found.logits.abs().max() == 0

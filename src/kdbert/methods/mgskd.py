@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import MappingProxyType
 
+import numpy as np
 import torch
 from pydantic import Field
 
@@ -140,6 +141,14 @@ class MGSKD(Method[MGSKDOptions]):
         """The mean vector of each text, [B, H]."""
         real = mask.to(hidden.dtype).unsqueeze(-1)
         return (hidden * real).sum(1) / real.sum(1)
+
+    def remark(self, batches: Sequence[np.ndarray]) -> str | None:
+        """A warning where nothing trains the head."""
+        if self.options.prediction:
+            return None
+        return (
+            "mgskd: with method.prediction=0 nothing trains the student's head; start kd from this run (--student RUN)"
+        )
 
     def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:
         """Terms `hard`, `soft`, and with a weight `token` and `sample`: sums over their layers."""
