@@ -74,7 +74,9 @@ def recipe_of(setting: Setting, request: pytest.FixtureRequest) -> Callable[...,
     return of
 
 
-FAMILIES = ["finetune", "kd", "ics", "cka-ilg", "ve-kd", "hidden"]
+FAMILIES = [
+    "finetune", "kd", "ics", "cka-ilg", "distilbert", "mgskd", "ckd", "ad-kd of classes", "ve-kd", "hidden",
+]  # fmt: skip
 
 
 @pytest.mark.slow
