@@ -11,7 +11,12 @@ from kdbert.expansion import expand_vocab
 from kdbert.tasks import get_task
 
 TWELVE = ("bert-base-uncased", "GroNLP/hateBERT", "michiyasunaga/BioLinkBERT-base")
-LAYERS = {"huawei-noah/TinyBERT_General_6L_768D": 6, "distilbert-base-uncased": 6, "prajjwal1/bert-tiny": 2}
+LAYERS = {
+    "huawei-noah/TinyBERT_General_6L_768D": 6,
+    "distilbert-base-uncased": 6,
+    "google/bert_uncased_L-6_H-768_A-12": 6,
+    "prajjwal1/bert-tiny": 2,
+}
 # Classifiers, and what they were fine-tuned on.
 TRAINED = {
     "transformersbook/bert-base-uncased-finetuned-clinc": "clinc150",

@@ -25,7 +25,7 @@ from kdbert.runs.inputs import Inputs
 from kdbert.runs.job import Job
 from kdbert.training.forward import StudentWithMethod, pass_over
 from kdbert.training.precision import make_accelerator
-from kdbert.training.teacher import LiveTeacher, StoredTeacher, kinds_of, layers_read, quantities
+from kdbert.training.teacher import LiveTeacher, StoredTeacher, by_gradient, kinds_of, layers_read, quantities
 
 ROWS, BATCH = 203, 16  # 12 full batches and one of 11
 STEPS_PER_EPOCH = 13
@@ -51,6 +51,23 @@ FEATURES: dict[str, dict[str, Any]] = {
         "minilm": {},
         "minilm qk,vv": {"method.relations": "qk,vv", "method.kd": 0.5},
         "tinybert": {},
+        "distilbert": {},
+        "mgskd": {"method.centres": 6, "method.ends": 5},
+        # Small random models are alike in cosines of layers, and answer from their first token.
+        "ckd": {
+            "method.window": 5,
+            "method.distance": "squared",
+            "method.normalize": True,
+            "method.distance_error": "l2",
+            "method.layer_map": "0:0,1:1,3:2,4:3",
+        },
+        "ad-kd": {"method.error": "l1"},
+        "ad-kd of classes": {
+            "method.views": "classes",
+            "method.error": "l1",
+            "method.top_k": 40,
+            "method.anneal": True,
+        },
     }.items()
 }
 
@@ -156,10 +173,11 @@ class Parts:
         values = pass_over(
             teacher.network,
             self.data,
-            lambda seen, batch: quantities(needs, method, seen),
+            lambda seen, batch: quantities(needs, method, seen, batch, teacher.columns),
             kinds_of(needs, self.data.logits_of),
             layers=layers_read(needs),
             attention=needs.teacher_attention,
+            graph=by_gradient(needs),
             batch_size=64,
             precision=self.run.session.precision,
             accelerator=self.accelerator,

@@ -21,7 +21,7 @@ WITHOUT_TRAINING_FILE = {
 
 def seldom_alike(recipe: Path) -> bool:
     """Recipes of one method on many tasks are alike: of BLURB's, one with a training file, and one without."""
-    chosen = {"blurb": ("hoc", "jnlpba"), "pkd": ("rte",), "sinkd": ("mrpc",)}
+    chosen = {"blurb": ("hoc", "jnlpba"), "pkd": ("rte",), "sinkd": ("mrpc",), "ckd": ("rte",), "ad-kd": ("stsb",)}
     return recipe.stem in chosen.get(recipe.parent.name, (recipe.stem,))
 
 

@@ -32,7 +32,7 @@ from small_run import BATCH, Parts, Setting, assert_same_gradients, build, gradi
 DEVICE = "cuda"
 METHODS = [
     "finetune", "kd", "ics", "cka-i", "cka-l", "cka-g", "cka-il", "cka-ilg", "pkd", "rkd", "dist", "dkd", "sinkd",
-    "minilm", "tinybert",
+    "minilm", "tinybert", "mgskd", "ckd", "ad-kd",
 ]  # fmt: skip
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no CUDA device (torch.cuda.is_available() is False): CUDA not run here"

@@ -115,17 +115,19 @@ def formed(terms: LossTerms, names: dict[str, str]) -> Values:
     return {name: terms.terms.get(term) for name, term in names.items()}
 
 
-def batch_of(labels: torch.Tensor, length: int) -> Batch:
-    """A batch of one process that is a whole step."""
+def batch_of(labels: torch.Tensor, length: int, mask: torch.Tensor | None = None) -> Batch:
+    """A batch of one process that is a whole step; without a mask there is no padding."""
     count = len(labels)
+    mask = torch.ones(count, length, dtype=torch.int64) if mask is None else mask
     return Batch(
         input_ids=torch.zeros(count, length, dtype=torch.int64),
-        attention_mask=torch.ones(count, length, dtype=torch.int64),
+        attention_mask=mask,
         token_type_ids=None,
         labels=labels,
         example=torch.arange(count),
         valid=torch.ones(count),
         scale=1 / count,
+        token_scale=1 / int(mask.sum()),
     )
 
 
@@ -167,7 +169,7 @@ def run_method(method: Method, inputs: Values) -> tuple[LossTerms, Values]:
     terms = method(
         Outputs(student_logits, mask=mask, hidden={layer: student_hidden[layer] for layer in needs.student_hidden}),
         [outputs_for(method, needs, seen)],
-        batch_of(inputs["labels"], student_hidden.shape[2]),
+        batch_of(inputs["labels"], student_hidden.shape[2], mask),
     )
     terms.total.backward()
     gradient = torch.zeros_like(student_hidden) if student_hidden.grad is None else student_hidden.grad

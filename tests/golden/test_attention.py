@@ -1,4 +1,4 @@
-"""`minilm` and `tinybert` give the numbers of the published code, values and gradients (docs/quirks.md)."""
+"""`minilm` and `tinybert` give the numbers of the published code, values and gradients (docs/quirks.md, 12, 13)."""
 
 from __future__ import annotations
 

@@ -44,7 +44,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "minilm of two layers": {"name": "minilm", "relations": "qk,vv", "relation_heads": 1, "layer_map": "4:2"},
     "tinybert": {"name": "tinybert"},
     "tinybert on two layers": {"name": "tinybert", "layer_map": "5:3,2:2", "embeddings": False},
-}
+    "distilbert": {"name": "distilbert", "layer_map": "5:3,0:0"},
+    "mgskd": {"name": "mgskd", "centres": 4, "ends": 3},
+    "mgskd of tokens": {"name": "mgskd", "token_layers": 4, "layer_map": "0:0,2:1,3:2,5:3"},
+    "ckd": {"name": "ckd", "layer_map": "0:0,2:1,3:2,5:3", "window": 5},
+    "ckd of whole texts": {
+        "name": "ckd", "layer_map": "1:0,2:1,5:3", "window": None, "distance": "squared", "normalize": True,
+        "distance_error": "smooth_l1", "angle_error": "l1",
+    },
+}  # fmt: skip
 
 
 @dataclass
@@ -474,6 +482,121 @@ def plain_tinybert(method: Any, features: Features) -> dict[str, torch.Tensor]:
     return found
 
 
+def plain_angle(i: torch.Tensor, j: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """The cosine at i between j and k."""
+    return F.cosine_similarity(j - i, k - i, dim=0)
+
+
+def plain_angles(own: torch.Tensor, other: torch.Tensor, i: int, ends: list[int], error: Any) -> list[torch.Tensor]:
+    """Errors of the angles at point i between every two different ones of `ends`, student and teacher."""
+    return [
+        error(plain_angle(own[i], own[j], own[k]), plain_angle(other[i], other[j], other[k]))
+        for j in ends
+        for k in ends
+        if len({i, j, k}) == 3
+    ]
+
+
+def mean_of(values: list[torch.Tensor]) -> torch.Tensor:
+    """Their mean; of none 0."""
+    return torch.stack(values).mean() if values else torch.zeros((), dtype=torch.float64)
+
+
+def plain_distilbert(method: Any, features: Features) -> torch.Tensor:
+    """1 - cosine, mean over all real tokens."""
+    means = []
+    for number, (a, b) in enumerate(method.pairs):
+        project = method.projections[number] if method.projections else lambda own: own
+        sides = zip(features.teacher, features.student, strict=True)
+        means.append(torch.cat([1 - F.cosine_similarity(project(s[b]), t[a], dim=-1) for t, s in sides]).mean())
+    return torch.stack(means).mean()
+
+
+def plain_mgskd_tokens(method: Any, features: Features, pair: tuple[int, int]) -> torch.Tensor:
+    """Inner products of tokens, and angles at those that the teacher attends to."""
+    options, heads = method.options, method.parts
+    by_token, by_text = [], []
+    for t, s in zip(features.teacher, features.student, strict=True):
+        own, other = s[pair[1]], t[pair[0]]
+        products = []
+        for side in (own, other):
+            parts = side.unflatten(1, (heads, -1)).transpose(0, 1)
+            products.append(parts @ parts.mT / (side.shape[1] / heads) ** 0.5)
+        by_token += list((products[0] - products[1]).square().mean((0, 2)))
+        attention = products[1].softmax(-1).sum(0)
+        centres = attention.sum(0).argsort(descending=True)[: options.centres].tolist()
+        errors = []
+        for i in centres:
+            order = [j for j in attention[i].argsort(descending=True).tolist() if j != i][: options.ends]
+            errors += plain_angles(own, other, i, order, F.smooth_l1_loss)
+        by_text.append(mean_of(errors))
+    return mean_of(by_token) + mean_of(by_text)
+
+
+def plain_mgskd_samples(method: Any, features: Features, pair: tuple[int, int]) -> torch.Tensor:
+    """Angles of three texts, in each part of their mean vectors."""
+    own, other = (
+        torch.stack([side[layer].mean(0) for side in sides]).unflatten(1, (method.parts, -1)).transpose(0, 1)
+        for sides, layer in ((features.student, pair[1]), (features.teacher, pair[0]))
+    )
+    everyone = list(range(len(features)))
+    errors = [
+        error
+        for one, two in zip(own, other, strict=True)
+        for i in everyone
+        for error in plain_angles(one, two, i, everyone, F.smooth_l1_loss)
+    ]
+    return mean_of(errors)
+
+
+ERRORS = {"l2": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
+
+
+def plain_distances(options: Any, own: torch.Tensor, other: torch.Tensor) -> list[torch.Tensor]:
+    """Of each point, how its distances to the others differ, divided by the number of the others; student, teacher."""
+    count, values = len(own), []
+    for side in (own, other):
+        if options.distance == "cosine":
+            values.append(F.cosine_similarity(side[:, None], side[None, :], dim=-1))
+        else:
+            squares = (side[:, None] - side[None, :]).square().sum(-1)
+            values.append(
+                squares / (squares.sum() / (count * (count - 1))) if options.normalize and count > 1 else squares
+            )
+    found = []
+    for i in range(count):
+        others = [j for j in range(count) if j != i]
+        if not others:
+            found.append(torch.zeros((), dtype=torch.float64))
+        elif options.distance_error == "kl":
+            one, two = (side[i, others].log_softmax(0) for side in values)
+            found.append(F.kl_div(one, two, reduction="sum", log_target=True) / len(others))
+        else:
+            found.append(ERRORS[options.distance_error](values[0][i, others], values[1][i, others]))
+    return found
+
+
+def plain_ckd(method: Any, features: Features) -> dict[str, torch.Tensor]:
+    """The four relations of words and layers, means over all real tokens."""
+    options, error, half = method.options, ERRORS[method.options.angle_error], (method.options.window or 0) // 2
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in options.weights}
+    for t, s in zip(features.teacher, features.student, strict=True):
+        length = s.shape[1]
+        for a, b in method.pairs:
+            found["word_distance"] += plain_distances(options, s[b], t[a])
+            for i in range(length):
+                ends = [j for j in range(length) if not half or abs(i - j) <= half]
+                found["word_angle"].append(mean_of(plain_angles(s[b], t[a], i, ends, error)))
+        layers = list(range(len(method.pairs)))
+        for i in range(length):
+            own, other = (torch.stack([side[pair[n], i] for pair in method.pairs]) for side, n in ((s, 1), (t, 0)))
+            found["layer_distance"].append(mean_of(plain_distances(options, own, other)))
+            found["layer_angle"].append(
+                mean_of([one for layer in layers for one in plain_angles(own, other, layer, layers, error)])
+            )
+    return {name: mean_of(values) for name, values in found.items()}
+
+
 def plain_terms(method: Any, features: Features) -> dict[str, torch.Tensor]:
     """Every term of a method by its definition."""
     options = method.options
@@ -506,4 +629,12 @@ def plain_terms(method: Any, features: Features) -> dict[str, torch.Tensor]:
         found["local"] = plain_local(features, pairs["local"])
     if "global" in pairs:
         found.update(plain_global(method, features, pairs["global"][0]))
+    if "cos" in pairs:
+        found["cos"] = plain_distilbert(method, features)
+    if "token" in pairs:
+        found["token"] = sum(plain_mgskd_tokens(method, features, pair) for pair in pairs["token"])
+    if "sample" in pairs:
+        found["sample"] = sum(plain_mgskd_samples(method, features, pair) for pair in pairs["sample"])
+    if "relations" in pairs:
+        found.update(plain_ckd(method, features))
     return found

@@ -15,7 +15,9 @@ from pydantic import ValidationError
 from kdbert.heads import SingleLabel
 from kdbert.methods import LossTerms, Models, Needs, Outputs, Shape, all_methods, get_method
 
+RELATIONS = "word_distance", "word_angle", "layer_distance", "layer_angle"
 every_method = pytest.mark.parametrize("options", METHODS.values(), ids=METHODS.keys())
+PUBLISHED = {name: options for name, options in METHODS.items() if options["name"] != "distilbert"}  # with an original
 KD_WEIGHTS = {"hard": 0.5, "soft": 0.5}
 DEFAULTS: dict[str, dict[str, float]] = {
     "ics": {**KD_WEIGHTS, "feature": 0.32},
@@ -31,6 +33,9 @@ DEFAULTS: dict[str, dict[str, float]] = {
     "dist": {"hard": 1, "inter": 1, "intra": 1},
     "dkd": {"hard": 1, "tckd": 0, "nckd": 0},  # at the first step of the warm-up
     "sinkd": {"hard": 0.1, "soft": 0.9, "sinkhorn": 0.0128},
+    "distilbert": {**KD_WEIGHTS, "cos": 1},
+    "mgskd": {**KD_WEIGHTS, "token": 1, "sample": 4},
+    "ckd": {**KD_WEIGHTS, **dict.fromkeys(RELATIONS, 1)},
 }  # fmt: skip
 
 
@@ -99,7 +104,12 @@ def test_the_hate_speech_scripts_weights_are_independent() -> None:
 @pytest.mark.parametrize("variant", ["corrected", "original"])
 @pytest.mark.parametrize(
     "options",
-    [*METHODS.values(), {"name": "ics", "alpha_ce": 0.7, "alpha_soft": 0.9, "beta": 0.2}, {"name": "multi-kd"}],
+    [
+        *PUBLISHED.values(),
+        {"name": "ad-kd"},
+        {"name": "ics", "alpha_ce": 0.7, "alpha_soft": 0.9, "beta": 0.2},
+        {"name": "multi-kd"},
+    ],
     ids=str,
 )
 def test_options_that_are_written_down_can_be_read_again(options: dict[str, Any], variant: str) -> None:
@@ -149,6 +159,13 @@ NONSENSE: list[tuple[str, str, Any]] = [
     ("tinybert", "attention_weight", -1.0),
     ("tinybert", "hidden_weight", -1.0),
     ("tinybert", "alpha", 1.5),
+    ("mgskd", "prediction", -1.0),
+    ("mgskd", "sample_weight", -1.0),
+    ("mgskd", "token_weight", -1.0),
+    ("ckd", "word_distance", -1.0),
+    ("ckd", "layer_angle", -1.0),
+    ("ad-kd", "alpha", 1.5),
+    ("ad-kd", "beta", -1.0),
 ]
 
 
@@ -221,7 +238,14 @@ ZERO: list[tuple[dict[str, Any], set[str]]] = [
     ({"name": "cka-ilg", "sigma": 1}, {"hard", "soft", "distance", "cosine", "memory_cka"}),
     ({"name": "cka-ilg", "sigma": 1, "beta": 0}, {"hard", "soft", "cosine", "memory_cka"}),
     ({"name": "cka-ilg", "gamma": 0}, {"hard", "soft", "local", "distance", "cosine", "memory_cka"}),
+    ({"name": "distilbert", "cos_weight": 0}, {"hard", "soft"}),
+    ({"name": "distilbert", "alpha": 1}, {"hard", "cos"}),
+    ({"name": "mgskd", "token_weight": 0}, {"hard", "soft", "sample"}),
+    ({"name": "mgskd", "sample_weight": 0, "prediction": 0}, {"hard", "token"}),
+    ({"name": "ckd", "word_distance": 0, "layer_angle": 0}, {"hard", "soft", "word_angle", "layer_distance"}),
+    ({"name": "ckd", "alpha": 1}, {"hard", *RELATIONS}),
 ]
+STATES = {"feature", "local", "cos", "token", *RELATIONS}  # terms that read a teacher's hidden states as they are
 
 
 @pytest.mark.parametrize(("options", "terms"), ZERO, ids=[str(options) for options, _ in ZERO])
@@ -237,13 +261,14 @@ def test_a_term_of_weight_0_needs_nothing_and_is_not_there(options: dict[str, An
     without_models = method.needs(method.options, None)
     assert (without_models.teachers, without_models.reads_centroids) == (needs.teachers, among)
     reduced = {quantity.name.partition(".")[0] for quantity in needs.reduced}
-    assert reduced == ({"gram"} if "intra" in terms else set()) | ({"global"} if among else set())
-    assert bool(needs.teacher_hidden) == bool(terms & {"feature", "local"})
+    made = {"gram": "intra" in terms, "global": among, "mean": "sample" in terms}
+    assert reduced == {name for name, there in made.items() if there}
+    assert bool(needs.teacher_hidden) == bool(terms & STATES)
     assert bool(needs.student_hidden) == bool(terms - {"hard", "soft"})
-    assert needs.compares_examples == bool(terms & {"feature", "intra", "local"})
-    assert needs.compares_tokens == bool(terms & {"feature", "intra"})
+    assert needs.compares_examples == bool(terms & {"feature", "intra", "local", "sample"})
+    assert needs.compares_tokens == bool(terms & {"feature", "intra", *STATES} - {"local"})
     assert not needs.reads_padding
-    assert (list(method.parameters()) != []) == (among or "feature" in terms)
+    assert (list(method.parameters()) != []) == bool(among or terms & {"feature", "cos"})
 
     features = examples()
     if not needs.teacher_logits:  # as a stored teacher hands them out
@@ -302,6 +327,10 @@ def test_a_term_of_answers_of_weight_0_needs_nothing_and_is_not_there(
         {"name": "dist", "beta": 0, "gamma": 0},
         {"name": "dkd", "alpha_d": 0, "beta_d": 0},
         {"name": "sinkd", "alpha": 1, "beta": 0},
+        {"name": "distilbert", "alpha": 1, "cos_weight": 0},
+        {"name": "mgskd", "alpha": 1, "token_weight": 0, "sample_weight": 0},
+        {"name": "ckd", "alpha": 1, **dict.fromkeys(RELATIONS, 0)},
+        {"name": "ad-kd", "alpha": 1, "beta": 0},
     ],
     ids=str,
 )
@@ -317,13 +346,13 @@ def test_without_a_weight_for_the_teacher_no_teacher_is_read(options: dict[str, 
     assert terms.terms.keys() == {"hard"}
 
 
-@every_method
+@pytest.mark.parametrize("options", PUBLISHED.values(), ids=PUBLISHED.keys())
 def test_original_reads_padding_and_corrected_does_not(options: dict[str, Any]) -> None:
     equal = Models(student=Shape(3, 6, 2, 3), teachers=(Shape(6, 6, 2, 3),))
     chosen = get_method(options["name"])
     for variant in ("corrected", "original"):
         made = chosen.Options.model_validate({**options, "variant": variant})
-        published = options["name"].startswith(("ics", "cka", "tinybert")) or options.get("features") == "flat"
+        published = options["name"].startswith(("ics", "cka", "ckd", "tinybert")) or options.get("features") == "flat"
         assert chosen.needs(made, equal).reads_padding == (variant == "original" and published)
 
 
@@ -337,6 +366,8 @@ WITH_LABELS: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in ("kd", "multi-kd", "finetune")},
     **{name: {"name": "tinybert", "stage": "prediction"} for name in METHODS if name.startswith("tinybert")},
 }
+# Of plain text, which has no classes; and one whose attributions need a model (tests/methods/test_attributions.py).
+WITHOUT = {"ve-kd", "hidden", "distilbert-mlm", "ad-kd"}
 
 
 @pytest.mark.parametrize("options", WITH_LABELS.values(), ids=WITH_LABELS.keys())
@@ -347,9 +378,7 @@ def test_weights_of_classes_and_smoothing_change_the_hard_term_and_no_other(
     options: dict[str, Any], changes: dict[str, Any]
 ) -> None:
     head = SingleLabel(tuple("abcde"))
-    # Which read none, or need models: for those see tests/training/test_held_models.py.
-    others = {"ve-kd", "hidden", "theseus", "reptile"}
-    assert {one["name"] for one in WITH_LABELS.values()} == {*all_methods()} - others
+    assert {one["name"] for one in WITH_LABELS.values()} == {*all_methods()} - WITHOUT
     plain, changed = (run(make_method(options, head=one), examples()).terms for one in (head, replace(head, **changes)))
     assert plain.weights == changed.weights
     assert {name for name, value in plain.terms.items() if not torch.equal(value, changed.terms[name])} == {"hard"}

@@ -74,7 +74,10 @@ def recipe_of(setting: Setting, request: pytest.FixtureRequest) -> Callable[...,
     return of
 
 
-FAMILIES = ["finetune", "kd", "ics", "cka-ilg", "pkd", "sinkd", "minilm", "tinybert", "ve-kd", "hidden", *HELD]
+FAMILIES = [
+    "finetune", "kd", "ics", "cka-ilg", "pkd", "sinkd", "minilm", "tinybert", "distilbert", "mgskd", "ckd",
+    "ad-kd of classes", "ve-kd", "hidden", *HELD,
+]  # fmt: skip
 
 
 @pytest.mark.slow

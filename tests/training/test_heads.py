@@ -75,7 +75,7 @@ def test_padding_packing_micro_batches_and_the_cache_change_no_loss_and_no_gradi
     assert terms.total.item() == pytest.approx(expected["total"], rel=1e-5)
 
 
-@pytest.mark.parametrize("method", ["cka-l", "cka-i", "cka-g"])
+@pytest.mark.parametrize("method", ["cka-l", "cka-i", "cka-g", "distilbert", "mgskd", "ckd"])
 def test_structure_methods_distil_taggers_too(settings: dict[str, HeadSetting], method: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"method.name": method, "student.layers": 3}
     if method == "cka-g":

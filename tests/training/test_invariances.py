@@ -261,7 +261,7 @@ class NoReading(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.fixture(params=["kd", "ics", "cka-i", "cka-g", "cka-ilg", "minilm", "tinybert"])
+@pytest.fixture(params=["kd", "ics", "cka-i", "cka-g", "cka-ilg", "minilm", "tinybert", "mgskd", "ckd"])
 def cuda_like(setting: Setting, tmp_path: Path, request: pytest.FixtureRequest) -> Parts:
     """The student with the attention and the dropout that a GPU gets."""
     changes = {"attention": "sdpa", "fast_dropout": False, **FEATURES.get(request.param, {})}

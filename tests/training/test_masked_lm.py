@@ -196,7 +196,7 @@ def test_what_is_hidden_depends_on_seed_epoch_and_text_alone(teacher: Path, voca
 
 
 class Step:
-    """One global batch of a ve-kd run."""
+    """One global batch of a masked-LM run, by ve-kd if nothing else is said."""
 
     def __init__(self, teacher: Path, vocabulary: Path | None, text: Path, folder: Path, **changes: Any) -> None:
         keys = {
@@ -204,8 +204,10 @@ class Step:
             "teachers": [{"model": str(teacher)}], "student.layers": 2, "method.name": "ve-kd",
             "student.tokenizer": None if vocabulary is None else str(vocabulary),
             "train.precision": "fp32", "train.dropout": 0.0, "output.runs_dir": str(folder),
-            "method.alpha_mse": 0.01, "method.tolerance": 0.0,
+            "method.alpha_mse": 0.01,
         }  # fmt: skip
+        if "method.name" not in changes:
+            keys["method.tolerance"] = 0.0
         self.parts = build(resolve_distill(Recipe.build(flags={**keys, **changes})))
 
     def run(self, rows: np.ndarray, accumulation: int = 1) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
@@ -219,10 +221,16 @@ class Step:
         return {name: value.item() for name, value in terms.terms.items()}, gradients(parts.module)
 
 
+DISTILBERT = {"method.name": "distilbert-mlm"}
+MASKED = {"ve-kd": {}, "distilbert-mlm": DISTILBERT, "at hidden tokens": {**DISTILBERT, "method.hidden_only": True}}
+
+
+@pytest.mark.parametrize("name", MASKED)
 def test_micro_batches_packing_and_attention_change_no_loss_and_no_gradient(
-    teacher: Path, vocabulary: Path, text: Path, tmp_path: Path
+    teacher: Path, vocabulary: Path, text: Path, tmp_path: Path, name: str
 ) -> None:
     ragged = {"method.variant": "original", "method.alpha_ce": 2.0, "method.alpha_cos": 5.0, "method.alpha_mlm": 1.0}
+    ragged |= MASKED[name]
     step = Step(teacher, vocabulary, text, tmp_path, **ragged)
     assert len(set(step.parts.data.lengths[:11].tolist())) > 3
     expected, grads = step.run(np.arange(11))
@@ -283,10 +291,13 @@ def test_label_smoothing_changes_the_masked_lm_term_and_no_other(
     assert_same_gradients(own, grads, rtol=1e-4)
 
 
-def test_where_nothing_is_hidden_the_masked_lm_loss_is_zero_and_no_nan(teacher: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", MASKED)
+def test_where_nothing_is_hidden_the_masked_lm_loss_is_zero_and_no_nan(
+    teacher: Path, tmp_path: Path, name: str
+) -> None:
     common = tmp_path / "common.txt"
     common.write_text("\n".join(" ".join(WORDS[i : i + 5]) for i in range(90)), encoding="utf-8")
-    step = Step(teacher, None, common, tmp_path, **{"task.mask_probability": 1e-9})
+    step = Step(teacher, None, common, tmp_path, **{"task.mask_probability": 1e-9}, **MASKED[name])
     terms, grads = step.run(np.arange(3))
     assert terms["mlm"] == 0
     assert all(np.isfinite(value) for value in terms.values())

@@ -28,8 +28,18 @@ TERMS = {
         "hard": 0.5, "soft": 0.5, "intra": 0.0125, "local": 0.0125, "distance": 0.025, "cosine": 0.025,
         "memory_cka": 0.05,
     },
+    "distilbert": {"hard": 0.5, "soft": 0.5, "cos": 1},
+    "mgskd": {"hard": 0.5, "soft": 0.5, "token": 1, "sample": 4},
+    "ckd": {"hard": 0.5, "soft": 0.5, "word_distance": 1, "word_angle": 1, "layer_distance": 1, "layer_angle": 1},
+    "ad-kd": {"hard": 0.2, "soft": 0.8, "attribution": 1},
 }  # fmt: skip
-PAIRS = {"ics": "4:2", "cka-l": "4:2", "cka-i": "3:1", "cka-g": "3:1", "cka-il": "3:1", "cka-ilg": "3:1"}
+PUBLISHED = {
+    "ics": "Saadi", "distilbert": "Sanh", "mgskd": "Multi-Granularity", "ckd": "Linguistic", "ad-kd": "Attribution",
+}  # fmt: skip
+PAIRS = {
+    "ics": "4:2", "cka-l": "4:2", "cka-i": "3:1", "cka-g": "3:1", "cka-il": "3:1", "cka-ilg": "3:1",
+    "distilbert": "4:2", "mgskd": "0:0, 2:1", "ckd": "0:0, 2:1, 4:2", "ad-kd": "0:0",
+}  # fmt: skip
 OF_ANSWERS = ("pkd", "rkd", "dist", "dkd", "sinkd")
 
 
@@ -92,7 +102,7 @@ def test_with_nothing_but_a_teacher(method: str, setting: Setting, kdbert: Calla
         assert not (run / "method.safetensors").exists()
     assert not [name for name in load_file(run / "model" / "model.safetensors") if "centroid" in name]
     card = (run / "model" / "README.md").read_text(encoding="utf-8")
-    assert ("Saadi" if method == "ics" else "Feature Structure Distillation") in card
+    assert PUBLISHED.get(method, "Feature Structure Distillation") in card
 
     again = kdbert(*words, "train.logging_steps=5")
     assert "already finished" in again.err
@@ -284,7 +294,17 @@ def test_some_published_methods_refuse_other_widths(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("method", [*TERMS, *OF_ANSWERS, "multi-kd"])
+def test_a_method_of_our_own_has_no_original(setting: Setting, kdbert: Callable[..., Any], tmp_path: Path) -> None:
+    done = kdbert(*setting.words(tmp_path / "run", **{"method.name": "distilbert", "method.variant": "original"}))
+    assert done.code == 2
+    assert "--variant corrected" in done.err
+    assert not (tmp_path / "run").exists()
+    shown = kdbert("methods", "show", "distilbert")
+    assert shown.code == 0
+    assert "distilbert-mlm" in shown.out
+
+
+@pytest.mark.parametrize("method", [*(name for name in TERMS if name != "distilbert"), *OF_ANSWERS, "multi-kd"])
 def test_the_published_variant_runs_and_names_its_nonsense(
     method: str, setting: Setting, kdbert: Callable[..., Any], tmp_path: Path
 ) -> None:

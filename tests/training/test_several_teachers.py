@@ -209,7 +209,7 @@ def test_cached_and_live_teachers_of_other_tokens_give_one_loss(
     assert (manifest(tmp_path / "stored")["fingerprints"].get("centroids") is None) == (method != "cka-g")
 
 
-@pytest.mark.parametrize("method", ["ics", "cka-i", "cka-il", "cka-ilg"])
+@pytest.mark.parametrize("method", ["ics", "cka-i", "cka-il", "cka-ilg", "distilbert", "mgskd", "ckd", "ad-kd"])
 def test_a_teacher_of_other_tokens_is_refused_where_tokens_are_compared(
     method: str, setting: Setting, teachers: dict[str, Path], kdbert: Callable[..., Any], tmp_path: Path
 ) -> None:

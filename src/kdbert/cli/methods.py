@@ -51,7 +51,11 @@ def show(name: Annotated[str, typer.Argument(help="Method or alias.")], plugin: 
     for key, field in method.Options.model_fields.items():
         if key == "name":
             continue
-        text = field.description or "corrected: what the method means; original: the published code, quirks included"
+        text = field.description or (
+            "corrected: what the method means; original: the published code, quirks included"
+            if method.published
+            else "kdbert's own, so there is no original"
+        )
         published = getattr(original, key)
         other = f" (variant original: {published})" if key != "variant" and published != field.default else ""
         print(f"  {key} = {field.default}{other}")

@@ -95,7 +95,7 @@ def relation_loss(student: Related, teacher: Related, mask: torch.Tensor, heads:
 def padded_relation_loss(
     student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None = None, least: float = 1e-7
 ) -> torch.Tensor:
-    """The same of scores [B, heads, L, L] as a published port has it (docs/quirks.md, M3): padded queries count.
+    """The same of scores [B, heads, L, L] as a published port has it (docs/quirks.md, ML3): padded queries count.
 
     Args:
         mask: [B, L], whose padded keys are left out; None: they count, too.
@@ -115,7 +115,7 @@ def score_error(student: Related, teacher: Related) -> torch.Tensor:
 
 
 def padded_score_error(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Squared difference of scores [B, heads, L, L] of each text [B], as published (docs/quirks.md, T3, T4).
+    """Squared difference of scores [B, heads, L, L] of each text [B], as published (docs/quirks.md, TB3, TB4).
 
     Padded keys, and scores of -100 or less, are 0; padded queries count, and the mean is over all of heads x L x L.
     """

@@ -19,9 +19,9 @@ def soft_label_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: f
 
 
 def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """-sum_c softmax(teacher / tau) log softmax(student / tau) of each example, from logits [..., C].
+    """Cross-entropy of softmax(student / tau) under softmax(teacher / tau), of each example, in nats; no tau^2.
 
-    Its gradient is that of the KL divergence, not scaled by tau^2.
+    From logits [..., C]. It is the KL divergence plus the teacher's entropy, so it is not 0 where both agree.
     """
     shares = F.softmax(teacher.detach() / temperature, dim=-1)
     return -(shares * F.log_softmax(student / temperature, dim=-1)).sum(-1)

@@ -16,6 +16,16 @@ def cosine_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     return 1 - F.cosine_similarity(student, teacher.detach(), dim=-1)
 
 
+def direction_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """1 - cosine of hidden states [..., H], as DistilBERT publishes it: 1e-12 is added to each squared norm.
+
+    So a zero vector has cosine 0, with a gradient of up to 1e6. (`torch.nn.CosineEmbeddingLoss`.)
+    """
+    teacher, tiny = teacher.detach(), 1e-12
+    squares = (student.square().sum(-1) + tiny) * (teacher.square().sum(-1) + tiny)
+    return 1 - (student * teacher).sum(-1) / squares.sqrt()
+
+
 def beyond(value: torch.Tensor, over_all: torch.Tensor, tolerance: float, share: float = 1.0) -> torch.Tensor:
     """The part of a loss above a tolerance: share * max(over_all - tolerance, 0), in the form of `value`.
 

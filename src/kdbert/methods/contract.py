@@ -21,9 +21,6 @@ A method that works with the models themselves says `Needs.holds_teachers`. It g
 (`trained_parameters`), and may take steps of its own, such as its teacher's, before each of the student's
 (`own_optimizer`, `before_step`). Parameters that it registers, and its optimiser's state, go into checkpoints. Nothing
 of its teachers is kept, all word vectors are trained, and fp16, which scales gradients, is refused.
-
-What does not exist yet, and where it will attach:
-
 """
 
 from __future__ import annotations
@@ -136,13 +133,15 @@ class Models:
 class Reduced:
     """A quantity computed from a teacher's hidden states and read in their place.
 
-    `Method.reduce` computes it once per example; it is kept with the teacher's outputs.
+    `Method.reduce` computes it once per example, or `Method.attribute`; it is kept with the teacher's outputs.
     """
 
     name: str  # such as `gram.5`; the key in `Outputs.reduced`
     layer: int  # the hidden states that it is computed from
-    of: Literal["example", "token_pair"]  # what it has a row for: [B, ...], or [B, L, L]
+    # What it has a row for: [B, ...], [B, L, ...] or [B, L, L]; 0 at padding.
+    of: Literal["example", "token", "token_pair"]
     by_centroids: bool = False  # whether it depends on the centroids
+    by_gradient: bool = False  # whether it is made of gradients by these hidden states, by `Method.attribute`
 
 
 @dataclass(frozen=True)
@@ -168,6 +167,8 @@ class Needs:
     holds_teachers: bool = False  # gets the models themselves, see `Method.take_models`
     teacher_dropout: bool = False  # whether the teacher's dropout is on; it goes with `reads_padding`
     unreached: bool = False  # whether no term may reach some of the student's weights, such as its head
+    # Whether a term is made of gradients by hidden states: then all models run in the library's eager attention.
+    differentiates_twice: bool = False
     survey: int = 0  # how many texts of the training split `Method.survey` looks at (fewer if there are fewer)
 
 
@@ -269,6 +270,7 @@ class Method(nn.Module, Generic[OptionsT]):
     # first one only.
     stages: ClassVar[tuple[str, ...]] = ()
     starts_from_teacher: ClassVar[bool] = False  # the student is cut from the teacher itself, head and all
+    published: ClassVar[bool] = True  # whether published code computes it on such tasks, so that `original` exists
     Options: ClassVar[type[MethodOptions]]
 
     head: Head
@@ -329,6 +331,14 @@ class Method(nn.Module, Generic[OptionsT]):
 
     def reduce(self, name: str, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Compute a `Reduced` quantity from a teacher's hidden states [B, L, H] and mask [B, L]."""
+        raise KeyError(name)
+
+    def attribute(self, name: str, teacher: Outputs, batch: Batch) -> torch.Tensor:
+        """Compute a `Reduced` quantity that is made of gradients, from a teacher's outputs and a batch with its labels.
+
+        `teacher.hidden` has the quantity's layer, on the way to the logits (in the task's order of classes): ask for
+        gradients by `torch.autograd.grad`. No graph is kept of the result.
+        """
         raise KeyError(name)
 
     def remark(self, batches: Sequence[np.ndarray]) -> str | None:

@@ -111,7 +111,7 @@ class MiniLMOptions(HardAndSoftOptions):
 
 
 class MiniLM(Method[MiniLMOptions]):
-    """Relations of one layer, on plain text alone, on a task beside hard and soft loss (docs/quirks.md, MiniLM)."""
+    """Relations of one layer, on plain text alone, on a task beside hard and soft loss (docs/quirks.md, section 12)."""
 
     name = "minilm"
     aliases = ("minilmv2", "self-attention-relations")

@@ -8,11 +8,11 @@ from types import MappingProxyType
 from pydantic import Field
 
 from kdbert.data.batches import Batch
-from kdbert.losses.hinton import soft_cross_entropy
 from kdbert.losses.schedules import annealed
 from kdbert.losses.sinkhorn import sinkhorn_loss
 from kdbert.methods.contract import Context, LossTerms, Method, Models, Needs, Outputs, Paper, Share, Weight
-from kdbert.methods.kd import KD_FORMULA, HardAndSoftOptions, kd_terms, logits_of
+from kdbert.methods.kd import KD_FORMULA, HardAndSoftOptions
+from kdbert.methods.terms import plain_kd_terms
 
 SCALE = 1e-3  # of the published term, before its weight
 
@@ -78,16 +78,9 @@ class SinKD(Method[SinKDOptions]):
     def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:
         """Terms `hard`, `soft` and `sinkhorn`."""
         options, original = self.options, self.options.variant == "original"
-        if options.anneal:
-            tau = annealed(options.temperature, batch.progress, self.epochs)
-            options = options.model_copy(update={"temperature": tau})
-        found = kd_terms(self.head, options, student, teachers[0] if teachers else None, batch)
-        if not teachers:
-            return found
-        if original and "soft" in found.terms:
-            logits = logits_of(student, teachers[0], options.standardise_logits, options.variant)
-            found.terms["soft"] = batch.mean(soft_cross_entropy(*logits, options.temperature))
-        if options.beta:
+        tau = annealed(options.temperature, batch.progress, self.epochs) if options.anneal else options.temperature
+        found = plain_kd_terms(self.head, options, student, teachers[0] if teachers else None, batch, tau)
+        if teachers and options.beta:
             own, other = (
                 batch.gather(self.head.softened(logits, options.sinkhorn_temperature))
                 for logits in (student.logits, teachers[0].logits)

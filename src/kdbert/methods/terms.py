@@ -1,4 +1,4 @@
-"""Options of layers, and the masked-LM term, that several methods share."""
+"""Options of layers, and terms, that several methods share."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from kdbert.data.batches import Batch
 from kdbert.data.masking import IGNORE_INDEX
 from kdbert.heads import Head
 from kdbert.heads.masked_lm import VOCABULARY_CHUNK
-from kdbert.methods.contract import MaskedLMOutputs, Models
-from kdbert.methods.kd import HardAndSoftOptions
+from kdbert.losses.hinton import score_loss, soft_cross_entropy
+from kdbert.methods.contract import LossTerms, MaskedLMOutputs, Models, Outputs
+from kdbert.methods.kd import HardAndSoftOptions, kd_terms, logits_of
 from kdbert.models.layers import Pair, check_pairs, last_pair, parse_pairs
 
 T = TypeVar("T")
@@ -80,3 +81,34 @@ def masked_lm_loss(head: Head, student: MaskedLMOutputs, batch: Batch) -> torch.
     positions = (labels != IGNORE_INDEX).nonzero()[:, 0]
     sums = in_parts(lambda part: head.hard_loss(student.head(part), labels[part]).sum(), positions)
     return torch.stack(sums).sum() * batch.label_scale
+
+
+def plain_kd_terms(
+    head: Head,
+    options: HardAndSoftOptions,
+    student: Outputs,
+    teacher: Outputs | None,
+    batch: Batch,
+    temperature: float,
+) -> LossTerms:
+    """`kd_terms` at a temperature; in `original` the soft loss as CKD, AD-KD and SinKD publish it.
+
+    That is the cross-entropy with the teacher's softened probabilities, or of scores the squared difference of scores
+    / tau, and no tau^2: the larger tau is, the less it weighs.
+    """
+    if options.variant == "corrected":
+        return kd_terms(head, options.model_copy(update={"temperature": temperature}), student, teacher, batch)
+    found = kd_terms(head, options, student, teacher, batch, (options.alpha, 0.0))
+    if options.alpha != 1 and teacher is not None:
+        if head.kind != "regression":
+            logits = logits_of(student, teacher, options.standardise_logits, options.variant)
+            loss = soft_cross_entropy(*logits, temperature)
+        else:
+            loss = score_loss(student.logits, teacher.logits) / temperature**2
+        found.add("soft", batch.mean(loss), 1 - options.alpha)
+    return found
+
+
+def mean_of_sums(batch: Batch, sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """As published, over a whole micro-batch: the sum of a quantity of its examples [B] / that of their counts [B]."""
+    return batch.gather(sums).sum() / batch.gather(counts).sum().clamp(min=1) * batch.share

@@ -79,7 +79,7 @@ class TinyBERTOptions(HardAndSoftOptions):
 
 
 class TinyBERT(Method[TinyBERTOptions]):
-    """Either stage of the published method by itself (docs/quirks.md, TinyBERT)."""
+    """Either stage of the published method by itself (docs/quirks.md, section 13)."""
 
     name = "tinybert"
     aliases = ("tiny-bert", "transformer-distillation")

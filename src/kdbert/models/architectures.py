@@ -66,6 +66,13 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "xmod": Architecture(half=False, attention=True),
 }
 
+# Those whose logits can be differentiated by the embeddings' output (hidden state 0) and, in the library's eager
+# attention, once more. Of others the output is no part of the graph, or the second derivative is wrong or unproven.
+TWICE = frozenset(
+    "albert bert camembert data2vec-text deberta-v2 distilbert electra ernie esm gte luke megatron-bert mpnet "
+    "nomic_bert rembert roberta roberta-prelayernorm roformer squeezebert xlm-roberta xlm-roberta-xl xmod".split()
+)
+
 # Encoders that are not run, and why. What is left reads from left to right, or has a decoder.
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(

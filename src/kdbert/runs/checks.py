@@ -16,7 +16,7 @@ from kdbert.data.examples import Examples
 from kdbert.errors import UserError, near_miss
 from kdbert.heads import HEADS
 from kdbert.methods import all_methods, get_method
-from kdbert.models.architectures import ARCHITECTURES, architecture
+from kdbert.models.architectures import ARCHITECTURES, TWICE, architecture
 from kdbert.models.load import check_trained_head, has_head, load_tokenizer, same_tokenizer
 from kdbert.models.student import check_cut
 from kdbert.models.vocabulary import check_expansion
@@ -44,6 +44,7 @@ def check(job: Job | CentroidsJob) -> None:
     check_soft_labels(job)
     check_student(job)
     check_layers(job)
+    check_second_derivatives(job)
     check_teachers(job)
     check_held(job)
     check_data(job)
@@ -71,6 +72,11 @@ def check_head(job: Job) -> None:
         raise UserError(
             f"task {spec.name!r} {spec.head.takes}; no published code distils that, so it has no variant original: use "
             "--variant corrected"
+        )
+    if not method.published and recipe.method.variant == "original":
+        raise UserError(
+            f"method {method.name!r} is kdbert's own, so it has no variant original: use --variant corrected (`kdbert "
+            f"methods show {method.name}` says what was published)"
         )
     recipe.method.check(spec.head)
     if not spec.head.has_example_classes and recipe.train.batch_sampler == "class-balanced":
@@ -169,6 +175,26 @@ def check_layers(job: Job) -> None:
             raise UserError(
                 f"{reads} reads hidden states of each layer, and a {role} of type {config.model_type!r} has none of "
                 f"one size; {cure}"
+            )
+
+
+def check_second_derivatives(job: Job) -> None:
+    """Refuse what a method cannot be differentiated twice through."""
+    recipe, name = job.recipe, job.recipe.method.name
+    if not job.needs.differentiates_twice:
+        return
+    if recipe.train.attention not in ("auto", "eager"):
+        raise UserError(
+            f"train.attention={recipe.train.attention}: method {name!r} differentiates twice, and only the library's "
+            "eager attention can; use train.attention=auto"
+        )
+    if recipe.student.freeze_embeddings:
+        raise UserError(f"method {name!r} differentiates by the embeddings: use student.freeze_embeddings=false")
+    for role, config in [*(("teacher", teacher.config) for teacher in job.teachers), ("student", job.config)]:
+        if config.model_type not in TWICE:
+            raise UserError(
+                f"method {name!r} differentiates twice, and a {role} of type {config.model_type!r} does not let it; "
+                f"types that do: {', '.join(sorted(TWICE))}"
             )
 
 

@@ -288,9 +288,10 @@ class Job:
         return self._way(self.config, self.place.given)
 
     def _way(self, config: Any, name: str) -> Way:
-        train = self.recipe.train
-        packing = train.packing and not self.needs.reads_padding
-        return decide(config, self.spec.head, name, Asked(train.attention, packing, train.first_token), device_type())
+        train, twice = self.recipe.train, self.needs.differentiates_twice
+        packing = train.packing and not (self.needs.reads_padding or twice)
+        asked = Asked("eager" if twice else train.attention, packing, train.first_token)
+        return decide(config, self.spec.head, name, asked, device_type())
 
     # ---- its teachers
 

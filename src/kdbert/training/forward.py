@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -165,6 +165,20 @@ def _said(model: Any, batch: Batch) -> torch.Tensor | None:
     return None if isinstance(seen, MaskedLMOutputs) else seen.hidden[last]
 
 
+@contextlib.contextmanager
+def with_gradients(model: Any, on: bool = True) -> Iterator[None]:
+    """Within it, if `on`, the hidden states of a frozen model have a graph, down to its word vectors."""
+    if not on:
+        yield
+        return
+    words = model.get_input_embeddings().weight.requires_grad_()
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        words.requires_grad_(False)
+
+
 @dataclass(frozen=True)
 class LateHead:
     """A masked-LM's last matrix, and what it is applied to: a `kdbert.heads.masked_lm.VocabularyHead`."""
@@ -260,6 +274,7 @@ def pass_over(
     *,
     layers: Sequence[int] = (),
     attention: Mapping[int, str] = NO_ATTENTION,
+    graph: bool = False,
     batch_size: int,
     precision: Precision,
     accelerator: Accelerator,
@@ -276,6 +291,7 @@ def pass_over(
         compute: outputs of a batch -> values [B, ...], [B, L, ...] or [B, L, L], by name.
         kinds: what each of them has one row of.
         layers: hidden states that `compute` reads. attention: queries, keys and values, see `run_model`.
+        graph: the model is frozen, and `compute` takes gradients by hidden states; see `with_gradients`.
         told: what a progress bar, and an error, says that this is (None: no bar, and no look at the values).
         ids: name of each example, for that error (None: its number).
         allocate: (name, shape) -> the array to fill: float32, or int16 for the bits of bf16; None: this process
@@ -300,7 +316,7 @@ def pass_over(
         for rows in progress_bar(batches, told, "batch", main and told is not None, leave=False):
             (batch,) = micro_batches(data, rows, rank=accelerator.process_index, world=accelerator.num_processes)
             batch = batch.to(accelerator.device)
-            with torch.autocast(batch.input_ids.device.type, enabled=False):
+            with torch.autocast(batch.input_ids.device.type, enabled=False), with_gradients(model, graph):
                 values = dict(compute(run_model(model, batch, precision, layers, attention), batch))
             if accelerator.num_processes > 1:
                 values = {name: accelerator.gather(value.contiguous()) for name, value in values.items()}

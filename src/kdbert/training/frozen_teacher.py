@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ from kdbert.training.teacher import (
     StoredTeacher,
     Teacher,
     attention_names,
+    by_gradient,
     kinds_of,
     layers_read,
     only,
@@ -133,7 +135,7 @@ class FrozenTeacher:
                 use_late_head(model, vocabulary_size(tokenizer))
         else:
             model, _ = open_classifier(place, self.spec, self.way, keep_head=True)
-        model = model.to(self.session.accelerator.device)
+        model = model.to(self.session.accelerator.device).requires_grad_(False)
         for part in self.encoded.values():
             check_runs(model, part, place.given)
         return model
@@ -200,11 +202,13 @@ class FrozenTeacher:
             read = only(needs, names)
 
             def computed(seen: Outputs, batch: Batch) -> dict[str, torch.Tensor]:
-                return {names[name]: value for name, value in quantities(read, method, seen).items()}
+                found = quantities(read, method, seen, batch, self.columns)
+                return {names[name]: value for name, value in found.items()}
 
             return pass_over(
                 self.network, data, computed, kinds, layers=layers_read(read), attention=read.teacher_attention,
-                batch_size=recipe.train.eval_batch_size, precision=session.precision, accelerator=session.accelerator,
+                graph=by_gradient(read), batch_size=self._rows_at_once(needs), precision=session.precision,
+                accelerator=session.accelerator,
                 told=f"{self.whose} on {split}", ids=self.ids[split], allocate=allocate,
             )  # fmt: skip
 
@@ -215,13 +219,19 @@ class FrozenTeacher:
         else:
             found = stored(
                 Path(recipe.output.runs_dir), {file: size[kind] for file, kind in kinds.items()},
-                self._about(split, data), compute, session.accelerator, f"{self.whose} on {split}:",
+                self._about(split, data, needs), compute, session.accelerator, f"{self.whose} on {split}:",
                 halves=frozenset(file for file in kinds if file.endswith(HALF)),
                 budget=recipe.train.cache_gib * 2**30, memory=self._memory_share,
             )  # fmt: skip
         return {name: found[file] for name, file in files.items()}
 
-    def _about(self, split: str, data: Encoded) -> dict[str, Any]:
+    def _rows_at_once(self, needs: Needs) -> int:
+        """Examples per forward pass; where that keeps a graph, no more than a micro-batch of training has."""
+        train = self.recipe.train
+        micro_batch = -(-train.batch_size // train.accumulation)
+        return min(train.eval_batch_size, micro_batch) if by_gradient(needs) else train.eval_batch_size
+
+    def _about(self, split: str, data: Encoded, needs: Needs) -> dict[str, Any]:
         """Everything that the values of a split depend on."""
         session, machine = self.session, self.session.environment
         return {
@@ -233,7 +243,7 @@ class FrozenTeacher:
             # What may change the last bits of a number:
             "precision": session.precision,
             "way": self.way.record(),
-            "batch_size": self.recipe.train.eval_batch_size,
+            "batch_size": self._rows_at_once(needs),
             "processes": session.accelerator.num_processes,
             "device": session.accelerator.device.type,
             "machine": machine["accelerators"] or machine["processor"],
@@ -246,7 +256,9 @@ class FrozenTeacher:
         files = {name: name for name in kinds_of(needs, "example")}
         for quantity in needs.reduced:
             assert method is not None
-            parts = [quantity.name, made_with if quantity.by_centroids else "", source_of(type(method)) or ""]
+            order = "-".join(map(str, self.columns or [])) if quantity.by_gradient else ""
+            order = order and hashlib.sha256(order.encode()).hexdigest()[:8]
+            parts = [quantity.name, made_with if quantity.by_centroids else "", order, source_of(type(method)) or ""]
             files[quantity.name] = ".".join(filter(None, parts))
         if self.recipe.train.cache_precision == "bf16" and not exact:
             states = [f"hidden.{layer}" for layer in needs.teacher_hidden] + list(attention_names(needs))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import InitVar, dataclass, replace
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from kdbert.data.batches import Batch, collate
 from kdbert.data.encode import Encoded
 from kdbert.errors import KdbertError
 from kdbert.methods import HiddenStates, Method, Needs, Outputs
-from kdbert.training.forward import RowOf, run_model
+from kdbert.training.forward import RowOf, run_model, with_gradients
 from kdbert.training.precision import Precision
 
 
@@ -52,8 +52,24 @@ def only(needs: Needs, names: Collection[str]) -> Needs:
     )
 
 
-def quantities(needs: Needs, method: Method | None, outputs: HiddenStates) -> dict[str, torch.Tensor]:
-    """Everything that is kept of a teacher, from its outputs for a batch; `method` computes what is reduced."""
+def by_gradient(needs: Needs) -> bool:
+    """Whether something is read of a teacher that is made of gradients."""
+    return any(quantity.by_gradient for quantity in needs.reduced)
+
+
+def quantities(
+    needs: Needs,
+    method: Method | None,
+    outputs: HiddenStates,
+    batch: Batch | None = None,
+    columns: Sequence[int] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Everything that is kept of a teacher, from its outputs for a batch; `method` computes what is reduced.
+
+    Args:
+        batch: read where something is made of gradients.
+        columns: for each label of the task, the column of the logits (None: they are in the task's order).
+    """
     found = {}
     if needs.teacher_logits:
         assert isinstance(outputs, Outputs)
@@ -63,16 +79,22 @@ def quantities(needs: Needs, method: Method | None, outputs: HiddenStates) -> di
         found[name] = outputs.attention[layer][kind].transpose(1, 2)  # one row for each token
     for quantity in needs.reduced:
         assert method is not None
-        found[quantity.name] = method.reduce(quantity.name, outputs.hidden[quantity.layer], outputs.mask)
-    return found
+        if quantity.by_gradient:
+            assert isinstance(outputs, Outputs)
+            assert batch is not None
+            ordered = outputs if columns is None else replace(outputs, logits=outputs.logits[..., list(columns)])
+            found[quantity.name] = method.attribute(quantity.name, ordered, batch)
+        else:
+            found[quantity.name] = method.reduce(quantity.name, outputs.hidden[quantity.layer], outputs.mask)
+    return {name: value.detach() for name, value in found.items()}
 
 
 Seen = TypeVar("Seen", bound=HiddenStates)
 
 
-def outputs_for(method: Method | None, needs: Needs, seen: Seen) -> Seen:
+def outputs_for(method: Method | None, needs: Needs, seen: Seen, batch: Batch | None = None) -> Seen:
     """What a method reads, from a teacher's outputs for a batch."""
-    values = quantities(needs, method, seen)
+    values = quantities(needs, method, seen, batch)
     return replace(
         seen,
         hidden={layer: values[f"hidden.{layer}"] for layer in needs.teacher_hidden},
@@ -124,12 +146,15 @@ class LiveTeacher:
             batch = collate(self.own, rows, length).to(device)
         if self.model.training != self.needs.teacher_dropout:
             self.model.train(self.needs.teacher_dropout)
-        with torch.no_grad():
+        with torch.no_grad(), with_gradients(self.model, by_gradient(self.needs)):
             seen = run_model(self.model, batch, self.precision, layers_read(self.needs), self.needs.teacher_attention)
             if isinstance(seen, Outputs):
                 seen.logits = seen.logits[..., self.columns]
             with torch.autocast(device.type, enabled=False):
-                return outputs_for(self.method, self.needs, seen)
+                found = outputs_for(self.method, self.needs, seen, batch)
+        if isinstance(found, Outputs):
+            found.logits = found.logits.detach()
+        return found
 
 
 @dataclass
@@ -197,8 +222,8 @@ class StoredTeacher:
         found = kept[torch.from_numpy(index.reshape(-1))].view(*index.shape, *kept.shape[1:])
         if found.dtype == torch.int16:  # bf16
             found = found.view(torch.bfloat16).float()
-        if kind == "token_pair":
-            found.mul_(torch.from_numpy(real))
+        if any(quantity.name == name for quantity in self.needs.reduced):
+            found.mul_(torch.from_numpy(real).view(*real.shape, *[1] * (found.dim() - real.ndim)))
         if self.device.type == "cuda":  # only from pinned memory does a copy not make the host wait
             return found.pin_memory().to(self.device, non_blocking=True)
         return found.to(self.device)
