@@ -366,7 +366,7 @@ WITH_LABELS: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in ("kd", "multi-kd", "finetune")},
     **{name: {"name": "tinybert", "stage": "prediction"} for name in METHODS if name.startswith("tinybert")},
 }
-# Of plain text, which has no classes; and one whose attributions need a model (tests/methods/test_attributions.py).
+# Of plain text, which has no classes; and one whose attributions need a model (tests/training/test_attributions.py).
 WITHOUT = {"ve-kd", "hidden", "distilbert-mlm", "ad-kd"}
 
 
