@@ -366,8 +366,9 @@ WITH_LABELS: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in ("kd", "multi-kd", "finetune")},
     **{name: {"name": "tinybert", "stage": "prediction"} for name in METHODS if name.startswith("tinybert")},
 }
-# Of plain text, which has no classes; and one whose attributions need a model (tests/training/test_attributions.py).
-WITHOUT = {"ve-kd", "hidden", "distilbert-mlm", "ad-kd"}
+# Of plain text, which has no classes; and those that need models: for them see tests/training/test_attributions.py and
+# test_held_models.py.
+WITHOUT = {"ve-kd", "hidden", "distilbert-mlm", "ad-kd", "theseus", "reptile"}
 
 
 @pytest.mark.parametrize("options", WITH_LABELS.values(), ids=WITH_LABELS.keys())
