@@ -354,7 +354,13 @@ def test_dry_run_tells_everything_and_makes_nothing(
         "init": [2, 4],
         "freeze_embeddings": False,
     }
-    assert printed["method"] == {"name": "kd", "variant": "corrected", "alpha": 0.5, "temperature": 5.0}
+    assert printed["method"] == {
+        "name": "kd",
+        "variant": "corrected",
+        "alpha": 0.5,
+        "temperature": 5.0,
+        "standardise_logits": False,
+    }
     assert "negative <- its output 0 (negative)" in done.out
     assert "positive <- its output 1 (positive)" in done.out
     assert "steps: 26" in done.out
