@@ -168,7 +168,8 @@ def test_features_of_rows_without_a_label_are_learned_too(setting: Setting, tmp_
     # ics and dkd take the teacher's classes where labels are hidden
     same = {term for term in terms if term not in ("hard", "feature", "tckd")}
     assert {term: terms[term] for term in same} == pytest.approx({term: all_terms[term] for term in same}, rel=1e-5)
-    assert terms["hard"] != all_terms["hard"]
+    if name != "tinybert":  # whose first stage reads no labels
+        assert terms["hard"] != all_terms["hard"]
 
 
 def test_the_class_of_a_row_without_a_label_is_the_teachers_answer(setting: Setting, tmp_path: Path) -> None:
