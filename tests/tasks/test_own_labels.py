@@ -258,8 +258,9 @@ def test_any_tags_are_scored_as_seqeval_scores_them(labels: list[list[str]], ran
     assert list(found.values()) == pytest.approx(expected)
 
 
+# Without U+FEFF: at the start of a file it is a byte-order mark.
 CELLS = st.text(
-    st.characters(exclude_categories=["Cs", "Zl", "Zp", "Cc"], exclude_characters=" "), min_size=1, max_size=5
+    st.characters(exclude_categories=["Cs", "Zl", "Zp", "Cc"], exclude_characters=" \ufeff"), min_size=1, max_size=5
 ).filter(lambda cell: cell.strip() == cell)
 
 

@@ -3,7 +3,7 @@
 Columns are separated by tabs if the first row has one, else by spaces. The first is `tokens`, the last `tags`, those
 between are called by their number. Lines of `-DOCSTART-`, comments, and CoNLL-U's ranges (`1-2`) are no words. A
 comment is a line before a sentence that begins with `#` and is no row: its columns are fewer or more, or its last one
-is no tag of the file.
+is no tag, of the file or as entities have it (`O`, `B-…`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from kdbert.errors import UserError
 TOKENS, TAGS = "tokens", "tags"
 _DOCUMENT = "-DOCSTART-"
 _UD_COLUMNS = 10  # of CoNLL-U, which numbers words in the first
+_ENTITY = re.compile(r"O|[BIESLU]-\S+")
 _NO_WORD = re.compile(r"\d+[-.]\d+")  # there: several words written as one, or a word that is not written
 _LONGEST = 10_000  # words of a sentence; more means that the sentences are not separated
 
@@ -37,6 +38,9 @@ class _Layout(NamedTuple):
 
     def cells(self, line: str) -> list[str]:
         return split(line, self.tabs)
+
+    def is_tag(self, cell: str) -> bool:
+        return cell in self.tags or _ENTITY.fullmatch(cell) is not None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -62,7 +66,7 @@ def sentences(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if layout.width == _UD_COLUMNS and _NO_WORD.fullmatch(cells[0]):
             continue
         fits = len(cells) == layout.width
-        if line.startswith("#") and not rows and not (fits and (layout.width == 1 or cells[-1] in layout.tags)):
+        if line.startswith("#") and not rows and not (fits and (layout.width == 1 or layout.is_tag(cells[-1]))):
             continue
         if not fits:
             raise UserError(

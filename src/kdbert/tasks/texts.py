@@ -64,20 +64,21 @@ def text_columns(
     names = tuple(named or (spec.own.text if spec.own is not None else ()))
     if named is None and len(there) == 1:
         if spec.pair:
-            raise UserError(f"{source} has one column, and task {spec.name!r} takes pairs of texts")
+            called = f" ({' and '.join(names)})" if names else ""
+            raise UserError(f"{source} has one column, and task {spec.name!r} takes pairs of texts{called}")
         return there
     if names and len(names) != 1 + spec.pair:
         raise UserError(f"task {spec.name!r} takes {1 + spec.pair} column(s) of text, not {', '.join(names)}")
     absent = next((name for name in names if name not in there), None)
-    if names and absent is None:
-        return names
-    found = () if named else _known(spec, there)
-    if found:
-        return found
     if absent is not None:
         raise UserError(
             f"{source} has no column {absent!r}{near_miss(absent, there)} (it has: {', '.join(there)}); {cure}"
         )
+    if names:
+        return names
+    found = _known(spec, there)
+    if found:
+        return found
     which = "two columns hold the texts" if spec.pair else "column holds the text"
     raise UserError(f"{source}: cannot tell which {which} (columns: {', '.join(there)}); {cure}")
 

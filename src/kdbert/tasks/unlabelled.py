@@ -42,7 +42,12 @@ def unlabelled_examples(given: str, spec: TaskSpec, named: Sequence[str] | None)
     def rows() -> Iterator[RawExample]:
         nonlocal empty
         records = ((place, {k: "" if v is None else v for k, v in one.items()}) for place, one in records_of(path))
-        for row, _ in text_rows(records, str(path), spec, named if spec.own is None else None, cure):
+        first = next(records, None)
+        there = {} if first is None else first[1]
+        # Columns that are called otherwise than in the training file may have a name that everybody knows.
+        known = spec.own is not None and len(there) > 1 and not set(spec.own.text) <= set(there)
+        form, names = (replace(spec, own=None), None) if known else (spec, named if spec.own is None else None)
+        for row, _ in text_rows(chain([first] if first else [], records), str(path), form, names, cure):
             if is_empty(row):
                 empty += 1
             else:
