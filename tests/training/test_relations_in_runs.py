@@ -74,7 +74,8 @@ def test_a_general_student_comes_nearer_to_its_teacher(
 def test_the_second_stage_starts_from_the_student_of_the_first(
     setting: Setting, kdbert: Callable[..., Any], tmp_path: Path
 ) -> None:
-    first = setting.words(tmp_path / "first", **{"method.name": "tinybert", "max_steps": 10})
+    stage = {"method.name": "tinybert", "method.stage": "intermediate"}
+    first = setting.words(tmp_path / "first", **stage, max_steps=10)
     done = kdbert(*first)
     assert done.code == 0, done.err
     assert "method.stage=prediction" in done.err  # what to do next: the head is not trained yet
