@@ -21,7 +21,7 @@ def list_methods(plugin: o.Plugin = None) -> None:
 
     for method in all_methods().values():
         also = f"  (also: {', '.join(method.aliases)})" if method.aliases else ""
-        print(f"{method.name:<12} {method.summary}{also}")
+        print(f"{method.name:<14} {method.summary}{also}")
     print("\n`kdbert methods show NAME` gives formula, paper, options and defaults")
 
 
