@@ -167,10 +167,12 @@ def _said(model: Any, batch: Batch) -> torch.Tensor | None:
 
 @contextlib.contextmanager
 def with_gradients(model: Any, on: bool = True) -> Iterator[None]:
-    """Within it, if `on`, the hidden states of a frozen model have a graph, down to its word vectors."""
+    """Within it, if `on`, the hidden states of a model that is never trained have a graph, down to its word vectors."""
     if not on:
         yield
         return
+    # Not at loading: whether weights want gradients changes how torch computes some products, in their last bits.
+    model.requires_grad_(False)
     words = model.get_input_embeddings().weight.requires_grad_()
     try:
         with torch.enable_grad():

@@ -135,7 +135,7 @@ class FrozenTeacher:
                 use_late_head(model, vocabulary_size(tokenizer))
         else:
             model, _ = open_classifier(place, self.spec, self.way, keep_head=True)
-        model = model.to(self.session.accelerator.device).requires_grad_(False)
+        model = model.to(self.session.accelerator.device)
         for part in self.encoded.values():
             check_runs(model, part, place.given)
         return model
