@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import nn
 
 from kdbert.data.batches import Batch
@@ -17,7 +17,6 @@ from kdbert.methods.contract import (
     LossTerms,
     MaskedLMOutputs,
     Method,
-    MethodOptions,
     Models,
     Needs,
     Outputs,
@@ -25,7 +24,7 @@ from kdbert.methods.contract import (
     Weight,
 )
 from kdbert.methods.kd import KD_FORMULA, kd_terms
-from kdbert.methods.terms import LayerOptions, in_parts, masked_lm_loss
+from kdbert.methods.terms import LayerOptions, MaskedLMOptions, in_parts, masked_lm_loss
 from kdbert.models.layers import Pair
 
 PAPER = Paper(
@@ -113,7 +112,7 @@ class DistilBERT(Method[DistilBERTOptions]):
         return found
 
 
-class DistilBERTMLMOptions(MethodOptions):
+class DistilBERTMLMOptions(MaskedLMOptions):
     """Options of `distilbert-mlm`: weights of its four terms."""
 
     alpha_ce: Weight = Field(5.0, description="weight of the teacher's soft labels")
@@ -122,18 +121,6 @@ class DistilBERTMLMOptions(MethodOptions):
     alpha_mse: Weight = Field(0.0, description="weight of the squared difference of logits")
     temperature: float = Field(2.0, gt=0, description="tau, softens both distributions")
     hidden_only: bool = Field(False, description="compare logits at hidden tokens only (--restrict_ce_to_mask)")
-
-    @property
-    def of_teacher(self) -> dict[str, float]:
-        """The terms that read the teacher and have a weight."""
-        weights = {"ce": self.alpha_ce, "mse": self.alpha_mse, "cos": self.alpha_cos}
-        return {name: weight for name, weight in weights.items() if weight}
-
-    @model_validator(mode="after")
-    def _something_to_learn(self) -> DistilBERTMLMOptions:
-        if not (self.of_teacher or self.alpha_mlm):
-            raise ValueError("all of alpha_ce, alpha_mlm, alpha_cos, alpha_mse are 0; give one of them a weight")
-        return self
 
 
 class DistilBERTMLM(Method[DistilBERTMLMOptions]):
@@ -166,18 +153,7 @@ class DistilBERTMLM(Method[DistilBERTMLMOptions]):
     @classmethod
     def needs(cls, options: DistilBERTMLMOptions, models: Models | None) -> Needs:
         """The masked-LM heads of both, and the last hidden states where the cosine has a weight."""
-        if not options.of_teacher:
-            return Needs()
-        if models is None or not options.alpha_cos:
-            return Needs(teachers=(1, 1), compares_tokens=True)
-        teacher, student = models.teachers[0], models.student
-        return Needs(
-            teachers=(1, 1),
-            teacher_hidden=(teacher.layers,),
-            student_hidden=(student.layers,),
-            pairs={"cos": ((teacher.layers, student.layers),)},
-            compares_tokens=True,
-        )
+        return options.needs(models)
 
     def prepare(self, context: Context) -> None:
         """A projection where the student has another width than the teacher."""

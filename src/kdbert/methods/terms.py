@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import torch
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from torch.utils.checkpoint import checkpoint
 
 from kdbert.data.batches import Batch
@@ -14,11 +14,47 @@ from kdbert.data.masking import IGNORE_INDEX
 from kdbert.heads import Head
 from kdbert.heads.masked_lm import VOCABULARY_CHUNK
 from kdbert.losses.hinton import score_loss, soft_cross_entropy
-from kdbert.methods.contract import LossTerms, MaskedLMOutputs, Models, Outputs
+from kdbert.methods.contract import LossTerms, MaskedLMOutputs, MethodOptions, Models, Needs, Outputs, Weight
 from kdbert.methods.kd import HardAndSoftOptions, kd_terms, logits_of
 from kdbert.models.layers import Pair, check_pairs, last_pair, parse_pairs
 
 T = TypeVar("T")
+
+
+class MaskedLMOptions(MethodOptions):
+    """Weights of the terms of masked-LM distillation. Each method gives them its defaults and descriptions."""
+
+    alpha_ce: Weight
+    alpha_mse: Weight
+    alpha_cos: Weight
+    alpha_mlm: Weight
+
+    @property
+    def of_teacher(self) -> dict[str, float]:
+        """The terms that read the teacher and have a weight."""
+        weights = {"ce": self.alpha_ce, "mse": self.alpha_mse, "cos": self.alpha_cos}
+        return {name: weight for name, weight in weights.items() if weight}
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> MaskedLMOptions:
+        if not (self.of_teacher or self.alpha_mlm):
+            raise ValueError("all of alpha_ce, alpha_mse, alpha_cos, alpha_mlm are 0; give one of them a weight")
+        return self
+
+    def needs(self, models: Models | None) -> Needs:
+        """The masked-LM heads of both, and the last hidden states where the cosine has a weight."""
+        if not self.of_teacher:
+            return Needs()
+        if models is None or not self.alpha_cos:
+            return Needs(teachers=(1, 1), compares_tokens=True)
+        teacher, student = models.teachers[0].layers, models.student.layers
+        return Needs(
+            teachers=(1, 1),
+            teacher_hidden=(teacher,),
+            student_hidden=(student,),
+            pairs={"cos": ((teacher, student),)},
+            compares_tokens=True,
+        )
 
 
 def _read_pairs(value: Any) -> Any:

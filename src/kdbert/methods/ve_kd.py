@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import MappingProxyType
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import nn
 
 from kdbert.data.batches import Batch
@@ -17,16 +17,15 @@ from kdbert.methods.contract import (
     LossTerms,
     MaskedLMOutputs,
     Method,
-    MethodOptions,
     Models,
     Needs,
     Paper,
     Weight,
 )
-from kdbert.methods.terms import in_parts, masked_lm_loss
+from kdbert.methods.terms import MaskedLMOptions, in_parts, masked_lm_loss
 
 
-class VEKDOptions(MethodOptions):
+class VEKDOptions(MaskedLMOptions):
     """Weights of the four terms, and the tolerance of three of them."""
 
     original_defaults = MappingProxyType({"alpha_ce": 0.5, "alpha_cos": 0.0, "alpha_mlm": 0.0, "tolerance": 0.1})
@@ -37,18 +36,6 @@ class VEKDOptions(MethodOptions):
     alpha_mlm: Weight = Field(1.0, description="weight of the masked-LM loss")
     tolerance: Weight = Field(0.5, description="what is taken off each weighted term but mlm, down to 0")
     temperature: float = Field(2.0, gt=0, description="tau, softens both distributions")
-
-    @property
-    def of_teacher(self) -> dict[str, float]:
-        """The terms that read the teacher and have a weight."""
-        weights = {"ce": self.alpha_ce, "mse": self.alpha_mse, "cos": self.alpha_cos}
-        return {name: weight for name, weight in weights.items() if weight}
-
-    @model_validator(mode="after")
-    def _something_to_learn(self) -> VEKDOptions:
-        if not (self.of_teacher or self.alpha_mlm):
-            raise ValueError("all of alpha_ce, alpha_mse, alpha_cos, alpha_mlm are 0; give one of them a weight")
-        return self
 
 
 class VEKD(Method[VEKDOptions]):
@@ -92,18 +79,7 @@ class VEKD(Method[VEKDOptions]):
     @classmethod
     def needs(cls, options: VEKDOptions, models: Models | None) -> Needs:
         """The masked-LM heads of both, and the last hidden states where the cosine has a weight."""
-        if not options.of_teacher:
-            return Needs()
-        if models is None or not options.alpha_cos:
-            return Needs(teachers=(1, 1), compares_tokens=True)
-        teacher, student = models.teachers[0].layers, models.student.layers
-        return Needs(
-            teachers=(1, 1),
-            teacher_hidden=(teacher,),
-            student_hidden=(student,),
-            pairs={"cos": ((teacher, student),)},
-            compares_tokens=True,
-        )
+        return options.needs(models)
 
     def prepare(self, context: Context) -> None:
         """A projection where the student has another width than the teacher."""
