@@ -23,6 +23,7 @@ from kdbert.methods import get_method, load_plugin
 from small_run import Setting, logged, predictions
 
 EXAMPLE = ROOT / "examples" / "plugins" / "logit_mse.py"
+HINT = ROOT / "examples" / "plugins" / "hint.py"
 
 
 def words(setting: Setting, folder: Path, **changes: Any) -> list[str]:
@@ -46,10 +47,19 @@ def test_the_example_distils(setting: Setting, kdbert: Callable[..., Any], tmp_p
 def test_the_guide_has_the_whole_example() -> None:
     """So what the other tests run is what docs/methods.md explains."""
     guide = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
-    docstring, code = EXAMPLE.read_text(encoding="utf-8").split('"""\n\n', 1)
-    assert docstring.startswith('"""')
-    assert block == code
+    blocks = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    for example, block in zip((EXAMPLE, HINT), blocks, strict=True):
+        docstring, code = example.read_text(encoding="utf-8").split('"""\n\n', 1)
+        assert docstring.startswith('"""')
+        assert block == code
+
+
+def test_the_example_of_layers_distils(setting: Setting, kdbert: Callable[..., Any], tmp_path: Path) -> None:
+    done = kdbert(*words(setting, tmp_path / "run", **{"method.name": "hint"}), "--plugin", HINT)
+    assert done.code == 0, done.err
+    assert "4:2" in done.err  # the pair of layers
+    assert all(line["loss/hint"] > 0 for line in logged(tmp_path / "run").values())
+    assert (tmp_path / "run" / "method.safetensors").exists()  # its projection
 
 
 def test_what_a_family_shares_is_not_a_method(tmp_path: Path) -> None:
