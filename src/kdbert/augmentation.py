@@ -5,13 +5,11 @@ The procedure is TinyBERT's (Jiao et al. 2020, arXiv:1909.10351, algorithm 1); d
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +24,8 @@ from kdbert.data.files import text_digest
 from kdbert.data.masking import tokenizer_digest
 from kdbert.data.vectors import WordVectors
 from kdbert.data.words import Word, words_of
-from kdbert.disk.files import fsync, full_disk, read_sha256, write_json
 from kdbert.disk.lock import alone
-from kdbert.disk.sealed import sealed, unsealed
+from kdbert.disk.resumable import ResumableFile
 from kdbert.errors import Diverged, UserError
 from kdbert.heads import MaskedLM
 from kdbert.models.fast.late_head import use_late_head
@@ -61,10 +58,9 @@ STOP_WORDS = frozenset(
 ROW_OF = "of"  # the column with the id of the row that a text comes from
 TOKENS = 4096  # of masked sentences in one forward pass
 MEASURED = 3.0  # seconds of work from which the cost is estimated
-SAVED_EVERY = 30.0  # seconds
 _KEPT_TEXTS = 10_000  # whose candidates are kept: pair tasks repeat their texts
 _RECENT = 1_000_000
-COUNTS = ("examples", "texts", "bytes", "repeated", "held")
+COUNTS = ("examples", "texts", "repeated", "held")
 
 
 class Replaceable(NamedTuple):
@@ -297,7 +293,7 @@ def augment(
     }
     path = Path(output).expanduser()
     with alone(path):
-        file = _Output(path, about, overwrite)
+        file = ResumableFile(path, about, COUNTS, overwrite)
         if file.finished:
             log.info("%s was made so before", path)
             return file.counts
@@ -357,7 +353,7 @@ def _digest(row: Mapping[str, Any], columns: Sequence[str]) -> int:
 
 
 def _write(
-    file: _Output,
+    file: ResumableFile,
     augmenter: Augmenter,
     spec: TaskSpec,
     parts: Mapping[str, Examples],
@@ -386,7 +382,7 @@ def _write(
                 else:
                     seen.add(digest)
                     lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-            write(lines, repeated, of_held)
+            write(lines, 1, len(lines), repeated, of_held)
             bar.update()
 
 
@@ -419,101 +415,3 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-class _Output:
-    """A file that is written over several calls of a command.
-
-    Until it is finished, its rows are in `<name>.part`. `<name>.about.json` says what it is made of and how much of it
-    is done; what `.part` holds beyond that is cut off.
-    """
-
-    def __init__(self, path: Path, about: Mapping[str, Any], overwrite: bool) -> None:
-        self.path, self.about = path, json.loads(json.dumps(about))
-        self.part, self.record = (path.with_name(path.name + end) for end in (".part", ".about.json"))
-        state = {} if overwrite else self._state()
-        self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
-        digest = state.get("digest")
-        if digest and self.part.exists() and not path.exists():  # stopped just before its last step
-            os.replace(self.part, path)
-        self.finished = digest is not None and path.exists()
-        if path.exists() and not overwrite and (not self.finished or read_sha256(path) != digest):
-            what = "was changed since it was made" if self.finished else "is there already"
-            raise UserError(f"{path} {what}: choose another --output, or pass --overwrite to replace it")
-        if self.finished:
-            self.counts = state["counts"]
-        elif state and self.part.exists() and self.part.stat().st_size >= state["counts"]["bytes"]:
-            self.counts = state["counts"]
-            log.info("%s: continued after %s examples", path, f"{self.counts['examples']:,}")
-
-    def _state(self) -> dict[str, Any]:
-        """What was noted of a file that is begun or finished; {} if there is none."""
-        try:
-            state = unsealed(self.record.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.record} is damaged ({error}); pass --overwrite to begin anew") from None
-        known = state["about"]
-        differ = ", ".join(key for key in {**known, **self.about} if known.get(key) != self.about.get(key))
-        if differ:
-            raise UserError(
-                f"{self.path} was made or begun in another way ({differ} differ): choose another --output, or pass "
-                "--overwrite to replace it"
-            )
-        return state
-
-    def _note(self, digest: str | None) -> None:
-        write_json(self.record, sealed({"about": self.about, "counts": self.counts, "digest": digest}))
-
-    def lines(self) -> Iterator[bytes]:
-        """The rows that are done."""
-        if self.counts["bytes"]:
-            with open(self.part, "rb") as stream:
-                left = self.counts["bytes"]
-                while left > 0:
-                    yield (line := stream.readline())
-                    left -= len(line)
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[Callable[[list[str], int, int], None]]:
-        """Gives a function that writes the rows of one example and counts what was left out; what was written is noted
-        now and then, and however the block ends.
-        """
-        self.part.parent.mkdir(parents=True, exist_ok=True)
-        with full_disk(self.part), open(self.part, "ab") as stream:
-            stream.truncate(self.counts["bytes"])
-            self._note(None)
-            self.path.unlink(missing_ok=True)  # only now: until here a command may have been refused
-            saved = time.monotonic()
-
-            def save() -> None:
-                nonlocal saved
-                stream.flush()
-                os.fsync(stream.fileno())
-                self._note(None)
-                saved = time.monotonic()
-
-            def write(lines: list[str], repeated: int, held: int) -> None:
-                block = "".join(lines).encode()
-                stream.write(block)
-                added = zip(COUNTS, (1, len(lines), len(block), repeated, held), strict=True)
-                self.counts = {name: self.counts[name] + more for name, more in added}  # all at once: a signal may come
-                if time.monotonic() - saved > SAVED_EVERY:
-                    save()
-
-            try:
-                yield write
-            finally:
-                save()
-
-    def finish(self) -> None:
-        """Put the file in its place."""
-        self._note(read_sha256(self.part))
-        os.replace(self.part, self.path)
-        fsync(self.path.parent)
-
-    def discard(self) -> None:
-        """Remove the file and all that belongs to it."""
-        for file in (self.path, self.part, self.record):
-            file.unlink(missing_ok=True)

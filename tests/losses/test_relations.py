@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from kdbert.errors import UserError
+from kdbert.losses import attention
 from kdbert.losses.attention import padded_relation_loss, padded_score_error, relation_loss, score_error, scores
 from kdbert.methods import Models, Shape, get_method
 
@@ -56,16 +57,41 @@ def test_a_constant_added_to_all_keys_changes_nothing_and_gets_no_gradient() -> 
     torch.testing.assert_close(relation_loss((query, key + 7.0), tuple(teacher), mask(), 2), plain.detach())
 
 
+def relations(student: Any, teacher: Any, mask: torch.Tensor) -> torch.Tensor:
+    return relation_loss(student, teacher, mask, 2)
+
+
+both = pytest.mark.parametrize("loss", [relations, score_error])
+
+
+@both
 @pytest.mark.parametrize("left", [False, True])
-def test_padding_on_either_side_is_never_seen(left: bool) -> None:
+def test_padding_on_either_side_is_never_seen(loss: Any, left: bool) -> None:
     student, teacher = drawn(2, 3, 0), drawn(2, 4, 1)
-    found = relation_loss(tuple(student), tuple(teacher), mask(left), 2)
+    found = loss(tuple(student), tuple(teacher), mask(left))
     for row, length in enumerate(LENGTHS.tolist()):
         part = slice(5 - length, 5) if left else slice(0, length)
         alone = [tuple(one[row : row + 1, :, part] for one in side) for side in (student, teacher)]
-        expected = relation_loss(*alone, torch.ones(1, length), 2)
-        torch.testing.assert_close(found[row : row + 1], expected)
-    assert found[2] == 0  # one token
+        torch.testing.assert_close(found[row : row + 1], loss(*alone, torch.ones(1, length)))
+    assert (found[2] == 0) == (loss is relations)  # one token, which has no relation
+
+
+@both
+def test_its_gradient_is_that_of_differences(loss: Any) -> None:
+    student, teacher = [one.requires_grad_() for one in drawn(2, 3, 0)], tuple(drawn(2, 4, 1))
+    assert torch.autograd.gradcheck(lambda *states: loss(states, teacher, mask()), student)
+
+
+@both
+def test_all_texts_at_once_as_on_a_gpu_are_as_one_by_one(loss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for rows in (attention._parts, lambda mask: [(slice(0, 3), slice(0, 5))]):
+        monkeypatch.setattr(attention, "_parts", rows)
+        student = [one.requires_grad_() for one in drawn(2, 3, 0)]
+        value = loss(tuple(student), tuple(drawn(2, 4, 1)), mask())
+        found.append((value.detach(), *torch.autograd.grad(value.sum(), student)))
+    for alone, together in zip(*found, strict=True):
+        torch.testing.assert_close(together, alone)
 
 
 def test_equal_models_have_no_loss_and_no_gradient() -> None:
@@ -73,7 +99,7 @@ def test_equal_models_have_no_loss_and_no_gradient() -> None:
     teacher = tuple(one.detach() for one in student)
     for loss in (
         relation_loss(tuple(student), teacher, mask(), 2),
-        score_error(tuple(student), teacher),
+        score_error(tuple(student), teacher, mask()),
         padded_score_error(scores(tuple(student)), scores(teacher), mask()),
     ):
         assert float(loss.detach().abs().max()) < 1e-12
@@ -85,7 +111,7 @@ def test_without_padding_published_and_corrected_are_the_same() -> None:
     student, teacher, whole = drawn(2, 3, 0), drawn(2, 3, 1), torch.ones(3, 5)
     ours, theirs = scores(tuple(student)), scores(tuple(teacher))
     torch.testing.assert_close(
-        padded_score_error(ours, theirs, whole), score_error(tuple(student), tuple(teacher)).mean((1, 2))
+        padded_score_error(ours, theirs, whole), score_error(tuple(student), tuple(teacher), whole) / 25
     )
     torch.testing.assert_close(
         padded_relation_loss(ours, theirs, whole), relation_loss(tuple(student), tuple(teacher), whole, 2)

@@ -252,11 +252,9 @@ class Batch:
         real = per_token.masked_fill(self.attention_mask == 0, 0.0)
         return (real.sum(1) * self.valid.to(per_token.dtype)).sum() * self.token_scale
 
-    def pair_mean(self, per_pair: torch.Tensor) -> torch.Tensor:
-        """As `mean`, of a quantity of all pairs of real tokens of an example: [B, L, L], with any value at padding."""
-        real = self.attention_mask > 0
-        of_texts = per_pair.masked_fill(~(real[:, :, None] & real[:, None, :]), 0.0).sum((1, 2))
-        return (of_texts * self.valid.to(per_pair.dtype)).sum() * self.pair_scale
+    def pair_mean(self, sums: torch.Tensor) -> torch.Tensor:
+        """As `mean`, of a quantity of all pairs of real tokens of an example, whose sums over them are given: [B]."""
+        return (sums * self.valid.to(sums.dtype)).sum() * self.pair_scale
 
     def total(self, value: torch.Tensor) -> torch.Tensor:
         """Sum over the processes of a value of this micro-batch, without gradient."""

@@ -5,6 +5,7 @@ Queries, keys and values are [B, heads, L, units], of padded texts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,35 +13,41 @@ import torch
 from kdbert.derivatives import once_differentiable
 
 Related = tuple[torch.Tensor, torch.Tensor]  # whose scores first second^T are taken: queries and keys, or values twice
+Compare = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 # Added to scores of padded keys: finite, so that the difference of two of them is 0 and not NaN.
 PADDED = -1e30
 PUBLISHED_PADDED = -10_000.0  # what published code adds, BERT's first one among it
 
 
-class _Divergence(torch.autograd.Function):
-    """KL(teacher's relation || student's), the mean over queries and heads of each text.
+class _OfScores(torch.autograd.Function):
+    """What `compare` says of both models' scores, as a weighted sum over the queries and heads of each text [B].
 
     On a CPU one text at a time, without its padding: then all scores of a text lie in the cache, and the gradient is
     made of them at once, so that none are stored.
+
+    Args:
+        weights: of queries, [B, 1, L, 1]; 0 for padded ones.
+        compare: the student's and the teacher's scores -> a number for each score, and its gradient by the student's
+            score. Padded keys have the same huge negative score on both sides.
     """
 
     @staticmethod
-    def forward(context: Any, first: torch.Tensor, second: torch.Tensor, teacher: Related, mask: Any) -> torch.Tensor:
+    def forward(
+        context: Any, first: torch.Tensor, second: torch.Tensor, teacher: Related, mask: torch.Tensor,
+        weights: torch.Tensor, compare: Compare,
+    ) -> torch.Tensor:  # fmt: skip
         padded = torch.where(mask > 0, 0.0, PADDED)
-        real = mask.to(first.dtype)
-        weights = (real / (real.sum(1, keepdim=True) * first.shape[1]))[:, None, :, None]
         scaling, gradients = first.shape[-1] ** -0.5, (torch.zeros_like(first), torch.zeros_like(second))
         found = []
         for rows, tokens in _parts(mask):
             place = rows, slice(None), tokens
             theirs = scores((teacher[0][place], teacher[1][place]), padded[rows, tokens])
-            ours, weight = scores((first[place], second[place]), padded[rows, tokens]), weights[place]
-            share = torch.softmax(theirs, -1)  # much faster than the exponential of its logarithm
-            divergence = torch.log_softmax(theirs, -1).sub_(torch.log_softmax(ours, -1)).mul_(share)
-            found.append((divergence.sum(-1, keepdim=True) * weight).sum((1, 2, 3)))
-            difference = torch.softmax(ours, -1).sub_(share).mul_(weight * scaling)
-            gradients[0][place] = torch.matmul(difference, second[place])
-            gradients[1][place] = torch.matmul(difference.transpose(-1, -2), first[place])
+            values, by_score = compare(scores((first[place], second[place]), padded[rows, tokens]), theirs)
+            weight = weights[place]
+            found.append((values.sum(-1, keepdim=True) * weight).sum((1, 2, 3)))
+            by_score.mul_(weight * scaling)
+            gradients[0][place] = torch.matmul(by_score, second[place])
+            gradients[1][place] = torch.matmul(by_score.transpose(-1, -2), first[place])
         context.save_for_backward(*gradients)
         return torch.cat(found)
 
@@ -48,7 +55,20 @@ class _Divergence(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         first, second = (one * gradients[0][:, None, None, None] for one in context.saved_tensors)
-        return first, second, None, None
+        return first, second, None, None, None, None
+
+
+def _divergence(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The terms of KL(softmax of theirs || softmax of ours)."""
+    share = torch.softmax(theirs, -1)  # much faster than the exponential of its logarithm
+    values = torch.log_softmax(theirs, -1).sub_(torch.log_softmax(ours, -1)).mul_(share)
+    return values, torch.softmax(ours, -1).sub_(share)
+
+
+def _squares(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squared differences."""
+    difference = ours.sub_(theirs)
+    return difference.square(), difference.mul_(2)
 
 
 def _parts(mask: torch.Tensor) -> list[tuple[slice, slice]]:
@@ -88,8 +108,8 @@ def relation_loss(student: Related, teacher: Related, mask: torch.Tensor, heads:
     models are cut into `heads` relation heads, whatever heads they have.
     """
     ours, theirs = ((split_heads(side[0], heads), split_heads(side[1], heads)) for side in (student, teacher))
-    found: torch.Tensor = _Divergence.apply(*ours, (theirs[0].detach(), theirs[1].detach()), mask)
-    return found
+    real = mask.to(ours[0].dtype)
+    return _of_scores(ours, theirs, mask, real / (real.sum(1, keepdim=True) * heads), _divergence)
 
 
 def padded_relation_loss(
@@ -109,9 +129,18 @@ def padded_relation_loss(
     return (torch.special.xlogy(share, share) - share * log_student).sum(-1).mean((1, 2))
 
 
-def score_error(student: Related, teacher: Related) -> torch.Tensor:
-    """Squared difference of attention scores, the mean over heads: of each pair of tokens, [B, L, L]."""
-    return (scores(student) - scores((teacher[0].detach(), teacher[1].detach()))).square().mean(1)
+def score_error(student: Related, teacher: Related, mask: torch.Tensor) -> torch.Tensor:
+    """Squared difference of attention scores of each text [B]: a mean over heads, a sum over pairs of real tokens."""
+    return _of_scores(student, teacher, mask, mask.to(student[0].dtype) / student[0].shape[1], _squares)
+
+
+def _of_scores(
+    student: Related, teacher: Related, mask: torch.Tensor, weights: torch.Tensor, compare: Compare
+) -> torch.Tensor:
+    """`_OfScores`, with weights [B, L]; no gradient reaches the teacher."""
+    theirs = teacher[0].detach(), teacher[1].detach()
+    found: torch.Tensor = _OfScores.apply(*student, theirs, mask, weights[:, None, :, None], compare)
+    return found
 
 
 def padded_score_error(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -193,18 +193,17 @@ class TinyBERT(Method[TinyBERTOptions]):
     def loss_of_texts(self, student: HiddenStates, teachers: Sequence[HiddenStates], batch: Batch) -> torch.Tensor:
         """The loss of each text by itself, times its tokens, and their number."""
         mask, parts = batch.attention_mask > 0, []
+        tokens = mask.sum(1)
         for name, errors in self._errors(student, teachers[0]).items():
             error = torch.stack(errors).sum(0)
-            if error.dim() > 1:
-                real = mask if name == "hidden" else mask[:, :, None] & mask[:, None, :]
-                error = error.masked_fill(~real, 0.0).flatten(1).sum(1) / real.flatten(1).sum(1)
+            if self.options.variant == "corrected":
+                error = error / tokens**2 if name == "attention" else error.masked_fill(~mask, 0.0).sum(1) / tokens
             parts.append(self.options.weights[name] * error)
         whole = torch.stack(parts).sum(0)
-        tokens = mask.sum(1).to(whole.dtype)
-        return torch.stack([whole * tokens, tokens], 1)
+        return torch.stack([whole * tokens, tokens.to(whole.dtype)], 1)
 
     def _errors(self, student: HiddenStates, teacher: HiddenStates) -> dict[str, list[torch.Tensor]]:
-        """Term -> the error at each pair of layers: of tokens [B, L], of pairs [B, L, L]; `original`: of texts."""
+        """Term -> the error at each pair of layers: of tokens [B, L], of pairs their sums [B]; `original`: of texts."""
         original, found = self.options.variant == "original", dict[str, list[torch.Tensor]]()
         for name, pairs in self.pairs.items():
             if not pairs:
@@ -219,7 +218,7 @@ class TinyBERT(Method[TinyBERTOptions]):
                     error = (
                         padded_score_error(scores(ours), scores(theirs), student.mask)
                         if original
-                        else score_error(ours, theirs)
+                        else score_error(ours, theirs, student.mask)
                     )
                 else:
                     own = student.hidden[layer]
