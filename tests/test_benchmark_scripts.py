@@ -57,8 +57,8 @@ def teacher(glue_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_losses(script: Callable[..., str]) -> None:
-    small = {"rounds": 1, "threads": 1, "batch": 8, "length": 12, "width": 16, "centroids": 5}
-    assert "global" in script("losses", *(word for key, value in small.items() for word in (f"--{key}", value)))
+    small = {"rounds": 1, "threads": 1, "batch": 8, "length": 12, "width": 16, "centroids": 5, "heads": 4}
+    assert "ckd" in script("losses", *(word for key, value in small.items() for word in (f"--{key}", value)))
 
 
 def test_vocabulary(script: Callable[..., str]) -> None:

@@ -118,19 +118,10 @@ def train(
         Diverged: a loss or the gradient is not finite.
         Interrupted: a signal asked to stop; the state is saved.
     """
-    from transformers import get_scheduler
-
-    total_steps = steps_of(options, data, data.rows_with_label)
-    optimizer = build_optimizer(module, options)
-    own = module.method.own_optimizer(optimizer)
-    schedule = "constant_with_warmup" if options.schedule == "constant" else options.schedule
-    run = Training(
-        options=options, seed=seed, data=data, teachers=teachers, module=module,
-        wrapped=accelerator.prepare_model(module), optimizer=optimizer, own=own,
-        scheduler=get_scheduler(schedule, optimizer, warmup_steps(options.warmup, total_steps), total_steps),
-        scale=LossScale(module.precision, accelerator.device), accelerator=accelerator,
-        steps=total_steps, length=length,
-    )  # fmt: skip
+    run = at_first_step(
+        options, seed=seed, data=data, module=module, teachers=teachers, accelerator=accelerator, length=length
+    )
+    total_steps = run.steps
     at = _restore(run, folder, total_steps)
     resumed_from, resume_at = at.step, (at.step, at.metrics_length, at.metrics_digest)
     record = MetricsLog(folder, accelerator, trackers=trackers, resume_at=resume_at)
@@ -207,6 +198,31 @@ def train(
     if run.scale.skipped:
         log.info("fp16: %d of %d steps were skipped because a gradient overflowed", run.scale.skipped, at.step)
     return TrainResult(at.step, examples, train_seconds, eval_seconds, resumed_from, at.best, run.scale.numbers())
+
+
+def at_first_step(
+    options: TrainSection,
+    *,
+    seed: int,
+    data: Encoded,
+    module: StudentWithMethod,
+    teachers: Sequence[Teacher],
+    accelerator: Accelerator,
+    length: int | None = None,
+) -> Training:
+    """What the steps of a run read and change, before the first one. Arguments: see `train`."""
+    from transformers import get_scheduler
+
+    steps = steps_of(options, data, data.rows_with_label)
+    optimizer = build_optimizer(module, options)
+    own = module.method.own_optimizer(optimizer)
+    schedule = "constant_with_warmup" if options.schedule == "constant" else options.schedule
+    return Training(
+        options=options, seed=seed, data=data, teachers=teachers, module=module,
+        wrapped=accelerator.prepare_model(module), optimizer=optimizer, own=own,
+        scheduler=get_scheduler(schedule, optimizer, warmup_steps(options.warmup, steps), steps),
+        scale=LossScale(module.precision, accelerator.device), accelerator=accelerator, steps=steps, length=length,
+    )  # fmt: skip
 
 
 def steps_of(options: TrainSection, data: Sized, labelled: int) -> int:
