@@ -156,6 +156,7 @@ def test_a_list_of_pieces_is_taken_but_for_what_cannot_be_read(
     assert AutoTokenizer.from_pretrained(out).tokenize("zebra zebrazoo") == ["zebra", "zebra", "##zoo"]
 
 
+@pytest.mark.long
 @pytest.mark.real_data
 def test_pieces_of_real_text_shorten_it(kdbert: Callable[..., Any], data_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -89,7 +89,7 @@ FAMILIES = [
             [(method, {"accumulation": micro, **LEVERS}) for method in FAMILIES for micro in (1, 2)],
             lambda case: (
                 (case[0], case[1]["accumulation"])
-                in {("cka-ilg", 2), ("sinkd", 2), ("ve-kd", 1), ("hidden", 2), ("theseus", 2), ("reptile", 1)}
+                in {("cka-ilg", 2), ("ve-kd", 1), ("hidden", 2), ("theseus", 2), ("reptile", 1)}
             ),
         ),
     ],
