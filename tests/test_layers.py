@@ -225,7 +225,7 @@ def test_a_dry_run_prints_layers_and_memory(setting: Setting, kdbert: Callable[.
     done = kdbert(*setting.words(tmp_path / "run", **keys), "--dry-run", "--layer-map", "1:1,3:2")
     assert done.code == 0, done.err
     for term, pairs in {"intra": "1:1, 3:2", "local": "1:1, 3:2", "global": "3:2"}.items():
-        assert f"{term} compares layers (teacher:student) {pairs}\n" in done.out
+        assert f"{term}: layers (teacher:student) {pairs}\n" in done.out
     assert "11 centroids of the teacher's layer 3 by kmeans" in done.out
     assert list(tmp_path.iterdir()) == []
 
@@ -236,7 +236,7 @@ def test_layer_map_changes_what_is_compared(setting: Setting, kdbert: Callable[.
         words = setting.words(tmp_path / str(number), **{"method.name": "cka-l", "max_steps": 1, "precision": "fp32"})
         done = kdbert(*words, *(["--layer-map", pairs] if pairs else []))
         assert done.code == 0, done.err
-        assert f"local compares layers (teacher:student) {(pairs or '4:2').replace(',', ', ')}\n" in done.err
+        assert f"local: layers (teacher:student) {(pairs or '4:2').replace(',', ', ')}\n" in done.err
         first[pairs] = logged(tmp_path / str(number))[1]["loss/local"]
     assert first[None] == first["4:2"] != first["1:1"]
     assert first["1:1,4:2"] == pytest.approx((first["1:1"] + first["4:2"]) / 2, rel=1e-5)

@@ -40,7 +40,7 @@ class Hint(Method[HintOptions]):
         )
 
     @classmethod
-    def takes_unlabelled(cls, options):
+    def takes_unlabelled(cls, options, head):
         return True  # such rows have all terms but the hard one
 
     def prepare(self, context):

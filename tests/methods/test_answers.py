@@ -16,7 +16,7 @@ from kdbert.heads import Head, MultiLabel, Regression, SingleLabel, Tokens
 from kdbert.losses.decoupled import decoupled_loss
 from kdbert.losses.hinton import soft_label_loss, standardised
 from kdbert.losses.relational import relational_losses
-from kdbert.methods import LossTerms, Models, Outputs, Shape, all_methods, get_method
+from kdbert.methods import Context, LossTerms, Models, Outputs, Shape, all_methods, get_method
 
 EQUAL = Models(student=Shape(3, 6), teachers=(Shape(5, 6),))
 CLASSES = SingleLabel(tuple("abcde"))
@@ -262,8 +262,8 @@ def test_two_classes_are_told_and_the_idle_term_is_left_out() -> None:
     assert found.terms.keys() == {"hard", "tckd"}
     for name in ("dist", "dkd"):
         options = get_method(name).Options(name=name)
-        assert len(options.idle(two)) == 1
-        assert options.idle(CLASSES) == []
+        said = [options.warnings(Context(MODELS, head, batch_size=6)) for head in (two, CLASSES)]
+        assert [len(one) for one in said] == [1, 0]
 
 
 # --- the warm-up and the temperature ---

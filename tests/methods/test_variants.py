@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from feature_cases import Features, draw_features, make_method, run
+from feature_cases import MODELS, Features, draw_features, make_method, run
 
-from kdbert.methods import Models, Shape
+from kdbert.heads import SingleLabel
+from kdbert.methods import Context, Models, Shape
 
 TEXTS, LENGTH = 5, 6
 
@@ -92,8 +93,9 @@ def test_equal_directions_cost_distilbert_nothing() -> None:
 
 def test_mgskd_alone_leaves_labels_and_logits_alone_and_says_so() -> None:
     method = make_method({"name": "mgskd", "variant": "original"})
-    assert "--student" in (method.remark([]) or "")
-    assert make_method({"name": "mgskd"}).remark([]) is None
+    context = Context(MODELS, SingleLabel(), batch_size=3)
+    assert ["--student" in one for one in method.options.warnings(context)] == [True]
+    assert make_method({"name": "mgskd"}).options.warnings(context) == []
     found = run(method, draw_features([4, 2, 5], [0, 1, 2]))
     assert found.terms.weights == {"hard": 0, "token": 1, "sample": 4}
     assert found.logits.abs().max() == 0

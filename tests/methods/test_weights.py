@@ -265,7 +265,7 @@ def test_a_term_of_weight_0_needs_nothing_and_is_not_there(options: dict[str, An
     assert reduced == {name for name, there in made.items() if there}
     assert bool(needs.teacher_hidden) == bool(terms & STATES)
     assert bool(needs.student_hidden) == bool(terms - {"hard", "soft"})
-    assert needs.compares_examples == bool(terms & {"feature", "intra", "local", "sample"})
+    assert bool(needs.compares_examples) == bool(terms & {"feature", "intra", "local", "sample"})
     assert needs.compares_tokens == bool(terms & {"feature", "intra", *STATES} - {"local"})
     assert not needs.reads_padding
     assert (list(method.parameters()) != []) == bool(among or terms & {"feature", "cos"})
@@ -302,7 +302,7 @@ def test_a_term_of_answers_of_weight_0_needs_nothing_and_is_not_there(
     assert {quantity.name for quantity in needs.reduced} == reduced
     assert bool(needs.student_hidden) == bool(reduced)
     assert needs.teacher_logits == (not {"soft", "inter", "intra", "tckd", "nckd", "sinkhorn"}.isdisjoint(terms))
-    assert needs.compares_examples == (not {"distance", "angle", "intra", "sinkhorn"}.isdisjoint(terms))
+    assert bool(needs.compares_examples) == (not {"distance", "angle", "intra", "sinkhorn"}.isdisjoint(terms))
     features = examples()
     if not needs.teacher_logits:
         features = features.changed(teacher_logits=torch.empty(8, 0, dtype=torch.float64))

@@ -222,3 +222,10 @@ def test_a_sweep_makes_first_stages_first_and_its_table_shows_the_second_ones(
     assert table.code == 0, table.err
     rows = [line for line in table.out.splitlines() if "two-stages" in line]
     assert len(rows) == 1, table.out  # both seeds; no first stage
+    longer = kdbert(*command, "stages.states.epochs=2")
+    assert longer.code == 0, longer.err
+    split = kdbert("table", tmp_path / "runs", "--format", "csv")
+    assert "stages.states.epochs" in split.out.splitlines()[0]
+    assert "stage_before" not in split.out
+    asked = kdbert("table", tmp_path / "runs", "--rows", "method,stages.states.epochs")
+    assert asked.code == 0, asked.err

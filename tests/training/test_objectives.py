@@ -68,7 +68,7 @@ def test_with_nothing_but_a_teacher(method: str, setting: Setting, kdbert: Calla
     assert run.parent == runs_dir / "custom" / method
     assert re.search(r"^\s*teacher ", done.out, re.MULTILINE)
     assert f"student ({method})" in done.out
-    assert f"compares layers (teacher:student) {PAIRS[method]}\n" in done.err
+    assert f": layers (teacher:student) {PAIRS[method]}\n" in done.err
 
     lines = logged(run)
     assert sorted(lines) == [1, 5, 10, 15, 20, 21]

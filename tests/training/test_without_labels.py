@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kdbert.data.batches import collate, micro_batches
+from kdbert.heads import SingleLabel
 from kdbert.methods import get_method
 from kdbert.training.step import forward_backward
 from small_heads import make_setting
@@ -183,4 +184,4 @@ def test_the_class_of_a_row_without_a_label_is_the_teachers_answer(setting: Sett
     found = [steps(parts, rows, 1)[0]["feature"] for parts in (half, whole)]
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     ics = get_method("ics")
-    assert not ics.takes_unlabelled(ics.Options(name="ics", alpha_soft=0.0))
+    assert not ics.takes_unlabelled(ics.Options(name="ics", alpha_soft=0.0), SingleLabel())

@@ -67,7 +67,7 @@ def _print_job(job: Job) -> None:
     recipe, spec = job.recipe, job.spec
     print(recipe.yaml(), end="")
     print(f"\nrun folder: {job.writes or LATER}")
-    print(f"reads: {', '.join(job.reads)}")
+    print(f"reads: {', '.join(dict.fromkeys(job.reads))}")
     print(f"task: {spec.title}")
     print("examples: " + ", ".join(f"{name} {len(part)}" for name, part in job.examples.items()))
     for teacher in job.teachers:
@@ -82,8 +82,7 @@ def _print_job(job: Job) -> None:
     print(f"labels: {labels}; selected by {spec.metrics[0]}")
     role = "student" if job.taught_by else "model"
     print(f"{role} layers: {', '.join(map(str, job.kept_layers))} of {job.config.num_hidden_layers}")
-    as_published = [f"weights, as published: {one}" for one in recipe.method.nonsense()]
-    for sentence in [*job.words(), *as_published, *recipe.method.idle(spec.head)]:
+    for sentence in [*job.words(), *job.warnings()]:
         print(sentence)
     if job.centroids is not None and job.centroids.section.file is not None:
         print(f"memory: {job.centroids.section.file}")

@@ -25,7 +25,7 @@ class ADKDOptions(HardAndSoftOptions):
 
     alpha: Share = Field(0.2, description="weight of the hard loss; the soft loss has 1 - alpha")
     temperature: float = Field(2.0, gt=0, description="tau, softens both distributions")
-    anneal: bool = Field(False, description="let tau fall to 1 over the run (kd_anneal); original: from epoch to epoch")
+    anneal: bool = Field(False, description="let tau go to 1 over the run (kd_anneal); original: from epoch to epoch")
     beta: Weight = Field(1.0, description="weight of the attributions")
     views: Literal["label", "classes"] | None = Field(
         None,
@@ -37,6 +37,10 @@ class ADKDOptions(HardAndSoftOptions):
     )
     norm: Literal[1, 2] = Field(2, description="attributions are divided by this norm over the tokens of a text")
     error: Error = Field("l2", description="how attributions are compared")
+
+    def views_of(self, head: Head) -> Literal["label", "classes"]:
+        """What attributions are of in a task with this head."""
+        return self.views or ("classes" if head.kind == "single_label" and head.outputs == 3 else "label")
 
 
 class ADKD(Method[ADKDOptions]):
@@ -104,9 +108,9 @@ class ADKD(Method[ADKDOptions]):
         return f"attribution.{options.views or 'auto'}.{options.top_k or 'all'}.{options.norm}"
 
     @classmethod
-    def takes_unlabelled(cls, options: ADKDOptions) -> bool:
+    def takes_unlabelled(cls, options: ADKDOptions, head: Head) -> bool:
         """Yes, if attributions are of every class: that of a label needs the label."""
-        return options.views == "classes" or not options.beta
+        return options.views_of(head) == "classes" or not options.beta
 
     def prepare(self, context: Context) -> None:
         """Note what views there are, and how long the run is."""
@@ -161,9 +165,8 @@ class ADKD(Method[ADKDOptions]):
 
     def _views(self, logits: torch.Tensor, batch: Batch) -> list[torch.Tensor]:
         """The losses that attributions are of, each summed over the texts (no text's depends on another text)."""
-        single = self.head.kind == "single_label"
-        if (self.options.views or ("classes" if single and logits.shape[-1] == 3 else "label")) == "classes":
-            logs = F.log_softmax(logits, -1) if single else F.logsigmoid(logits)
+        if self.options.views_of(self.head) == "classes":
+            logs = F.log_softmax(logits, -1) if self.head.kind == "single_label" else F.logsigmoid(logits)
             return [-one.sum() for one in logs.unbind(-1)]
         assert batch.labels is not None
         return [self.plain_head.hard_loss(logits, batch.labels).sum()]

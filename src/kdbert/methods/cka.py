@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from kdbert.data.batches import Batch
+from kdbert.heads import Head
 from kdbert.heads.head import Variant
 from kdbert.losses.centroids import relation_loss, relations
 from kdbert.losses.cka import centered_gram, cka, cka_loss, defined_cka
@@ -122,7 +123,7 @@ class _CKA(Method[OptionsT]):
         )
 
     @classmethod
-    def takes_unlabelled(cls, options: OptionsT) -> bool:
+    def takes_unlabelled(cls, options: OptionsT, head: Head) -> bool:
         """Yes: they have all terms but the hard one."""
         return True
 

@@ -8,9 +8,10 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdbert.data.batches import Batch
+from kdbert.heads import Head
 from kdbert.losses.points import Distance, Error, Triples, angle_errors, distance_errors
 from kdbert.methods.contract import Context, LossTerms, Method, Models, Needs, Outputs, Paper, Weight
 from kdbert.methods.kd import KD_FORMULA
@@ -37,6 +38,26 @@ class CKDOptions(LayerOptions):
         "kl", description="how distances are compared; kl: as a softmax over the other words (layers)"
     )
     angle_error: Error = Field("l2", description="how angles are compared")
+
+    @model_validator(mode="after")
+    def _agree(self) -> CKDOptions:
+        if self.window is not None and self.window % 2 == 0:
+            raise ValueError(f"window {self.window} has no word in the middle: expected an odd number")
+        if self.normalize and self.distance == "cosine":
+            raise ValueError("normalize divides squared distances: use it with distance=squared")
+        return self
+
+    def warnings(self, context: Context) -> list[str]:
+        found, count = super().warnings(context), len(self.pairs(context.models))
+        fewest = {"layer_distance": 3 if self.distance_error == "kl" else 2, "layer_angle": 3}
+        idle = [name for name, least in fewest.items() if getattr(self, name) and count < least]
+        if idle:
+            found.append(
+                f"ckd compares {count} layers, and {' and '.join(idle)} need{'s' * (len(idle) == 1)} "
+                f"{max(fewest[name] for name in idle)}: nothing is learned of the layers of a word by "
+                f"{'it' if len(idle) == 1 else 'them'}; name more with --layer-map"
+            )
+        return found
 
     def default_pairs(self, teacher: int, student: int) -> tuple[Pair, ...]:
         """The embeddings, then as many layers as both depths can be cut into (`emb+skip`)."""
@@ -112,7 +133,7 @@ class CKD(Method[CKDOptions]):
         )
 
     @classmethod
-    def takes_unlabelled(cls, options: CKDOptions) -> bool:
+    def takes_unlabelled(cls, options: CKDOptions, head: Head) -> bool:
         """Yes: they have all terms but the hard one."""
         return True
 

@@ -101,9 +101,14 @@ class MethodOptions(BaseModel):
     def check(self, head: Head) -> None:
         """Refuse, by a `UserError`, what has no meaning in a task with this head."""
 
-    def idle(self, head: Head) -> list[str]:
-        """What teaches nothing in a task with this head: a sentence each, said before training."""
+    def warnings(self, context: Context) -> list[str]:
+        """What teaches nothing in such a run, or is not trained: a sentence each, said before training."""
         return []
+
+    def need_a_weight(self, *keys: str) -> None:
+        """Refuse options that leave nothing to learn: a ValueError if all of these are 0."""
+        if not any(getattr(self, key) for key in keys):
+            raise ValueError(f"{', '.join(keys[:-1])} and {keys[-1]} are 0; give one of them a weight")
 
     def nonsense(self) -> list[str]:
         """The negative weights that the options give: only `original` takes any."""
@@ -159,10 +164,10 @@ class Needs:
     teacher_attention: Mapping[int, str] = field(default_factory=dict)
     student_attention: Mapping[int, str] = field(default_factory=dict)
     pairs: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict)  # term -> layers compared, (teacher, student)
-    # Whether a term compares the examples of a micro-batch with each other, so that its value depends on their number;
-    compares_examples: bool = False
-    # teacher and student token by token, so that both must read the same tokens.
-    compares_tokens: bool = False
+    # Examples of a micro-batch that a term compares with each other, at the fewest; its value depends on their number.
+    compares_examples: int = 0  # 0: none does; 1: it has a value for one example, too
+    least_examples: int = 1  # fewer in a micro-batch make a published term NaN
+    compares_tokens: bool = False  # teacher and student token by token, so that both must read the same tokens
     reads_padding: bool = False  # whether padding counts, so that batches are padded to the maximum length
     holds_teachers: bool = False  # gets the models themselves, see `Method.take_models`
     teacher_dropout: bool = False  # whether the teacher's dropout is on; it goes with `reads_padding`
@@ -180,6 +185,7 @@ class Context:
     head: Head  # what the task's labels mean: its losses, with the recipe's weights of classes and label smoothing
     batch_size: int  # examples of a full micro-batch, over all processes
     epochs: int = 1  # of the run; with `train.max_steps` it may end before the last of them
+    steps: int = 1  # of the optimiser, in the whole run
     centroids: torch.Tensor | None = None  # [K, length, H] of the layer `Needs.centroids_layer`, if they are read
 
 
@@ -301,8 +307,8 @@ class Method(nn.Module, Generic[OptionsT]):
         return cls.heads
 
     @classmethod
-    def takes_unlabelled(cls, options: OptionsT) -> bool:
-        """Whether the method, with these options, can learn from rows without a label beside others."""
+    def takes_unlabelled(cls, options: OptionsT, head: Head) -> bool:
+        """Whether the method, with these options and this head, can learn from rows without a label beside others."""
         return False
 
     def take_models(self, student: nn.Module, teachers: Sequence[nn.Module]) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdbert.data.batches import Batch
 from kdbert.data.masking import IGNORE_INDEX
 from kdbert.errors import UserError
 from kdbert.heads import Head
 from kdbert.losses.correlation import correlation
-from kdbert.methods.contract import LossTerms, Method, MethodOptions, Models, Needs, Outputs, Paper, Weight
+from kdbert.methods.contract import Context, LossTerms, Method, MethodOptions, Models, Needs, Outputs, Paper, Weight
 from kdbert.methods.kd import hard_term
 
 
@@ -28,13 +28,21 @@ class DISTOptions(MethodOptions):
         if self.variant == "original" and not head.classes:
             raise UserError(f"the published dist is for classes, and this task {head.takes}: use --variant corrected")
 
-    def idle(self, head: Head) -> list[str]:
-        if not self.beta or head.outputs > 2:
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> DISTOptions:
+        self.need_a_weight("hard_weight", "beta", "gamma")
+        return self
+
+    def warnings(self, context: Context) -> list[str]:
+        if not self.beta or context.head.outputs > 2:
             return []
-        what = "two classes" if head.outputs == 2 else "one output"
+        what = "two classes" if context.head.outputs == 2 else "one output"
         left = "gives no gradient" if self.variant == "original" else "is left out"
+        others = {"the hard loss": self.hard_weight, "the relation among examples": self.gamma}
+        teach = " and ".join(name for name, weight in others.items() if weight)
         return [
-            f"dist: with {what} the relation among the classes says nothing and {left}; that among examples teaches"
+            f"dist: with {what} the relation among the classes says nothing and {left}; what teaches is "
+            f"{teach or 'nothing: give gamma a weight'}"
         ]
 
 
@@ -68,10 +76,10 @@ class DIST(Method[DISTOptions]):
         """The logits."""
         if not (options.beta or options.gamma):
             return Needs()
-        return Needs(teachers=(1, 1), teacher_logits=True, compares_examples=bool(options.gamma))
+        return Needs(teachers=(1, 1), teacher_logits=True, compares_examples=2 if options.gamma else 0)
 
     @classmethod
-    def takes_unlabelled(cls, options: DISTOptions) -> bool:
+    def takes_unlabelled(cls, options: DISTOptions, head: Head) -> bool:
         """Yes: they have both relations."""
         return True
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from kdbert.data.batches import Batch
 from kdbert.data.masking import IGNORE_INDEX
+from kdbert.heads import Head
 from kdbert.losses.hinton import soft_label_loss
 from kdbert.losses.masked_lm import direction_loss, logits_loss
 from kdbert.methods.contract import (
@@ -86,7 +87,7 @@ class DistilBERT(Method[DistilBERTOptions]):
         )
 
     @classmethod
-    def takes_unlabelled(cls, options: DistilBERTOptions) -> bool:
+    def takes_unlabelled(cls, options: DistilBERTOptions, head: Head) -> bool:
         """Yes: they have all terms but the hard one."""
         return True
 

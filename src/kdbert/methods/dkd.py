@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdbert.data.batches import Batch
 from kdbert.data.masking import IGNORE_INDEX
+from kdbert.errors import UserError
 from kdbert.heads import Head
 from kdbert.losses.decoupled import decoupled_loss, published_decoupled_loss
 from kdbert.losses.schedules import epoch_of
@@ -37,12 +38,19 @@ class DKDOptions(MethodOptions):
     warmup: Share = Field(0.08, description="share of the run in which both weights rise from 0")
     standardise_logits: Standardise = False
 
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> DKDOptions:
+        self.need_a_weight("hard_weight", "alpha_d", "beta_d")
+        return self
+
     def check(self, head: Head) -> None:
         check_standardised(self.standardise_logits, head)
+        if len(head.classes) == 2 and not (self.hard_weight or self.alpha_d):
+            raise UserError("dkd: of two classes beta_d teaches nothing; give hard_weight or alpha_d a weight")
 
-    def idle(self, head: Head) -> list[str]:
-        found = idle_if_standardised(self.standardise_logits, head)
-        if self.beta_d and len(head.classes) == 2:
+    def warnings(self, context: Context) -> list[str]:
+        found = idle_if_standardised(self.standardise_logits, context.head)
+        if self.beta_d and len(context.head.classes) == 2:
             found.append("dkd: of two classes there is one beside the target, so that beta_d teaches nothing")
         return found
 
@@ -89,7 +97,7 @@ class DKD(Method[DKDOptions]):
         return Needs(teachers=(1, 1), teacher_logits=True) if options.alpha_d or options.beta_d else Needs()
 
     @classmethod
-    def takes_unlabelled(cls, options: DKDOptions) -> bool:
+    def takes_unlabelled(cls, options: DKDOptions, head: Head) -> bool:
         """Yes: the teacher's answer is the target of an example without a label."""
         return True
 

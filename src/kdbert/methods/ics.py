@@ -13,6 +13,7 @@ from torch import nn
 
 from kdbert.data.batches import Batch
 from kdbert.errors import UserError
+from kdbert.heads import Head
 from kdbert.losses.neighbors import nearest, pairwise_mean_square, shrinking_count
 from kdbert.methods.contract import Context, LossTerms, Method, Models, Needs, Outputs, Paper, Weight
 from kdbert.methods.kd import KD_FORMULA, kd_terms
@@ -124,7 +125,7 @@ class ICS(Method[ICSOptions]):
         )
 
     @classmethod
-    def takes_unlabelled(cls, options: ICSOptions) -> bool:
+    def takes_unlabelled(cls, options: ICSOptions, head: Head) -> bool:
         """Yes, if the teacher's logits are read: its answer is the class of an example without a label."""
         _, soft, feature = options.weights
         return bool(soft) or not feature

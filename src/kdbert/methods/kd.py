@@ -13,7 +13,7 @@ from kdbert.errors import UserError
 from kdbert.heads import Head
 from kdbert.heads.head import Variant
 from kdbert.losses.hinton import standardised
-from kdbert.methods.contract import LossTerms, Method, MethodOptions, Models, Needs, Outputs, Paper, Share
+from kdbert.methods.contract import Context, LossTerms, Method, MethodOptions, Models, Needs, Outputs, Paper, Share
 
 KD_FORMULA = "alpha * CE(student, label) + (1 - alpha) * tau^2 * KL(softmax(teacher/tau) || softmax(student/tau))"
 
@@ -36,8 +36,8 @@ class HardAndSoftOptions(MethodOptions):
     def check(self, head: Head) -> None:
         check_standardised(self.standardise_logits, head)
 
-    def idle(self, head: Head) -> list[str]:
-        return idle_if_standardised(self.standardise_logits and self.alpha != 1, head)
+    def warnings(self, context: Context) -> list[str]:
+        return idle_if_standardised(self.standardise_logits and self.alpha != 1, context.head)
 
 
 def check_standardised(standardise: bool, head: Head) -> None:
@@ -133,7 +133,7 @@ class KD(Method[HardAndSoftOptions]):
         return Needs() if options.alpha == 1 else Needs(teachers=(1, 1), teacher_logits=True)
 
     @classmethod
-    def takes_unlabelled(cls, options: HardAndSoftOptions) -> bool:
+    def takes_unlabelled(cls, options: HardAndSoftOptions, head: Head) -> bool:
         """Yes: they have the soft loss."""
         return True
 

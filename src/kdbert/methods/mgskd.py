@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import MappingProxyType
 
-import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdbert.data.batches import Batch
 from kdbert.errors import UserError
+from kdbert.heads import Head
 from kdbert.losses.points import Triples, angle_errors, attended, in_heads, product_errors
 from kdbert.methods.contract import Context, LossTerms, Method, Models, Needs, Outputs, Paper, Reduced, Share, Weight
 from kdbert.methods.kd import KD_FORMULA, kd_terms
-from kdbert.methods.terms import LayerOptions, mean_of_sums
+from kdbert.methods.terms import LayerOptions, Pairs, mean_of_sums
 from kdbert.models.layers import Pair, all_pairs
+
+LEAST_UNITS = 4  # of a part, by default: in one of one unit an angle is 1 or -1
 
 
 class MGSKDOptions(LayerOptions):
@@ -36,10 +38,34 @@ class MGSKDOptions(LayerOptions):
     relation_heads: int | None = Field(
         None,
         ge=1,
-        description="R, parts of a hidden state; without it 64, or the next number below that divides both widths",
+        description="R, parts of a hidden state; without it 64, or the next number below that cuts both widths into "
+        "parts of 4 units or more",
+    )
+    layer_map: Pairs | None = Field(
+        None, description="teacher:student layers to compare, such as 2:1,4:2 (flag --layer-map); they are added up"
     )
     centres: int = Field(20, ge=1, description="k1, tokens at which angles are compared: those most attended to")
     ends: int = Field(20, ge=2, description="k2, tokens between which the angles lie: those a centre attends to most")
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> MGSKDOptions:
+        self.need_a_weight("prediction", "sample_weight", "token_weight")
+        return self
+
+    def warnings(self, context: Context) -> list[str]:
+        found = super().warnings(context)
+        if not self.prediction:
+            found.append(
+                "mgskd: with method.prediction=0 nothing trains the student's head; start kd from this run (--student "
+                "RUN)"
+            )
+        count = len(self.pairs(context.models))
+        if self.sample_weight and count <= self.token_layers:
+            found.append(
+                f"mgskd: all {count} pairs of layers compare tokens (method.token_layers={self.token_layers}), so that "
+                "sample_weight has no effect"
+            )
+        return found
 
     def default_pairs(self, teacher: int, student: int) -> tuple[Pair, ...]:
         return ((0, 0), *all_pairs(teacher, student))
@@ -48,7 +74,8 @@ class MGSKDOptions(LayerOptions):
         """R for models of these widths."""
         widths = {"teacher": models.teachers[0].width, "student": models.student.width}
         if self.relation_heads is None:
-            return max(count for count in range(1, 65) if all(width % count == 0 for width in widths.values()))
+            most = min(64, *(max(1, width // LEAST_UNITS) for width in widths.values()))
+            return max(count for count in range(1, most + 1) if all(width % count == 0 for width in widths.values()))
         for role, width in widths.items():
             if width % self.relation_heads:
                 raise UserError(
@@ -120,12 +147,12 @@ class MGSKD(Method[MGSKDOptions]):
             reduced=tuple(Reduced(f"mean.{layer}", layer, "example") for layer in sorted({one for one, _ in samples})),
             student_hidden=tuple(sorted({student for _, student in (*tokens, *samples)})),
             pairs={name: tuple(some) for name, some in (("token", tokens), ("sample", samples)) if some},
-            compares_examples=bool(samples) or options.variant == "original",
+            compares_examples=1 if options.variant == "original" else 3 if samples else 0,
             compares_tokens=bool(tokens),
         )
 
     @classmethod
-    def takes_unlabelled(cls, options: MGSKDOptions) -> bool:
+    def takes_unlabelled(cls, options: MGSKDOptions, head: Head) -> bool:
         """Yes: they have all terms but the hard one."""
         return True
 
@@ -141,14 +168,6 @@ class MGSKD(Method[MGSKDOptions]):
         """The mean vector of each text, [B, H]."""
         real = mask.to(hidden.dtype).unsqueeze(-1)
         return (hidden * real).sum(1) / real.sum(1)
-
-    def remark(self, batches: Sequence[np.ndarray]) -> str | None:
-        """A warning where nothing trains the head."""
-        if self.options.prediction:
-            return None
-        return (
-            "mgskd: with method.prediction=0 nothing trains the student's head; start kd from this run (--student RUN)"
-        )
 
     def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:
         """Terms `hard`, `soft`, and with a weight `token` and `sample`: sums over their layers."""

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from kdbert.data.batches import Batch
 from kdbert.errors import UserError
+from kdbert.heads import Head
 from kdbert.losses.attention import padded_relation_loss, relation_loss, scores
 from kdbert.methods.contract import Context, HiddenStates, LossTerms, Method, Models, Needs, Paper, Weight
 from kdbert.methods.kd import HardAndSoftOptions, kd_terms
@@ -63,6 +64,14 @@ class MiniLMOptions(HardAndSoftOptions):
         if self.reduction == "padded" and (self.variant == "corrected" or self.relations != ["qk", "vv"]):
             raise ValueError("reduction=padded is a port of the first paper; it goes with original and relations qk,vv")
         return self
+
+    def warnings(self, context: Context) -> list[str]:
+        found = super().warnings(context)
+        if not (self.kd or context.models.headless):
+            found.append(
+                "minilm: with method.kd=0 nothing trains the student's head; start kd from this run (--student RUN)"
+            )
+        return found
 
     @classmethod
     def fault(cls, key: str, value: Any) -> str:
@@ -178,7 +187,7 @@ class MiniLM(Method[MiniLMOptions]):
         return cls.heads if options.weights else tuple(head for head in cls.heads if head != "encoder")
 
     @classmethod
-    def takes_unlabelled(cls, options: MiniLMOptions) -> bool:
+    def takes_unlabelled(cls, options: MiniLMOptions, head: Head) -> bool:
         """Yes: they have all terms but the hard one."""
         return True
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from kdbert.data.batches import Batch
+from kdbert.heads import Head
 from kdbert.methods.contract import LossTerms, Method, Models, Needs, Outputs, Paper
 from kdbert.methods.kd import HardAndSoftOptions, kd_terms, soft_term
 
@@ -94,7 +95,7 @@ class MultiKD(Method[MultiKDOptions]):
         return Needs(teachers=(2, None) if given is None else (len(given), len(given)), teacher_logits=True)
 
     @classmethod
-    def takes_unlabelled(cls, options: MultiKDOptions) -> bool:
+    def takes_unlabelled(cls, options: MultiKDOptions, head: Head) -> bool:
         """Yes: they have the soft losses."""
         return True
 

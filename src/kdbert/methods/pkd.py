@@ -64,8 +64,8 @@ class PKD(Method[PKDOptions]):
         "7:1,8:2,9:3,10:4,11:5. Its code weighs the SOFT loss by its alpha. Published for 12 to 6 layers (soft "
         "weight, tau, beta, normalise, learning rate; batch 32, 4 epochs, length 128): MRPC 0.7, 20, 1, yes, 2e-5; "
         "SST-2 0.5, 10, 100, yes, 5e-5; RTE 0.7, 10, 500, yes, 1e-5; MNLI 0.5, 10, 100, no, 5e-5; QNLI 0.5, 20, 100, "
-        "no, 5e-5; QQP 0.7, 20, 100, no, 5e-5 (configs/pkd). They are the best on dev of a grid: soft weight 0.2, "
-        "0.5, 0.7; tau 5, 10, 20; beta 10 to 1000."
+        "no, 5e-5; QQP 0.7, 20, 100, no, 5e-5 (configs/pkd); RACE 0.5, 5, 100, no, 5e-5. They are the best on dev of a "
+        "grid: soft weight 0.2, 0.5, 0.7; tau 5, 10, 20; beta 10 to 1000."
     )
     heads = ("single_label", "multi_label", "regression")  # a tag belongs to a word, the term compares whole examples
     Options = PKDOptions
@@ -100,7 +100,7 @@ class PKD(Method[PKDOptions]):
         )
 
     @classmethod
-    def takes_unlabelled(cls, options: PKDOptions) -> bool:
+    def takes_unlabelled(cls, options: PKDOptions, head: Head) -> bool:
         """Yes: they have the soft loss and the patience."""
         return True
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from kdbert.data.batches import Batch
 from kdbert.errors import UserError
+from kdbert.heads import Head
 from kdbert.methods.contract import Context, LossTerms, Method, Models, Needs, Outputs, OwnStep, Paper
 from kdbert.methods.kd import KD_FORMULA, kd_terms
 from kdbert.methods.terms import LayerOptions
@@ -32,6 +33,8 @@ class ReptileOptions(LayerOptions):
         found = super().pairs(models)
         if any(0 in pair for pair in found):
             raise UserError("--layer-map of reptile: the embeddings (0) are drawn together in any case; leave them out")
+        if len({teacher for teacher, _ in found}) < len(found):
+            raise UserError("--layer-map of reptile: a layer of the teacher can follow one of the student only")
         return found
 
 
@@ -75,11 +78,11 @@ class Reptile(Method[ReptileOptions]):
                 f"reptile draws the teacher's weights to the student's, and their widths are {teacher.width} and "
                 f"{student.width}: take a student of the teacher's width"
             )
-        pairs = {"teacher": options.pairs(models)}
+        pairs = {"drawn together": options.pairs(models)}
         return Needs(teachers=(1, 1), teacher_logits=True, holds_teachers=True, compares_tokens=True, pairs=pairs)
 
     @classmethod
-    def takes_unlabelled(cls, options: ReptileOptions) -> bool:
+    def takes_unlabelled(cls, options: ReptileOptions, head: Head) -> bool:
         """Yes: they have the soft loss."""
         return True
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdbert.data.batches import Batch
+from kdbert.heads import Head
 from kdbert.losses.relational import published_relational_losses, relational_losses
 from kdbert.methods.contract import Context, LossTerms, Method, Models, Needs, Outputs, Paper, Reduced, Weight
 from kdbert.methods.kd import KD_FORMULA, kd_terms
@@ -26,6 +27,12 @@ class RKDOptions(LayerOptions):
         description="what stands for an example: its first token, the mean of its tokens, all of them in one row, or "
         "its logits",
     )
+
+    @model_validator(mode="after")
+    def _agree(self) -> RKDOptions:
+        if self.layer_map is not None and self.features == "logits":
+            raise ValueError("layer_map names layers, and features=logits compares none: leave one of them out")
+        return self
 
     @property
     def weights(self) -> dict[str, float]:
@@ -73,8 +80,10 @@ class RKD(Method[RKDOptions]):
             return Needs()
         if models is None or not options.weights:
             return Needs(teachers=(1, 1), teacher_logits=logits)
+        fewest = 2 if options.distance_weight else 3
+        least = 2 if options.distance_weight and options.variant == "original" else 1
         if options.features == "logits":
-            return Needs(teachers=(1, 1), teacher_logits=True, compares_examples=True)
+            return Needs(teachers=(1, 1), teacher_logits=True, compares_examples=fewest, least_examples=least)
         pairs, flat = options.pairs(models), options.features == "flat"
         layers = tuple(sorted({teacher for teacher, _ in pairs}))
         return Needs(
@@ -84,12 +93,13 @@ class RKD(Method[RKDOptions]):
             reduced=() if flat else tuple(Reduced(f"{options.features}.{layer}", layer, "example") for layer in layers),
             student_hidden=tuple(sorted({student for _, student in pairs})),
             pairs=dict.fromkeys(options.weights, pairs),
-            compares_examples=True,
+            compares_examples=fewest,
+            least_examples=least,
             reads_padding=flat and options.variant == "original",
         )
 
     @classmethod
-    def takes_unlabelled(cls, options: RKDOptions) -> bool:
+    def takes_unlabelled(cls, options: RKDOptions, head: Head) -> bool:
         """Yes: they have the soft loss, and relations to the others."""
         return True
 

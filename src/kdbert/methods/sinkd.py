@@ -8,6 +8,7 @@ from types import MappingProxyType
 from pydantic import Field
 
 from kdbert.data.batches import Batch
+from kdbert.heads import Head
 from kdbert.losses.schedules import annealed
 from kdbert.losses.sinkhorn import sinkhorn_loss
 from kdbert.methods.contract import Context, LossTerms, Method, Models, Needs, Outputs, Paper, Share, Weight
@@ -26,7 +27,7 @@ class SinKDOptions(HardAndSoftOptions):
     temperature: float = Field(3.0, gt=0, description="tau, softens both distributions in the soft loss")
     beta: Weight = Field(0.0128, description="weight of the Sinkhorn term")
     sinkhorn_temperature: float = Field(2.0, gt=0, description="softens both distributions in the Sinkhorn term")
-    anneal: bool = Field(False, description="let tau fall linearly to 1 over the run")
+    anneal: bool = Field(False, description="let tau go linearly to 1 over the run")
 
 
 class SinKD(Method[SinKDOptions]):
@@ -66,7 +67,7 @@ class SinKD(Method[SinKDOptions]):
         return Needs(teachers=(1, 1), teacher_logits=True, compares_examples=bool(options.beta))
 
     @classmethod
-    def takes_unlabelled(cls, options: SinKDOptions) -> bool:
+    def takes_unlabelled(cls, options: SinKDOptions, head: Head) -> bool:
         """Yes: they have both losses against the teacher."""
         return True
 

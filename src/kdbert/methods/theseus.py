@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from kdbert.data.batches import Batch
 from kdbert.errors import UserError
-from kdbert.methods.contract import LossTerms, Method, MethodOptions, Models, Needs, Outputs, Paper
+from kdbert.methods.contract import Context, LossTerms, Method, MethodOptions, Models, Needs, Outputs, Paper
 from kdbert.models.student import encoder_layers
 
 
@@ -32,10 +32,27 @@ class TheseusOptions(MethodOptions):
     full_at: float | None = Field(
         0.6,
         ge=0,
-        description="when the chance is 1: a share of all steps if below 1, else a number of steps; null: never",
+        description="when the chance is 1: a share of all steps up to 1, else a number of steps; null: never",
     )
     replacing_k: float | None = Field(None, ge=0, description="linear: growth per step, in place of full_at")
     train_head: bool = Field(True, description="train the classifier (and pooler), too; original: layers only")
+
+    @model_validator(mode="after")
+    def _agree(self) -> TheseusOptions:
+        if self.full_at is not None and self.full_at > 1 and self.full_at != int(self.full_at):
+            raise ValueError(f"full_at: expected a share from 0 to 1 or a whole number of steps, got {self.full_at:g}")
+        if self.variant == "corrected" and self.schedule == "constant" and self.replacing_k is not None:
+            raise ValueError("replacing_k is the growth of schedule=linear; leave it out with schedule=constant")
+        return self
+
+    def warnings(self, context: Context) -> list[str]:
+        last = self.rate(context.steps - 1, 1 - 1 / context.steps)
+        if last >= 1 or (self.schedule == "linear" and self.replacing_k is None and self.full_at == 1):
+            return []
+        return [
+            f"theseus: the run ends after {context.steps} steps with a chance of {last:.2g}, so that the student is "
+            "never trained alone; see method.full_at and method.replacing_k"
+        ]
 
     def rate(self, step: int, progress: float) -> float:
         """The chance in a step, from 0, before which the run has come so far (`Batch.progress`)."""
@@ -44,7 +61,7 @@ class TheseusOptions(MethodOptions):
             return min(base + self.replacing_k * step, 1.0)
         if full is None:
             return base
-        now = progress if full < 1 else step
+        now = progress if full <= 1 else step
         if self.schedule == "linear":
             return min(base + (1 - base) * now / full, 1.0) if full else 1.0
         return 1.0 if now >= full and step > 0 else base  # also with full_at 0 the first step is at `base`

@@ -25,18 +25,22 @@ def last_pair(teacher: int, student: int) -> tuple[Pair, ...]:
 def penultimate_pair(teacher: int, student: int) -> tuple[Pair, ...]:
     """(T - 1, S - 1)."""
     if min(teacher, student) < 2:
-        role = "student" if student < 2 else "teacher"
-        raise UserError(
-            f"the {role} has one layer, so there is no layer before the last to compare; name layers with "
-            f"--layer-map, such as --layer-map {teacher}:{student}"
-        )
+        raise _one_layer(teacher, student)
     return ((teacher - 1, student - 1),)
+
+
+def _one_layer(teacher: int, student: int) -> UserError:
+    role = "student" if student < 2 else "teacher"
+    return UserError(
+        f"the {role} has one layer, so there is no layer before the last to compare; name layers with "
+        f"--layer-map, such as --layer-map {teacher}:{student}"
+    )
 
 
 def layerwise_pairs(teacher: int, student: int) -> tuple[Pair, ...]:
     """Every student layer but the last, with the teacher's at the same height; 12 and 6: (2,1), (4,2), ... (10,5)."""
     if student < 2:
-        raise UserError("the student has one layer, so method.layerwise leaves none; name layers with --layer-map")
+        raise _one_layer(teacher, student)
     return tuple((matched_layer(layer, teacher, student), layer) for layer in range(1, student))
 
 

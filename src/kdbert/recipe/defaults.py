@@ -124,6 +124,9 @@ def stage_recipes(recipe: Recipe) -> list[Recipe]:
     method = get_method(recipe.method.name)
     if recipe.stages and not method.stages:
         log_once(f"method {method.name} has one stage; stages is not used")
+    unused = [name for name in recipe.stages if recipe.stage not in (None, name)]
+    if method.stages and unused:
+        log_once(f"stages.{unused[0]} is not used: method.stage={recipe.stage} is run alone")
     names = [recipe.stage] if recipe.stage is not None else method.stages[: 1 if recipe.task.name == CORPUS else None]
     found = []
     for name in names:
@@ -224,6 +227,11 @@ def resolve_distill(recipe: Recipe) -> Recipe:
     if student.model is None:
         model, layers = base_model(recipe), student.layers
         taught_by = [teacher.model for teacher in recipe.teachers if not teacher.soft]
+        if recipe.teachers and not taught_by and get_method(recipe.method.name).starts_from_teacher:
+            raise UserError(
+                f"method {recipe.method.name!r} cuts its student from its teacher's model, and "
+                f"{recipe.teachers[0].model} is a file of soft labels; use kd"
+            )
         if recipe.teachers and not taught_by and recipe.teacher_training is None and model == PAPER_MODEL:
             raise UserError(
                 f"{recipe.teachers[0].model} is a file of soft labels, so there is no model to cut a student from: "

@@ -151,8 +151,9 @@ def _run(path: Path, facts: dict[str, Any]) -> Run:
     first, before = None, mapping(facts.get("stage_before"))
     if before:  # seeds of one experiment, though each goes on with a student of its own
         first = identity["student.model"]
-        told |= {**flatten(before["student"], "student."), "stage_before": before["digest"]}
-        identity |= {**flatten(before["start"], "student."), "stage_before": before["digest"]}
+        both = {**flatten(mapping(before.get("stages")), "stages."), "stage_before": before["digest"]}
+        told |= {**flatten(before["student"], "student."), **both}
+        identity |= {**flatten(before["start"], "student."), **both}
     return Run(path, status, told["seed"], told, identity, metrics, selection, facts, first_stage=first)
 
 

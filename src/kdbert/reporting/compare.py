@@ -82,7 +82,7 @@ def _besides(compared_key: str, cell: ResultCell, other: ResultCell) -> dict[str
     named = ALIASES.get(compared_key, compared_key)
     skipped = [named, "teacher_training", "train.used_rows"]
     if sides[0].method != sides[1].method:
-        skipped += ["method.", "memory"]
+        skipped += ["method.", "stage", "memory"]
     if not all(run.teachers for run in sides):
         skipped += FOR_TEACHERS
     if any(run.told.get("train.batch_sampler") != "class-balanced" for run in sides):

@@ -67,15 +67,22 @@ def parts_of(wanted: str) -> list[str]:
 def differing(runs: Iterable[Run]) -> list[str]:
     """The keys of their identity in which runs differ.
 
-    A data file that a run did not have is not another file.
+    A data file that a run did not have is not another file. `stage_before`, a digest, is one only where nothing else
+    tells first stages apart.
     """
     runs = list(runs)
     keys = dict.fromkeys(key for run in runs for key in run.identity)
-    return [
+    found = [
         key
         for key in keys
         if len({repr(run.identity.get(key)) for run in runs if key in run.identity or not key.startswith("data.")}) > 1
     ]
+    if "stage_before" in found:
+        others = [key for key in found if key != "stage_before"]
+        told = {(run.identity.get("stage_before"), *(repr(run.identity.get(key)) for key in others)) for run in runs}
+        if len({one[1:] for one in told}) == len(told):
+            return others
+    return found
 
 
 def short(key: str, text: str) -> str:

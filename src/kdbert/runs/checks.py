@@ -43,6 +43,7 @@ def check(job: Job | CentroidsJob) -> None:
     check_hard_loss(job)
     check_soft_labels(job)
     check_student(job)
+    check_batches(job)
     check_layers(job)
     check_second_derivatives(job)
     check_teachers(job)
@@ -56,7 +57,8 @@ def check_head(job: Job) -> None:
     """Refuse a method, variant or option that has no meaning for the task's kind of head."""
     spec, method, recipe = job.spec, get_method(job.recipe.method.name), job.recipe
     if spec.kind not in method.heads:
-        fitting = ", ".join(name for name, other in all_methods().items() if spec.kind in other.heads)
+        kinds = {"masked_lm", "encoder"} if spec.head.plain_text else {spec.kind}
+        fitting = ", ".join(name for name, other in all_methods().items() if kinds & {*other.heads})
         cure = f"methods that are: {fitting}"
         if spec.head.plain_text:
             cure += " (leave task.kind out)" * (spec.kind == "encoder")
@@ -99,10 +101,10 @@ def check_rows(job: Job) -> None:
         raise UserError(f"train.unlabelled_share mixes rows with and without a label, and all training rows {which}")
     if not others or job.labels_alone:
         return
-    if not get_method(name).takes_unlabelled(options):
+    if not get_method(name).takes_unlabelled(options, job.head):
         raise UserError(
             f"method {name!r}, with these options, needs the label of every row, and {others} of {labelled + others} "
-            "training rows have none; use another method, such as kd"
+            f"training rows have none; use another method, such as kd, or see `kdbert methods show {name}`"
         )
     if train.batch_sampler == "class-balanced":
         raise UserError(
@@ -143,6 +145,21 @@ def check_student(job: Job) -> None:
             f"{job.way.model_type!r}, in float32 only; use --precision auto"
         )
     check_cut(job.config, job.spec.head, job.kept_layers, given)
+
+
+def check_batches(job: Job) -> None:
+    """Refuse a published term that is NaN for the smallest micro-batch of the run."""
+    train, needs, rows = job.recipe.train, job.needs, len(job.train_examples)
+    if needs.least_examples == 1 or train.batch_tokens is not None:
+        return
+    last = rows % train.batch_size if job.steps * train.batch_size >= rows else 0
+    least = (last or min(train.batch_size, rows)) // train.accumulation
+    if least < needs.least_examples:
+        raise UserError(
+            f"method {job.recipe.method.name!r}, as published, is NaN for a batch of {least} example"
+            f"{'' if least == 1 else 's'}, and {rows} training rows in batches of {train.batch_size} make one: use "
+            "--variant corrected, or another --batch-size"
+        )
 
 
 def check_layers(job: Job) -> None:

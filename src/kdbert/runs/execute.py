@@ -27,7 +27,7 @@ from kdbert.data.examples import Examples
 from kdbert.data.masking import vocabulary_size
 from kdbert.disk.files import atomic_write, replace_folder, write_text
 from kdbert.errors import Diverged, Interrupted, KdbertError, RunBusy, UserError
-from kdbert.methods import Context, HiddenStates, Needs, get_method
+from kdbert.methods import HiddenStates, Needs, get_method
 from kdbert.models.fast.dropout import use_fast_dropout
 from kdbert.models.fast.late_head import use_late_head
 from kdbert.models.load import check_weights, load_tokenizer
@@ -37,6 +37,7 @@ from kdbert.models.student import freeze_embeddings, set_dropout
 from kdbert.models.vocabulary import check_expansion, grow_embeddings
 from kdbert.recipe import Recipe, digest_of
 from kdbert.recipe.defaults import baseline_recipe, stage_before
+from kdbert.recipe.sections import StageSection
 from kdbert.runs.answers import Answers, answers, constant_answers, same_answers
 from kdbert.runs.centroids import CentroidsJob
 from kdbert.runs.checks import check_finished
@@ -259,10 +260,7 @@ class Run:
         job, recipe = self.job, self.job.recipe
         method = get_method(recipe.method.name)(recipe.method)
         centroids = self.centroids.values if self.centroids is not None else None
-        context = Context(
-            models=job.models, head=job.head, batch_size=job.micro_batch, epochs=recipe.train.epochs,
-            centroids=centroids,
-        )  # fmt: skip
+        context = replace(job.context, centroids=centroids)
         # Not the draw that made the student's head, so that a method's own draws change no other.
         torch.manual_seed(int(np.random.SeedSequence([recipe.seed, 1]).generate_state(1, np.uint64)[0] >> 1))
         method.head = job.head  # also for a method whose `prepare` does not call the one of `Method`
@@ -419,9 +417,9 @@ class Run:
             recipe.task.max_length, job.steps,
         )  # fmt: skip
         kept = f"layers {', '.join(map(str, job.kept_layers))} of " if recipe.student.layers is not None else ""
-        head = "trained" if self.kept_head else "no" if job.spec.kind == "encoder" else "fresh"
+        head = "its own" if self.kept_head else "no" if job.spec.kind == "encoder" else "a fresh"
         log.info(
-            "%s: %s%s, %.2f M parameters, %s head; %s on %s, %d process%s, %d thread%s",
+            "%s: %s%s, %.2f M parameters, with %s head; %s on %s, %d process%s, %d thread%s",
             "student" if recipe.teachers else "model", kept, job.place.given,
             sum(p.numel() for p in self.student.parameters()) / 1e6,
             head, self.session.precision, accelerator.device,
@@ -433,9 +431,7 @@ class Run:
         tokens = recipe.train.batch_tokens
         if job.needs.compares_examples and tokens is None and job.micro_batch != recipe.train.batch_size:
             log.info("%s compares %d examples, not %d", recipe.method.name, job.micro_batch, recipe.train.batch_size)
-        for sentence in recipe.method.nonsense():
-            log.warning("variant original, as published: %s", sentence)
-        for sentence in recipe.method.idle(job.spec.head):
+        for sentence in job.warnings():
             log.warning("%s", sentence)
         if data.labels is not None and not job.spec.head.of_words:
             first = epoch_order(recipe.train, data, job.spec.head, recipe.seed, 0)
@@ -476,8 +472,10 @@ class Run:
             return {}
         facts = run_facts(run)
         identity = {key: value for key, value in facts["identity"].items() if key != "seed"}
-        starts = {"student": facts["recipe"]["student"], "start": identity["student"]}
-        return {"stage_before": {"run": str(run), "digest": digest_of(identity), **starts}}
+        trained = {key: facts["recipe"]["train"][key] for key in StageSection.model_fields}
+        told = {"student": facts["recipe"]["student"], "start": identity["student"]}
+        told["stages"] = {facts["recipe"]["method"]["stage"]: trained}
+        return {"stage_before": {"run": str(run), "digest": digest_of(identity), **told}}
 
     def _rows(self) -> dict[str, Any]:
         """What run.json says of training rows without a label; nothing where there are none."""

@@ -19,7 +19,7 @@ from kdbert.data.masking import IGNORE_INDEX, base_size, masking_of, tokenizer_d
 from kdbert.disk.files import content_digest
 from kdbert.errors import UserError
 from kdbert.heads import Head
-from kdbert.methods import Models, Needs, get_method
+from kdbert.methods import Context, Models, Needs, get_method
 from kdbert.models.labels import teacher_permutation
 from kdbert.models.layers import told
 from kdbert.models.load import label_names, load_config, load_tokenizer, same_tokenizer
@@ -352,8 +352,27 @@ class Job:
         """How its models are run, which layers are compared, and what changes the hard loss, for people."""
         ways = [way.words() for way in dict.fromkeys([self.way, *self.teacher_ways])]
         pairs = self.needs.pairs.items()
-        layers = [f"{term} compares layers (teacher:student) {told(layers)}" for term, layers in pairs]
+        layers = [f"{term}: layers (teacher:student) {told(layers)}" for term, layers in pairs]
         return [*ways, *layers, *self.hard_loss_words()]
+
+    def warnings(self) -> list[str]:
+        """What a person should know before training: what teaches nothing, what is as published only."""
+        method, fewest = self.recipe.method, self.needs.compares_examples
+        found = [f"variant original, as published: {one}" for one in method.nonsense()]
+        if fewest > self.micro_batch:
+            found.append(
+                f"{method.name} compares {fewest} examples or more, and a micro-batch has {self.micro_batch}: what "
+                "compares them teaches nothing"
+            )
+        return [*found, *method.warnings(self.context)]
+
+    @property
+    def context(self) -> Context:
+        """What the method is told of the run; the centroids it gets when they are there."""
+        return Context(
+            models=self.models, head=self.head, batch_size=self.micro_batch, epochs=self.recipe.train.epochs,
+            steps=self.steps,
+        )  # fmt: skip
 
     def hard_loss_words(self) -> list[str]:
         """Which rows have labels, the weights of classes and the label smoothing, for people."""
