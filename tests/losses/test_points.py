@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdbert.losses.parts import BOUND, by_parts
-from kdbert.losses.points import Triples, angle_errors, attended, distance_errors, product_errors, unit
+from kdbert.losses.points import Triples, angle_errors, attended, distance_errors, unit
 
 
 def test_parts_give_the_numbers_and_gradients_of_the_whole_and_hold_few_rows_at_a_time() -> None:
@@ -92,6 +92,5 @@ def test_what_is_attended_to_is_real_and_no_token_attends_to_itself(centres: int
 
 def test_a_model_has_no_errors_against_itself() -> None:
     own, mask = points(2, 5, 8), torch.ones(2, 5)
-    assert product_errors(own, own, mask, 4).abs().max() == 0
     assert angle_errors(own, own, mask, Triples.of_all(mask > 0), error="l2")[:, 0].abs().max() < 1e-20
     assert distance_errors(own, own, mask > 0).abs().max() < 1e-12

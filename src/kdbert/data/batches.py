@@ -248,9 +248,11 @@ class Batch:
         return ((per_example.sum(1) if per_example.dim() == 2 else per_example) * counted).sum() * self.labelled_scale
 
     def token_mean(self, per_token: torch.Tensor) -> torch.Tensor:
-        """As `mean`, of a quantity of all real tokens: [B, L], with any value at padding."""
-        real = per_token.masked_fill(self.attention_mask == 0, 0.0)
-        return (real.sum(1) * self.valid.to(per_token.dtype)).sum() * self.token_scale
+        """As `mean`, of a quantity of all real tokens: [B, L], with any value at padding, or sums over them, [B]."""
+        sums = per_token
+        if per_token.dim() > 1:
+            sums = per_token.masked_fill(self.attention_mask == 0, 0.0).sum(1)
+        return (sums * self.valid.to(sums.dtype)).sum() * self.token_scale
 
     def pair_mean(self, sums: torch.Tensor) -> torch.Tensor:
         """As `mean`, of a quantity of all pairs of real tokens of an example, whose sums over them are given: [B]."""

@@ -39,7 +39,7 @@ class _OfScores(torch.autograd.Function):
         padded = torch.where(mask > 0, 0.0, PADDED)
         scaling, gradients = first.shape[-1] ** -0.5, (torch.zeros_like(first), torch.zeros_like(second))
         found = []
-        for rows, tokens in _parts(mask):
+        for rows, tokens in text_parts(mask):
             place = rows, slice(None), tokens
             theirs = scores((teacher[0][place], teacher[1][place]), padded[rows, tokens])
             values, by_score = compare(scores((first[place], second[place]), padded[rows, tokens]), theirs)
@@ -71,7 +71,7 @@ def _squares(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, to
     return difference.square(), difference.mul_(2)
 
 
-def _parts(mask: torch.Tensor) -> list[tuple[slice, slice]]:
+def text_parts(mask: torch.Tensor) -> list[tuple[slice, slice]]:
     """Rows and tokens that are computed together: all, or on a CPU each text from its first real token to its last."""
     rows, length = mask.shape
     if mask.device.type != "cpu":

@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from kdbert.losses.parts import BOUND, by_parts
+from kdbert.losses.attention import PADDED, scores, text_parts
+from kdbert.losses.parts import by_parts
 
 Distance = Literal["cosine", "squared"]
 Error = Literal["l2", "l1", "smooth_l1"]
@@ -52,21 +53,6 @@ def centred(points: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def in_heads(points: torch.Tensor, heads: int) -> torch.Tensor:
     """[B, N, H] -> [B, heads, N, H / heads]."""
     return points.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def product_errors(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, heads: int) -> torch.Tensor:
-    """Squared differences of the scaled inner products of tokens, summed over heads and second tokens: [B, L].
-
-    From [B, L, H] of both and mask [B, L]: (x_i x_j / sqrt(H / heads)) of both, for real i and j. (MGSKD)
-    """
-    sides = [in_heads(side, heads) * (side.shape[-1] / heads) ** -0.25 for side in (student, teacher)]
-    own, other = ((side * mask[:, None, :, None].to(side.dtype)).flatten(0, 1) for side in sides)
-    length = mask.shape[1]
-
-    def compute(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        return (own @ own.mT - other @ other.mT).square().sum(-1)
-
-    return by_parts(compute, own, other.detach(), each=length**2).unflatten(0, (-1, heads)).sum(1)
 
 
 def distances(points: torch.Tensor, kind: Distance, there: torch.Tensor, normalize: bool) -> torch.Tensor:
@@ -167,11 +153,11 @@ def attended(teacher: torch.Tensor, mask: torch.Tensor, heads: int, centres: int
     times `centres` (or L, if that is less), J is `ends` (or L).
     """
     batch, length = mask.shape
-    parts = in_heads(teacher, heads) * (teacher.shape[-1] / heads) ** -0.25
-    real = (mask > 0)[:, None, None, :]
+    parts, padded = in_heads(teacher, heads), torch.where(mask > 0, 0.0, PADDED)
     attention = teacher.new_zeros(batch, length, length)
-    for some in parts.split(max(1, BOUND // (batch * length**2)), 1):
-        attention += (some @ some.mT).masked_fill(~real, -torch.inf).softmax(-1).sum(1)
+    for rows, tokens in text_parts(mask):
+        some = parts[rows, :, tokens]
+        attention[rows, tokens, tokens] = scores((some, some), padded[rows, tokens]).softmax(-1).sum(1)
     received = (attention * mask[:, :, None]).sum(1)
     centre = received.topk(min(centres, length)).indices
     itself = torch.eye(length, dtype=torch.bool, device=mask.device)

@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from kdbert.data.batches import Batch
 from kdbert.errors import UserError
 from kdbert.heads import Head
-from kdbert.losses.points import Triples, angle_errors, attended, in_heads, product_errors
+from kdbert.losses.attention import score_error
+from kdbert.losses.points import Triples, angle_errors, attended, in_heads
 from kdbert.methods.contract import Context, LossTerms, Method, Models, Needs, Outputs, Paper, Reduced, Share, Weight
 from kdbert.methods.kd import KD_FORMULA, kd_terms
 from kdbert.methods.terms import LayerOptions, Pairs, mean_of_sums
@@ -189,14 +190,15 @@ class MGSKD(Method[MGSKDOptions]):
         options, mask, original = self.options, student.mask, self.options.variant == "original"
         own, other = student.hidden[pair[1]], teacher.hidden[pair[0]]
         lengths = mask.sum(1)
-        products = product_errors(own, other, mask, self.parts) / self.parts  # [B, L]
+        ours, theirs = in_heads(own, self.parts), in_heads(other, self.parts)
+        products = score_error((ours, ours), (theirs, theirs), mask)  # [B], sums over pairs of tokens
         triples = attended(other, mask, self.parts, options.centres, options.ends)
         errors = angle_errors(own, other, mask, triples, error="smooth_l1", exact=original)
         summed, counts = errors.unflatten(0, (len(own), -1)).sum(1).unbind(1)
         if original:
-            pairs = mean_of_sums(batch, (products * mask).sum(1), (lengths**2).to(products.dtype))
+            pairs = mean_of_sums(batch, products, (lengths**2).to(products.dtype))
             return pairs + mean_of_sums(batch, summed, counts)
-        return batch.token_mean(products / lengths[:, None]) + batch.mean(summed / counts.clamp(min=1))
+        return batch.token_mean(products / lengths) + batch.mean(summed / counts.clamp(min=1))
 
     def _samples(self, student: Outputs, teacher: Outputs, batch: Batch, pair: Pair) -> torch.Tensor:
         """Angles of every three texts of the batch, of one pair of layers."""
