@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from feature_cases import Features, draw_features, make_method, run
 
+from feature_cases import Features, draw_features, make_method, run
 from kdbert.methods import Models, Shape
 
 TEXTS, LENGTH = 5, 6

@@ -108,7 +108,8 @@ def decide(config: Any, head: Head, name: str, asked: Asked = Asked(), device: s
     return Way(
         model_type=config.model_type,
         attention=attention,
-        own_mask=fast and attention in ("sdpa", ATTENTION),
+        # The library's own look at the mask (in eager attention, too) makes the host wait for a GPU.
+        own_mask=fast and (attention in ("sdpa", ATTENTION) or device != "cpu"),
         # XLM's and FlauBERT's heads may also read the last token, or the mean of all tokens including padding.
         padding=known.padding and (fast or getattr(config, "summary_type", "first") == "first"),
         half=known.half,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
-from kdbert.data.batches import Batch, collate, evaluation_batches, micro_batches
+from kdbert.data.batches import Batch, collate, evaluation_batches, micro_batches, moved
 from kdbert.data.encode import Encoded
 from kdbert.errors import Diverged, KdbertError, UserError, few, out_of_memory
 from kdbert.methods import HiddenStates, LossTerms, MaskedLMOutputs, Method, Outputs
@@ -105,7 +105,7 @@ def _by_length(model: Any, batch: Batch, precision: Precision, layers: Collectio
     width = batch.input_ids.shape[1]
     groups = [np.flatnonzero(batch.lengths == length) for length in np.unique(batch.lengths)]
     parts: list[Any] = [run_model(model, batch.alike(rows), precision, layers) for rows in groups]
-    order = torch.from_numpy(np.argsort(np.concatenate(groups))).to(batch.input_ids.device)
+    order = moved(torch.from_numpy(np.argsort(np.concatenate(groups))), batch.input_ids.device)
 
     def joined(values: Sequence[torch.Tensor], of_tokens: bool) -> torch.Tensor:
         if of_tokens:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from kdbert.data.batches import Batch, collate
+from kdbert.data.batches import Batch, collate, moved
 from kdbert.data.encode import Encoded
 from kdbert.errors import KdbertError
 from kdbert.methods import HiddenStates, Method, Needs, Outputs
@@ -204,7 +204,7 @@ class StoredTeacher:
         if self.own and any(kind != "example" for kind in self.kinds.values()):
             rows, everyone = _host_rows(batch)
             length = int(self.data.lengths[everyone].max())
-            mask = torch.from_numpy(self.data.tokens(rows, length)[1].astype(np.int64)).to(self.device)
+            mask = moved(torch.from_numpy(self.data.tokens(rows, length)[1].astype(np.int64)), self.device)
         found = {name: self._look_up(name, batch, length) for name in self.kinds}
         hidden = {layer: found[f"hidden.{layer}"] for layer in self.needs.teacher_hidden}
         reduced = {quantity.name: found[quantity.name] for quantity in self.needs.reduced}
@@ -224,9 +224,7 @@ class StoredTeacher:
             found = found.view(torch.bfloat16).float()
         if any(quantity.name == name for quantity in self.needs.reduced):
             found.mul_(torch.from_numpy(real).view(*real.shape, *[1] * (found.dim() - real.ndim)))
-        if self.device.type == "cuda":  # only from pinned memory does a copy not make the host wait
-            return found.pin_memory().to(self.device, non_blocking=True)
-        return found.to(self.device)
+        return moved(found, self.device)
 
 
 def _host_rows(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
