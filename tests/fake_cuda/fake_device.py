@@ -65,6 +65,7 @@ class FakeCuda(TorchDispatchMode):
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.waits: Counter[str] = Counter()
         self.strict = False
+        self.free = 2**33  # bytes
 
     def __enter__(self) -> Any:
         self.fake.__enter__()

@@ -76,8 +76,10 @@ RUNS: dict[str, dict[str, Any]] = {**PLAIN, **FEATURES, **HELD, **GENERAL, **MAS
 def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     """The device, to be entered, and what torch and transformers ask on a machine that has it."""
     register_guard(request.config.cache.mkdir("fake-cuda"))
+    found = FakeCuda()
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (found.free, 2**34))
     # The library looks at masks of real tensors only.
     monkeypatch.setattr("transformers.utils.import_utils.is_fake_tensor", lambda tensor: False)
 
@@ -85,7 +87,7 @@ def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Fak
         return backward(loss, [by], create_graph)
 
     monkeypatch.setattr(torch.autograd, "grad", grad)
-    return FakeCuda()
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +209,8 @@ def test_a_step_is_of_one_device_and_waits_for_nothing(build: Build, cuda: FakeC
         run, needs, recipe = parts.run, parts.run.job.needs, parts.recipe
         live = [teacher.live(needs, parts.module.method) for teacher in run.teachers if name in LIVE]
         ready = run.ready_teachers()  # what is kept of them is looked up; of some methods they are live
+        cuda.free = 0
+        on_host = run.ready_teachers() if name in LIVE else []  # the same, whose outputs of tokens lie on the host
         batch = collate(parts.data, np.arange(8), recipe.task.max_length if needs.reads_padding else None)
         rows = trained_rows(recipe.train, parts.data, parts.module)
         with nullcontext() if needs.holds_teachers else rows:
@@ -215,7 +219,7 @@ def test_a_step_is_of_one_device_and_waits_for_nothing(build: Build, cuda: FakeC
                 taken()
             with cuda.running():
                 terms = taken()
-                seen = [teacher.outputs(batch.to(CUDA)) for teacher in live]
+                seen = [teacher.outputs(batch.to(CUDA)) for teacher in (*live, *on_host)]
         assert on_device(terms.terms)
         assert all(one.mask.device == CUDA for one in seen)
 
@@ -285,6 +289,18 @@ def test_a_step_more_that_is_not_logged_adds_no_wait_to_a_run(
             waits.append(dict(cuda.waits))
     assert waits[0] == waits[1]
     assert {"reads a value", "copies to the host"} <= {*waits[0]}  # where it is logged and evaluated
+
+
+def test_a_teacher_s_pass_waits_once_however_many_batches_it_has(build: Build, cuda: FakeCuda) -> None:
+    waits = []
+    for size in (8, 40):
+        with cuda:
+            parts = build("ics", eval_batch_size=size)  # its outputs are kept under a key that has the size
+            cuda.waits.clear()
+            parts.run.ready_teachers()
+            waits.append(dict(cuda.waits))
+    assert waits[0] == waits[1]
+    assert waits[0]["copies to the host"] == 2  # logits, hidden states
 
 
 @pytest.mark.parametrize("length", [None, 64])

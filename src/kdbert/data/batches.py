@@ -16,6 +16,7 @@ import torch
 from kdbert.data.encode import Encoded
 from kdbert.data.masking import IGNORE_INDEX
 from kdbert.derivatives import once_differentiable
+from kdbert.devices import by_device
 
 # A pool holds this many batches, or half of a small data set. Sorting by length happens only inside a randomly drawn
 # pool, so an example meets others every epoch.
@@ -270,7 +271,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        if device.type == self.input_ids.device.type == "cpu":
+        if device.type == self.input_ids.device.type:
             return self
         tensors: dict[str, Any] = {
             name: moved(value, device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
@@ -287,7 +288,7 @@ class Batch:
 
 def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor of the host on a device. From memory that is not pinned, a copy to a GPU would make the host wait."""
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    return (tensor.pin_memory() if by_device(device).pinned else tensor).to(device, non_blocking=True)
 
 
 class _Gather(torch.autograd.Function):

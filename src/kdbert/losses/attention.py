@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from kdbert.derivatives import once_differentiable
+from kdbert.devices import by_device
 
 Related = tuple[torch.Tensor, torch.Tensor]  # whose scores first second^T are taken: queries and keys, or values twice
 # Added to scores of padded keys: finite, so that the difference of two of them is 0 and not NaN.
@@ -54,7 +55,7 @@ class _Divergence(torch.autograd.Function):
 def _parts(mask: torch.Tensor) -> list[tuple[slice, slice]]:
     """Rows and tokens that are computed together: all, or on a CPU each text from its first real token to its last."""
     rows, length = mask.shape
-    if mask.device.type != "cpu":
+    if not by_device(mask.device).text_by_text:
         return [(slice(0, rows), slice(0, length))]
     real = mask.numpy() > 0
     spans = zip(real.argmax(1).tolist(), (length - real[:, ::-1].argmax(1)).tolist(), strict=True)
