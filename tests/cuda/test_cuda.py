@@ -20,11 +20,11 @@ import torch
 from torch import nn
 
 from kdbert.data.batches import collate
+from kdbert.devices import has_bf16_units
 from kdbert.recipe import Recipe
 from kdbert.training.finite import FiniteWatch
 from kdbert.training.forward import StudentWithMethod
 from kdbert.training.loop import build_optimizer
-from kdbert.training.precision import has_bf16_units
 from kdbert.training.step import forward_backward
 from kdbert.training.teacher import LiveTeacher, StoredTeacher, Teacher
 from small_run import BATCH, Parts, Setting, assert_same_gradients, build, gradients

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from feature_cases import MODELS, Features, Seen, assert_same, batch_of, draw_features, examples, make_method, run
 
+from feature_cases import MODELS, Features, Seen, assert_same, batch_of, draw_features, examples, make_method, run
 from kdbert.data.masking import IGNORE_INDEX
 from kdbert.errors import UserError
 from kdbert.heads import Head, MultiLabel, Regression, SingleLabel, Tokens

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from feature_cases import (
     METHODS,
     STUDENT,
@@ -19,9 +22,6 @@ from feature_cases import (
     plain_terms,
     run,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from kdbert.heads import Regression
 from kdbert.methods import Models, Shape
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from feature_cases import assert_same, examples, make_method, run
 
 from conftest import ROOT
+from feature_cases import assert_same, examples, make_method, run
 from kdbert import methods as registry
 
 

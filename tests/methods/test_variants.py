@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from feature_cases import MODELS, Features, draw_features, make_method, run
 
+from feature_cases import MODELS, Features, draw_features, make_method, run
 from kdbert.heads import SingleLabel
 from kdbert.methods import Context, Models, Shape
 

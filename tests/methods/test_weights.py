@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from feature_cases import METHODS, MODELS, batch_of, examples, make_method, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from feature_cases import METHODS, MODELS, batch_of, examples, make_method, run
 from kdbert.heads import SingleLabel
 from kdbert.methods import LossTerms, Models, Needs, Outputs, Shape, all_methods, get_method
 

@@ -21,14 +21,16 @@ def doctor(
     import torch
     from huggingface_hub import constants
 
+    from kdbert.devices import by_device, has_bf16_units
     from kdbert.models.locate import QUICKSTART_MODEL, quickstart_installed
     from kdbert.runs.environment import environment
     from kdbert.tasks.spec import DATA_DIR
-    from kdbert.training.precision import choose_precision, has_bf16_units, make_accelerator
+    from kdbert.training.precision import choose_precision, make_accelerator
 
     facts = environment()
     device = make_accelerator().device
     precision = choose_precision("auto", device)
+    attention = "kdbert" if by_device(device).own_attention else "sdpa"
     print(f"python      {facts['python']} on {facts['platform']}")
     print(f"processor   {facts['processor']}, cores: {facts['cores']}, torch threads: {facts['threads']}")
     for number, name in enumerate(facts["accelerators"]):
@@ -39,7 +41,7 @@ def doctor(
     print("versions    " + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
     print(f"bf16 units  {'yes' if has_bf16_units(device) else 'no'} ({device})")
     print(
-        f"will pick   device {device}, precision {precision}, attention {'kdbert' if device.type == 'cpu' else 'sdpa'} "
+        f"will pick   device {device}, precision {precision}, attention {attention} "
         "(for BERT-like models; the library's own for other types)"
     )
     print(

@@ -6,7 +6,7 @@ whole state of the data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import torch
 from kdbert.data.encode import Encoded
 from kdbert.data.masking import IGNORE_INDEX
 from kdbert.derivatives import once_differentiable
+from kdbert.devices import by_device
 
 # A pool holds this many batches, or half of a small data set. Sorting by length happens only inside a randomly drawn
 # pool, so an example meets others every epoch.
@@ -172,6 +173,7 @@ class Batch:
         seed, step: of the run, and the number of its optimiser step, from 0: what a draw is made of that all processes
             and micro-batches of a step share.
         progress: share of the run's optimiser steps that were made before this one, in [0, 1).
+        on_host: of a batch on another device, the same on the host.
     """
 
     input_ids: torch.Tensor
@@ -199,11 +201,12 @@ class Batch:
     progress: float = 0.0
     seed: int = 0
     step: int = 0
+    on_host: Batch | None = None
 
     def alike(self, rows: np.ndarray) -> Batch:
         """The inputs of some rows of equal length, without padding."""
         assert self.lengths is not None
-        place, length = torch.from_numpy(rows).to(self.input_ids.device), int(self.lengths[rows[0]])
+        place, length = moved(torch.from_numpy(rows), self.input_ids.device), int(self.lengths[rows[0]])
         types = self.token_type_ids
         return replace(
             self,
@@ -212,6 +215,7 @@ class Batch:
             token_type_ids=None if types is None else types[place, :length],
             lengths=self.lengths[rows],
             padded=False,
+            on_host=None,
         )
 
     @property
@@ -267,17 +271,24 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        if device.type == self.input_ids.device.type == "cpu":
+        if device.type == self.input_ids.device.type:
             return self
-
-        def move(tensor: torch.Tensor) -> torch.Tensor:
-            # A copy to a CUDA device makes the host wait unless it comes from pinned memory.
-            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
         tensors: dict[str, Any] = {
-            name: move(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+            name: moved(value, device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
         }
-        return replace(self, **tensors)
+        return replace(self, **tensors, on_host=self)
+
+    def places(self, choose: Callable[[Batch], torch.Tensor]) -> torch.Tensor:
+        """The numbers in the flattened batch [B * L] of some tokens: where `choose(batch)`, bool [B, L], is true.
+
+        Chosen on the host, since on a GPU the host would have to wait to know how many there are.
+        """
+        return moved(choose(self.on_host or self).reshape(-1).nonzero()[:, 0], self.input_ids.device)
+
+
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on a device. From memory that is not pinned, a copy to a GPU would make the host wait."""
+    return (tensor.pin_memory() if by_device(device).pinned else tensor).to(device, non_blocking=True)
 
 
 class _Gather(torch.autograd.Function):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from kdbert.derivatives import once_differentiable
+from kdbert.devices import by_device
 
 Related = tuple[torch.Tensor, torch.Tensor]  # whose scores first second^T are taken: queries and keys, or values twice
 Compare = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -74,7 +75,7 @@ def _squares(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, to
 def text_parts(mask: torch.Tensor) -> list[tuple[slice, slice]]:
     """Rows and tokens that are computed together: all, or on a CPU each text from its first real token to its last."""
     rows, length = mask.shape
-    if mask.device.type != "cpu":
+    if not by_device(mask.device).text_by_text:
         return [(slice(0, rows), slice(0, length))]
     real = mask.numpy() > 0
     spans = zip(real.argmax(1).tolist(), (length - real[:, ::-1].argmax(1)).tolist(), strict=True)

@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import nn
 
 from kdbert.data.batches import Batch
-from kdbert.data.masking import IGNORE_INDEX
 from kdbert.heads import Head
 from kdbert.losses.hinton import soft_label_loss
 from kdbert.losses.masked_lm import direction_loss, logits_loss
@@ -25,7 +24,14 @@ from kdbert.methods.contract import (
     Weight,
 )
 from kdbert.methods.kd import KD_FORMULA, kd_terms
-from kdbert.methods.terms import LayerOptions, MaskedLMOptions, in_parts, masked_lm_loss
+from kdbert.methods.terms import (
+    LayerOptions,
+    MaskedLMOptions,
+    hidden_tokens,
+    in_parts,
+    known_tokens,
+    masked_lm_loss,
+)
 from kdbert.models.layers import Pair
 
 PAPER = Paper(
@@ -124,6 +130,11 @@ class DistilBERTMLMOptions(MaskedLMOptions):
     hidden_only: bool = Field(False, description="compare logits at hidden tokens only (--restrict_ce_to_mask)")
 
 
+def known_and_hidden(batch: Batch) -> torch.Tensor:
+    """Hidden tokens that the teacher knows, bool [B, L]."""
+    return known_tokens(batch) & hidden_tokens(batch)
+
+
 class DistilBERTMLM(Method[DistilBERTMLMOptions]):
     """Masked-LM distillation on plain text, of models of one vocabulary and width. docs/quirks.md, 14.1."""
 
@@ -168,17 +179,11 @@ class DistilBERTMLM(Method[DistilBERTMLMOptions]):
     def forward(self, student: MaskedLMOutputs, teachers: Sequence[MaskedLMOutputs], batch: Batch) -> LossTerms:
         """Terms `ce`, `mse`, `cos`, `mlm`."""
         options, found, weights = self.options, LossTerms(), self.options.of_teacher
-        assert batch.known is not None
-        assert batch.labels is not None
-        known = batch.known & (batch.valid > 0)[:, None]
-        taken, scale = known, batch.known_scale
-        if options.hidden_only:
-            taken, scale = known & (batch.labels != IGNORE_INDEX), batch.label_scale
         names = [name for name in ("ce", "mse") if name in weights]
         if names:
-            positions = taken.reshape(-1).nonzero()[:, 0]
-            parts = in_parts(lambda part: self._of_logits(student, teachers[0], part), positions)
-            sums = torch.stack(parts).sum(0) * scale
+            choose = known_and_hidden if options.hidden_only else known_tokens
+            parts = in_parts(lambda part: self._of_logits(student, teachers[0], part), batch.places(choose))
+            sums = torch.stack(parts).sum(0) * (batch.label_scale if options.hidden_only else batch.known_scale)
             for name in names:
                 found.add(name, sums[("ce", "mse").index(name)], weights[name])
         if "cos" in weights:
@@ -186,7 +191,7 @@ class DistilBERTMLM(Method[DistilBERTMLMOptions]):
             if self.projection is not None:
                 own = self.projection(own)
             distances = direction_loss(own, teachers[0].hidden[self.layers[0]])
-            found.add("cos", distances.masked_fill(~known, 0.0).sum() * batch.known_scale, weights["cos"])
+            found.add("cos", distances.masked_fill(~known_tokens(batch), 0.0).sum() * batch.known_scale, weights["cos"])
         if options.alpha_mlm:
             found.add("mlm", masked_lm_loss(self.head, student, batch), options.alpha_mlm)
         return found

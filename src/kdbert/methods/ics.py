@@ -212,7 +212,7 @@ class ICS(Method[ICSOptions]):
     def _shrunk(self, classes: torch.Tensor) -> torch.Tensor:
         """The published k of every example of the micro-batch."""
         options = self.options
-        limit = self.k if options.k_state == "run" else torch.tensor(options.neighbors, device=classes.device)
+        limit = self.k if options.k_state == "run" else torch.full((), options.neighbors, device=classes.device)
         counts = shrinking_count(classes[:, None] == classes[None, :], limit)
         if options.k_state == "run":
             self.k.copy_(counts[-1])

@@ -110,11 +110,22 @@ def in_parts(compute: Callable[[torch.Tensor], T], positions: torch.Tensor) -> l
     return [checkpoint(compute, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
 
 
+def known_tokens(batch: Batch) -> torch.Tensor:
+    """Real tokens of this process's own texts that the teacher knows, bool [B, L]."""
+    assert batch.known is not None
+    return batch.known & (batch.valid > 0)[:, None]
+
+
+def hidden_tokens(batch: Batch) -> torch.Tensor:
+    """Hidden tokens of this process's own texts, bool [B, L]."""
+    assert batch.labels is not None
+    return (batch.labels != IGNORE_INDEX) & (batch.valid > 0)[:, None]
+
+
 def masked_lm_loss(head: Head, student: MaskedLMOutputs, batch: Batch) -> torch.Tensor:
     """Mean cross-entropy of the step's hidden tokens over the student's whole vocabulary; 0 where there are none."""
     assert batch.labels is not None
-    labels = batch.labels.masked_fill((batch.valid == 0)[:, None], IGNORE_INDEX).reshape(-1)
-    positions = (labels != IGNORE_INDEX).nonzero()[:, 0]
+    labels, positions = batch.labels.reshape(-1), batch.places(hidden_tokens)
     sums = in_parts(lambda part: head.hard_loss(student.head(part), labels[part]).sum(), positions)
     return torch.stack(sums).sum() * batch.label_scale
 

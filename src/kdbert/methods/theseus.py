@@ -181,5 +181,5 @@ class Theseus(Method[TheseusOptions]):
         zeros = [p.sum() for module in unused for p in module.parameters()]
         hard = hard + 0 * torch.stack(zeros).sum() if zeros else hard
         share = {"rate": self.options.rate(batch.step, batch.progress), "replaced": float(np.mean(self._draws))}
-        monitors = {f"theseus/{name}": hard.new_tensor(value * batch.share) for name, value in share.items()}
+        monitors = {f"theseus/{name}": torch.full_like(hard, part * batch.share) for name, part in share.items()}
         return LossTerms({"hard": hard}, {"hard": 1.0}, monitors)

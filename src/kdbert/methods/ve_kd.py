@@ -22,7 +22,7 @@ from kdbert.methods.contract import (
     Paper,
     Weight,
 )
-from kdbert.methods.terms import MaskedLMOptions, in_parts, masked_lm_loss
+from kdbert.methods.terms import MaskedLMOptions, in_parts, known_tokens, masked_lm_loss
 
 
 class VEKDOptions(MaskedLMOptions):
@@ -114,8 +114,7 @@ class VEKD(Method[VEKDOptions]):
         self, student: MaskedLMOutputs, teacher: MaskedLMOutputs, batch: Batch, weights: dict[str, float]
     ) -> dict[str, torch.Tensor]:
         """Each loss of the teacher, summed over this process's tokens that the teacher knows."""
-        assert batch.known is not None
-        positions = (batch.known & (batch.valid > 0)[:, None]).reshape(-1).nonzero()[:, 0]
+        positions = batch.places(known_tokens)
         sums: dict[str, torch.Tensor] = {}
         if "ce" in weights or "mse" in weights:
             parts = in_parts(lambda part: self._of_logits(student, teacher, part, list(weights)), positions)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from kdbert.data.masking import vocabulary_size
+from kdbert.devices import by_device
 from kdbert.errors import UserError
 from kdbert.heads import Head
 from kdbert.models.architectures import Architecture, architecture, check_configuration
@@ -101,14 +102,15 @@ def decide(config: Any, head: Head, name: str, asked: Asked = Asked(), device: s
             "train.attention=auto"
         )
     if attention == "auto":
-        attention = (ATTENTION if device == "cpu" else "sdpa") if fast else whole.config._attn_implementation
+        own = ATTENTION if by_device(device).own_attention else "sdpa"
+        attention = own if fast else whole.config._attn_implementation
     segments = _segments(whole, known)
     takes = inspect.signature(type(whole).forward).parameters
     left_out = {"token_type_ids"} if segments in (0, 1) else set()
     return Way(
         model_type=config.model_type,
         attention=attention,
-        own_mask=fast and attention in ("sdpa", ATTENTION),
+        own_mask=fast and (attention in ("sdpa", ATTENTION) or by_device(device).own_mask),
         # XLM's and FlauBERT's heads may also read the last token, or the mean of all tokens including padding.
         padding=known.padding and (fast or getattr(config, "summary_type", "first") == "first"),
         half=known.half,

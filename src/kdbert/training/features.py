@@ -62,10 +62,11 @@ def live_features(
             batches = np.array_split(np.arange(len(data)), -(-len(data) // batch_size))
         for rows in progress_bar(batches, "memory", "batch", True, leave=False):
             (batch,) = micro_batches(data, rows, length=length)
+            batch = batch.to(device)
             with torch.no_grad():
-                found = run_model(network, batch.to(device), precision, (layer,)).hidden[layer]
+                found = run_model(network, batch, precision, (layer,)).hidden[layer]
                 if length is None:
-                    found = found * batch.attention_mask.to(device).unsqueeze(-1)
+                    found = found * batch.attention_mask.unsqueeze(-1)
             yield FeatureBatch(torch.from_numpy(rows), found.flatten(1).cpu())
 
     return read

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
-from kdbert.data.batches import Batch, collate, evaluation_batches, micro_batches
+from kdbert.data.batches import Batch, collate, evaluation_batches, micro_batches, moved
 from kdbert.data.encode import Encoded
+from kdbert.devices import by_device
 from kdbert.errors import Diverged, KdbertError, UserError, few, out_of_memory
 from kdbert.methods import HiddenStates, LossTerms, MaskedLMOutputs, Method, Outputs
 from kdbert.models.architectures import INSTEAD
@@ -105,7 +106,7 @@ def _by_length(model: Any, batch: Batch, precision: Precision, layers: Collectio
     width = batch.input_ids.shape[1]
     groups = [np.flatnonzero(batch.lengths == length) for length in np.unique(batch.lengths)]
     parts: list[Any] = [run_model(model, batch.alike(rows), precision, layers) for rows in groups]
-    order = torch.from_numpy(np.argsort(np.concatenate(groups))).to(batch.input_ids.device)
+    order = moved(torch.from_numpy(np.argsort(np.concatenate(groups))), batch.input_ids.device)
 
     def joined(values: Sequence[torch.Tensor], of_tokens: bool) -> torch.Tensor:
         if of_tokens:
@@ -283,6 +284,7 @@ def pass_over(
     told: str | None = None,
     ids: Sequence[str] | None = None,
     allocate: Callable[[str, tuple[int, ...]], np.ndarray | None] = lambda name, shape: np.zeros(shape, np.float32),
+    gathered: int | None = None,
 ) -> dict[str, np.ndarray | None]:
     """Quantities of every example of a split, in its order, without padding, the same on every process.
 
@@ -298,6 +300,8 @@ def pass_over(
         ids: name of each example, for that error (None: its number).
         allocate: (name, shape) -> the array to fill: float32, or int16 for the bits of bf16; None: this process
             keeps nothing of it. Called once for each quantity, by all processes in the same order.
+        gathered: values are gathered on the device until they take more than so many bytes, then copied to the host,
+            which waits for the device (None: as `kdbert.devices` has it).
 
     Raises:
         Diverged: a value is not finite, where `told` says of what; with the ids of the examples.
@@ -310,6 +314,8 @@ def pass_over(
     model.eval()
     precision = precision if model.way.half else "fp32"
     found: dict[str, np.ndarray | None] = {}
+    held = _Held(data, kinds, found, told, ids)
+    most = by_device(accelerator.device).gathered if gathered is None else gathered
     # Weights that may be trained are cast once for the whole of an autocast region, not once a batch.
     with contextlib.ExitStack() as stack:
         stack.callback(model.train, training)
@@ -323,25 +329,69 @@ def pass_over(
             if accelerator.num_processes > 1:
                 values = {name: accelerator.gather(value.contiguous()) for name, value in values.items()}
             for name, value in values.items():
-                if told is not None and not bool(value.isfinite().all()):
-                    bad = ~value[: len(rows)].reshape(len(rows), -1).isfinite().all(1).cpu().numpy()
-                    examples = [ids[row] if ids is not None else str(row) for row in rows[bad].tolist()]
-                    raise Diverged(
-                        f"{told}: its {name} of examples {few(examples)} are not finite", {"examples": examples}
-                    )
-                kind = kinds[name]
                 if name not in found:
-                    inner = value.shape[{"example": 1, "token": 2, "token_pair": 3}[kind] :]
-                    found[name] = allocate(name, (rows_of(data)[kind], *inner))
-                kept = found[name]
-                if kept is None:
-                    continue
-                value = value[: len(rows)].float()  # only the last slice has rows that fill it up
-                there = (value.bfloat16().view(torch.int16) if kept.dtype == np.int16 else value).cpu().numpy()
-                if kind == "example":
+                    inner = value.shape[{"example": 1, "token": 2, "token_pair": 3}[kinds[name]] :]
+                    found[name] = allocate(name, (rows_of(data)[kinds[name]], *inner))
+            held.add(rows, {name: value[: len(rows)] for name, value in values.items()})  # the rest fills up a slice
+            if held.size > most:
+                held.put()
+        held.put()
+    return found
+
+
+class _Held:
+    """Values of batches that are still on the device, and what they are put into: see `pass_over`."""
+
+    def __init__(
+        self,
+        data: Encoded,
+        kinds: Mapping[str, RowOf],
+        found: Mapping[str, np.ndarray | None],
+        told: str | None,
+        ids: Sequence[str] | None,
+    ) -> None:
+        self.data, self.kinds, self.found, self.told, self.ids = data, kinds, found, told, ids
+        self.batches: list[tuple[np.ndarray, dict[str, torch.Tensor]]] = []
+        self.size = 0
+
+    def add(self, rows: np.ndarray, values: dict[str, torch.Tensor]) -> None:
+        """Hold the values of some examples."""
+        self.batches.append((rows, values))
+        self.size += sum(value.numel() * value.element_size() for value in values.values())
+
+    def put(self) -> None:
+        """Copy all to the host, each quantity in one piece, and to the places of the examples."""
+        if self.batches and self.told is not None:
+            self._check()
+        for name in self.batches[0][1] if self.batches else ():
+            kept = self.found[name]
+            if kept is None:
+                continue
+            parts = [(rows, values[name].float()) for rows, values in self.batches]
+            if kept.dtype == np.int16:
+                parts = [(rows, value.bfloat16().view(torch.int16)) for rows, value in parts]
+            whole = torch.cat([value.reshape(-1) for _, value in parts]) if len(parts) > 1 else parts[0][1]
+            flat, start = whole.cpu().numpy().reshape(-1), 0
+            for rows, value in parts:
+                there, start = flat[start : start + value.numel()].reshape(value.shape), start + value.numel()
+                if self.kinds[name] == "example":
                     kept[rows] = there
                 else:
-                    place = data.tokens if kind == "token" else data.token_pairs
+                    place = self.data.tokens if self.kinds[name] == "token" else self.data.token_pairs
                     index, real = place(rows, there.shape[1])
                     kept[index[real]] = there[real]
-    return found
+        self.batches, self.size = [], 0
+
+    def _check(self) -> None:
+        """Raise if a value is not finite."""
+        finite = torch.stack([value.isfinite().all() for _, values in self.batches for value in values.values()])
+        if bool(finite.all()):
+            return
+        for rows, values in self.batches:
+            for name, value in values.items():
+                bad = ~value.reshape(len(rows), -1).isfinite().all(1).cpu().numpy()
+                if bad.any():
+                    examples = [self.ids[row] if self.ids is not None else str(row) for row in rows[bad].tolist()]
+                    raise Diverged(
+                        f"{self.told}: its {name} of examples {few(examples)} are not finite", {"examples": examples}
+                    )

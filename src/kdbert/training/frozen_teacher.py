@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from kdbert.data.batches import Batch
 from kdbert.data.encode import Encoded
 from kdbert.data.masking import vocabulary_size
+from kdbert.devices import room_for_outputs
 from kdbert.methods import Method, Needs, Outputs, Shape, source_of
 from kdbert.models.fast.late_head import use_late_head
 from kdbert.models.load import label_names, load_config, load_tokenizer
@@ -164,7 +165,8 @@ class FrozenTeacher:
             try:
                 values = self.values("train", needs, method, made_with=made_with)
                 device = self.session.accelerator.device
-                return StoredTeacher(values, data, self.columns or [], device, needs, self.own)
+                room = room_for_outputs(device)
+                return StoredTeacher(values, data, self.columns or [], device, needs, self.own, room)
             except NoRoom as error:
                 log.info(
                     "%s: runs at every step, since there is no room to keep its %s (train.cache_gib)", self.whose, error

@@ -17,11 +17,13 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from torch import nn
 
 from kdbert.data.batches import batches_of_tokens, epoch_batches
 from kdbert.data.encode import Encoded
+from kdbert.devices import by_device
 from kdbert.errors import Interrupted, UserError
 from kdbert.heads import Head
 from kdbert.methods import LossTerms
@@ -42,7 +45,7 @@ from kdbert.training.finite import FiniteWatch
 from kdbert.training.forward import StudentWithMethod
 from kdbert.training.loggers import MetricsLog, progress_bar
 from kdbert.training.precision import LossScale
-from kdbert.training.step import StepResult, Training, training_step
+from kdbert.training.step import StepResult, Training, parts_of, training_step
 from kdbert.training.teacher import Teacher
 
 log = logging.getLogger("kdbert")
@@ -127,7 +130,7 @@ def train(
     record = MetricsLog(folder, accelerator, trackers=trackers, resume_at=resume_at)
     watch = FiniteWatch(accelerator.device, ids)
     checkpoints, measure = folder / "checkpoints", selection.rpartition("/")[2]
-    every_step = accelerator.device.type == "cpu"  # elsewhere reading a number waits for the device
+    every_step = by_device(accelerator.device).watched  # elsewhere reading a number waits for the device
     examples, train_seconds, eval_seconds = 0, 0.0, 0.0
     main = accelerator.is_main_process
     bar = progress_bar(None, "training", "step", main, total=total_steps, initial=at.step)
@@ -147,9 +150,11 @@ def train(
         while at.step < total_steps and not out_of_patience(options, at.epoch, at.best):
             module.train()
             order = epoch_order(options, data, module.method.head, seed, at.epoch)
-            for rows in order[at.done_in_epoch :]:
-                started = time.perf_counter()
-                result = training_step(run, rows, at.epoch, at.step)
+            coming = [(rows, at.epoch, at.step + number) for number, rows in enumerate(order[at.done_in_epoch :])]
+            made = made_ahead(lambda one: parts_of(run, *one), coming, by_device(accelerator.device).ahead)
+            started = time.perf_counter()
+            for (rows, epoch, step), parts in made:
+                result = training_step(run, rows, epoch, step, parts)
                 at.step += 1
                 at.done_in_epoch += 1
                 examples += len(rows)
@@ -172,6 +177,7 @@ def train(
                     raise stopped(request, at.step, total_steps, folder)
                 if at.step % options.checkpoint_steps == 0 and at.done_in_epoch < len(order):
                     save()
+                started = time.perf_counter()
 
             watch.check(checkpoints)
             started = time.perf_counter()
@@ -225,6 +231,26 @@ def at_first_step(
     )  # fmt: skip
 
 
+T = TypeVar("T")
+Made = TypeVar("Made")
+
+
+def made_ahead(make: Callable[[T], Made], of: Iterable[T], ahead: bool) -> Iterator[tuple[T, Made]]:
+    """Each of these with what `make` makes of it; with `ahead` in a side thread, one before it is asked for."""
+    if not ahead:
+        yield from ((one, make(one)) for one in of)
+        return
+    with ThreadPoolExecutor(1, "kdbert-batches") as side:
+        waiting: deque[tuple[T, Future[Made]]] = deque()
+        for one in of:
+            waiting.append((one, side.submit(make, one)))
+            if len(waiting) > 1:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
+
+
 def steps_of(options: TrainSection, data: Sized, labelled: int) -> int:
     """Optimiser steps of a whole run on a training split, `labelled` of whose rows have a label.
 
@@ -256,7 +282,7 @@ def build_optimizer(module: StudentWithMethod, options: TrainSection) -> torch.o
         lr=options.learning_rate,
         betas=(options.adam_beta1, options.adam_beta2),
         eps=options.adam_epsilon,
-        fused=all(p.device.type in ("cpu", "cuda") for p in trained),
+        fused=all(by_device(p.device).fused for p in trained),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from accelerate import Accelerator
 
+from kdbert.devices import has_bf16_units
 from kdbert.errors import UserError
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -55,16 +56,6 @@ def keep_buffers() -> bool:
     return all(
         mallopt(option, value) == 1 for option, value in ((_MMAP_THRESHOLD, 2**30), (_TRIM_THRESHOLD, 2**31 - 1))
     )
-
-
-def has_bf16_units(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 itself (emulation would be slower than float32)."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        cpu = torch.cpu
-        return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
-    return False
 
 
 def choose_precision(asked: str, device: torch.device) -> Precision:

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from kdbert.data.batches import micro_batches
+from kdbert.data.batches import Batch, micro_batches
 from kdbert.data.encode import Encoded
 from kdbert.methods import LossTerms, OwnStep
 from kdbert.recipe.sections import TrainSection
@@ -63,17 +63,31 @@ class StepResult:
     skipped: bool  # the gradient overflowed in fp16, so that no parameter was changed
 
 
-def training_step(run: Training, rows: np.ndarray, epoch: int, step: int) -> StepResult:
+def parts_of(run: Training, rows: np.ndarray, epoch: int, step: int) -> list[Batch]:
+    """This process's micro-batches of a global batch, on the host. Of no model, so they may be made ahead."""
+    accelerator = run.accelerator
+    return list(
+        micro_batches(
+            run.data, rows, accumulation=run.options.accumulation, rank=accelerator.process_index,
+            world=accelerator.num_processes, length=run.length, draw=(run.seed, epoch), progress=step / run.steps,
+        )
+    )  # fmt: skip
+
+
+def training_step(
+    run: Training, rows: np.ndarray, epoch: int, step: int, parts: Sequence[Batch] | None = None
+) -> StepResult:
     """One optimiser step on one global batch.
 
     Args:
         rows: numbers of the batch's examples.
         epoch, step: from 0; with the seed they decide every random draw.
+        parts: what `parts_of` makes of these (None: made here).
     """
     backward = functools.partial(
         forward_backward, run.wrapped, run.data, rows, run.teachers, run.accelerator,
         accumulation=run.options.accumulation, seed=run.seed, epoch=epoch, step=step, length=run.length,
-        progress=step / run.steps,
+        progress=step / run.steps, parts=parts,
     )  # fmt: skip
     longest = run.options.max_grad_norm or float("inf")
     if run.own is not None:
@@ -102,6 +116,7 @@ def forward_backward(
     length: int | None = None,
     scaler: torch.amp.GradScaler | None = None,
     progress: float = 0.0,
+    parts: Sequence[Batch] | None = None,
 ) -> LossTerms:
     """Forward and backward of one global batch, micro-batch by micro-batch.
 
@@ -111,6 +126,7 @@ def forward_backward(
     Args:
         scaler: multiplies the loss, and with it the gradients.
         progress: see `Batch.progress`.
+        parts: the micro-batches, if they are made already.
 
     Returns:
         This process's terms, detached; their mean over processes is the value of the whole batch.
@@ -119,12 +135,13 @@ def forward_backward(
     monitors: dict[str, torch.Tensor] = {}
     weights: dict[str, float] = {}
     world, rank = accelerator.num_processes, accelerator.process_index
-    parts = list(
-        micro_batches(
-            data, rows, accumulation=accumulation, rank=rank, world=world, length=length, draw=(seed, epoch),
-            progress=progress,
-        )
-    )  # fmt: skip
+    if parts is None:
+        parts = list(
+            micro_batches(
+                data, rows, accumulation=accumulation, rank=rank, world=world, length=length, draw=(seed, epoch),
+                progress=progress,
+            )
+        )  # fmt: skip
     for number, batch in enumerate(parts):
         batch = batch.to(accelerator.device)
         batch.seed, batch.step = seed, step

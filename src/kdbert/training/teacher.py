@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from kdbert.data.batches import Batch, collate
+from kdbert.data.batches import Batch, collate, moved
 from kdbert.data.encode import Encoded
 from kdbert.errors import KdbertError
 from kdbert.methods import HiddenStates, Method, Needs, Outputs
@@ -176,6 +176,7 @@ class StoredTeacher:
         data: the training split as the teacher read it.
         permutation: for each task label, the column of the logits.
         own: whether `data` is another encoding than the student's.
+        room: quantities of tokens are kept on the device if all of them together take no more bytes than this.
     """
 
     values: InitVar[Mapping[str, np.ndarray]]
@@ -184,18 +185,21 @@ class StoredTeacher:
     device: torch.device
     needs: Needs
     own: bool = False
+    room: InitVar[float] = 0.0
 
-    def __post_init__(self, values: Mapping[str, np.ndarray], permutation: list[int]) -> None:
+    def __post_init__(self, values: Mapping[str, np.ndarray], permutation: list[int], room: float) -> None:
         self.kinds = kinds_of(self.needs, self.data.logits_of)
-        # Rows of examples are few numbers and are kept on the device; tokens stay on the host.
+        # Rows of examples are few numbers and are kept on the device.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a map cannot be written to, and nobody does
             self.kept = {
                 name: torch.from_numpy(np.ascontiguousarray(value[:, permutation] if name == "logits" else value))
                 for name, value in values.items()
             }
+        of_tokens = [self.kept[name] for name, kind in self.kinds.items() if kind != "example"]
+        self.tokens_there = sum(value.numel() * value.element_size() for value in of_tokens) <= room
         for name, kind in self.kinds.items():
-            if kind == "example":
+            if kind == "example" or self.tokens_there:
                 self.kept[name] = self.kept[name].to(self.device)
 
     def outputs(self, batch: Batch) -> Outputs | WithoutLogits:
@@ -204,7 +208,7 @@ class StoredTeacher:
         if self.own and any(kind != "example" for kind in self.kinds.values()):
             rows, everyone = _host_rows(batch)
             length = int(self.data.lengths[everyone].max())
-            mask = torch.from_numpy(self.data.tokens(rows, length)[1].astype(np.int64)).to(self.device)
+            mask = moved(torch.from_numpy(self.data.tokens(rows, length)[1].astype(np.int64)), self.device)
         found = {name: self._look_up(name, batch, length) for name in self.kinds}
         hidden = {layer: found[f"hidden.{layer}"] for layer in self.needs.teacher_hidden}
         reduced = {quantity.name: found[quantity.name] for quantity in self.needs.reduced}
@@ -219,14 +223,16 @@ class StoredTeacher:
             return kept[batch.example]
         rows, _ = _host_rows(batch)
         index, real = (self.data.tokens if kind == "token" else self.data.token_pairs)(rows, length)
-        found = kept[torch.from_numpy(index.reshape(-1))].view(*index.shape, *kept.shape[1:])
+        place = torch.from_numpy(index.reshape(-1))
+        if self.tokens_there:
+            place = moved(place, self.device)
+        found = kept[place].view(*index.shape, *kept.shape[1:])
         if found.dtype == torch.int16:  # bf16
             found = found.view(torch.bfloat16).float()
         if any(quantity.name == name for quantity in self.needs.reduced):
-            found.mul_(torch.from_numpy(real).view(*real.shape, *[1] * (found.dim() - real.ndim)))
-        if self.device.type == "cuda":  # only from pinned memory does a copy not make the host wait
-            return found.pin_memory().to(self.device, non_blocking=True)
-        return found.to(self.device)
+            there = torch.from_numpy(real).view(*real.shape, *[1] * (found.dim() - real.ndim))
+            found.mul_(moved(there, self.device) if self.tokens_there else there)
+        return found if self.tokens_there else moved(found, self.device)
 
 
 def _host_rows(batch: Batch) -> tuple[np.ndarray, np.ndarray]:

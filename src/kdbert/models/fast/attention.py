@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdbert.derivatives import once_differentiable
+from kdbert.devices import by_device
 from kdbert.models.fast import ATTENTION
 from kdbert.models.fast.dropout import FastDropout, draw_keep
 from kdbert.models.fast.packing import current_packing
@@ -34,7 +35,7 @@ class _Attention(torch.autograd.Function):
         shares = torch.softmax(scores, -1)
         keep = None
         if rate:
-            fast = fast and shares.device.type == "cpu"
+            fast = fast and by_device(shares.device).own_dropout
             keep = draw_keep(shares.shape, rate, shares.dtype) if fast else F.dropout(torch.ones_like(shares), rate)
         context.save_for_backward(query, key, value, shares, keep)
         context.scaling = scaling

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from kdbert.devices import by_device
+
 _LEVELS = 1 << 15  # a draw is 15 random bits
 
 
@@ -39,7 +41,7 @@ class FastDropout(nn.Dropout):
         """The input; in training with some elements 0 and the others scaled up."""
         if not self.training or self.p == 0:
             return input
-        if input.device.type != "cpu" or self.inplace:
+        if self.inplace or not by_device(input.device).own_dropout:
             return super().forward(input)
         return input * draw_keep(input.shape, self.p, input.dtype)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from kdbert.derivatives import once_differentiable
+from kdbert.devices import by_device
 
 
 class Packing:
@@ -98,7 +99,7 @@ def packed(model: Any, mask: torch.Tensor, on: bool = True) -> Iterator[Packing 
     Yields:
         None if nothing is packed: another model or device, or no padding to skip.
     """
-    packing = Packing(mask) if on and mask.device.type == "cpu" and getattr(model, "can_pack", False) else None
+    packing = Packing(mask) if on and by_device(mask.device).packing and getattr(model, "can_pack", False) else None
     if packing is not None and len(packing.index) == mask.numel():
         packing = None
     token = _packing.set(packing)
