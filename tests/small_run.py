@@ -265,10 +265,13 @@ def ragged_rows(parts: Parts) -> np.ndarray:
     return next(rows for rows in order if len(rows) != BATCH)
 
 
-def start_torchrun(*words: object) -> subprocess.Popen[str]:
-    """Start words in two processes on this machine."""
+ONE_AGENT = ("--standalone", "--nproc-per-node", "2")
+
+
+def start_torchrun(*words: object, agent: Sequence[str] = ONE_AGENT) -> subprocess.Popen[str]:
+    """Start words in two processes on this machine, or in those of one agent of several."""
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, words)],
+        [sys.executable, "-m", "torch.distributed.run", *agent, *map(str, words)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

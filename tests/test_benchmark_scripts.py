@@ -1,4 +1,7 @@
-"""Each script of benchmarks/ runs to its end, on little data with a small model. What it measures is not looked at."""
+"""Each script of benchmarks/, and scripts/gpu-check, runs to its end, on little data with a small model.
+
+What it measures is not looked at.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from conftest import ROOT, make_bert
+from kdbert.data.batches import collate
+from small_run import BATCH, Setting, build
 
 pytestmark = [pytest.mark.long, pytest.mark.real_data]
 
@@ -100,3 +107,34 @@ def test_first_step(script: Callable[..., str], teacher: Path, glue_dir: Path) -
 
 def test_sweep_jobs(script: Callable[..., str], glue_dir: Path) -> None:
     assert "median ratio" in script("sweep-jobs", DATA=glue_dir, ROUNDS=1, STEPS=2)
+
+
+def test_gpu_check_without_a_gpu(script: Callable[..., str], tmp_path: Path) -> None:
+    page = script("../scripts/gpu-check", "--device", "cpu", "--small", "--out", tmp_path, "--minutes", 9)
+    assert page.strip() == (tmp_path / "cpu.md").read_text(encoding="utf-8").strip()
+    found = json.loads((tmp_path / "cpu.json").read_text(encoding="utf-8"))
+    assert found["left_out"] == []
+    assert found["tests"]["counts"]["skipped"] == len(found["tests"]["each"]) > 0
+    done = [(one["method"], one["contestant"]) for one in found["figures"] if len(one["ratios"]) == 2 and one["waits"]]
+    assert len(set(done)) == 4 * 4
+
+
+def test_gpu_check_of_cuda_needs_a_gpu() -> None:
+    words = [sys.executable, ROOT / "scripts" / "gpu-check"]
+    done = subprocess.run(words, capture_output=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, check=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
+@pytest.mark.parametrize("method", ["kd", "ics", "cka-ilg", "minilm"])
+def test_trainer_has_the_loss_of_kdbert(setting: Setting, tmp_path: Path, method: str) -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks" / "peers"))
+    from steps import LIBRARY, InTrainer
+
+    keys = {"method.name": method, "student.layers": 3, "precision": "fp32", "dropout": 0.0, **LIBRARY}
+    if method == "cka-ilg":
+        keys["memory.centroids"] = 6
+    parts = build(setting.recipe(tmp_path / "run", **keys))
+    batch = collate(parts.data, np.arange(BATCH))
+    expected = parts.module(batch, [parts.live_teacher().outputs(batch)]).total
+    found = InTrainer(parts.run)(batch.input_ids, batch.attention_mask, batch.token_type_ids, batch.labels)["loss"]
+    torch.testing.assert_close(found, expected)

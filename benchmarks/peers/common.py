@@ -36,9 +36,9 @@ class Contest:
     (stop after so many and extrapolate; null: the whole run).
     """
 
-    def __init__(self) -> None:
-        self.job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-        self.out = Path(sys.argv[2])
+    def __init__(self, job: dict[str, Any] | None = None) -> None:
+        """Take the job, or read the file that the command's first word names."""
+        self.job: dict[str, Any] = job or json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
         torch.set_num_threads(self.job["threads"])
         torch.manual_seed(self.job["seed"])
         self.device = torch.device(self.job["device"])
@@ -114,7 +114,7 @@ class Contest:
         answers = logits.squeeze(-1) if self.job["num_labels"] == 1 else logits.argmax(-1)
         whole = dict(self.phases)
         whole["train"] = self.phases["train"] * self.planned / steps
-        self.out.write_text(json.dumps({
+        Path(sys.argv[2]).write_text(json.dumps({
             "steps": steps, "planned": self.planned, "predictions": answers.tolist() if steps == self.planned else None,
             "seconds": sum(whole.values()), "phases": whole, "measured": self.phases,
             "peak_gib": peak_gib(self.device.type),

@@ -20,7 +20,7 @@ def loop_ics(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor,
 def loop_hsic(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Gram matrices and centring matrix written out."""
     n = len(first)
-    centring = torch.eye(n) - torch.ones(n, n) / n
+    centring = torch.eye(n, device=first.device) - 1 / n
     return torch.trace(centring @ (first @ first.T) @ centring @ (second @ second.T) @ centring)
 
 

@@ -52,7 +52,7 @@ def _processor() -> str:
 
 def _git_revision() -> str | None:
     """Revision of the working copy that kdbert runs from, with `+changes` if it is not clean."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return None
 

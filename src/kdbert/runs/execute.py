@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -59,6 +60,7 @@ from kdbert.training.store import NoRoom
 from kdbert.training.teacher import StoredTeacher, Teacher, kinds_of
 
 log = logging.getLogger("kdbert")
+SEEN_WITHIN = 60  # s: a network's file system may show other machines late what one has made
 SURVEY_BATCH = 64  # texts; no setting of a person's, so that all see the same numbers
 
 
@@ -301,6 +303,7 @@ class Run:
     def _run(self) -> RunResult:
         job, recipe, folder, accelerator = self.job, self.job.recipe, self.job.folder, self.session.accelerator
         main, started = accelerator.is_main_process, time.time()
+        self._find_folder()
         for part in job.encoded.values():
             check_runs(self.student, part, job.place.given)
         scored = time.perf_counter()
@@ -356,6 +359,18 @@ class Run:
             self._finish(found, trained, constant_answer=constant, teachers=taught_by, timings=timings)
         accelerator.wait_for_everyone()
         return folder.result()
+
+    def _find_folder(self) -> None:
+        """Refuse a process that does not see the folder which the first one has locked, and so made."""
+        path, accelerator, began = self.job.folder.path, self.session.accelerator, time.monotonic()
+        accelerator.wait_for_everyone()
+        while not path.is_dir():
+            if time.monotonic() > began + SEEN_WITHIN:
+                raise UserError(
+                    f"process {accelerator.process_index} on {platform.node()} does not find {path}, where the first "
+                    "process writes: start the same command on every machine, with paths on a disk that they share"
+                )
+            time.sleep(1)
 
     def ready_teachers(self) -> list[Teacher]:
         """The teachers as training reads them; their networks are freed where all of it is stored."""
