@@ -160,6 +160,7 @@ class Needs:
     teacher_hidden: tuple[int, ...] = ()  # layers of each teacher that are read as they are
     reduced: tuple[Reduced, ...] = ()  # what is read of a teacher in place of hidden states
     student_hidden: tuple[int, ...] = ()  # layers of the student
+    first_token: bool = False  # of these the first token only: the last layer's may then have no other, [B, 1, H]
     # Layer, from 1 -> which of its queries, keys and values are read, such as "qk".
     teacher_attention: Mapping[int, str] = field(default_factory=dict)
     student_attention: Mapping[int, str] = field(default_factory=dict)

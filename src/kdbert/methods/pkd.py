@@ -96,6 +96,7 @@ class PKD(Method[PKDOptions]):
             teacher_logits=logits,
             reduced=tuple(Reduced(f"first.{layer}", layer, "example") for layer in sorted({pair[0] for pair in pairs})),
             student_hidden=tuple(sorted({student for _, student in pairs})),
+            first_token=True,
             pairs={"patience": pairs},
         )
 

@@ -92,6 +92,7 @@ class RKD(Method[RKDOptions]):
             teacher_hidden=layers if flat else (),
             reduced=() if flat else tuple(Reduced(f"{options.features}.{layer}", layer, "example") for layer in layers),
             student_hidden=tuple(sorted({student for _, student in pairs})),
+            first_token=options.features == "cls",
             pairs=dict.fromkeys(options.weights, pairs),
             compares_examples=fewest,
             least_examples=least,

@@ -275,8 +275,9 @@ class Run:
         if needs.unreached:  # else several processes wait for each other's gradients for ever
             self.session.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         module = StudentWithMethod(
-            self.student, method, self.session.precision, needs.student_hidden, needs.student_attention
-        )
+            self.student, method, self.session.precision, needs.student_hidden, needs.student_attention,
+            needs.first_token,
+        )  # fmt: skip
         return module.to(self.session.accelerator.device)
 
     def _surveyed(self, needs: Needs) -> Iterator[list[HiddenStates]]:

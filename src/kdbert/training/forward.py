@@ -51,6 +51,7 @@ def run_model(
     precision: Precision,
     layers: Collection[int] = (),
     attention: Mapping[int, str] = NO_ATTENTION,
+    first_token: bool = False,
 ) -> Outputs | MaskedLMOutputs | HiddenStates:
     """Forward one batch, in the way that `kdbert.models.open` decided for the model (`model.way`).
 
@@ -59,6 +60,7 @@ def run_model(
 
     Args:
         layers: hidden states to hand out. attention: layer -> which of its queries, keys and values.
+        first_token: of the hidden states only the first token is read.
     """
     precision = precision if model.way.half else "fp32"
     if batch.padded and not model.way.padding:
@@ -70,7 +72,7 @@ def run_model(
         "token_type_ids": batch.token_type_ids,
     }
     inputs = {name: given[name] for name in model.way.inputs if name != "token_type_ids" or given[name] is not None}
-    whole = model.config.num_hidden_layers in layers
+    whole = model.config.num_hidden_layers in layers and not first_token
     with (
         encoder_autocast(batch.input_ids.device, precision),
         first_token_only(model, not whole),
@@ -235,6 +237,7 @@ class StudentWithMethod(nn.Module):
         precision: Precision,
         layers: Sequence[int] = (),
         attention: Mapping[int, str] = NO_ATTENTION,
+        first_token: bool = False,
     ) -> None:
         super().__init__()
         self.student = student
@@ -242,6 +245,7 @@ class StudentWithMethod(nn.Module):
         self.precision = precision
         self.layers = layers
         self.attention = attention
+        self.first_token = first_token
 
     def weights(self) -> dict[str, torch.Tensor]:
         """All parameters and buffers, each once: one that two layers share has the first name that it has."""
@@ -263,7 +267,7 @@ class StudentWithMethod(nn.Module):
     def forward(self, batch: Batch, teachers: Sequence[HiddenStates]) -> LossTerms:
         """The loss terms of this process's micro-batch; losses run with autocast off."""
         self.method.before_forward(batch)
-        student = run_model(self.student, batch, self.precision, self.layers, self.attention)
+        student = run_model(self.student, batch, self.precision, self.layers, self.attention, self.first_token)
         with torch.autocast(batch.input_ids.device.type, enabled=False):
             return self.method(student, teachers, batch)
 
