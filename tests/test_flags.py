@@ -20,7 +20,8 @@ NOT_OF_THE_RECIPE = {
     "--config", "--set", "--plugin", "--dry-run", "--overwrite", "--quiet", "--debug", "--help", "--push-to-hub",
     "--baseline", "--layer", "--output", "--grid", "--seeds", "--jobs", "--engine", "--slurm",
 }  # fmt: skip
-OF_OTHERS = {"--help", "--changes", "--methods"}  # of scripts of this repository that documents name
+# Of scripts of this repository, and of torchrun, that documents name.
+OF_OTHERS = {"--help", "--changes", "--methods", "--device", "--minutes", "--nnodes"}
 TABLE = {flag for _, group in inspect.getmembers(flags, lambda one: isinstance(one, tuple)) for flag in group}
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 

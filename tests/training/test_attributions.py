@@ -94,7 +94,7 @@ def drawn(*shape: int, seed: int) -> torch.Tensor:
 
 CASES: dict[str, tuple[Any, dict[str, Any], torch.Tensor, int]] = {
     "label": (SingleLabel(), {}, torch.tensor([0, 1, 1]), 1),
-    "three classes": (SingleLabel(), {}, torch.tensor([0, 2, 1]), 3),
+    "three classes": (SingleLabel(("a", "b", "c")), {}, torch.tensor([0, 2, 1]), 3),
     "classes": (SingleLabel(), {"views": "classes"}, torch.tensor([0, 3, 1]), 4),
     "label of three": (SingleLabel(), {"views": "label", "norm": 1, "error": "smooth_l1"}, torch.tensor([0, 2, 1]), 1),
     "scores": (Regression(), {"top_k": 4}, torch.tensor([0.5, 2.0, 1.0]), 1),
