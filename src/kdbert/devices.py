@@ -24,7 +24,9 @@ class ByDevice:
     packing: bool = _decided("packing (`train.packing`)")
     own_dropout: bool = _decided("dropout (`train.fast_dropout`)", "from 15 bits an element", "torch's")
     own_mask: bool = _decided("mask of `train.attention=eager`", "kdbert's", "the library's")
-    text_by_text: bool = _decided("relations of `minilm`", "text by text, no padding", "a whole batch at once")
+    text_by_text: bool = _decided(
+        "scores of attention (`minilm`, `tinybert`, `mgskd`)", "text by text, no padding", "a whole batch at once"
+    )
     fused: bool = _decided("AdamW", "fused", "torch's default")
     pinned: bool = _decided("batches go to the device from pinned memory")
     watched: bool = _decided("numbers that are not finite stop a run", "at their step", "at the next logged step")

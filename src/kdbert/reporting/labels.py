@@ -79,8 +79,8 @@ def differing(runs: Iterable[Run]) -> list[str]:
     ]
     if "stage_before" in found:
         others = [key for key in found if key != "stage_before"]
-        told = {(run.identity.get("stage_before"), *(repr(run.identity.get(key)) for key in others)) for run in runs}
-        if len({one[1:] for one in told}) == len(told):
+        rest = {run.path: tuple(repr(run.identity.get(key)) for key in others) for run in runs}
+        if len({*rest.values()}) == len({(run.identity.get("stage_before"), rest[run.path]) for run in runs}):
             return others
     return found
 
