@@ -80,8 +80,9 @@ class OnnxModel(nn.Module):
             raise UserError(f"cannot open {file} ({str(error)[:200]}); export the model again") from None
         self.inputs = [one.name for one in self.session.get_inputs()]
         self.way = replace(
-            way, attention="eager", own_mask=False, packing=False, first_token=False, inputs=tuple(self.inputs)
-        )
+            way, attention="eager", own_mask=False, packing=False, fused_layers=False, first_token=False,
+            inputs=tuple(self.inputs),
+        )  # fmt: skip
 
     def forward(self, output_hidden_states: bool = False, **given: torch.Tensor) -> SimpleNamespace:
         """Logits of a padded batch, [B, C] or [B, L, C]."""

@@ -25,12 +25,16 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from kdbert.heads.single_label import SingleLabel
 from kdbert.models.fast import ATTENTION
 from kdbert.models.fast.attention import attention, register_attention
+from kdbert.models.fast.capture import captured
 from kdbert.models.fast.dropout import FastDropout, draw_keep, use_fast_dropout
 from kdbert.models.fast.first_token import first_token_only, use_first_token
+from kdbert.models.fast.layer import use_packed_layers, weights_cast_once
 from kdbert.models.fast.packing import Packing, packed, use_packing
 from kdbert.models.fast.used_rows import UsedRows, training_used_rows
+from kdbert.models.way import Asked, decide
 
 SIZES = {"vocab_size": 50, "max_position_embeddings": 40, "num_labels": 3}
 BERT = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48, **SIZES}
@@ -453,6 +457,11 @@ def test_packing_moves_every_real_token_there_and_back(lengths: list[int], seed:
     again = packing.unpack(tokens)
     assert torch.equal(again[mask > 0], padded[mask > 0])
     assert int((again != 0).any(-1).sum()) == tokens.shape[1]
+    for texts in packing.texts:  # those of one length are next to each other
+        part = tokens[0, texts.start : texts.start + texts.count * texts.length].view(texts.count, texts.length, 3)
+        rows = padded[torch.tensor(lengths) == texts.length, : texts.length]
+        assert torch.equal(part, rows)
+    assert sum(texts.count * texts.length for texts in packing.texts) == count
     upstream = torch.randn_like(padded)
     (gradient,) = torch.autograd.grad(again, padded, upstream)
     assert torch.equal(gradient[mask > 0], upstream[mask > 0])
@@ -465,28 +474,48 @@ def additive(mask: torch.Tensor) -> torch.Tensor:
     )
 
 
-@pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("only_first", [None, False, True])
-@pytest.mark.parametrize("kind", ["bert", "roberta", "electra"])
-def test_a_packed_model_has_the_same_logits_states_and_gradients(
-    kind: str, only_first: bool | None, train: bool
-) -> None:
-    ids = torch.randint(5, 50, (6, 20), generator=torch.Generator().manual_seed(4))
-    mask = (torch.arange(20) < torch.tensor([3, 20, 7, 2, 11, 5])[:, None]).long()
-    padded, model = model_of(kind, ATTENTION), model_of(kind, ATTENTION)
-    for one in (padded, model):
-        one.train(train)
-        for module in one.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+def prepared(kind: str, fused: bool, only_first: bool | None = None) -> Any:
+    """A model that is packed."""
+    model = model_of(kind, ATTENTION)
     use_packing(model)
+    use_packed_layers(model, fused)
     if only_first is not None:
         use_first_token(model)
-    expected = padded(ids, attention_mask=additive(mask), output_hidden_states=True)
+    return model
+
+
+def without_dropout(model: Any, train: bool) -> Any:
+    """The model in training mode, or not, with dropout rates of 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model.train(train)
+
+
+LONG_IDS = torch.randint(5, 50, (6, 20), generator=torch.Generator().manual_seed(4))
+LENGTHS = {"different": [3, 20, 7, 2, 11, 5], "two alike": [7, 20, 7, 2, 2, 2], "all alike": [20] * 6}
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("only_first", [None, False, True])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra"])
+def test_a_packed_model_has_the_same_logits_states_and_gradients(
+    kind: str, lengths: str, fused: bool, only_first: bool | None, train: bool
+) -> None:
+    mask = (torch.arange(20) < torch.tensor(LENGTHS[lengths])[:, None]).long()
+    ids = torch.where(mask > 0, LONG_IDS, 1 if kind == "roberta" else 0)
+    model = without_dropout(prepared(kind, fused, only_first), train)
+    padded = without_dropout(model_of(kind, ATTENTION), train)
+    kinds = torch.arange(20).expand(6, 20) // 9 if kind == "bert" else None  # two segments, and one beyond both
+    given = {"attention_mask": additive(mask), "token_type_ids": None if kinds is None else kinds.clamp(max=1)}
+    expected = padded(ids, **given, output_hidden_states=True)
     with first_token_only(model, bool(only_first)), packed(model, mask) as packing:
-        found = model(ids, attention_mask=additive(mask), output_hidden_states=True)
+        found = model(ids, **given, output_hidden_states=True)
     assert packing is not None
-    assert found.hidden_states[1].shape == (1, 48, 24)
+    tokens = int(mask.sum())
+    assert found.hidden_states[1].shape == (1, tokens if lengths == "all alike" else -(-tokens // 16) * 16, 24)
     torch.testing.assert_close(found.logits, expected.logits, rtol=1e-5, atol=1e-6)
     states = [packing.unpack(one) for one in found.hidden_states[:-1]]
     states += [] if only_first else [found.hidden_states[-1]]
@@ -494,17 +523,174 @@ def test_a_packed_model_has_the_same_logits_states_and_gradients(
         torch.testing.assert_close(mine[mask > 0], theirs[mask > 0], rtol=1e-5, atol=1e-6)
     mine, theirs = (gradients_of(one, out.logits.square().sum()) for one, out in ((model, found), (padded, expected)))
     assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
-    outside = model(ids, attention_mask=additive(mask))
+    outside = model(ids, **given)
     torch.testing.assert_close(outside.logits, expected.logits, rtol=1e-5, atol=1e-6)
 
 
-def test_nothing_is_packed_without_padding_or_by_a_model_that_is_not_prepared() -> None:
-    model = model_of("bert", ATTENTION)
-    use_packing(model)
+def test_a_batch_without_padding_is_packed_without_copying_and_other_models_are_not() -> None:
+    model = prepared("bert", fused=True)
+    padded = torch.randn(4, 9, 2)
     with packed(model, torch.ones(4, 9)) as packing:
-        assert packing is None
-    with packed(model, MASK, False) as packing:
-        assert packing is None
+        assert packing is not None
+        tokens = packing.pack(padded)
+        assert tokens.data_ptr() == packing.unpack(tokens).data_ptr() == padded.data_ptr()
+        assert torch.equal(packing.unpack(tokens), padded)
     for other in (model_of("bert", "eager"), model_of("distilbert"), model_of("bert", ATTENTION)):
         with packed(other, MASK) as packing:
             assert packing is None
+
+
+# The layer as one function ---------------------------------------------------------------------------------------
+
+
+def first_layer(dtype: torch.dtype = torch.float64) -> tuple[Any, Any]:
+    """A model whose layers are fused, in a type, and what of it is run by hand: the first layer."""
+    model = prepared("bert", fused=True).to(dtype)
+    return model, model.base_model.encoder.layer[0]
+
+
+@pytest.mark.parametrize("lengths", [[4, 2, 2, 1], [3, 3]])
+def test_a_fused_layer_has_the_gradients_of_what_it_computes_dropout_too(lengths: list[int]) -> None:
+    model, layer = first_layer()
+    layer.train()
+    use_fast_dropout(model)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    some = [layer.attention.self.key.bias, layer.attention.output.LayerNorm.weight, layer.output.dense.bias]
+    rows = torch.randn(1, -(-sum(lengths) // 16) * 16 if len(set(lengths)) > 1 else sum(lengths), 24).double()
+
+    def out(rows: torch.Tensor, *unused: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        torch.manual_seed(6)  # the same draws at every call
+        with packed(model, mask), captured(model, {1: "qkv"}) as states:
+            found = layer(rows)
+        return found[:, : sum(lengths)], *(states[1][kind][mask.bool()[:, None].expand(-1, 4, -1)] for kind in "qkv")
+
+    assert torch.autograd.gradcheck(out, (rows.requires_grad_(), *some), fast_mode=True)
+
+
+@pytest.mark.parametrize("wanted", ["states", "output", "both"])
+def test_a_fused_layer_hands_out_queries_keys_and_values_with_gradients(wanted: str) -> None:
+    plain, fused = prepared("bert", False).double(), prepared("bert", True).double()
+    found = []
+    for model in (plain, fused):
+        with packed(model, MASK), captured(model, {1: "qv", 3: "k"}) as states:
+            last = model(IDS, attention_mask=additive(MASK).double()).logits
+        assert {layer: set(kinds) for layer, kinds in states.items()} == {1: {"q", "v"}, 3: {"k"}}
+        real = [one[MASK.bool()[:, None].expand(-1, 4, -1)] for kinds in states.values() for one in kinds.values()]
+        loss = sum(one.square().sum() for one in real) if wanted != "output" else 0
+        loss = loss + (last.square().sum() if wanted != "states" else 0)
+        found.append((real, gradients_of(model, loss)))
+    for mine, theirs in zip(found[1][0], found[0][0], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    for name, value in found[0][1].items():  # behind the last layer whose states are read the plain one has none
+        torch.testing.assert_close(found[1][1][name], value, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_a_fused_layer_drops_as_often_as_the_plain_one() -> None:
+    torch.manual_seed(0)
+    plain, fused = prepared("bert", False).train(), prepared("bert", True).train()
+    for model in (plain, fused):
+        use_fast_dropout(model)
+    mask = (torch.arange(20) < torch.tensor(LENGTHS["different"])[:, None]).long()
+    draws = []
+    for model in (plain, fused):
+        states = []
+        for _ in range(400):
+            with torch.no_grad(), packed(model, mask) as packing:
+                out = model(LONG_IDS, attention_mask=additive(mask), output_hidden_states=True)
+            assert packing is not None
+            states.append(packing.unpack(out.hidden_states[2])[mask > 0])
+        draws.append(torch.stack(states))
+    (mean, deviation), (other, deviations) = ((one.mean(0), one.std(0)) for one in draws)
+    error = (deviation.square() + deviations.square()).sqrt() / 20
+    assert float(((mean - other) / error).square().mean()) == pytest.approx(1, abs=0.25)
+    assert float((deviations / deviation).log().mean()) == pytest.approx(0, abs=0.02)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_without_fast_dropout_a_fused_layer_uses_torchs(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = prepared("bert", True).train()
+    if fast:
+        use_fast_dropout(model)
+    calls: list[float] = []
+    usual = F.dropout
+    monkeypatch.setattr(F, "dropout", lambda values, rate, *more: calls.append(rate) or usual(values, rate, *more))
+    with packed(model, MASK):
+        model(IDS, attention_mask=additive(MASK))
+    assert len([rate for rate in calls if rate == 0.1]) >= (0 if fast else 9)
+    assert not (fast and calls)
+
+
+def test_a_fused_layer_in_bf16_is_near_float32() -> None:
+    model, plain = prepared("bert", True), prepared("bert", False)
+    found, half = [], []
+    for one, autocast in ((plain, False), (plain, True), (model, True)):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast), packed(one, MASK):
+            out = one(IDS, attention_mask=additive(MASK).to(torch.bfloat16 if autocast else torch.float32))
+        found.append(out.logits.float())
+        half.append(gradients_of(one, out.logits.float().square().sum()))
+    usual = (found[1] - found[0]).abs().max()
+    assert (found[2] - found[0]).abs().max() < max(3 * usual, 0.03)
+    for name, value in half[0].items():
+        assert half[2][name].dtype == torch.float32
+        if value.norm() > 0.1:
+            cosine = F.cosine_similarity(half[2][name].flatten(), value.flatten(), dim=0)
+            assert cosine > 0.99, (name, cosine)
+
+
+def test_weights_are_cast_once_only_where_it_was_said_and_nothing_is_trained() -> None:
+    model = prepared("bert", True)
+
+    def logits() -> torch.Tensor:
+        with packed(model, MASK):
+            return model(IDS, attention_mask=additive(MASK)).logits.detach()
+
+    def change() -> None:
+        with torch.no_grad():
+            model.base_model.encoder.layer[0].attention.self.query.weight.add_(1.0)
+
+    with torch.no_grad(), weights_cast_once():
+        first = logits()
+        change()
+        assert torch.equal(logits(), first)  # so no weight may change inside
+    assert not torch.allclose(logits(), first)
+    with weights_cast_once():  # with gradients
+        before = logits()
+        change()
+        assert not torch.allclose(logits(), before)
+
+
+def test_only_what_is_trained_gets_gradients() -> None:
+    model = prepared("bert", True)
+    layer = model.base_model.encoder.layer[1]
+    for part in (layer.attention.self.key.weight, layer.output.dense.bias, layer.attention.output.LayerNorm.weight):
+        part.requires_grad_(False)
+    model.base_model.embeddings.requires_grad_(False)
+    plain = prepared("bert", False)
+    for mine, theirs in zip(plain.parameters(), model.parameters(), strict=True):
+        mine.requires_grad_(theirs.requires_grad)
+    found = []
+    for one in (plain, model):
+        with packed(one, MASK):
+            logits = one(IDS, attention_mask=additive(MASK)).logits
+        found.append(gradients_of(one, logits.square().sum()))
+    assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_fused_layer_cannot_be_differentiated_twice() -> None:
+    model, layer = first_layer()
+    rows = torch.randn(1, 2, 24, dtype=torch.float64, requires_grad=True)
+    with packed(model, torch.ones(1, 2)):
+        (first,) = torch.autograd.grad(layer(rows).square().sum(), rows, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.square().sum().backward()
+
+
+def test_layers_of_another_activation_are_not_fused() -> None:
+    head = SingleLabel(3)
+    for activation, fused in (("gelu", True), ("relu", False), ("gelu_new", False)):
+        way = decide(BertConfig(**BERT, hidden_act=activation), head, "x")
+        assert way.packing
+        assert way.fused_layers == fused
+    assert not decide(BertConfig(**BERT), head, "x", Asked(fused_layers=False)).fused_layers
+    assert not decide(BertConfig(**BERT), head, "x", Asked(packing=False)).fused_layers
+    assert not decide(BertConfig(**BERT), head, "x", device="cuda").fused_layers

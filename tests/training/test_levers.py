@@ -19,7 +19,7 @@ from small_run import STEPS_PER_EPOCH, Setting, build, logged
 
 PLAIN = {
     "attention": "eager", "fast_dropout": False, "used_rows": False, "first_token": False, "teacher_cache": False,
-    "packing": False,
+    "packing": False, "fused_layers": False,
 }  # fmt: skip
 
 
@@ -53,6 +53,7 @@ def plain(setting: Setting, kdbert: Callable[..., Any], tmp_path_factory: pytest
             for on in (
                 {"attention": "kdbert"}, {"attention": "sdpa"}, {"used_rows": True}, {"first_token": True},
                 {"teacher_cache": True}, {"attention": "kdbert", "packing": True},
+                {"attention": "kdbert", "packing": True, "fused_layers": True},
             )
         ),
         dict.fromkeys(PLAIN, True) | {"attention": "auto"},

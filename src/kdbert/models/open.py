@@ -18,6 +18,7 @@ from kdbert.errors import UserError
 from kdbert.heads import Head
 from kdbert.models.fast.attention import register_attention
 from kdbert.models.fast.first_token import use_first_token
+from kdbert.models.fast.layer import use_packed_layers
 from kdbert.models.fast.packing import use_packing
 from kdbert.models.labels import is_generic, label_permutation
 from kdbert.models.load import NO_CODE, auto_class, explained, has_head, label_names, load_config
@@ -107,6 +108,7 @@ def _prepared(model: Any, way: Way, layers: Sequence[int] | None) -> Any:
     model.way = way
     if way.packing:
         use_packing(model)
+        use_packed_layers(model, way.fused_layers)
     if way.first_token:
         use_first_token(model)
     return model.eval()

@@ -31,6 +31,7 @@ class Way:
         half: whether it may run in bf16 or fp16; else it runs in float32, whatever the run's precision.
         levers: whether kdbert's own dropout, and training only the used word vectors, may be put in (if asked for).
         packing: whether padding is left out between embeddings and head (on a CPU).
+        fused_layers: whether a packed layer is computed as one autograd function.
         first_token: whether the last layer computes only the first token where nothing else of it is read.
         segments: how many segment ids it knows; 0: it gets none.
         limit: most tokens per example; None: no limit.
@@ -45,6 +46,7 @@ class Way:
     half: bool
     levers: bool
     packing: bool
+    fused_layers: bool
     first_token: bool
     segments: int | None
     limit: int | None
@@ -70,11 +72,12 @@ class Way:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a person may choose of the way: the recipe keys `train.attention`, `train.packing`, `train.first_token`."""
+    """What a person may choose of the way: recipe keys of the section `train` by the same names."""
 
     attention: str = "auto"
     packing: bool = True
     first_token: bool = True
+    fused_layers: bool = True
 
 
 def device_type() -> str:
@@ -107,6 +110,7 @@ def decide(config: Any, head: Head, name: str, asked: Asked = Asked(), device: s
     segments = _segments(whole, known)
     takes = inspect.signature(type(whole).forward).parameters
     left_out = {"token_type_ids"} if segments in (0, 1) else set()
+    packing = own_layers and asked.packing and attention == ATTENTION
     return Way(
         model_type=config.model_type,
         attention=attention,
@@ -115,7 +119,8 @@ def decide(config: Any, head: Head, name: str, asked: Asked = Asked(), device: s
         padding=known.padding and (fast or getattr(config, "summary_type", "first") == "first"),
         half=known.half,
         levers=fast,
-        packing=own_layers and asked.packing and attention == ATTENTION,
+        packing=packing,
+        fused_layers=packing and asked.fused_layers and config.hidden_act == "gelu",
         first_token=own_layers and asked.first_token and head.reads_first_token,
         segments=segments,
         limit=_limit(whole, config, known),

@@ -47,7 +47,7 @@ LATER = {
         "dev_share", "dev_seed", "split_names", "label_separator", "metrics", "labels", "unlabelled_file",
         "labelled_share", "labelled_seed",
     ),
-    "train": ("class_weights", "label_smoothing", "batch_tokens", "unlabelled_share"),
+    "train": ("class_weights", "label_smoothing", "batch_tokens", "unlabelled_share", "fused_layers"),
     "student": ("freeze_embeddings",),
     "method": ("standardise_logits",),
 }  # fmt: skip

@@ -24,7 +24,7 @@ log = logging.getLogger("kdbert")
 # Keys of a training that say how things are computed: a teacher made on the way follows its student in them.
 HOW_COMPUTED = (
     "eval_batch_size", "precision", "bucketing", "attention", "fast_dropout", "used_rows", "first_token", "packing",
-    "logging_steps", "checkpoint_steps",
+    "fused_layers", "logging_steps", "checkpoint_steps",
 )  # fmt: skip
 PAPER_MODEL = "bert-base-uncased"  # what the published systems start from
 

@@ -299,6 +299,7 @@ class TrainSection(Section):
     used_rows: bool = Field(True, description="train only word vectors that occur; same result (off with weight_decay)")
     first_token: bool = Field(True, description="the last layer computes only the first token, where no other is read")
     packing: bool = Field(True, description="on a CPU: compute no padding between embeddings and head")
+    fused_layers: bool = Field(True, description="where padding is not computed: each encoder layer in one piece")
     cache_precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="of a teacher's hidden states on disk; bf16 takes half the space and rounds them"
     )

@@ -10,7 +10,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -226,7 +226,7 @@ class SavedModel:
     def way(self) -> Way:
         """How it is run: as its run ran it, where it is a run's model."""
         way = self.run.get("way", {})
-        asked = Asked(**{name: way[name] for name in ("attention", "packing", "first_token") if name in way})
+        asked = Asked(**{field.name: way[field.name] for field in fields(Asked) if field.name in way})
         return decide(load_config(self.place), self.spec.head, self.given, asked, device_type())
 
     def network(self, way: Way | None = None) -> Any:

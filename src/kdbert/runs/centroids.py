@@ -86,7 +86,7 @@ class CentroidsJob:
     def way(self) -> Way:
         """How the teacher is run."""
         train = self.recipe.train
-        asked = Asked(train.attention, train.packing and not self.legacy, train.first_token)
+        asked = Asked(train.attention, train.packing and not self.legacy, train.first_token, train.fused_layers)
         return decide(self.teacher.config, self.spec.head, self.teacher.place.given, asked, device_type())
 
     @cached_property

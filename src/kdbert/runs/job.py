@@ -290,7 +290,7 @@ class Job:
     def _way(self, config: Any, name: str) -> Way:
         train, twice = self.recipe.train, self.needs.differentiates_twice
         packing = train.packing and not (self.needs.reads_padding or twice)
-        asked = Asked("eager" if twice else train.attention, packing, train.first_token)
+        asked = Asked("eager" if twice else train.attention, packing, train.first_token, train.fused_layers)
         return decide(config, self.spec.head, name, asked, device_type())
 
     # ---- its teachers

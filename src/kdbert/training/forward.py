@@ -21,6 +21,7 @@ from kdbert.methods import HiddenStates, LossTerms, MaskedLMOutputs, Method, Out
 from kdbert.models.architectures import INSTEAD
 from kdbert.models.fast.capture import captured
 from kdbert.models.fast.first_token import first_token_only
+from kdbert.models.fast.layer import weights_cast_once
 from kdbert.models.fast.packing import packed
 from kdbert.training.loggers import progress_bar
 from kdbert.training.precision import DTYPES, Precision
@@ -76,7 +77,7 @@ def run_model(
     with (
         encoder_autocast(batch.input_ids.device, precision),
         first_token_only(model, not whole),
-        packed(model, batch.attention_mask, batch.padded) as packing,
+        packed(model, batch.attention_mask) as packing,
         captured(model, attention) as states,
     ):
         out = model(**inputs, output_hidden_states=bool(layers))
@@ -320,10 +321,11 @@ def pass_over(
     found: dict[str, np.ndarray | None] = {}
     held = _Held(data, kinds, found, told, ids)
     most = by_device(accelerator.device).gathered if gathered is None else gathered
-    # Weights that may be trained are cast once for the whole of an autocast region, not once a batch.
+    # Weights are cast once for the whole of an autocast region, not once a batch.
     with contextlib.ExitStack() as stack:
         stack.callback(model.train, training)
         stack.enter_context(encoder_autocast(accelerator.device, precision))
+        stack.enter_context(weights_cast_once())
         batches, main = evaluation_batches(data.lengths, batch_size), accelerator.is_main_process
         for rows in progress_bar(batches, told, "batch", main and told is not None, leave=False):
             (batch,) = micro_batches(data, rows, rank=accelerator.process_index, world=accelerator.num_processes)

@@ -7,6 +7,7 @@
 | `used_rows` | training the whole word embedding | `train.used_rows` | the same (no weight decay) |
 | `first_token` | the whole last layer | `train.first_token` | equal to rounding; other dropout draws |
 | `packing` | computing padding | `train.packing` | equal to rounding; other dropout draws |
+| `layer` | some forty autograd functions a layer | `train.fused_layers` | equal to rounding; other dropout draws |
 | `late_head` | a masked-LM's logits of every token and piece | always on | equal to rounding |
 
 `capture` hands out the queries, keys and values that a method reads, whichever of these compute them.

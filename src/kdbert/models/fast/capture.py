@@ -25,6 +25,11 @@ class _Capture:
         self.found: dict[int, dict[str, torch.Tensor]] = {}
         self.layer = 0  # the last one that was seen
 
+    @property
+    def wants_next(self) -> bool:
+        """Whether something of the next layer is wanted."""
+        return self.layer + 1 in self.kinds
+
     def see(self, states: Callable[[str], torch.Tensor]) -> None:
         """The next layer's states [B, heads, L, units], by kind; of those that are not wanted none are made."""
         self.layer += 1
@@ -75,8 +80,13 @@ def captured(model: Any, kinds: Mapping[int, str]) -> Iterator[dict[int, dict[st
         del ALL_ATTENTION_FUNCTIONS[name]
 
 
+def current_capture() -> _Capture | None:
+    """What is wanted of the forward pass that runs now, for a layer that does without the attention function."""
+    return _capture.get()
+
+
 def capture_without_attention(own: Any, hidden_states: torch.Tensor) -> None:
-    """For a layer like BERT's that does without the attention function (`first_token`): what is wanted is projected.
+    """For a layer like BERT's that makes no states itself (`first_token`): what is wanted is projected.
 
     Args:
         own: its self-attention. hidden_states: [B, L, H], or [1, T, H] inside `packed`.

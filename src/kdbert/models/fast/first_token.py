@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from kdbert.models.fast.capture import capture_without_attention
-from kdbert.models.fast.packing import current_packing, last_layer_forward
+from kdbert.models.fast.layer import last_layer_forward
+from kdbert.models.fast.packing import current_packing
 
 
 def use_first_token(model: Any) -> None:
-    """Prepare the last layer of a classifier built like BERT for `first_token_only`; after any `use_packing`."""
+    """Prepare the last layer of a classifier built like BERT for `first_token_only`; after any `use_packed_layers`."""
     layer = model.base_model.encoder.layer[-1]
     layer.first_token_only = False
     layer.forward = types.MethodType(_forward, layer)

@@ -6,6 +6,7 @@ import contextlib
 import types
 from collections.abc import Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,29 +15,54 @@ from kdbert.derivatives import once_differentiable
 from kdbert.devices import by_device
 
 
+@dataclass(frozen=True)
+class Texts:
+    """Texts of one length, whose tokens are next to each other inside `packed`."""
+
+    start: int  # place of the first token
+    count: int  # of texts
+    length: int  # of each in tokens
+
+
 class Packing:
-    """Which tokens of a padded batch are computed: the real ones, and a few of padding.
+    """Which tokens of a padded batch are computed, and in which order: the real ones, and a few of padding.
+
+    Shorter texts come first. Padding fills the number of tokens up to a multiple of 16 (64 from 1,024 tokens on), so
+    that matrix products have few different shapes, each of which is compiled once. A batch without padding stays as it
+    is.
 
     Args:
-        mask: [B, L], 0 at padding. Padding fills the number of tokens up to a multiple of 16 (64 from 1,024 tokens
-            on), so that matrix products have few different shapes, each of which is compiled once.
+        mask: [B, L], 0 at padding.
     """
 
     def __init__(self, mask: torch.Tensor) -> None:
         self.shape = mask.shape
-        real = mask.reshape(-1) > 0
-        count = int(real.sum())
-        multiple = 16 if count < 1024 else 64
-        spare = torch.nonzero(~real)[: -count % multiple, 0]
-        self.index = torch.cat([torch.nonzero(real)[:, 0], spare])
+        self.index: torch.Tensor | None = None
+        real = mask > 0
+        lengths, order = real.sum(1).sort(stable=True)
+        found, counts = lengths.unique_consecutive(return_counts=True)
+        self.texts: list[Texts] = []
+        self.real = 0  # tokens, the first ones of all
+        for length, count in zip(found.tolist(), counts.tolist(), strict=True):
+            self.texts.append(Texts(self.real, count, length))
+            self.real += count * length
+        if self.real < mask.numel():
+            rows, columns = real[order].nonzero(as_tuple=True)
+            multiple = 16 if self.real < 1024 else 64
+            spare = torch.nonzero(~real.reshape(-1))[: -self.real % multiple, 0]
+            self.index = torch.cat([order[rows] * mask.shape[1] + columns, spare])
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:
         """[B, L, ...] -> [1, T, ...]."""
-        return _Take.apply(padded.flatten(0, 1), self.index)[None]
+        rows = padded.flatten(0, 1)
+        return (rows if self.index is None else _Take.apply(rows, self.index))[None]
 
     def unpack(self, packed: torch.Tensor) -> torch.Tensor:
         """[1, T, ...] -> [B, L, ...], 0 at tokens that were not computed."""
-        return _Put.apply(packed[0], self.index, self.shape.numel()).unflatten(0, self.shape)
+        rows = packed[0]
+        return (rows if self.index is None else _Put.apply(rows, self.index, self.shape.numel())).unflatten(
+            0, self.shape
+        )
 
 
 class _Take(torch.autograd.Function):
@@ -79,29 +105,25 @@ def current_packing() -> Packing | None:
 
 
 def use_packing(model: Any) -> None:
-    """Prepare a model that is built like BERT and uses kdbert's attention for `packed`."""
+    """Prepare a model that is built like BERT and uses kdbert's attention for `packed`; then `use_packed_layers`."""
     model.can_pack = True
-    embeddings, layer = model.base_model.embeddings, model.base_model.encoder.layer[-1]
+    embeddings = model.base_model.embeddings
     embeddings.forward = types.MethodType(_embeddings_forward, embeddings)
-    layer.forward = types.MethodType(last_layer_forward, layer)
 
 
 @contextlib.contextmanager
-def packed(model: Any, mask: torch.Tensor, on: bool = True) -> Iterator[Packing | None]:
+def packed(model: Any, mask: torch.Tensor) -> Iterator[Packing | None]:
     """Inside, a model prepared by `use_packing` computes only real tokens between embeddings and head.
 
     Its hidden states are then [1, T, H], except those of the last layer: `Packing.unpack` pads them again.
 
     Args:
         mask: [B, L] of the batch.
-        on: False changes nothing.
 
     Yields:
-        None if nothing is packed: another model or device, or no padding to skip.
+        None if nothing is packed: another model or device.
     """
-    packing = Packing(mask) if on and by_device(mask.device).packing and getattr(model, "can_pack", False) else None
-    if packing is not None and len(packing.index) == mask.numel():
-        packing = None
+    packing = Packing(mask) if by_device(mask.device).packing and getattr(model, "can_pack", False) else None
     token = _packing.set(packing)
     try:
         yield packing
@@ -109,15 +131,25 @@ def packed(model: Any, mask: torch.Tensor, on: bool = True) -> Iterator[Packing 
         _packing.reset(token)
 
 
-def _embeddings_forward(self: Any, *args: Any, **options: Any) -> torch.Tensor:
+def _embeddings_forward(
+    self: Any,
+    input_ids: torch.Tensor | None = None,
+    token_type_ids: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    inputs_embeds: torch.Tensor | None = None,
+    past_key_values_length: int = 0,
+) -> torch.Tensor:
     """Replaces the embeddings' `forward`: -> [B, L, E], or [1, T, E] inside `packed`."""
-    found: torch.Tensor = type(self).forward(self, *args, **options)
     packing = _packing.get()
-    return found if packing is None else packing.pack(found)
-
-
-def last_layer_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **options: Any) -> Any:
-    """Replaces the last layer's `forward`: [B, L, H], or [1, T, H] inside `packed`, -> [B, L, H]."""
-    found = type(self).forward(self, hidden_states, *args, **options)
-    packing = _packing.get()
-    return found if packing is None else packing.unpack(found)
+    if packing is not None and input_ids is not None:
+        if position_ids is None:
+            numbered = getattr(self, "create_position_ids_from_input_ids", None)  # of RoBERTa and its kin
+            counted = self.position_ids[:, : input_ids.shape[1]]
+            position_ids = counted if numbered is None else numbered(input_ids, self.padding_idx)
+        position_ids = packing.pack(position_ids.expand(input_ids.shape))
+        token_type_ids = None if token_type_ids is None else packing.pack(token_type_ids)
+        input_ids = packing.pack(input_ids)
+    found: torch.Tensor = type(self).forward(
+        self, input_ids, token_type_ids, position_ids, inputs_embeds, past_key_values_length
+    )
+    return found

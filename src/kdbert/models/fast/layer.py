@@ -1,0 +1,272 @@
+"""An encoder layer as one autograd function, for models that are built like BERT.
+
+Inside `packed` the rows are a batch's real tokens, texts of one length next to each other, so that attention works on
+views of them: no padding, no mask, and nothing is copied but its result. One product gives queries, keys and values;
+dropout and addition are one step; products add the gradients that meet.
+
+It computes in the type of its input, or in autocast's: then also additions and layer norms, with float32 inside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kdbert.derivatives import once_differentiable
+from kdbert.models.fast.capture import current_capture
+from kdbert.models.fast.dropout import FastDropout, draw_keep
+from kdbert.models.fast.packing import Packing, Texts, current_packing
+
+
+def use_packed_layers(model: Any, fused: bool) -> None:
+    """Prepare the layers of a model for `packed`; after `use_packing`.
+
+    Args:
+        fused: each is computed as one autograd function. The model's activation must be `gelu`.
+    """
+    layers = model.base_model.encoder.layer
+    for layer in layers:
+        layer.fused = fused
+        layer.forward = types.MethodType(layer_forward, layer)
+    layers[-1].forward = types.MethodType(last_layer_forward, layers[-1])
+
+
+def layer_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **options: Any) -> Any:
+    """Replaces a layer's `forward`: [B, L, H] -> [B, L, H], or [1, T, H] -> [1, T, H] inside `packed`."""
+    packing = current_packing()
+    if packing is None or not getattr(self, "fused", False):
+        return type(self).forward(self, hidden_states, *args, **options)
+    return _compute(self, hidden_states, packing)
+
+
+def last_layer_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **options: Any) -> Any:
+    """Replaces the last layer's `forward`: [B, L, H], or [1, T, H] inside `packed`, -> [B, L, H]."""
+    found = layer_forward(self, hidden_states, *args, **options)
+    packing = current_packing()
+    return found if packing is None else packing.unpack(found)
+
+
+_cast: ContextVar[dict[tuple[int, torch.dtype], list[torch.Tensor]] | None] = ContextVar("cast", default=None)
+
+
+@contextlib.contextmanager
+def weights_cast_once() -> Iterator[None]:
+    """Inside, as long as no gradients are asked for, no weight may change: each layer's are cast and joined once."""
+    token = _cast.set({})
+    try:
+        yield
+    finally:
+        _cast.reset(token)
+
+
+def _weights(linear: Sequence[nn.Linear], key: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Weights and biases of query, key and value joined, then those of the other linear layers, in one type."""
+    kept = None if torch.is_grad_enabled() else _cast.get()
+    if kept is not None and (key, dtype) in kept:
+        return kept[key, dtype]
+    parts = [(layer.weight.detach().to(dtype), layer.bias.detach().to(dtype)) for layer in linear]
+    found = [torch.cat(part) for part in zip(*parts[:3], strict=True)] + [one for part in parts[3:] for one in part]
+    if kept is not None:
+        kept[key, dtype] = found
+    return found
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What a layer computes with, besides parameters."""
+
+    cast: list[torch.Tensor]  # see `_weights`
+    texts: Sequence[Texts]
+    heads: int
+    epsilons: tuple[float, float]  # of its two layer norms
+    rates: tuple[float, float, float]  # of dropout: attention weights, behind attention, at the end
+    fast_dropout: bool
+
+    def keep(self, like: torch.Tensor, rate: float) -> torch.Tensor | None:
+        """What dropout multiplies by; None without dropout."""
+        if not rate:
+            return None
+        return draw_keep(like.shape, rate, like.dtype) if self.fast_dropout else F.dropout(torch.ones_like(like), rate)
+
+
+def _compute(layer: Any, hidden_states: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """The layer's output [1, T, H]; hands out queries, keys and values where they are wanted."""
+    own, first, last = layer.attention.self, layer.attention.output, layer.output
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden_states.dtype
+    linear = (own.query, own.key, own.value, first.dense, layer.intermediate.dense, last.dense)
+    setting = _Setting(
+        _weights(linear, id(layer), dtype), packing.texts, own.num_attention_heads,
+        (first.LayerNorm.eps, last.LayerNorm.eps),
+        (own.dropout.p, first.dropout.p, last.dropout.p) if layer.training else (0.0, 0.0, 0.0),
+        isinstance(own.dropout, FastDropout),
+    )  # fmt: skip
+    parameters = [one for part in (*linear, first.LayerNorm, last.LayerNorm) for one in (part.weight, part.bias)]
+    capture = current_capture()
+    wanted = capture is not None and capture.wants_next
+    with torch.autocast("cpu", enabled=False):
+        output, states = _Layer.apply(hidden_states[0].to(dtype), setting, wanted, *parameters)
+    if capture is not None:
+        parts = dict(zip("qkv", () if states is None else states.chunk(3, 1), strict=False))
+        capture.see(lambda kind: parts[kind].unflatten(1, (setting.heads, -1)).transpose(0, 1)[None])
+    return output[None]
+
+
+def _by_head(rows: torch.Tensor, texts: Texts, part: int, heads: int, units: int) -> torch.Tensor:
+    """A view of some texts' part of contiguous rows [T, parts * heads * units]: [count, heads, length, units]."""
+    width = rows.shape[1]
+    return rows.as_strided(
+        (texts.count, heads, texts.length, units), (texts.length * width, units, width, 1),
+        texts.start * width + part * heads * units,
+    )  # fmt: skip
+
+
+def _matrices(view: torch.Tensor) -> torch.Tensor:
+    """[count, heads, length, units] -> [count * heads, length, units]: of one text a view, of several a copy."""
+    return view[0] if len(view) == 1 else view.reshape(-1, *view.shape[2:])
+
+
+class _Attention:
+    """Attention within each text, forward and backward.
+
+    What is of each pair of a text's tokens lies in one row, text by text, so that what is done alike to all is done at
+    once.
+    """
+
+    def __init__(self, states: torch.Tensor, setting: _Setting) -> None:
+        self.texts, self.heads = setting.texts, setting.heads
+        self.units = states.shape[1] // (3 * self.heads)
+        self.filled = sum(texts.count * texts.length for texts in self.texts)  # rows; others fill up their number
+        self.sizes = [texts.count * self.heads * texts.length**2 for texts in self.texts]
+        self.states = [
+            tuple(_matrices(_by_head(states, texts, part, self.heads, self.units)) for part in range(3))
+            for texts in self.texts
+        ]
+
+    def of_each(self, row: torch.Tensor) -> list[torch.Tensor]:
+        """Views of such a row: [count * heads, length, length] each."""
+        parts = zip(row.split(self.sizes), self.texts, strict=True)
+        return [part.view(-1, texts.length, texts.length) for part, texts in parts]
+
+    def put(self, result: torch.Tensor, rows: torch.Tensor, texts: Texts, part: int) -> None:
+        """Write [count * heads, length, units] to its place in rows."""
+        into = _by_head(rows, texts, part, self.heads, self.units)
+        into.copy_(result.view(into.shape))
+
+    def forward(
+        self, states: torch.Tensor, setting: _Setting
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Its result [T, H], the attention weights, and what dropout multiplies them by (None)."""
+        shares = states.new_empty(sum(self.sizes))
+        for (query, key, _), share in zip(self.states, self.of_each(shares), strict=True):
+            torch.baddbmm(share, query, key.transpose(1, 2), beta=0, alpha=self.units**-0.5, out=share)
+            torch.softmax(share, -1, out=share)
+        keep = setting.keep(shares, setting.rates[0])
+        dropped = self.of_each(shares if keep is None else shares * keep)
+        mixed = states.new_empty(len(states), self.heads * self.units)
+        mixed[self.filled :] = 0
+        for texts, (_, _, value), share in zip(self.texts, self.states, dropped, strict=True):
+            self.put(torch.bmm(share, value), mixed, texts, 0)
+        return mixed, shares, keep
+
+    def backward(self, gradient: torch.Tensor, shares: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+        """The gradient of the states [T, 3 H], by that of its result."""
+        upstream = [_matrices(_by_head(gradient, texts, 0, self.heads, self.units)) for texts in self.texts]
+        dropped = self.of_each(shares if keep is None else shares * keep)
+        for_shares = torch.empty_like(shares)
+        for up, (_, _, value), into in zip(upstream, self.states, self.of_each(for_shares), strict=True):
+            torch.bmm(up, value.transpose(1, 2), out=into)
+        if keep is not None:
+            for_shares *= keep
+        found = gradient.new_empty(len(gradient), 3 * self.heads * self.units)
+        found[self.filled :] = 0
+        each = zip(
+            self.texts, upstream, self.states, self.of_each(shares), dropped, self.of_each(for_shares), strict=True
+        )
+        for texts, up, (query, key, _), share, drop, for_share in each:
+            for_scores = torch._softmax_backward_data(for_share, share, -1, share.dtype)
+            for_query = torch.baddbmm(query, for_scores, key, beta=0, alpha=self.units**-0.5)
+            for_key = torch.baddbmm(key, for_scores.transpose(1, 2), query, beta=0, alpha=self.units**-0.5)
+            for part, result in enumerate((for_query, for_key, torch.bmm(drop.transpose(1, 2), up))):
+                self.put(result, found, texts, part)
+        return found
+
+
+class _Layer(torch.autograd.Function):
+    """Rows [T, H] -> rows [T, H]; and, if wanted, queries, keys and values [T, 3 H], else None."""
+
+    @staticmethod
+    def forward(
+        context: Any, rows: torch.Tensor, setting: _Setting, wanted: bool, *parameters: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        gain_1, shift_1, gain_2, shift_2 = parameters[-4:]
+        joined, joined_bias, out, out_bias, up, up_bias, down, down_bias = setting.cast
+        states = torch.addmm(joined_bias, rows, joined.t())
+        attention = _Attention(states, setting)
+        mixed, shares, keep = attention.forward(states, setting)
+        attended = torch.addmm(out_bias, mixed, out.t())
+        keep_1 = setting.keep(attended, setting.rates[1])
+        sum_1 = rows + attended if keep_1 is None else torch.addcmul(rows, attended, keep_1)
+        middle, *norm_1 = torch.native_layer_norm(sum_1, gain_1.shape, gain_1, shift_1, setting.epsilons[0])
+        before = torch.addmm(up_bias, middle, up.t())
+        inner = F.gelu(before)
+        fed = torch.addmm(down_bias, inner, down.t())
+        keep_2 = setting.keep(fed, setting.rates[2])
+        sum_2 = middle + fed if keep_2 is None else torch.addcmul(middle, fed, keep_2)
+        output, *norm_2 = torch.native_layer_norm(sum_2, gain_2.shape, gain_2, shift_2, setting.epsilons[1])
+        context.set_materialize_grads(False)
+        context.cast, context.attention = setting.cast, attention
+        context.save_for_backward(
+            rows, shares, keep, mixed, keep_1, sum_1, *norm_1, gain_1, shift_1, middle, before, inner,
+            keep_2, sum_2, *norm_2, gain_2, shift_2,
+        )  # fmt: skip
+        return output, states if wanted else None
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        (
+            rows, shares, keep, mixed, keep_1, sum_1, mean_1, scale_1, gain_1, shift_1, middle, before, inner,
+            keep_2, sum_2, mean_2, scale_2, gain_2, shift_2,
+        ) = context.saved_tensors  # fmt: skip
+        joined, _, out, _, up, _, down, _ = context.cast
+        wanted = context.needs_input_grad[3:]
+        for_output, for_captured = gradients
+        if for_output is None:  # only queries, keys and values are read
+            for_output = torch.zeros_like(sum_2)
+        for_sum, *for_norm_2 = torch.ops.aten.native_layer_norm_backward(
+            for_output.contiguous(), sum_2, gain_2.shape, mean_2, scale_2, gain_2, shift_2, (True, *wanted[14:16])
+        )
+        for_fed = for_sum if keep_2 is None else for_sum * keep_2
+        for_down = _for_linear(for_fed, inner, wanted[10:12])
+        for_before = torch.ops.aten.gelu_backward(for_fed @ down, before)
+        for_up = _for_linear(for_before, middle, wanted[8:10])
+        for_sum, *for_norm_1 = torch.ops.aten.native_layer_norm_backward(
+            torch.addmm(for_sum, for_before, up), sum_1, gain_1.shape, mean_1, scale_1, gain_1, shift_1,
+            (True, *wanted[12:14]),
+        )  # fmt: skip
+        for_attended = for_sum if keep_1 is None else for_sum * keep_1
+        for_out = _for_linear(for_attended, mixed, wanted[6:8])
+        for_states = context.attention.backward(for_attended @ out, shares, keep)
+        if for_captured is not None:
+            for_states += for_captured
+        for_weight, for_bias = _for_linear(for_states, rows, (any(wanted[0:6:2]), any(wanted[1:6:2])))
+        weights = (None,) * 3 if for_weight is None else for_weight.chunk(3)
+        biases = (None,) * 3 if for_bias is None else for_bias.chunk(3)
+        for_rows = torch.addmm(for_sum, for_states, joined) if context.needs_input_grad[0] else None
+        each = [one for pair in zip(weights, biases, strict=True) for one in pair]
+        return for_rows, None, None, *each, *for_out, *for_up, *for_down, *for_norm_1, *for_norm_2
+
+
+def _for_linear(
+    gradient: torch.Tensor, rows: torch.Tensor, wanted: Sequence[bool]
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Gradients of a linear layer's weight and bias."""
+    return gradient.t() @ rows if wanted[0] else None, gradient.sum(0) if wanted[1] else None
