@@ -32,8 +32,8 @@ class Contest:
     """One contestant's run of one job: tokenised on the clock, timed by phase, written as JSON at the end.
 
     A job is a JSON file that benchmarks/speed writes: texts and labels of train and dev, folders of teacher and
-    student, batch size, epochs, rate, alpha, temperature, method, seed, threads, device (cpu or cuda), and `steps`
-    (stop after so many and extrapolate; null: the whole run).
+    student, batch size, epochs, rate, alpha, temperature, method, seed, threads, device (cpu or cuda), `half` (whether
+    the device multiplies bf16) and `steps` (stop after so many and extrapolate; null: the whole run).
     """
 
     def __init__(self, job: dict[str, Any] | None = None) -> None:

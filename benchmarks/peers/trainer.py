@@ -16,7 +16,7 @@ def trainer_of(
     """A Trainer of a job over tokenised rows: stock, or with its best stock settings."""
     job, best = contest.job, {}
     if job["contestant"] == "trainer-tuned":
-        best = {"bf16": True, "train_sampling_strategy": "group_by_length"}
+        best = {"bf16": job["half"], "train_sampling_strategy": "group_by_length"}
         for row in train:
             row["length"] = len(row["input_ids"])
     tokenizer = PreTrainedTokenizerFast(
@@ -56,7 +56,10 @@ def main() -> None:
                 loss = torch.zeros(())
             else:
                 # The library casts the model that it was given, not a teacher inside compute_loss.
-                with torch.no_grad(), torch.autocast(contest.device.type, torch.bfloat16, enabled=tuned):
+                with (
+                    torch.no_grad(),
+                    torch.autocast(contest.device.type, torch.bfloat16, enabled=tuned and job["half"]),
+                ):
                     taught = teacher(**inputs).logits
                 loss = contest.kd_loss(outputs.logits.float(), taught.float(), labels)
             return (loss, outputs) if return_outputs else loss

@@ -153,7 +153,7 @@ def test_a_stored_teacher_gives_the_loss_of_a_live_one(exact: Maker, name: str, 
     assert kept.hidden.keys() == seen.hidden.keys()
     plain, expected = loss_of(parts, batch, live)
     replayed, actual = loss_of(parts, batch, stored)
-    assert_same_terms(replayed, plain)
+    assert_same_terms(replayed, plain, rtol=1e-4)  # of other batches: products of other shapes, in float32
     assert_same_gradients(actual, expected, rtol=1e-5, floor=FLOOR)
 
 

@@ -313,7 +313,7 @@ def test_twenty_steps_and_their_predictions_are_those_of_one_process(
     later = 1e-3 if name == "reptile" else 1e-4  # a new AdamW's step has the full length for gradients of rounding, too
     for step in one:
         assert one[step].keys() == two[step].keys()
-        assert two[step] == pytest.approx(one[step], rel=1e-5 if step == 1 else later, abs=1e-7), step
+        assert two[step] == pytest.approx(one[step], rel=1e-5 if step == 1 else later, abs=1e-6), step
     rows, by_two = map(predictions, folders)
     assert len({row["id"] for row in by_two}) == len(by_two) == 61
     assert [row["id"] for row in rows] == [row["id"] for row in by_two]

@@ -4,7 +4,8 @@ Inside `packed` the rows are a batch's real tokens, texts of one length next to 
 views of them: no padding, no mask, and nothing is copied but its result. One product gives queries, keys and values;
 dropout and addition are one step; products add the gradients that meet.
 
-It computes in the type of its input, or in autocast's: then also additions and layer norms, with float32 inside.
+Under autocast products, GELU and attention are in its type; additions, layer norms and what comes out are in the type
+of the input, float32.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def _compute(layer: Any, hidden_states: torch.Tensor, packing: Packing) -> torch
     capture = current_capture()
     wanted = capture is not None and capture.wants_next
     with torch.autocast("cpu", enabled=False):
-        output, states = _Layer.apply(hidden_states[0].to(dtype), setting, wanted, *parameters)
+        output, states = _Layer.apply(hidden_states[0], setting, wanted, *parameters)
     if capture is not None:
         parts = dict(zip("qkv", () if states is None else states.chunk(3, 1), strict=False))
         capture.see(lambda kind: parts[kind].unflatten(1, (setting.heads, -1)).transpose(0, 1)[None])
@@ -208,23 +209,25 @@ class _Layer(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         gain_1, shift_1, gain_2, shift_2 = parameters[-4:]
         joined, joined_bias, out, out_bias, up, up_bias, down, down_bias = setting.cast
-        states = torch.addmm(joined_bias, rows, joined.t())
+        narrow = rows.to(joined.dtype)
+        states = torch.addmm(joined_bias, narrow, joined.t())
         attention = _Attention(states, setting)
         mixed, shares, keep = attention.forward(states, setting)
         attended = torch.addmm(out_bias, mixed, out.t())
         keep_1 = setting.keep(attended, setting.rates[1])
-        sum_1 = rows + attended if keep_1 is None else torch.addcmul(rows, attended, keep_1)
+        sum_1 = _dropped_and_added(rows, attended, keep_1)
         middle, *norm_1 = torch.native_layer_norm(sum_1, gain_1.shape, gain_1, shift_1, setting.epsilons[0])
-        before = torch.addmm(up_bias, middle, up.t())
+        narrow_middle = middle.to(up.dtype)
+        before = torch.addmm(up_bias, narrow_middle, up.t())
         inner = F.gelu(before)
         fed = torch.addmm(down_bias, inner, down.t())
         keep_2 = setting.keep(fed, setting.rates[2])
-        sum_2 = middle + fed if keep_2 is None else torch.addcmul(middle, fed, keep_2)
+        sum_2 = _dropped_and_added(middle, fed, keep_2)
         output, *norm_2 = torch.native_layer_norm(sum_2, gain_2.shape, gain_2, shift_2, setting.epsilons[1])
         context.set_materialize_grads(False)
         context.cast, context.attention = setting.cast, attention
         context.save_for_backward(
-            rows, shares, keep, mixed, keep_1, sum_1, *norm_1, gain_1, shift_1, middle, before, inner,
+            narrow, shares, keep, mixed, keep_1, sum_1, *norm_1, gain_1, shift_1, narrow_middle, before, inner,
             keep_2, sum_2, *norm_2, gain_2, shift_2,
         )  # fmt: skip
         return output, states if wanted else None
@@ -233,7 +236,7 @@ class _Layer(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         (
-            rows, shares, keep, mixed, keep_1, sum_1, mean_1, scale_1, gain_1, shift_1, middle, before, inner,
+            narrow, shares, keep, mixed, keep_1, sum_1, mean_1, scale_1, gain_1, shift_1, narrow_middle, before, inner,
             keep_2, sum_2, mean_2, scale_2, gain_2, shift_2,
         ) = context.saved_tensors  # fmt: skip
         joined, _, out, _, up, _, down, _ = context.cast
@@ -244,25 +247,43 @@ class _Layer(torch.autograd.Function):
         for_sum, *for_norm_2 = torch.ops.aten.native_layer_norm_backward(
             for_output.contiguous(), sum_2, gain_2.shape, mean_2, scale_2, gain_2, shift_2, (True, *wanted[14:16])
         )
-        for_fed = for_sum if keep_2 is None else for_sum * keep_2
+        for_fed = _kept(for_sum, keep_2, down.dtype)
         for_down = _for_linear(for_fed, inner, wanted[10:12])
         for_before = torch.ops.aten.gelu_backward(for_fed @ down, before)
-        for_up = _for_linear(for_before, middle, wanted[8:10])
+        for_up = _for_linear(for_before, narrow_middle, wanted[8:10])
         for_sum, *for_norm_1 = torch.ops.aten.native_layer_norm_backward(
-            torch.addmm(for_sum, for_before, up), sum_1, gain_1.shape, mean_1, scale_1, gain_1, shift_1,
+            _product_added(for_sum, for_before, up), sum_1, gain_1.shape, mean_1, scale_1, gain_1, shift_1,
             (True, *wanted[12:14]),
         )  # fmt: skip
-        for_attended = for_sum if keep_1 is None else for_sum * keep_1
+        for_attended = _kept(for_sum, keep_1, out.dtype)
         for_out = _for_linear(for_attended, mixed, wanted[6:8])
         for_states = context.attention.backward(for_attended @ out, shares, keep)
         if for_captured is not None:
             for_states += for_captured
-        for_weight, for_bias = _for_linear(for_states, rows, (any(wanted[0:6:2]), any(wanted[1:6:2])))
+        for_weight, for_bias = _for_linear(for_states, narrow, (any(wanted[0:6:2]), any(wanted[1:6:2])))
         weights = (None,) * 3 if for_weight is None else for_weight.chunk(3)
         biases = (None,) * 3 if for_bias is None else for_bias.chunk(3)
-        for_rows = torch.addmm(for_sum, for_states, joined) if context.needs_input_grad[0] else None
+        for_rows = _product_added(for_sum, for_states, joined) if context.needs_input_grad[0] else None
         each = [one for pair in zip(weights, biases, strict=True) for one in pair]
         return for_rows, None, None, *each, *for_out, *for_up, *for_down, *for_norm_1, *for_norm_2
+
+
+def _dropped_and_added(rows: torch.Tensor, part: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+    """rows + part * keep, in the type of the rows."""
+    if keep is None:
+        return rows + part
+    return torch.addcmul(rows, part, keep) if rows.dtype == part.dtype else rows + part * keep
+
+
+def _kept(gradient: torch.Tensor, keep: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """gradient * keep, in the type of the products."""
+    narrow = gradient.to(dtype)
+    return narrow if keep is None else narrow * keep
+
+
+def _product_added(rows: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """rows + first @ second, in the type of the rows."""
+    return torch.addmm(rows, first, second) if rows.dtype == first.dtype else rows + first @ second
 
 
 def _for_linear(
