@@ -112,6 +112,13 @@ def loop_relation(student: torch.Tensor, teacher: torch.Tensor, heads: int) -> t
     return torch.stack(values).mean()
 
 
+def batch_relation(student: torch.Tensor, teacher: torch.Tensor, heads: int) -> torch.Tensor:
+    """The same of a whole batch at once, [B, L, H] each, padding included."""
+    ours, theirs = (side.unflatten(-1, (heads, -1)).transpose(1, 2) for side in (student, teacher))
+    ours, theirs = ((one @ one.mT / one.shape[-1] ** 0.5).log_softmax(-1) for one in (ours, theirs))
+    return F.kl_div(ours, theirs, reduction="sum", log_target=True) / ours[..., 0].numel()
+
+
 def loop_scores(student: dict[str, torch.Tensor], teacher: dict[str, torch.Tensor]) -> torch.Tensor:
     """TinyBERT's attention term of a layer: sample by sample."""
     values = []

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from common import Contest
-from loops import batch_global, loop_ics, loop_inter, loop_intra
+from loops import batch_global, batch_relation, loop_ics, loop_inter, loop_intra
+
+
+def watched(model: Any, into: list[torch.Tensor]) -> None:
+    """Put queries, keys and values of the last layer into a list at every forward pass."""
+    own = model.base_model.encoder.layer[-1].attention.self
+    for part in (own.query, own.key, own.value):
+        part.register_forward_hook(lambda module, given, found: into.append(found))
 
 
 def main() -> None:
@@ -22,13 +31,17 @@ def main() -> None:
         memory = F.pad(memory, (0, 0, 0, job["max_length"] - memory.shape[1])).flatten(1)
         own = torch.nn.Parameter(torch.randn(memory.shape, device=contest.device))
         trained.append(own)
+    states: list[list[torch.Tensor]] = [[], []]
+    if method == "minilm":
+        for model, into in zip((student, teacher), states, strict=True):
+            watched(model, into)
     contest.lap("load")
     train = contest.tensors(contest.encode("train", padded=True))
     dev = contest.tensors(contest.encode("dev", padded=True))
     contest.lap("tokenise")
     optimizer = torch.optim.AdamW(trained, lr=job["learning_rate"], weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / contest.planned))
-    step, hidden = 0, method != "kd"
+    step, hidden = 0, method in ("ics", "cka-ilg")
     while step < contest.steps:
         order = torch.randperm(len(train["labels"]))
         for rows in order.split(job["batch_size"]):
@@ -44,6 +57,13 @@ def main() -> None:
                 ours, theirs = seen.hidden_states[layers[1] - 1], taught.hidden_states[layers[0] - 1]
                 local = 0.5 * (loop_intra(ours, theirs) + loop_inter(ours, theirs)) / 2
                 loss = loss + 0.1 * (0.5 * batch_global(ours, theirs, own, memory, 0.5) + 0.5 * local)
+            elif method == "minilm":  # 48 relation heads, or as many of fewer units as there can be
+                width = states[0][0].shape[-1]
+                heads = next(heads for heads in range(48, 0, -1) if width % heads == 0)
+                parts = [batch_relation(*one, heads) for one in zip(*states, strict=True)]
+                loss = loss + sum(parts, torch.zeros(())) / len(parts)
+                for one in states:
+                    one.clear()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
@@ -53,6 +73,8 @@ def main() -> None:
             if step == contest.steps:
                 break
     contest.lap("train")
+    for one in states:
+        one.clear()
     logits = contest.predict(student, dev)
     contest.lap("evaluate")
     contest.finish(step, logits)

@@ -457,10 +457,13 @@ def test_packing_moves_every_real_token_there_and_back(lengths: list[int], seed:
     again = packing.unpack(tokens)
     assert torch.equal(again[mask > 0], padded[mask > 0])
     assert int((again != 0).any(-1).sum()) == tokens.shape[1]
+    parts: dict[int, list[torch.Tensor]] = {}
     for texts in packing.texts:  # those of one length are next to each other
-        part = tokens[0, texts.start : texts.start + texts.count * texts.length].view(texts.count, texts.length, 3)
-        rows = padded[torch.tensor(lengths) == texts.length, : texts.length]
-        assert torch.equal(part, rows)
+        part = tokens[0, texts.start : texts.start + texts.count * texts.length]
+        parts.setdefault(texts.length, []).append(part.view(texts.count, texts.length, 3))
+        assert texts.count.bit_count() == 1
+    for length, found in parts.items():
+        assert torch.equal(torch.cat(found), padded[torch.tensor(lengths) == length, :length])
     assert sum(texts.count * texts.length for texts in packing.texts) == count
     upstream = torch.randn_like(padded)
     (gradient,) = torch.autograd.grad(again, padded, upstream)
@@ -594,14 +597,14 @@ def test_a_fused_layer_drops_as_often_as_the_plain_one() -> None:
     draws = []
     for model in (plain, fused):
         states = []
-        for _ in range(400):
+        for _ in range(150):
             with torch.no_grad(), packed(model, mask) as packing:
                 out = model(LONG_IDS, attention_mask=additive(mask), output_hidden_states=True)
             assert packing is not None
             states.append(packing.unpack(out.hidden_states[2])[mask > 0])
         draws.append(torch.stack(states))
     (mean, deviation), (other, deviations) = ((one.mean(0), one.std(0)) for one in draws)
-    error = (deviation.square() + deviations.square()).sqrt() / 20
+    error = (deviation.square() + deviations.square()).sqrt() / 150**0.5
     assert float(((mean - other) / error).square().mean()) == pytest.approx(1, abs=0.25)
     assert float((deviations / deviation).log().mean()) == pytest.approx(0, abs=0.02)
 

@@ -11,7 +11,6 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +128,17 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+# Digests of files, as long as size and time of change stay the same: path, size, time in ns, inode -> hex digits.
+known_sha256: dict[tuple[str, int, int, int], str] = {}
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file; read once per process as long as its size and time of change stay the same."""
     status = path.stat()
-    return _known_sha256(path.absolute(), status.st_size, status.st_mtime_ns, status.st_ino)
-
-
-@lru_cache(maxsize=1024)
-def _known_sha256(path: Path, size: int, changed: int, inode: int) -> str:
-    return read_sha256(path)
+    key = str(path.absolute()), status.st_size, status.st_mtime_ns, status.st_ino
+    if key not in known_sha256:
+        known_sha256[key] = read_sha256(path)
+    return known_sha256[key]
 
 
 def read_sha256(path: Path) -> str:

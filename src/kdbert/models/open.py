@@ -152,7 +152,7 @@ def _check_loaded(model: Any, about: Mapping[str, Any], name: str, whole: bool) 
             f"model {name!r} has no trained classification head: its file lacks {lost[0]}; fine-tune one with `kdbert "
             f"finetune-teacher --model {name}`"
         )
-    wrong = next((key for key, value in model.state_dict().items() if not bool(value.isfinite().all())), None)
+    wrong = next((key for key, value in model.state_dict().items() if not _all_finite(value)), None)
     if wrong is not None:
         raise UserError(f"the weights of model {name!r} are damaged: {wrong} holds values that are not finite numbers")
     unused = sorted(key for key in about["unexpected_keys"] if re.search(r"(^|\.)layers?\.\d+\.", key))
@@ -167,6 +167,11 @@ def _check_loaded(model: Any, about: Mapping[str, Any], name: str, whole: bool) 
             name, type(model).__name__,
         )  # fmt: skip
     return bool(lost)
+
+
+def _all_finite(value: torch.Tensor) -> bool:
+    """Whether all are finite numbers; their sum, which is quick to make, is one only then, if it does not overflow."""
+    return bool(value.sum().isfinite()) or bool(value.isfinite().all())
 
 
 def _output_layer(model: Any) -> torch.nn.Linear:

@@ -102,11 +102,15 @@ def cut_layers(model: Any, picks: Sequence[int]) -> Any:
     """The model with some of its layers (numbered from 1), built by the library, with these layers' weights."""
     if _is_whole(model.config, picks):
         return model
+    from transformers.initialization import no_init_weights
+
     config = cut_config(model.config, picks)
-    with torch.random.fork_rng(devices=[]):  # what it draws is replaced, and must change no other draw
+    # Nothing is drawn but what the library draws in passing, which is replaced and must change no other draw.
+    with torch.random.fork_rng(devices=[]), no_init_weights():
         small = type(model)._from_config(
             config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
         )
+    small.tie_weights()
     weights = model.state_dict()
     small.load_state_dict({new: weights[old] for new, old in _kept_names(model, small, picks).items()})
     return small.train(model.training)

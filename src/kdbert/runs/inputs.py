@@ -28,6 +28,7 @@ class Inputs:
 
     def __init__(self) -> None:
         self._known: dict[Any, Any] = {}
+        self._digests: dict[int, tuple[Any, str]] = {}  # of tokenizers, by id
 
     def task(self, recipe: Recipe) -> TaskSection:
         """The task of a recipe; of own data in which no row has a label, with its teacher's kind and labels."""
@@ -88,7 +89,9 @@ class Inputs:
             return encode(part.with_label if labels_alone else part, tokenizer, length)
 
         use = (*self._use(task), labels_alone) if split == "train" else ()
-        what = split, *use, length, tokenizer_digest(tokenizer), *tokenizer.model_input_names
+        if id(tokenizer) not in self._digests:
+            self._digests[id(tokenizer)] = tokenizer, tokenizer_digest(tokenizer)  # kept, so that its id stays its own
+        what = split, *use, length, self._digests[id(tokenizer)][1], *tokenizer.model_input_names
         return self._once(task, what, read)
 
     def _use(self, task: TaskSection) -> tuple[Any, ...]:

@@ -2,24 +2,32 @@
 
 The server imports and does nothing else: no tensor operation, no CUDA, no thread of its own. So a process that it forks
 is as good as a fresh one. It ends when its parent ends, however that ends; the commands that it has started go on.
+
+A command is also told the checksums of files that its parent has read, so that a sweep reads each model once. It ends
+without tearing down what it shares with the server, which would first copy it.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
 import json
 import os
+import pkgutil
 import runpy
 import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import kdbert.methods
+from kdbert.disk.files import known_sha256
 from kdbert.signals import SIGNALS
 
 # What a run imports, also the parts that it imports late.
@@ -27,9 +35,14 @@ MODULES = (
     "kdbert.cli",
     "kdbert.runs.commands",
     "kdbert.runs.execute",
+    "kdbert.reporting.summary",
+    *(f"kdbert.methods.{module.name}" for module in pkgutil.iter_modules(kdbert.methods.__path__)),
     "sklearn.metrics",
     "torch.utils.tensorboard",
+    "transformers.models.auto.tokenization_auto",
     "transformers.models.bert.modeling_bert",
+    "transformers.models.bert.tokenization_bert",
+    "transformers.optimization",
 )
 THREADS = "OMP_NUM_THREADS"
 MOST_FILES = 16
@@ -123,7 +136,10 @@ class Preloaded:
         try:
             with theirs:
                 socket.send_fds(control, [b"."], [theirs.fileno(), output, *keep])
-            request = {"words": list(words), "environment": dict(environment), "folder": os.getcwd()}
+            request = {
+                "words": list(words), "environment": dict(environment), "folder": os.getcwd(),
+                "checksums": [[*key, digest] for key, digest in known_sha256.items()],
+            }  # fmt: skip
             ours.sendall(json.dumps(request).encode())
             ours.shutdown(socket.SHUT_WR)
         except BaseException:
@@ -169,7 +185,23 @@ def run(control: int) -> None:
         os._exit(0)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     sys.argv[1:] = words
-    runpy.run_module("kdbert", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module("kdbert", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if not isinstance(end.code, int | None):
+            raise
+        _leave(end.code or 0)
+    _leave(0)
+
+
+def _leave(code: int) -> None:
+    """What Python does at the end of a process, but for freeing all that was imported."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the command is done
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def serve(control: socket.socket) -> list[str] | None:
@@ -242,5 +274,6 @@ def _take_over(connection: socket.socket, output: int) -> list[str]:
         import torch
 
         torch.set_num_threads(int(threads))
+    known_sha256.update({(path, *status): digest for path, *status, digest in request["checksums"]})
     connection.detach()  # stays open as long as this process lives: its end is the process's
     return list(request["words"])

@@ -27,9 +27,9 @@ class Texts:
 class Packing:
     """Which tokens of a padded batch are computed, and in which order: the real ones, and a few of padding.
 
-    Shorter texts come first. Padding fills the number of tokens up to a multiple of 16 (64 from 1,024 tokens on), so
-    that matrix products have few different shapes, each of which is compiled once. A batch without padding stays as it
-    is.
+    Shorter texts come first. So that matrix products have few different shapes, each of which is compiled once and
+    kept, padding fills the number of tokens up to a multiple of 16 (64 from 1,024 tokens on), and texts of one length
+    are taken 1, 2, 4, 8, … at a time. A batch without padding stays as it is.
 
     Args:
         mask: [B, L], 0 at padding.
@@ -44,8 +44,11 @@ class Packing:
         self.texts: list[Texts] = []
         self.real = 0  # tokens, the first ones of all
         for length, count in zip(found.tolist(), counts.tolist(), strict=True):
-            self.texts.append(Texts(self.real, count, length))
-            self.real += count * length
+            while count:
+                some = 1 << (count.bit_length() - 1)
+                self.texts.append(Texts(self.real, some, length))
+                self.real += some * length
+                count -= some
         if self.real < mask.numel():
             rows, columns = real[order].nonzero(as_tuple=True)
             multiple = 16 if self.real < 1024 else 64
