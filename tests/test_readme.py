@@ -68,7 +68,7 @@ def fill(place: Path, data_dir: Path, texts: int) -> None:
 @pytest.mark.real_data
 @pytest.mark.parametrize(
     "model",
-    [pytest.param(random_model, marks=pytest.mark.slow), pytest.param(quickstart_model, marks=pytest.mark.long)],
+    [pytest.param(random_model, marks=pytest.mark.long), pytest.param(quickstart_model, marks=pytest.mark.long)],
 )
 def test_the_commands_of_the_readme_run_as_typed(
     model: Callable[[Path], None], data_dir: Path, tmp_path: Path, kdbert: Any, monkeypatch: pytest.MonkeyPatch

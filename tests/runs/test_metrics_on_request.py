@@ -35,12 +35,12 @@ def facts(run: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def runs(setting: Setting, kdbert: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model fine-tuned for three epochs, so fast that its loss on dev rises again, and a student of it."""
+    """A model fine-tuned for six epochs, so fast that its loss on dev rises again, and a student of it."""
     root = tmp_path_factory.mktemp("asked")
     files = ["--task", "custom", "--train-file", setting.train, "--dev-file", setting.dev, "--max-length", 64]
     shared = [*files, "--metrics", ASKED, "--set", "train.selection=best", "--runs-dir", root]
     done = kdbert(
-        "finetune-teacher", *shared, "--model", setting.student, "--epochs", 4, "--learning-rate", 5e-3,
+        "finetune-teacher", *shared, "--model", setting.student, "--epochs", 6, "--learning-rate", 5e-3,
         "--output-dir", root / "teacher",
     )  # fmt: skip
     assert done.code == 0, done.err

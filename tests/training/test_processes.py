@@ -15,7 +15,7 @@ import torch
 from by_processes import all_gradients, compare
 from safetensors.torch import load_file
 
-from conftest import WORDS, make_bert
+from conftest import WORDS, make_bert, often
 from in_processes import Ended, Two, saved_steps, wait_until
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import resolve_distill
@@ -190,6 +190,12 @@ METHODS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # Of these, whole runs too: several teachers, a projection that is trained, a memory, plain text, models held.
 RUNS = ["multi-kd", "ics", "cka-ilg", "ve-kd", "hidden", *HELD]
+OFTEN = {"cka-ilg", "ve-kd", "reptile"}
+# One of each kind of needs: examples compared, tokens, layers' relations, rows without labels, weights of rows.
+OFTEN_GRADIENTS = OFTEN | {
+    "kd", "multi-kd", "ics", "cka-l weighed", "cka-l half", "rkd", "dist", "minilm", "tinybert", "ckd", "ad-kd",
+    "hidden", "theseus",
+}  # fmt: skip
 GENERAL = ("hidden", "minilm text", "tinybert text")  # on plain text, without labels
 Found = dict[str, torch.Tensor]
 
@@ -213,9 +219,21 @@ def plain_text(tmp_path_factory: pytest.TempPathFactory, kdbert: Any, tiny_bert:
 
 @pytest.fixture(scope="module")
 def both(
-    setting: Setting, plain_text: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    setting: Setting,
+    plain_text: dict[str, Any],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[dict[str, Found], dict[str, Found], Path, Ended]:
-    """Method -> gradients and terms, of one process and of two; the root of the runs `<one|two>/<method>`."""
+    """Method -> gradients and terms, of one process and of two; the root of the runs `<one|two>/<method>`.
+
+    Of those methods that the tests of this session ask for.
+    """
+    asked: dict[str, list[str]] = {"gradients": [], "twenty": []}
+    for item in request.session.items:
+        words = item.name.split("_")
+        if item.path == request.path and isinstance(item, pytest.Function) and len(words) > 1 and words[1] in asked:
+            asked[words[1]].append(item.callspec.params["name"])
+    methods, runs = asked["gradients"], asked["twenty"]
     root = tmp_path_factory.mktemp("both")
     wide = make_teacher(root / "teacher", hidden=48)  # so that ics has a projection, whose gradients are compared too
     teachers = {"finetune": [], "kd": [setting.teacher], "multi-kd": [setting.teacher, wide]}
@@ -235,13 +253,13 @@ def both(
         file.write_text(what.yaml(), encoding="utf-8")
         return file
 
-    for name in RUNS:
+    for name in runs:
         run_recipe(recipe(name, root / "one", epochs=2, max_steps=20))
-    recipes = {name: recipe(name, root / "one") for name in METHODS}
+    recipes = {name: recipe(name, root / "one") for name in methods}
     alone = recipe("kd", root / "alone", epochs=2, checkpoint_steps=5)  # the run of `words`; nobody kills it
     one = {name: all_gradients(each) for name, each in recipes.items()}  # two processes read the same memory
     files = [write(root / f"{number}.yaml", each) for number, each in enumerate(recipes.values())]
-    whole = [write(root / f"{name}.yaml", recipe(name, root / "two", epochs=2, max_steps=20)) for name in RUNS]
+    whole = [write(root / f"{name}.yaml", recipe(name, root / "two", epochs=2, max_steps=20)) for name in runs]
     whole.append(write(root / "alone.yaml", alone))
     ended = Two(root / "printed", compare, root / "two.safetensors", files, whole).join()
     if ended.codes != (0, 0):
@@ -256,7 +274,7 @@ def of(found: Found, prefix: str) -> Found:
     return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", often(METHODS, OFTEN_GRADIENTS.__contains__))
 def test_gradients_of_the_ragged_batch_are_those_of_one_process(
     both: tuple[dict[str, Found], dict[str, Found], Path, Ended], name: str
 ) -> None:
@@ -301,7 +319,7 @@ def test_a_run_of_two_processes_that_was_killed_twice_ends_with_the_bits_of_one_
         assert (killed / name).read_bytes() == (alone / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", often(RUNS, OFTEN.__contains__))
 def test_twenty_steps_and_their_predictions_are_those_of_one_process(
     both: tuple[dict[str, Found], dict[str, Found], Path, Ended], name: str
 ) -> None:

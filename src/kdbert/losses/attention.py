@@ -28,8 +28,8 @@ class _OfScores(torch.autograd.Function):
 
     Args:
         weights: of queries, [B, 1, L, 1]; 0 for padded ones.
-        compare: the student's and the teacher's scores -> a number for each score, and its gradient by the student's
-            score. Padded keys have the same huge negative score on both sides.
+        compare: the student's and the teacher's scores, which it may overwrite -> a number for each query [B, heads, L],
+            and its gradient by the student's scores. Padded keys have the same huge negative score on both sides.
     """
 
     @staticmethod
@@ -45,7 +45,7 @@ class _OfScores(torch.autograd.Function):
             theirs = scores((teacher[0][place], teacher[1][place]), padded[rows, tokens])
             values, by_score = compare(scores((first[place], second[place]), padded[rows, tokens]), theirs)
             weight = weights[place]
-            found.append((values.sum(-1, keepdim=True) * weight).sum((1, 2, 3)))
+            found.append((values * weight[..., 0]).sum((1, 2)))
             by_score.mul_(weight * scaling)
             gradients[0][place] = torch.matmul(by_score, second[place])
             gradients[1][place] = torch.matmul(by_score.transpose(-1, -2), first[place])
@@ -60,16 +60,27 @@ class _OfScores(torch.autograd.Function):
 
 
 def _divergence(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The terms of KL(softmax of theirs || softmax of ours)."""
-    share = torch.softmax(theirs, -1)  # much faster than the exponential of its logarithm
-    values = torch.log_softmax(theirs, -1).sub_(torch.log_softmax(ours, -1)).mul_(share)
-    return values, torch.softmax(ours, -1).sub_(share)
+    """KL(softmax of theirs || softmax of ours), and its gradient."""
+    share, own = torch.softmax(theirs, -1), torch.softmax(ours, -1)
+    partition = _log_partition(ours, own) - _log_partition(theirs, share)
+    return theirs.sub_(ours).mul_(share).sum(-1).add_(partition), own.sub_(share)
+
+
+def _log_partition(scores: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Logarithm of the sum of exponentials of each row, whose softmax is known: of any element, score - log(share).
+
+    Taken from the diagonal, where a text has no padding: that is no pass over all elements.
+    """
+    share = shares.diagonal(dim1=-2, dim2=-1)
+    if by_device(scores.device).text_by_text and share.numpy().min() > 1e-30:
+        return scores.diagonal(dim1=-2, dim2=-1) - share.log()
+    return scores.logsumexp(-1)
 
 
 def _squares(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Squared differences."""
     difference = ours.sub_(theirs)
-    return difference.square(), difference.mul_(2)
+    return difference.square().sum(-1), difference.mul_(2)
 
 
 def text_parts(mask: torch.Tensor) -> list[tuple[slice, slice]]:
