@@ -19,10 +19,11 @@ from kdbert.data.encode import Encoded
 from kdbert.recipe import Recipe, put
 from kdbert.recipe.defaults import resolve_distill
 from kdbert.runs.checks import check
-from kdbert.runs.execute import Run, execute
+from kdbert.runs.execute import execute
 from kdbert.runs.folder import RunResult
 from kdbert.runs.inputs import Inputs
 from kdbert.runs.job import Job
+from kdbert.runs.run import Run
 from kdbert.training.forward import StudentWithMethod, pass_over
 from kdbert.training.precision import make_accelerator
 from kdbert.training.teacher import LiveTeacher, StoredTeacher, by_gradient, kinds_of, layers_read, quantities

@@ -20,9 +20,9 @@ from kdbert.data.batches import Batch
 from kdbert.methods import Outputs
 from kdbert.models.fast.capture import captured
 from kdbert.recipe import Recipe
-from kdbert.runs.execute import Run
 from kdbert.runs.job import Job
 from kdbert.runs.plan import plan
+from kdbert.runs.run import Run
 from kdbert.training.frozen_teacher import FrozenTeacher
 from kdbert.training.loop import at_first_step, epoch_order, trained_rows
 from kdbert.training.step import training_step

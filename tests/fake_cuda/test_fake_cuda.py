@@ -27,9 +27,9 @@ from kdbert.data.batches import collate
 from kdbert.methods import LossTerms, Models, Outputs, Shape, all_methods
 from kdbert.recipe import Recipe
 from kdbert.recipe.defaults import resolve_distill
-from kdbert.runs.execute import Run
 from kdbert.runs.inputs import Inputs
 from kdbert.runs.job import Job
+from kdbert.runs.run import Run
 from kdbert.training.features import live_features
 from kdbert.training.finite import FiniteWatch
 from kdbert.training.loop import build_optimizer, train, trained_rows

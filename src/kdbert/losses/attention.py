@@ -28,8 +28,9 @@ class _OfScores(torch.autograd.Function):
 
     Args:
         weights: of queries, [B, 1, L, 1]; 0 for padded ones.
-        compare: the student's and the teacher's scores, which it may overwrite -> a number for each query [B, heads, L],
-            and its gradient by the student's scores. Padded keys have the same huge negative score on both sides.
+        compare: the student's and the teacher's scores, which it may overwrite -> a number for each query
+            [B, heads, L], and its gradient by the student's scores. Padded keys have the same huge negative score on
+            both sides.
     """
 
     @staticmethod

@@ -11,11 +11,12 @@ from kdbert.errors import UserError
 from kdbert.recipe import Recipe
 from kdbert.runs.centroids import CentroidsJob
 from kdbert.runs.checks import check, check_rows, check_teachers
-from kdbert.runs.execute import baseline_of, execute, execute_centroids, execute_on_the_way, finished
+from kdbert.runs.execute import execute, execute_centroids, execute_on_the_way, finished
 from kdbert.runs.folder import RunResult
 from kdbert.runs.inputs import Inputs
 from kdbert.runs.job import Job, Role
 from kdbert.runs.plan import AnyJob, Goal, plan
+from kdbert.runs.run import baseline_of
 
 
 def finetune(recipe: Recipe, *, overwrite: bool = False) -> RunResult:
