@@ -119,6 +119,8 @@ def test_the_constructor_takes_a_methods_options_too() -> None:
     [
         (["train.learning_rat=1e-4"], ["train.learning_rat", "train.learning_rate"]),
         (["train.epoch=2"], ["train.epoch", "train.epochs"]),
+        (["train.lr=1e-4"], ["train.lr", "train.learning_rate"]),
+        (["train.bs=8"], ["train.bs", "train.batch_size"]),
         (["method.temprature=2"], ["method.temprature", "method.temperature"]),
         (["trian.epochs=2"], ["trian", "train"]),
         (["task.name=mnlli"], ["mnlli", "mnli"]),

@@ -68,7 +68,16 @@ def out_of_memory(error: BaseException) -> bool:
     return plain or isinstance(error, MemoryError)
 
 
+def _initials(word: str) -> str:
+    """`train.lr` of `train.learning_rate`, `--lr` of `--learning-rate`."""
+    start, name = re.fullmatch(r"(.*\.|--|)(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
+    parts = re.split("[-_]", name)
+    return start + "".join(part[:1] for part in parts) if len(parts) > 1 else word
+
+
 def near_miss(word: str, known: Iterable[str]) -> str:
-    """'; did you mean "x"?' for the known word nearest to `word`, or ''."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    """'; did you mean "x"?' for the first known word that `word` abbreviates, or the nearest; or ''."""
+    words = list(known)
+    short = [one for one in words if _initials(one) == word]
+    close = short or difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -37,18 +37,19 @@ def _no_flag(name: str, context: Any) -> str:
     """A flag that a command lacks: what sets it here, which commands have it, which flag is near."""
     here, command = _spelled(context.command), context.command.name
     elsewhere = [one.name for one in context.find_root().command.commands.values() if name in _spelled(one)]
-    word = name.lstrip("-").replace("-", "_")
+    word, near = name.lstrip("-").replace("-", "_"), list(here)
     cures = []
     if "--set" in here and (command in EVERYTHING or not elsewhere):
         from kdbert.recipe import known_keys
 
         by_key = {flag.key: flag.name for flag in TABLE if flag.name in here}
-        keys = dict.fromkeys(key for key in known_keys() if key.rpartition(".")[2] == word and "." in key)
-        cures = [by_key.get(key) or f"--set {key}=…" for key in keys]
+        keys = {key: key.rpartition(".")[2] for key in known_keys() if "." in key}
+        cures = [by_key.get(key) or f"--set {key}=…" for key, last in keys.items() if last == word]
+        near += [f"--{last.replace('_', '-')}" for last in keys.values()]
     if cures:
         return f"no flag {name}; it is set with {' or '.join(cures)}"
     of_others = f"; it is a flag of {', '.join(elsewhere)}" if elsewhere else ""
-    return f"no flag {name} here{of_others}{near_miss(name, here)}"
+    return f"no flag {name} here{of_others}{near_miss(name, near)}"
 
 
 def _spelled(command: Any) -> set[str]:
