@@ -90,7 +90,7 @@ def test_flags_that_exclude_each_other_or_do_not_exist_are_refused(words: tuple[
         (("distill", "--temperature", "-1"), "--set method.temperature="),
         (("distill", "--warmup", "0.1"), "--set train.warmup="),
         (("distill", "--lr", "1e-4"), "'--learning-rate'"),
-        (("distill", "--temprature", "3"), "'--temperature'"),
+        (("distill", "--temprature", "3"), "did you mean --set method.temperature="),
         (("distill", "--layers", "3"), "--student-layers"),
         (("distill", "--centroids", "5"), "--set memory.centroids="),
         (("train-memory", "--epochs", "1"), "distill, finetune-teacher, sweep"),

@@ -76,8 +76,14 @@ def _initials(word: str) -> str:
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:
-    """'; did you mean "x"?' for the first known word that `word` abbreviates, or the nearest; or ''."""
+    """'; did you mean "x"?' for the `nearest` known word, or ''."""
+    near = nearest(word, known)
+    return "" if near is None else f"; did you mean {near!r}?"
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The first known word of several parts that `word` abbreviates, or the one nearest to it in letters, if any is."""
     words = list(known)
     short = [one for one in words if _initials(one) == word]
     close = short or difflib.get_close_matches(word, words, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return close[0] if close else None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import typer
 
 from kdbert.cli import flags
-from kdbert.errors import near_miss
+from kdbert.errors import near_miss, nearest
 
 UsageError: Any = typer.BadParameter.__base__  # click's, which may be typer's own copy
 TABLE = [flag for _, group in inspect.getmembers(flags, lambda one: isinstance(one, tuple)) for flag in group]
@@ -37,7 +38,8 @@ def _no_flag(name: str, context: Any) -> str:
     """A flag that a command lacks: what sets it here, which commands have it, which flag is near."""
     here, command = _spelled(context.command), context.command.name
     elsewhere = [one.name for one in context.find_root().command.commands.values() if name in _spelled(one)]
-    word, near = name.lstrip("-").replace("-", "_"), list(here)
+    word = name.lstrip("-").replace("-", "_")
+    keys: dict[str, str] = {}
     cures = []
     if "--set" in here and (command in EVERYTHING or not elsewhere):
         from kdbert.recipe import known_keys
@@ -45,11 +47,19 @@ def _no_flag(name: str, context: Any) -> str:
         by_key = {flag.key: flag.name for flag in TABLE if flag.name in here}
         keys = {key: key.rpartition(".")[2] for key in known_keys() if "." in key}
         cures = [by_key.get(key) or f"--set {key}=…" for key, last in keys.items() if last == word]
-        near += [f"--{last.replace('_', '-')}" for last in keys.values()]
     if cures:
         return f"no flag {name}; it is set with {' or '.join(cures)}"
     of_others = f"; it is a flag of {', '.join(elsewhere)}" if elsewhere else ""
-    return f"no flag {name} here{of_others}{near_miss(name, near)}"
+    return f"no flag {name} here{of_others}{_near_flag(name, here, keys)}"
+
+
+def _near_flag(name: str, here: Iterable[str], keys: Mapping[str, str]) -> str:
+    """The flag, or the key of a recipe that has none, that a word is nearest to; keys with their last parts."""
+    as_flags = {f"--{last.replace('_', '-')}": key for key, last in keys.items()}
+    near = nearest(name, [*here, *as_flags])
+    if near is None:
+        return ""
+    return f"; did you mean {near!r}?" if near in here else f"; did you mean --set {as_flags[near]}=…?"
 
 
 def _spelled(command: Any) -> set[str]:

@@ -70,10 +70,11 @@ def _divergence(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor,
 def _log_partition(scores: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     """Logarithm of the sum of exponentials of each row, whose softmax is known: of any element, score - log(share).
 
-    Taken from the diagonal, where a text has no padding: that is no pass over all elements.
+    Taken from the diagonal, where a text has no padding and no share there is so small that its logarithm is rounded
+    much: that is no pass over all elements.
     """
     share = shares.diagonal(dim1=-2, dim2=-1)
-    if by_device(scores.device).text_by_text and share.numpy().min() > 1e-30:
+    if by_device(scores.device).text_by_text and share.numpy().min() > 1e-6:
         return scores.diagonal(dim1=-2, dim2=-1) - share.log()
     return scores.logsumexp(-1)
 

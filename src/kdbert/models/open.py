@@ -33,6 +33,7 @@ AS_CALLED = {
     "output_hidden_states": False,
     "output_attentions": False,
     "chunk_size_feed_forward": 0,
+    "gradient_checkpointing": False,
 }
 log = logging.getLogger("kdbert")
 

@@ -3,8 +3,9 @@
 The server imports and does nothing else: no tensor operation, no CUDA, no thread of its own. So a process that it forks
 is as good as a fresh one. It ends when its parent ends, however that ends; the commands that it has started go on.
 
-A command is also told the checksums of files that its parent has read, so that a sweep reads each model once. It ends
-without tearing down what it shares with the server, which would first copy it.
+A command is also told the checksums of files that its parent has read, so that a sweep reads each model once (as long
+as size and time of change stay the same). It ends without tearing down what it shares with the server, which would
+first copy it.
 """
 
 from __future__ import annotations
@@ -196,7 +197,8 @@ def run(control: int) -> None:
 
 def _leave(code: int) -> None:
     """What Python does at the end of a process, but for freeing all that was imported."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the command is done
+    for number in SIGNALS:  # the command is done
+        signal.signal(number, signal.SIG_IGN)
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()

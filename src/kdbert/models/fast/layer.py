@@ -141,8 +141,8 @@ class _Attention:
     once.
     """
 
-    def __init__(self, states: torch.Tensor, setting: _Setting) -> None:
-        self.texts, self.heads = setting.texts, setting.heads
+    def __init__(self, states: torch.Tensor, texts: Sequence[Texts], heads: int) -> None:
+        self.texts, self.heads = texts, heads
         self.units = states.shape[1] // (3 * self.heads)
         self.filled = sum(texts.count * texts.length for texts in self.texts)  # rows; others fill up their number
         self.sizes = [texts.count * self.heads * texts.length**2 for texts in self.texts]
@@ -211,7 +211,7 @@ class _Layer(torch.autograd.Function):
         joined, joined_bias, out, out_bias, up, up_bias, down, down_bias = setting.cast
         narrow = rows.to(joined.dtype)
         states = torch.addmm(joined_bias, narrow, joined.t())
-        attention = _Attention(states, setting)
+        attention = _Attention(states, setting.texts, setting.heads)
         mixed, shares, keep = attention.forward(states, setting)
         attended = torch.addmm(out_bias, mixed, out.t())
         keep_1 = setting.keep(attended, setting.rates[1])
@@ -225,10 +225,10 @@ class _Layer(torch.autograd.Function):
         sum_2 = _dropped_and_added(middle, fed, keep_2)
         output, *norm_2 = torch.native_layer_norm(sum_2, gain_2.shape, gain_2, shift_2, setting.epsilons[1])
         context.set_materialize_grads(False)
-        context.cast, context.attention = setting.cast, attention
+        context.texts, context.heads = setting.texts, setting.heads
         context.save_for_backward(
-            narrow, shares, keep, mixed, keep_1, sum_1, *norm_1, gain_1, shift_1, narrow_middle, before, inner,
-            keep_2, sum_2, *norm_2, gain_2, shift_2,
+            narrow, states, joined, out, up, down, shares, keep, mixed, keep_1, sum_1, *norm_1, gain_1, shift_1,
+            narrow_middle, before, inner, keep_2, sum_2, *norm_2, gain_2, shift_2,
         )  # fmt: skip
         return output, states if wanted else None
 
@@ -236,36 +236,39 @@ class _Layer(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         (
-            narrow, shares, keep, mixed, keep_1, sum_1, mean_1, scale_1, gain_1, shift_1, narrow_middle, before, inner,
-            keep_2, sum_2, mean_2, scale_2, gain_2, shift_2,
+            narrow, states, joined, out, up, down, shares, keep, mixed, keep_1, sum_1, mean_1, scale_1, gain_1, shift_1,
+            narrow_middle, before, inner, keep_2, sum_2, mean_2, scale_2, gain_2, shift_2,
         ) = context.saved_tensors  # fmt: skip
-        joined, _, out, _, up, _, down, _ = context.cast
         wanted = context.needs_input_grad[3:]
-        for_output, for_captured = gradients
-        if for_output is None:  # only queries, keys and values are read
-            for_output = torch.zeros_like(sum_2)
-        for_sum, *for_norm_2 = torch.ops.aten.native_layer_norm_backward(
-            for_output.contiguous(), sum_2, gain_2.shape, mean_2, scale_2, gain_2, shift_2, (True, *wanted[14:16])
-        )
-        for_fed = _kept(for_sum, keep_2, down.dtype)
-        for_down = _for_linear(for_fed, inner, wanted[10:12])
-        for_before = torch.ops.aten.gelu_backward(for_fed @ down, before)
-        for_up = _for_linear(for_before, narrow_middle, wanted[8:10])
-        for_sum, *for_norm_1 = torch.ops.aten.native_layer_norm_backward(
-            _product_added(for_sum, for_before, up), sum_1, gain_1.shape, mean_1, scale_1, gain_1, shift_1,
-            (True, *wanted[12:14]),
-        )  # fmt: skip
-        for_attended = _kept(for_sum, keep_1, out.dtype)
-        for_out = _for_linear(for_attended, mixed, wanted[6:8])
-        for_states = context.attention.backward(for_attended @ out, shares, keep)
-        if for_captured is not None:
-            for_states += for_captured
+        for_output, for_states = gradients
+        behind: list[torch.Tensor | None] = [None] * 10  # gradients of the parameters behind attention
+        for_sum: torch.Tensor | None = None
+        if for_output is not None:  # else only queries, keys and values are read
+            for_sum, *for_norm_2 = torch.ops.aten.native_layer_norm_backward(
+                for_output.contiguous(), sum_2, gain_2.shape, mean_2, scale_2, gain_2, shift_2, (True, *wanted[14:16])
+            )
+            for_fed = _kept(for_sum, keep_2, down.dtype)
+            for_down = _for_linear(for_fed, inner, wanted[10:12])
+            for_before = torch.ops.aten.gelu_backward(for_fed @ down, before)
+            for_up = _for_linear(for_before, narrow_middle, wanted[8:10])
+            for_sum, *for_norm_1 = torch.ops.aten.native_layer_norm_backward(
+                _product_added(for_sum, for_before, up), sum_1, gain_1.shape, mean_1, scale_1, gain_1, shift_1,
+                (True, *wanted[12:14]),
+            )  # fmt: skip
+            for_attended = _kept(for_sum, keep_1, out.dtype)
+            for_out = _for_linear(for_attended, mixed, wanted[6:8])
+            attention = _Attention(states, context.texts, context.heads)
+            through = attention.backward(for_attended @ out, shares, keep)
+            for_states = through if for_states is None else through.add_(for_states)
+            behind = [*for_out, *for_up, *for_down, *for_norm_1, *for_norm_2]
+        if for_states is None:
+            return (None,) * len(context.needs_input_grad)
         for_weight, for_bias = _for_linear(for_states, narrow, (any(wanted[0:6:2]), any(wanted[1:6:2])))
         weights = (None,) * 3 if for_weight is None else for_weight.chunk(3)
         biases = (None,) * 3 if for_bias is None else for_bias.chunk(3)
         for_rows = _product_added(for_sum, for_states, joined) if context.needs_input_grad[0] else None
         each = [one for pair in zip(weights, biases, strict=True) for one in pair]
-        return for_rows, None, None, *each, *for_out, *for_up, *for_down, *for_norm_1, *for_norm_2
+        return for_rows, None, None, *each, *behind
 
 
 def _dropped_and_added(rows: torch.Tensor, part: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
@@ -281,8 +284,10 @@ def _kept(gradient: torch.Tensor, keep: torch.Tensor | None, dtype: torch.dtype)
     return narrow if keep is None else narrow * keep
 
 
-def _product_added(rows: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+def _product_added(rows: torch.Tensor | None, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """rows + first @ second, in the type of the rows."""
+    if rows is None:
+        return first @ second
     return torch.addmm(rows, first, second) if rows.dtype == first.dtype else rows + first @ second
 
 
