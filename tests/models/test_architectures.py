@@ -24,7 +24,7 @@ from kdbert.models.load import auto_class, load_config, load_tokenizer
 from kdbert.models.locate import ModelPlace, locate
 from kdbert.models.open import open_classifier, open_of_plain_text
 from kdbert.models.student import check_cut, count_parameters, cut_layers, kept_layers
-from kdbert.models.way import Way, decide, fit_tokenizer
+from kdbert.models.way import Asked, Way, decide, fit_tokenizer
 from kdbert.tasks.spec import TaskSpec
 from kdbert.training.forward import check_runs, pass_over, run_model
 from kdbert.training.precision import make_accelerator
@@ -386,15 +386,16 @@ def _changed(folder: Path, variant: Variant, change: Callable[[dict[str, Any], d
     return folder
 
 
-def _open(folder: Path, *, keep_head: bool = True) -> tuple[Any, bool]:
+def _open(folder: Path, *, keep_head: bool = True, **asked: Any) -> tuple[Any, bool]:
     place = locate(str(folder))
-    return open_classifier(place, SEQUENCE, decide(load_config(place), SingleLabel(), "m"), keep_head=keep_head)
+    way = decide(load_config(place), SingleLabel(), "m", Asked(**asked))
+    return open_classifier(place, SEQUENCE, way, keep_head=keep_head)
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [("return_dict", False), ("output_hidden_states", True), ("output_attentions", True),
-     ("chunk_size_feed_forward", 8), ("attn_implementation", "flash_attention_2")],
+     ("chunk_size_feed_forward", 8), ("attn_implementation", "flash_attention_2"), ("gradient_checkpointing", True)],
 )  # fmt: skip
 def test_how_a_model_was_called_by_whoever_saved_it_does_not_matter(tmp_path: Path, key: str, value: Any) -> None:
     folder = _changed(tmp_path / "m", variant_of("bert"), lambda config, weights: config.update({key: value}))
@@ -408,6 +409,8 @@ def test_how_a_model_was_called_by_whoever_saved_it_does_not_matter(tmp_path: Pa
     batch = collate(data, np.arange(2))
     with torch.no_grad():
         assert torch.equal(run_model(model, batch, "fp32").logits, run_model(plain, batch, "fp32").logits)
+    parted, _ = _open(folder, fused_layers=False)
+    run_model(parted.train(), batch, "fp32").logits.sum().backward()  # nothing is computed a second time, unpacked
 
 
 @pytest.mark.parametrize(("model_type", "key", "value", "reason"), CONFIGURATIONS)
