@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from kdbert.heads import SingleLabel
-from kdbert.methods import get_method
+from kdbert.methods import Context, Models, Shape, get_method
+from kdbert.runs.job import Job
+from kdbert.runs.plan import plan
 from small_run import Setting
 
 NONE_LEFT = {
@@ -123,3 +125,40 @@ def test_theseus_cannot_take_the_place_of_a_file(kdbert: Callable[..., Any], set
     done = kdbert("distill", *files, "--method", "theseus", "--teacher", tmp_path / "soft.jsonl")
     assert done.code == 2
     assert "--student" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("classes", "unlabelled", "options", "told"),
+    [
+        (150, 0.9, {}, True),
+        (150, 0.3, {}, False),
+        (20, 0.9, {}, False),
+        (150, 0.9, {"temperature": 1}, False),
+        (150, 0.9, {"alpha": 1}, False),
+        (150, 0.9, {"standardise_logits": True}, False),
+    ],
+)
+def test_even_soft_labels_are_said_where_rows_have_nothing_else(
+    classes: int, unlabelled: float, options: dict[str, Any], told: bool
+) -> None:
+    head = SingleLabel(tuple(map(str, range(classes))))
+    context = Context(models=Models(Shape(3, 24), (Shape(6, 24),)), head=head, batch_size=8, unlabelled=unlabelled)
+    found = get_method("kd").Options(name="kd", **options).warnings(context)
+    assert [f"{classes} classes" in sentence for sentence in found] == [True] * told
+
+
+@pytest.mark.parametrize(
+    ("keys", "share"),
+    [
+        ({}, 0.0),
+        ({"task.labelled_share": 0.25}, 0.75),
+        ({"task.labelled_share": 0.25, "unlabelled_share": 0.5}, 0.5),
+        ({"task.labelled_share": 0.25, "unlabelled_share": 0}, 0.0),
+    ],
+)
+def test_a_method_is_told_how_many_rows_have_no_label(
+    keys: dict[str, Any], share: float, setting: Setting, tmp_path: Path
+) -> None:
+    *_, job = plan(setting.recipe(tmp_path / "run", **keys))
+    assert isinstance(job, Job)
+    assert job.context.unlabelled == pytest.approx(share, abs=0.01)

@@ -187,6 +187,7 @@ class Context:
     batch_size: int  # examples of a full micro-batch, over all processes
     epochs: int = 1  # of the run; with `train.max_steps` it may end before the last of them
     steps: int = 1  # of the optimiser, in the whole run
+    unlabelled: float = 0.0  # share of a step's rows that have no label
     centroids: torch.Tensor | None = None  # [K, length, H] of the layer `Needs.centroids_layer`, if they are read
 
 

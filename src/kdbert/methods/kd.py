@@ -18,6 +18,7 @@ from kdbert.methods.contract import Context, LossTerms, Method, MethodOptions, M
 KD_FORMULA = "alpha * CE(student, label) + (1 - alpha) * tau^2 * KL(softmax(teacher/tau) || softmax(student/tau))"
 
 
+MANY_CLASSES, WARM = 50, 3.0  # measured with 151 classes at temperatures 5 and 1 (docs/results/general.md)
 CONSTANT = 1e-4  # logits with a smaller standard deviation count as equal where logits are standardised
 
 Standardise = Annotated[
@@ -37,7 +38,16 @@ class HardAndSoftOptions(MethodOptions):
         check_standardised(self.standardise_logits, head)
 
     def warnings(self, context: Context) -> list[str]:
-        return idle_if_standardised(self.standardise_logits and self.alpha != 1, context.head)
+        even = (
+            context.unlabelled >= 0.5 and self.alpha != 1 and not self.standardise_logits
+            and len(context.head.classes) >= MANY_CLASSES and self.temperature >= WARM
+        )  # fmt: skip
+        told = (
+            f"{self.name}: most rows have no label, and soft labels of {len(context.head.classes)} classes at "
+            f"temperature {self.temperature:g} are nearly even, so that little is learned of them; try "
+            "method.temperature=1, train.unlabelled_share=0.5 and more epochs (docs/unlabelled.md)"
+        )
+        return [told] * even + idle_if_standardised(self.standardise_logits and self.alpha != 1, context.head)
 
 
 def check_standardised(standardise: bool, head: Head) -> None:

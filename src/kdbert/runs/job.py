@@ -371,8 +371,17 @@ class Job:
         """What the method is told of the run; the centroids it gets when they are there."""
         return Context(
             models=self.models, head=self.head, batch_size=self.micro_batch, epochs=self.recipe.train.epochs,
-            steps=self.steps,
+            steps=self.steps, unlabelled=self.unlabelled,
         )  # fmt: skip
+
+    @property
+    def unlabelled(self) -> float:
+        """Share of a step's rows that have no label, on average."""
+        labelled, others = self.label_counts
+        if self.labels_alone or not others:
+            return 0.0
+        train = self.recipe.train
+        return train.unlabelled_rows / train.batch_size if train.unlabelled_share else others / (labelled + others)
 
     def hard_loss_words(self) -> list[str]:
         """Which rows have labels, the weights of classes and the label smoothing, for people."""
