@@ -224,12 +224,12 @@ def unchanged(path: Path) -> Any:
     return content
 
 
-# What follows otherwise than from the other damages of a row, and every sixth case of the rest: so that each damage is
+# What follows otherwise than from the other damages of a row, and every tenth case of the rest: so that each damage is
 # seen with each outcome, and each file in some way. `scripts/test-long` runs all others.
 CASES = [
     pytest.param(
         row, damage, (row.but or {}).get(damage, row.outcome), id=f"{row.command}-{row.file}-{damage.__name__}",
-        marks=[] if damage in (row.but or {}) or number % 6 == 0 else [pytest.mark.long],
+        marks=[] if damage in (row.but or {}) or number % 10 == 0 else [pytest.mark.long],
     )
     for number, (row, damage) in enumerate((row, damage) for row in ROWS for damage in row.damages)
 ]  # fmt: skip

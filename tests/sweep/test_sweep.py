@@ -49,6 +49,7 @@ def finish(process: BaseProcess, seconds: float = 120) -> int | None:
 # ---- several methods
 
 
+@pytest.mark.long
 def test_three_methods_fill_one_store_of_teacher_outputs(new_place: Callable[[str], Place]) -> None:
     """The one sweep here that is a program of its own, as a person starts it."""
     place = new_place("methods")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from conftest import often
 from kdbert.models.fast.dropout import FastDropout
 from kdbert.models.fast.used_rows import UsedRows
 from kdbert.training.loop import trained_rows
@@ -77,7 +78,27 @@ def test_without_dropout_a_lever_gives_the_plain_curve_over_156_steps(
         assert (weights(run)[name] - value).norm() <= 2e-3 * value.norm() + 1e-4, name
 
 
-@pytest.mark.parametrize("method", ["kd", "ics", "cka-i", "cka-l", "cka-g", "cka-ilg", "pkd", "rkd", "dist", "sinkd"])
+@pytest.mark.parametrize(
+    "method",
+    often(
+        [
+            "kd",
+            "ics",
+            "cka-i",
+            "cka-l",
+            "cka-g",
+            "cka-ilg",
+            "pkd",
+            "rkd",
+            "minilm",
+            "tinybert",
+            "mgskd",
+            "dist",
+            "sinkd",
+        ],
+        {"kd", "ics", "cka-ilg", "pkd", "minilm"}.__contains__,
+    ),
+)
 def test_every_objective_has_the_same_loss_with_and_without_the_levers(
     method: str, setting: Setting, kdbert: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import make_bert
+from conftest import make_bert, often
 from in_processes import manifest
 from small_run import Setting, logged
 
@@ -59,7 +59,7 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.mark.parametrize("method", TERMS)
+@pytest.mark.parametrize("method", often(TERMS, {"ics", "cka-ilg", "ckd"}.__contains__))
 def test_with_nothing_but_a_teacher(method: str, setting: Setting, kdbert: Callable[..., Any], runs_dir: Path) -> None:
     words = ["distill", "--method", method, *files(setting), "--teacher", setting.teacher, "--runs-dir", runs_dir]
     done = kdbert(*words, "train.logging_steps=5")
@@ -304,7 +304,13 @@ def test_a_method_of_our_own_has_no_original(setting: Setting, kdbert: Callable[
     assert "distilbert-mlm" in shown.out
 
 
-@pytest.mark.parametrize("method", [*(name for name in TERMS if name != "distilbert"), *OF_ANSWERS, "multi-kd"])
+@pytest.mark.parametrize(
+    "method",
+    often(
+        [*(name for name in TERMS if name != "distilbert"), *OF_ANSWERS, "multi-kd"],
+        {"ics", "cka-ilg", "pkd", "dkd", "multi-kd"}.__contains__,
+    ),
+)
 def test_the_published_variant_runs_and_names_its_nonsense(
     method: str, setting: Setting, kdbert: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -193,8 +193,7 @@ RUNS = ["multi-kd", "ics", "cka-ilg", "ve-kd", "hidden", *HELD]
 OFTEN = {"cka-ilg", "ve-kd", "reptile"}
 # One of each kind of needs: examples compared, tokens, layers' relations, rows without labels, weights of rows.
 OFTEN_GRADIENTS = OFTEN | {
-    "kd", "multi-kd", "ics", "cka-l weighed", "cka-l half", "rkd", "dist", "minilm", "tinybert", "ckd", "ad-kd",
-    "hidden", "theseus",
+    "kd", "ics", "cka-l weighed", "cka-l half", "rkd", "minilm", "ckd", "ad-kd", "theseus",
 }  # fmt: skip
 GENERAL = ("hidden", "minilm text", "tinybert text")  # on plain text, without labels
 Found = dict[str, torch.Tensor]
