@@ -70,9 +70,9 @@ def out_of_memory(error: BaseException) -> bool:
 
 def _initials(word: str) -> str:
     """`train.lr` of `train.learning_rate`, `--lr` of `--learning-rate`."""
-    start, name = re.fullmatch(r"(.*\.|--|)(.*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
+    name = word.rpartition(".")[2].removeprefix("--")
     parts = re.split("[-_]", name)
-    return start + "".join(part[:1] for part in parts) if len(parts) > 1 else word
+    return word.removesuffix(name) + "".join(part[:1] for part in parts) if len(parts) > 1 else word
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:
