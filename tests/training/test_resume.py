@@ -369,6 +369,9 @@ def test_disk_full_while_saving_the_model_is_told_and_survived(
     shutil.rmtree(run / "predictions")
     kept = saved_steps(run)
     assert kept[-1] == STEPS
+    last = newest_checkpoint(run / "checkpoints")
+    assert last is not None
+    assert not last.tensors["optimizer"]  # no step is left that would read it
 
     code, output = ended_one(words, 50_000)
     assert code == 2, output

@@ -139,15 +139,14 @@ def train(
         watch.check(checkpoints)
         if main:
             at.metrics_length, at.metrics_digest = record.length(), record.digest()
-            _save(run, at, checkpoints)
+            _save(run, at, checkpoints, ended(options, at, total_steps))
         accelerator.wait_for_everyone()
 
     with contextlib.ExitStack() as stack:
         stack.callback(record.close)
         stack.callback(bar.close)
         request = stack.enter_context(stop_request())
-        # Two numbers of the state decide, so that a run continued after its last epoch stops there, too.
-        while at.step < total_steps and not out_of_patience(options, at.epoch, at.best):
+        while not ended(options, at, total_steps):
             module.train()
             order = epoch_order(options, data, module.method.head, seed, at.epoch)
             coming = [(rows, at.epoch, at.step + number) for number, rows in enumerate(order[at.done_in_epoch :])]
@@ -300,22 +299,27 @@ def _restore(run: Training, folder: Path, total_steps: int) -> Position:
             "run with that version, or pass --overwrite to start afresh"
         )
     run.module.load_weights(resumed.tensors["weights"])
-    load_optimizer(run.module, run.optimizer, resumed.tensors["optimizer"], resumed.path)
-    if run.own is not None:
-        load_optimizer(run.module, run.own, resumed.tensors["own_optimizer"], resumed.path)
+    counters = {name: state[name] for name in Position().counters()}
+    at = Position(**counters, best_weights=resumed.tensors.get("best", {}))
+    if not ended(run.options, at, total_steps):
+        load_optimizer(run.module, run.optimizer, resumed.tensors["optimizer"], resumed.path)
+        if run.own is not None:
+            load_optimizer(run.module, run.own, resumed.tensors["own_optimizer"], resumed.path)
     run.scheduler.load_state_dict(state["scheduler"])
     run.scale.load(state["scale"])
     for group, rate in zip(run.optimizer.param_groups, run.scheduler.get_last_lr(), strict=True):
         group["lr"] = rate
     log.info("continuing from step %d of %d (%s)", state["step"], total_steps, resumed.path.name)
-    counters = {name: state[name] for name in Position().counters()}
-    return Position(**counters, best_weights=resumed.tensors.get("best", {}))
+    return at
 
 
-def _save(run: Training, at: Position, checkpoints: Path) -> None:
-    """Write a checkpoint: weights, optimiser, schedule and the position."""
-    tensors = {"weights": run.module.weights(), "optimizer": optimizer_tensors(run.module, run.optimizer)}
-    if run.own is not None:
+def _save(run: Training, at: Position, checkpoints: Path, last: bool) -> None:
+    """Write a checkpoint: weights, optimiser, schedule and the position. The last one needs no optimiser any more."""
+    tensors = {
+        "weights": run.module.weights(),
+        "optimizer": {} if last else optimizer_tensors(run.module, run.optimizer),
+    }
+    if run.own is not None and not last:
         tensors["own_optimizer"] = optimizer_tensors(run.module, run.own)
     if at.best_weights:
         tensors["best"] = at.best_weights
@@ -349,9 +353,13 @@ def logged_terms(terms: LossTerms, accelerator: Accelerator) -> dict[str, float]
     return {"loss": numbers[-1], **dict(zip(names, numbers, strict=False))}
 
 
-def out_of_patience(options: TrainSection, epochs: int, best: Mapping[str, Any]) -> bool:
-    """Whether so many epochs have passed since the best one that training ends (`options.patience`)."""
-    return options.patience is not None and bool(best) and epochs - best["epoch"] >= options.patience
+def ended(options: TrainSection, at: Position, total_steps: int) -> bool:
+    """Whether no step is left: all are done, or dev has not been better for `options.patience` epochs.
+
+    The state alone decides, so a run that is continued after its last epoch stops there, too.
+    """
+    tired = options.patience is not None and bool(at.best) and at.epoch - at.best["epoch"] >= options.patience
+    return tired or at.step >= total_steps
 
 
 def epoch_order(options: TrainSection, data: Encoded, head: Head, seed: int, epoch: int) -> list[np.ndarray]:
