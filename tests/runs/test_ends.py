@@ -30,3 +30,18 @@ def test_an_error_is_noted_unless_the_run_is_finished(
     with pytest.raises(type(error)), noted_end(folder):
         raise error
     assert folder.manifest()["status"] == (status if before == "running" else "finished")
+
+
+def told_twice() -> None:
+    try:
+        raise Interrupted("stopped at step 3", 2)
+    finally:
+        raise Interrupted("stopped", 15)
+
+
+def test_a_second_signal_while_it_ends_does_not_hide_how_far_it_is(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.update(status="running")
+    with pytest.raises(Interrupted), noted_end(folder):
+        told_twice()
+    assert folder.manifest()["message"] == "stopped at step 3"

@@ -25,7 +25,7 @@ def evaluate(
     metrics: Annotated[str | None, typer.Option(help="Metrics of docs/metrics.md: a,b. [the run's]")] = None,
     max_length: o.MaxLength = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 64,
-    precision: o.Precision = "auto",
+    precision: o.AsScored = "auto",
     runs_dir: o.RunsDir = "runs",
     quiet: o.Quiet = False,
     debug: o.Debug = False,

@@ -40,6 +40,7 @@ MaxLength = Annotated[int | None, typer.Option(min=1, help="Tokens per example. 
 Where = Annotated[Strings, typer.Option(metavar="KEY=A,…", help="Only runs with one of these values. May be repeated.")]
 # Of commands that run a model over texts.
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+AsScored = Annotated[str, typer.Option(help="auto (fp32 if its run was scored so), fp32, bf16 or fp16.")]
 ReplaceFile = Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")]
 # Of all.
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the paths of the results.")]

@@ -33,7 +33,7 @@ def predict(
     labels: o.Labels = None,
     max_length: o.MaxLength = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per batch.")] = 64,
-    precision: o.Precision = "auto",
+    precision: o.AsScored = "auto",
     overwrite: o.ReplaceFile = False,
     runs_dir: o.RunsDir = "runs",
     quiet: o.Quiet = False,

@@ -39,7 +39,7 @@ from kdbert.runs.saved_task import saved_task
 from kdbert.tasks import CORPUS, CUSTOM, TaskSpec, get_task, task_name
 from kdbert.tasks.corpus import corpus_task
 from kdbert.training.forward import NO_ATTENTION, check_runs, pass_over
-from kdbert.training.precision import Precision
+from kdbert.training.precision import Precision, choose_precision
 
 log = logging.getLogger("kdbert")
 
@@ -172,6 +172,14 @@ class SavedModel:
     def run(self) -> dict[str, Any]:
         """run.json of its run; {} of another model."""
         return {} if self.place.run is None else run_facts(self.place.run)
+
+    def precision(self, asked: str, device: torch.device) -> Precision:
+        """What it answers in. `auto` is float32 where its run was scored in float32, so that a run's model answers as
+        the run did; else what suits the device (`choose_precision`).
+        """
+        if not self.way.half or (asked == "auto" and self.run.get("precision") == "fp32"):
+            return "fp32"
+        return choose_precision(asked, device)
 
     def load(self, split: str) -> Examples | TextSplit:
         """A split of its task."""

@@ -14,7 +14,7 @@ from kdbert.models.locate import short_name
 from kdbert.runs.answers import SavedModel, constant_answers, same_answers, saved_model
 from kdbert.runs.folder import RunFolder
 from kdbert.tasks import CUSTOM
-from kdbert.training.precision import Precision, choose_precision, make_accelerator
+from kdbert.training.precision import Precision, make_accelerator
 
 log = logging.getLogger("kdbert")
 
@@ -67,6 +67,7 @@ def evaluate(
         labels: the model's labels in order, where its configuration does not name them.
         metrics: names of docs/metrics.md; by default those of the run, or the task's.
         max_length: tokens per example; by default the run's, or the task's.
+        precision: of the encoder. `auto`: fp32 where the model's run was scored so, else what suits the device.
 
     Returns:
         Metrics of the splits that carry labels, and the files written: `<split>.jsonl`, and the GLUE upload file for a
@@ -94,7 +95,7 @@ def evaluate(
     if before != spec.name and (spec.name, before) != ("ax", "mnli"):
         log.warning("%s was trained on %s and is scored on %s", model, before, spec.name)
     accelerator = make_accelerator()
-    chosen = choose_precision(precision if saved.way.half else "fp32", accelerator.device)
+    chosen = saved.precision(precision, accelerator.device)
     network = saved.network()
     folder = _folder(saved, output_dir, chosen, test_file)
     found = {

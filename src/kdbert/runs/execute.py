@@ -101,7 +101,10 @@ def noted_end(folder: RunFolder) -> Iterator[None]:
         with contextlib.suppress(OSError, UserError):  # a full disk must not hide the error itself
             if folder.manifest().get("status", "finished") != "finished":  # which a late signal does not undo
                 where = {"divergence": error.where} if isinstance(error, Diverged) else {}
-                message = str(error) or type(error).__name__
+                first = error
+                while isinstance(error, Interrupted) and isinstance(first.__context__, Interrupted):
+                    first = first.__context__  # told twice: the first, which the loop answered, says how far it is
+                message = str(first) or type(error).__name__
                 folder.update(status=status.get(type(error), "failed"), message=message, **where)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise UserError(

@@ -18,7 +18,7 @@ from kdbert.runs.answers import SavedModel, answers, saved_model
 from kdbert.tasks.texts import is_empty, of_texts, of_words, text_rows
 from kdbert.training.forward import check_runs
 from kdbert.training.loggers import progress_bar
-from kdbert.training.precision import choose_precision, make_accelerator
+from kdbert.training.precision import make_accelerator
 from kdbert.training.soft_labels import SCORES, text_digest
 
 log = logging.getLogger("kdbert")
@@ -48,6 +48,7 @@ def predict(
         task: a registered task, where the model is not a run.
         scores: also give the logits, or the probabilities, by label.
         labels: the model's labels in order, where its configuration does not name them.
+        precision: of the encoder. `auto`: fp32 where the model's run was scored so, else what suits the device.
 
     Returns:
         For each text a dict: `prediction` (a label, a list of labels, a score, or a tag for each word), and with
@@ -140,7 +141,7 @@ class Predictor:
         """
         saved, spec = self.saved, self.saved.spec
         accelerator = make_accelerator()
-        precision = choose_precision(self.precision if saved.way.half else "fp32", accelerator.device)
+        precision = saved.precision(self.precision, accelerator.device)
         network = None
         with progress_bar(None, saved.given, "text", True) as bar:
             while some := list(islice(texts, AT_A_TIME)):
