@@ -458,14 +458,19 @@ def test_packing_moves_every_real_token_there_and_back(lengths: list[int], seed:
     again = packing.unpack(tokens)
     assert torch.equal(again[mask > 0], padded[mask > 0])
     assert int((again != 0).any(-1).sum()) == tokens.shape[1]
-    parts: dict[int, list[torch.Tensor]] = {}
-    for texts in packing.texts:  # those of one length are next to each other
-        part = tokens[0, texts.start : texts.start + texts.count * texts.length]
-        parts.setdefault(texts.length, []).append(part.view(texts.count, texts.length, 3))
-        assert texts.count.bit_count() == 1
-    for length, found in parts.items():
-        assert torch.equal(torch.cat(found), padded[torch.tensor(lengths) == length, :length])
-    assert sum(texts.count * texts.length for texts in packing.texts) == count
+    slots = packing.spread(tokens[0].detach())
+    ascending, place = sorted(range(len(lengths)), key=lengths.__getitem__), 0
+    for texts in packing.texts:  # a few of like length at a time, each padded with zeros
+        assert texts.start == place
+        assert texts.length <= mask.shape[1]
+        some, ascending = ascending[: texts.count], ascending[texts.count :]
+        place += texts.count * texts.length
+        for text, row in zip(some, slots[texts.start : place].unflatten(0, (texts.count, -1)), strict=True):
+            assert torch.equal(row[: lengths[text]], padded[text, : lengths[text]])
+            assert not row[lengths[text] :].any()
+            assert texts.length < 1.25 * lengths[some[0]] + 16
+    assert (ascending, place) == ([], packing.places)
+    assert torch.equal(packing.gather(slots, tokens.shape[1])[:count], tokens[0, :count])
     upstream = torch.randn_like(padded)
     (gradient,) = torch.autograd.grad(again, padded, upstream)
     assert torch.equal(gradient[mask > 0], upstream[mask > 0])

@@ -1,8 +1,8 @@
 """An encoder layer as one autograd function, for models that are built like BERT.
 
-Inside `packed` the rows are a batch's real tokens, texts of one length next to each other, so that attention works on
-views of them: no padding, no mask, and nothing is copied but its result. One product gives queries, keys and values;
-dropout and addition are one step; products add the gradients that meet.
+Inside `packed` the rows are a batch's real tokens. Only attention looks at whole texts: a few of like length at a time,
+padded to one length (a step has so many small operations that fewer, larger ones are faster, though they compute more).
+One product gives queries, keys and values; dropout and addition are one step; products add the gradients that meet.
 
 Under autocast products, GELU and attention are in its type; additions, layer norms and what comes out are in the type
 of the input, float32.
@@ -24,7 +24,7 @@ from torch import nn
 from kdbert.derivatives import once_differentiable
 from kdbert.models.fast.capture import current_capture
 from kdbert.models.fast.dropout import FastDropout, draw_keep
-from kdbert.models.fast.packing import Packing, Texts, current_packing
+from kdbert.models.fast.packing import Packing, current_packing
 
 
 def use_packed_layers(model: Any, fused: bool) -> None:
@@ -85,7 +85,7 @@ class _Setting:
     """What a layer computes with, besides parameters."""
 
     cast: list[torch.Tensor]  # see `_weights`
-    texts: Sequence[Texts]
+    packing: Packing
     heads: int
     epsilons: tuple[float, float]  # of its two layer norms
     rates: tuple[float, float, float]  # of dropout: attention weights, behind attention, at the end
@@ -104,7 +104,7 @@ def _compute(layer: Any, hidden_states: torch.Tensor, packing: Packing) -> torch
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden_states.dtype
     linear = (own.query, own.key, own.value, first.dense, layer.intermediate.dense, last.dense)
     setting = _Setting(
-        _weights(linear, id(layer), dtype), packing.texts, own.num_attention_heads,
+        _weights(linear, id(layer), dtype), packing, own.num_attention_heads,
         (first.LayerNorm.eps, last.LayerNorm.eps),
         (own.dropout.p, first.dropout.p, last.dropout.p) if layer.training else (0.0, 0.0, 0.0),
         isinstance(own.dropout, FastDropout),
@@ -120,84 +120,103 @@ def _compute(layer: Any, hidden_states: torch.Tensor, packing: Packing) -> torch
     return output[None]
 
 
-def _by_head(rows: torch.Tensor, texts: Texts, part: int, heads: int, units: int) -> torch.Tensor:
-    """A view of some texts' part of contiguous rows [T, parts * heads * units]: [count, heads, length, units]."""
-    width = rows.shape[1]
-    return rows.as_strided(
-        (texts.count, heads, texts.length, units), (texts.length * width, units, width, 1),
-        texts.start * width + part * heads * units,
-    )  # fmt: skip
-
-
-def _matrices(view: torch.Tensor) -> torch.Tensor:
-    """[count, heads, length, units] -> [count * heads, length, units]: of one text a view, of several a copy."""
-    return view[0] if len(view) == 1 else view.reshape(-1, *view.shape[2:])
-
-
 class _Attention:
     """Attention within each text, forward and backward.
 
-    What is of each pair of a text's tokens lies in one row, text by text, so that what is done alike to all is done at
-    once.
+    Queries, keys and values lie by head, those of texts of like length together ([3, count * heads, length, units]);
+    so do attention weights ([count * heads, length, length]). All groups are in one row, so that what is done alike to
+    all is done at once.
     """
 
-    def __init__(self, states: torch.Tensor, texts: Sequence[Texts], heads: int) -> None:
-        self.texts, self.heads = texts, heads
-        self.units = states.shape[1] // (3 * self.heads)
-        self.filled = sum(texts.count * texts.length for texts in self.texts)  # rows; others fill up their number
-        self.sizes = [texts.count * self.heads * texts.length**2 for texts in self.texts]
-        self.states = [
-            tuple(_matrices(_by_head(states, texts, part, self.heads, self.units)) for part in range(3))
-            for texts in self.texts
-        ]
+    def __init__(self, packing: Packing, heads: int, units: int) -> None:
+        self.packing, self.heads, self.units = packing, heads, units
 
-    def of_each(self, row: torch.Tensor) -> list[torch.Tensor]:
-        """Views of such a row: [count * heads, length, length] each."""
-        parts = zip(row.split(self.sizes), self.texts, strict=True)
-        return [part.view(-1, texts.length, texts.length) for part, texts in parts]
+    def by_head(self, slots: torch.Tensor) -> torch.Tensor:
+        """[slots, parts * heads * units] -> a row that `groups` takes apart."""
+        found = torch.empty_like(slots).view(-1)
+        for group, own in zip(self.groups(found), self.slots(slots), strict=True):
+            group.view(own.shape).copy_(own)
+        return found
 
-    def put(self, result: torch.Tensor, rows: torch.Tensor, texts: Texts, part: int) -> None:
-        """Write [count * heads, length, units] to its place in rows."""
-        into = _by_head(rows, texts, part, self.heads, self.units)
-        into.copy_(result.view(into.shape))
+    def groups(self, row: torch.Tensor) -> list[torch.Tensor]:
+        """Views: [parts, count * heads, length, units] of each group."""
+        parts = row.numel() // (self.packing.places * self.heads * self.units)
+        found, width = [], parts * self.heads * self.units
+        for texts in self.packing.texts:
+            own = row[texts.start * width : (texts.start + texts.count * texts.length) * width]
+            found.append(own.view(parts, texts.count * self.heads, texts.length, self.units))
+        return found
+
+    def slots(self, slots: torch.Tensor) -> list[torch.Tensor]:
+        """Views of the same order: [parts, count, heads, length, units] of each group."""
+        found = []
+        for texts in self.packing.texts:
+            own = slots[texts.start : texts.start + texts.count * texts.length]
+            found.append(own.view(texts.count, texts.length, -1, self.heads, self.units).permute(2, 0, 3, 1, 4))
+        return found
+
+    def by_token(self, row: torch.Tensor, count: int) -> torch.Tensor:
+        """The inverse of `by_head`, of `count` tokens: [T, parts * heads * units]."""
+        found = row.new_empty(self.packing.places, row.numel() // self.packing.places)
+        for group, own in zip(self.groups(row), self.slots(found), strict=True):
+            own.copy_(group.view(own.shape))
+        return self.packing.gather(found, count)
+
+    def weights(self, row: torch.Tensor) -> list[torch.Tensor]:
+        """Views of a row of attention weights: [count * heads, length, length] of each group."""
+        each = zip(row.split(self.sizes), self.packing.texts, strict=True)
+        return [part.view(-1, texts.length, texts.length) for part, texts in each]
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many attention weights each group has."""
+        return [texts.count * self.heads * texts.length**2 for texts in self.packing.texts]
 
     def forward(
         self, states: torch.Tensor, setting: _Setting
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Its result [T, H], the attention weights, and what dropout multiplies them by (None)."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Its result [T, H]; queries, keys and values by head; the attention weights, and what dropout multiplies them
+        by (None).
+        """
+        by_head = self.by_head(self.packing.spread(states))
         shares = states.new_empty(sum(self.sizes))
-        for (query, key, _), share in zip(self.states, self.of_each(shares), strict=True):
+        for (query, key, _), share, texts in zip(
+            self.groups(by_head), self.weights(shares), self.packing.texts, strict=True
+        ):
             torch.baddbmm(share, query, key.transpose(1, 2), beta=0, alpha=self.units**-0.5, out=share)
+            if texts.padding is not None:
+                share.unflatten(0, (texts.count, -1)).masked_fill_(texts.padding, torch.finfo(share.dtype).min)
             torch.softmax(share, -1, out=share)
         keep = setting.keep(shares, setting.rates[0])
-        dropped = self.of_each(shares if keep is None else shares * keep)
-        mixed = states.new_empty(len(states), self.heads * self.units)
-        mixed[self.filled :] = 0
-        for texts, (_, _, value), share in zip(self.texts, self.states, dropped, strict=True):
-            self.put(torch.bmm(share, value), mixed, texts, 0)
-        return mixed, shares, keep
+        dropped = self.weights(shares if keep is None else shares * keep)
+        mixed = states.new_empty(self.packing.places * self.heads * self.units)
+        for (_, _, value), share, (into,) in zip(self.groups(by_head), dropped, self.groups(mixed), strict=True):
+            torch.bmm(share, value, out=into)
+        return self.by_token(mixed, len(states)), by_head, shares, keep
 
-    def backward(self, gradient: torch.Tensor, shares: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+    def backward(
+        self, gradient: torch.Tensor, by_head: torch.Tensor, shares: torch.Tensor, keep: torch.Tensor | None
+    ) -> torch.Tensor:
         """The gradient of the states [T, 3 H], by that of its result."""
-        upstream = [_matrices(_by_head(gradient, texts, 0, self.heads, self.units)) for texts in self.texts]
-        dropped = self.of_each(shares if keep is None else shares * keep)
+        upstream = self.groups(self.by_head(self.packing.spread(gradient)))
+        dropped = self.weights(shares if keep is None else shares * keep)
         for_shares = torch.empty_like(shares)
-        for up, (_, _, value), into in zip(upstream, self.states, self.of_each(for_shares), strict=True):
+        for (up,), (_, _, value), into in zip(upstream, self.groups(by_head), self.weights(for_shares), strict=True):
             torch.bmm(up, value.transpose(1, 2), out=into)
         if keep is not None:
             for_shares *= keep
-        found = gradient.new_empty(len(gradient), 3 * self.heads * self.units)
-        found[self.filled :] = 0
+        found = torch.empty_like(by_head)
         each = zip(
-            self.texts, upstream, self.states, self.of_each(shares), dropped, self.of_each(for_shares), strict=True
-        )
-        for texts, up, (query, key, _), share, drop, for_share in each:
+            upstream, self.groups(by_head), self.weights(shares), dropped, self.weights(for_shares),
+            self.groups(found), strict=True,
+        )  # fmt: skip
+        for (up,), (query, key, _), share, drop, for_share, (for_query, for_key, for_value) in each:
             for_scores = torch._softmax_backward_data(for_share, share, -1, share.dtype)
-            for_query = torch.baddbmm(query, for_scores, key, beta=0, alpha=self.units**-0.5)
-            for_key = torch.baddbmm(key, for_scores.transpose(1, 2), query, beta=0, alpha=self.units**-0.5)
-            for part, result in enumerate((for_query, for_key, torch.bmm(drop.transpose(1, 2), up))):
-                self.put(result, found, texts, part)
-        return found
+            scale = self.units**-0.5
+            torch.baddbmm(for_query, for_scores, key, beta=0, alpha=scale, out=for_query)
+            torch.baddbmm(for_key, for_scores.transpose(1, 2), query, beta=0, alpha=scale, out=for_key)
+            torch.bmm(drop.transpose(1, 2), up, out=for_value)
+        return self.by_token(found, len(gradient))
 
 
 class _Layer(torch.autograd.Function):
@@ -211,8 +230,8 @@ class _Layer(torch.autograd.Function):
         joined, joined_bias, out, out_bias, up, up_bias, down, down_bias = setting.cast
         narrow = rows.to(joined.dtype)
         states = torch.addmm(joined_bias, narrow, joined.t())
-        attention = _Attention(states, setting.texts, setting.heads)
-        mixed, shares, keep = attention.forward(states, setting)
+        attention = _Attention(setting.packing, setting.heads, out.shape[1] // setting.heads)
+        mixed, by_head, shares, keep = attention.forward(states, setting)
         attended = torch.addmm(out_bias, mixed, out.t())
         keep_1 = setting.keep(attended, setting.rates[1])
         sum_1 = _dropped_and_added(rows, attended, keep_1)
@@ -225,9 +244,9 @@ class _Layer(torch.autograd.Function):
         sum_2 = _dropped_and_added(middle, fed, keep_2)
         output, *norm_2 = torch.native_layer_norm(sum_2, gain_2.shape, gain_2, shift_2, setting.epsilons[1])
         context.set_materialize_grads(False)
-        context.texts, context.heads = setting.texts, setting.heads
+        context.attention = attention
         context.save_for_backward(
-            narrow, states, joined, out, up, down, shares, keep, mixed, keep_1, sum_1, *norm_1, gain_1, shift_1,
+            narrow, by_head, joined, out, up, down, shares, keep, mixed, keep_1, sum_1, *norm_1, gain_1, shift_1,
             narrow_middle, before, inner, keep_2, sum_2, *norm_2, gain_2, shift_2,
         )  # fmt: skip
         return output, states if wanted else None
@@ -236,8 +255,8 @@ class _Layer(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         (
-            narrow, states, joined, out, up, down, shares, keep, mixed, keep_1, sum_1, mean_1, scale_1, gain_1, shift_1,
-            narrow_middle, before, inner, keep_2, sum_2, mean_2, scale_2, gain_2, shift_2,
+            narrow, by_head, joined, out, up, down, shares, keep, mixed, keep_1, sum_1, mean_1, scale_1, gain_1,
+            shift_1, narrow_middle, before, inner, keep_2, sum_2, mean_2, scale_2, gain_2, shift_2,
         ) = context.saved_tensors  # fmt: skip
         wanted = context.needs_input_grad[3:]
         for_output, for_states = gradients
@@ -257,8 +276,7 @@ class _Layer(torch.autograd.Function):
             )  # fmt: skip
             for_attended = _kept(for_sum, keep_1, out.dtype)
             for_out = _for_linear(for_attended, mixed, wanted[6:8])
-            attention = _Attention(states, context.texts, context.heads)
-            through = attention.backward(for_attended @ out, shares, keep)
+            through = context.attention.backward(for_attended @ out, by_head, shares, keep)
             for_states = through if for_states is None else through.add_(for_states)
             behind = [*for_out, *for_up, *for_down, *for_norm_1, *for_norm_2]
         if for_states is None:

@@ -14,51 +14,85 @@ import torch
 from kdbert.derivatives import once_differentiable
 from kdbert.devices import by_device
 
+TOGETHER = 16  # texts at most
+
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts of one length, whose tokens are next to each other inside `packed`."""
+    """Texts of about one length: attention pads them to one, and works on all of them at once.
 
-    start: int  # place of the first token
-    count: int  # of texts
-    length: int  # of each in tokens
+    Attributes:
+        start: place of the first slot among those of all texts, padding included.
+        length: slots of each text, a multiple of 8 (or as many as the batch has).
+        padding: [count, 1, 1, length], True at slots without a token; None: there are none.
+    """
+
+    start: int
+    count: int
+    length: int
+    padding: torch.Tensor | None
+
+    def filled(self) -> torch.Tensor:
+        """Numbers of the slots with a token."""
+        count = self.count * self.length
+        own = torch.arange(count) if self.padding is None else (~self.padding.reshape(-1)).nonzero()[:, 0]
+        return self.start + own
 
 
 class Packing:
     """Which tokens of a padded batch are computed, and in which order: the real ones, and a few of padding.
 
     Shorter texts come first. So that matrix products have few different shapes, each of which is compiled once and
-    kept, padding fills the number of tokens up to a multiple of 16 (64 from 1,024 tokens on), and texts of one length
-    are taken 1, 2, 4, 8, … at a time. A batch without padding stays as it is.
+    kept, padding fills the number of tokens up to a multiple of 16 (64 from 1,024 tokens on). A batch without padding
+    stays as it is.
 
     Args:
         mask: [B, L], 0 at padding.
+
+    Attributes:
+        real: how many tokens are real, the first ones of all.
+        texts: for attention, all texts, up to 16 of like length at a time.
+        places: how many slots these have.
+        slots: the slot of each real token; None: token and slot are the same.
     """
 
     def __init__(self, mask: torch.Tensor) -> None:
         self.shape = mask.shape
         self.index: torch.Tensor | None = None
-        real = mask > 0
-        lengths, order = real.sum(1).sort(stable=True)
-        found, counts = lengths.unique_consecutive(return_counts=True)
-        self.texts: list[Texts] = []
-        self.real = 0  # tokens, the first ones of all
-        for length, count in zip(found.tolist(), counts.tolist(), strict=True):
-            while count:
-                some = 1 << (count.bit_length() - 1)
-                self.texts.append(Texts(self.real, some, length))
-                self.real += some * length
-                count -= some
+        is_real = mask > 0
+        lengths, order = is_real.sum(1).sort(stable=True)
+        self.real = int(lengths.sum())
         if self.real < mask.numel():
-            rows, columns = real[order].nonzero(as_tuple=True)
+            rows, columns = is_real[order].nonzero(as_tuple=True)
             multiple = 16 if self.real < 1024 else 64
-            spare = torch.nonzero(~real.reshape(-1))[: -self.real % multiple, 0]
+            spare = torch.nonzero(~is_real.reshape(-1))[: -self.real % multiple, 0]
             self.index = torch.cat([order[rows] * mask.shape[1] + columns, spare])
+        self.texts = _alike(lengths, mask.shape[1])
+        self.places = sum(texts.count * texts.length for texts in self.texts)
+        self.slots: torch.Tensor | None = None
+        if self.places > self.real:
+            self.slots = torch.cat([texts.filled() for texts in self.texts])
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:
         """[B, L, ...] -> [1, T, ...]."""
         rows = padded.flatten(0, 1)
         return (rows if self.index is None else _Take.apply(rows, self.index))[None]
+
+    def spread(self, rows: torch.Tensor) -> torch.Tensor:
+        """[T, ...] -> [slots, ...], 0 where there is no token. No gradients."""
+        if self.slots is None:
+            return rows[: self.real]
+        return rows.new_zeros(self.places, *rows.shape[1:]).index_copy_(0, self.slots, rows[: self.real])
+
+    def gather(self, slots: torch.Tensor, count: int) -> torch.Tensor:
+        """The inverse: [slots, ...] -> [T, ...] with T = `count`, 0 at padding. No gradients."""
+        rows = slots.new_empty(count, *slots.shape[1:])
+        rows[self.real :] = 0
+        if self.slots is None:
+            rows[: self.real] = slots
+        else:
+            torch.index_select(slots, 0, self.slots, out=rows[: self.real])
+        return rows
 
     def unpack(self, packed: torch.Tensor) -> torch.Tensor:
         """[1, T, ...] -> [B, L, ...], 0 at tokens that were not computed."""
@@ -66,6 +100,22 @@ class Packing:
         return (rows if self.index is None else _Put.apply(rows, self.index, self.shape.numel())).unflatten(
             0, self.shape
         )
+
+
+def _alike(lengths: torch.Tensor, longest: int) -> list[Texts]:
+    """Texts in groups of like length; lengths ascend."""
+    groups: list[list[int]] = []
+    for length in lengths.tolist():
+        if not groups or len(groups[-1]) == TOGETHER or length > 1.25 * groups[-1][0] + 8:
+            groups.append([])
+        groups[-1].append(length)
+    found, start = [], 0
+    for group in groups:
+        width = min(-(-group[-1] // 8) * 8, longest)
+        padding = torch.arange(width) >= torch.tensor(group)[:, None]
+        found.append(Texts(start, len(group), width, padding[:, None, None] if group[0] < width else None))
+        start += len(group) * width
+    return found
 
 
 class _Take(torch.autograd.Function):
