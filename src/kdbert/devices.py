@@ -24,8 +24,10 @@ class ByDevice:
     packing: bool = _decided("packing (`train.packing`)")
     own_dropout: bool = _decided("dropout (`train.fast_dropout`)", "from 15 bits an element", "torch's")
     own_mask: bool = _decided("mask of `train.attention=eager`", "kdbert's", "the library's")
-    text_by_text: bool = _decided(
-        "scores of attention (`minilm`, `tinybert`, `mgskd`)", "text by text, no padding", "a whole batch at once"
+    few_texts: bool = _decided(
+        "scores of attention (`minilm`, `tinybert`, `mgskd`)",
+        "a few texts of like length at once",
+        "a whole batch at once",
     )
     fused: bool = _decided("AdamW", "fused", "torch's default")
     pinned: bool = _decided("batches go to the device from pinned memory")
@@ -36,15 +38,15 @@ class ByDevice:
 
 
 CPU = ByDevice(
-    own_attention=True, packing=True, own_dropout=True, own_mask=False, text_by_text=True, fused=True, pinned=False,
+    own_attention=True, packing=True, own_dropout=True, own_mask=False, few_texts=True, fused=True, pinned=False,
     watched=True, ahead=False, gathered=0, kept_there=0.0,
 )  # fmt: skip
 CUDA = ByDevice(
-    own_attention=False, packing=False, own_dropout=False, own_mask=True, text_by_text=False, fused=True, pinned=True,
+    own_attention=False, packing=False, own_dropout=False, own_mask=True, few_texts=False, fused=True, pinned=True,
     watched=False, ahead=True, gathered=2**28, kept_there=0.25,
 )  # fmt: skip
 OTHER = ByDevice(
-    own_attention=False, packing=False, own_dropout=False, own_mask=True, text_by_text=False, fused=False, pinned=False,
+    own_attention=False, packing=False, own_dropout=False, own_mask=True, few_texts=False, fused=False, pinned=False,
     watched=False, ahead=True, gathered=2**28, kept_there=0.0,
 )  # fmt: skip
 

@@ -17,47 +17,66 @@ Related = tuple[torch.Tensor, torch.Tensor]  # whose scores first second^T are t
 Compare = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 # Added to scores of padded keys: finite, so that the difference of two of them is 0 and not NaN.
 PADDED = -1e30
+AT_ONCE = 1 << 20  # scores of a part of the texts: 4 MiB, which caches hold
 PUBLISHED_PADDED = -10_000.0  # what published code adds, BERT's first one among it
 
 
 class _OfScores(torch.autograd.Function):
     """What `compare` says of both models' scores, as a weighted sum over the queries and heads of each text [B].
 
-    On a CPU one text at a time, without its padding: then all scores of a text lie in the cache, and the gradient is
-    made of them at once, so that none are stored.
+    On a CPU a few texts of like length at a time, without most of their padding: then their scores lie in the cache,
+    and the gradient is made of them at once, so that none are stored.
 
     Args:
-        weights: of queries, [B, 1, L, 1]; 0 for padded ones.
-        compare: the student's and the teacher's scores, which it may overwrite -> a number for each query
-            [B, heads, L], and its gradient by the student's scores. Padded keys have the same huge negative score on
-            both sides.
+        second: None: the same as `first`. The teacher's second likewise.
+        weights: of queries, [B, L]; 0 for padded ones.
+        compare: the student's and the teacher's scores [G, L, L], of G texts and heads, which it may overwrite ->
+            a number for each query [G, L], and its gradient by the student's scores. Padded keys have the same huge
+            negative score on both sides; padded queries need numbers, but any will do.
     """
 
     @staticmethod
     def forward(
-        context: Any, first: torch.Tensor, second: torch.Tensor, teacher: Related, mask: torch.Tensor,
-        weights: torch.Tensor, compare: Compare,
-    ) -> torch.Tensor:  # fmt: skip
+        context: Any,
+        first: torch.Tensor,
+        second: torch.Tensor | None,
+        teacher: tuple[torch.Tensor, torch.Tensor | None],
+        mask: torch.Tensor,
+        weights: torch.Tensor,
+        compare: Compare,
+    ) -> torch.Tensor:
+        heads, scaling = first.shape[1], first.shape[-1] ** -0.5
         padded = torch.where(mask > 0, 0.0, PADDED)
-        scaling, gradients = first.shape[-1] ** -0.5, (torch.zeros_like(first), torch.zeros_like(second))
-        found = []
-        for rows, tokens in text_parts(mask):
-            place = rows, slice(None), tokens
-            theirs = scores((teacher[0][place], teacher[1][place]), padded[rows, tokens])
-            values, by_score = compare(scores((first[place], second[place]), padded[rows, tokens]), theirs)
-            weight = weights[place]
-            found.append((values * weight[..., 0]).sum((1, 2)))
-            by_score.mul_(weight * scaling)
-            gradients[0][place] = torch.matmul(by_score, second[place])
-            gradients[1][place] = torch.matmul(by_score.transpose(-1, -2), first[place])
+        gradients = [torch.zeros_like(side) for side in (first, second) if side is not None]
+        found = first.new_empty(len(first))
+        for rows, tokens in text_parts(mask, heads):
+            query, key = _part(first, second, rows, tokens)
+            bias = padded[rows, tokens].repeat_interleave(heads, 0)
+            theirs = scores(_part(*teacher, rows, tokens), bias)
+            values, by_score = compare(scores((query, key), bias), theirs)
+            weight = weights[rows, tokens].repeat_interleave(heads, 0)
+            found[rows] = (values * weight).unflatten(0, (-1, heads)).sum((1, 2))
+            weight = (weight * scaling).unsqueeze(-1)
+            by_query, by_key = torch.bmm(by_score, key).mul_(weight), torch.bmm(by_score.mT, query * weight)
+            parts = [by_query.add_(by_key)] if second is None else [by_query, by_key]
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient[:, :, tokens].index_copy_(0, rows, part.unflatten(0, (-1, heads)))
         context.save_for_backward(*gradients)
-        return torch.cat(found)
+        return found
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        first, second = (one * gradients[0][:, None, None, None] for one in context.saved_tensors)
-        return first, second, None, None, None, None
+        first, *second = (one * gradients[0][:, None, None, None] for one in context.saved_tensors)
+        return first, second[0] if second else None, None, None, None, None
+
+
+def _part(
+    first: torch.Tensor, second: torch.Tensor | None, rows: torch.Tensor, tokens: slice
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Some texts and tokens of both, [texts heads, tokens, units]."""
+    own = first[:, :, tokens].index_select(0, rows).flatten(0, 1)
+    return own, own if second is None else second[:, :, tokens].index_select(0, rows).flatten(0, 1)
 
 
 def _divergence(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,29 +89,45 @@ def _divergence(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor,
 def _log_partition(scores: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     """Logarithm of the sum of exponentials of each row, whose softmax is known: of any element, score - log(share).
 
-    Taken from the diagonal, where a text has no padding and no share there is so small that its logarithm is rounded
-    much: that is no pass over all elements.
+    Taken from the diagonal, if no share of a real token there is so small that its logarithm is rounded much: that is
+    no pass over all elements.
     """
-    share = shares.diagonal(dim1=-2, dim2=-1)
-    if by_device(scores.device).text_by_text and share.numpy().min() > 1e-6:
-        return scores.diagonal(dim1=-2, dim2=-1) - share.log()
+    if by_device(scores.device).few_texts:
+        own, share = (side.diagonal(dim1=-2, dim2=-1).clone() for side in (scores, shares))
+        share.masked_fill_(own < PADDED / 2, 1.0)
+        if share.min() > 1e-6:
+            return own.sub_(share.log_())
     return scores.logsumexp(-1)
 
 
 def _squares(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Squared differences."""
     difference = ours.sub_(theirs)
-    return difference.square().sum(-1), difference.mul_(2)
+    return torch.linalg.vector_norm(difference, dim=-1).square(), difference.mul_(2)
 
 
-def text_parts(mask: torch.Tensor) -> list[tuple[slice, slice]]:
-    """Rows and tokens that are computed together: all, or on a CPU each text from its first real token to its last."""
-    rows, length = mask.shape
-    if not by_device(mask.device).text_by_text:
-        return [(slice(0, rows), slice(0, length))]
-    real = mask.numpy() > 0
-    spans = zip(real.argmax(1).tolist(), (length - real[:, ::-1].argmax(1)).tolist(), strict=True)
-    return [(slice(row, row + 1), slice(*span)) for row, span in enumerate(spans)]
+def text_parts(mask: torch.Tensor, heads: int) -> list[tuple[torch.Tensor, slice]]:
+    """Texts and tokens whose scores are computed together: all, or on a CPU a few texts of like length.
+
+    Args:
+        mask: [B, L]. heads: scores of every two tokens.
+
+    Returns:
+        Numbers of texts, and the tokens from the first real one of them to the last.
+    """
+    count, length = mask.shape
+    if not by_device(mask.device).few_texts:
+        return [(torch.arange(count, device=mask.device), slice(0, length))]
+    real = mask > 0
+    first, last = real.int().argmax(1), length - real.flip(1).int().argmax(1)
+    parts: list[list[int]] = []
+    order = (last - first).argsort(stable=True)
+    for row, tokens in zip(order.tolist(), (last - first)[order].tolist(), strict=True):
+        if not parts or (len(parts[-1]) + 1) * heads * tokens**2 > AT_ONCE:
+            parts.append([])
+        parts[-1].append(row)
+    rows = [torch.tensor(part) for part in parts]
+    return [(part, slice(int(first[part].min()), int(last[part].max()))) for part in rows]
 
 
 def split_heads(states: torch.Tensor, heads: int) -> torch.Tensor:
@@ -103,16 +138,11 @@ def split_heads(states: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def scores(related: Related, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """first second^T / sqrt(units) (+ bias [B, L] of the keys): [B, heads, L, L]."""
+    """first second^T / sqrt(units): [..., L, L] of [..., L, units]; of [G, L, units] also + bias [G, L] of the keys."""
     first, second = related
-    batch, heads, length, units = first.shape
     if bias is None:
-        return torch.matmul(first * units**-0.5, second.transpose(-1, -2))
-    found = torch.baddbmm(
-        bias.to(first.dtype).repeat_interleave(heads, 0).unsqueeze(1),
-        first.reshape(-1, length, units), second.reshape(-1, length, units).transpose(1, 2), alpha=units**-0.5,
-    )  # fmt: skip
-    return found.unflatten(0, (batch, heads))
+        return torch.matmul(first * first.shape[-1] ** -0.5, second.mT)
+    return torch.baddbmm(bias.to(first.dtype).unsqueeze(1), first, second.mT, alpha=first.shape[-1] ** -0.5)
 
 
 def relation_loss(student: Related, teacher: Related, mask: torch.Tensor, heads: int) -> torch.Tensor:
@@ -121,9 +151,15 @@ def relation_loss(student: Related, teacher: Related, mask: torch.Tensor, heads:
     A relation is softmax(first second^T / sqrt(units)) over the real tokens (MiniLMv2, section 3.1). The states of both
     models are cut into `heads` relation heads, whatever heads they have.
     """
-    ours, theirs = ((split_heads(side[0], heads), split_heads(side[1], heads)) for side in (student, teacher))
+    ours, theirs = (_cut(side, heads) for side in (student, teacher))
     real = mask.to(ours[0].dtype)
     return _of_scores(ours, theirs, mask, real / (real.sum(1, keepdim=True) * heads), _divergence)
+
+
+def _cut(states: Related, heads: int) -> Related:
+    """`split_heads` of both, which stay the same if they are."""
+    first = split_heads(states[0], heads)
+    return first, first if states[1] is states[0] else split_heads(states[1], heads)
 
 
 def padded_relation_loss(
@@ -151,9 +187,10 @@ def score_error(student: Related, teacher: Related, mask: torch.Tensor) -> torch
 def _of_scores(
     student: Related, teacher: Related, mask: torch.Tensor, weights: torch.Tensor, compare: Compare
 ) -> torch.Tensor:
-    """`_OfScores`, with weights [B, L]; no gradient reaches the teacher."""
-    theirs = teacher[0].detach(), teacher[1].detach()
-    found: torch.Tensor = _OfScores.apply(*student, theirs, mask, weights[:, None, :, None], compare)
+    """`_OfScores`; no gradient reaches the teacher."""
+    first, second = student[0], None if student[1] is student[0] else student[1]
+    theirs = teacher[0].detach(), None if teacher[1] is teacher[0] else teacher[1].detach()
+    found: torch.Tensor = _OfScores.apply(first, second, theirs, mask, weights, compare)
     return found
 
 

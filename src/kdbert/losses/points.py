@@ -155,9 +155,10 @@ def attended(teacher: torch.Tensor, mask: torch.Tensor, heads: int, centres: int
     batch, length = mask.shape
     parts, padded = in_heads(teacher, heads), torch.where(mask > 0, 0.0, PADDED)
     attention = teacher.new_zeros(batch, length, length)
-    for rows, tokens in text_parts(mask):
-        some = parts[rows, :, tokens]
-        attention[rows, tokens, tokens] = scores((some, some), padded[rows, tokens]).softmax(-1).sum(1)
+    for rows, tokens in text_parts(mask, heads):
+        some = parts[:, :, tokens].index_select(0, rows).flatten(0, 1)
+        found = scores((some, some), padded[rows, tokens].repeat_interleave(heads, 0)).softmax(-1)
+        attention[rows, tokens, tokens] = found.unflatten(0, (-1, heads)).sum(1)
     received = (attention * mask[:, :, None]).sum(1)
     centre = received.topk(min(centres, length)).indices
     itself = torch.eye(length, dtype=torch.bool, device=mask.device)
