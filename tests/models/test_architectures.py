@@ -517,7 +517,7 @@ def test_hidden_states_of_an_encoder_are_the_librarys(tmp_path: Path, name: str)
     """
     from transformers import AutoModel
 
-    model = make_model(tmp_path / "model", variant_of(name), "sequence")
+    model = make_model(tmp_path / "model", variant_of(name), "sequence" if name in mapped("sequence") else "token")
     place, head = locate(str(model)), Encoder()
     way = decide(load_config(place), head, name)
     tokenizer = fit_tokenizer(load_tokenizer(place), way, name)
