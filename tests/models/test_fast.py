@@ -33,7 +33,7 @@ from kdbert.models.fast.capture import captured
 from kdbert.models.fast.dropout import FastDropout, draw_keep, use_fast_dropout
 from kdbert.models.fast.first_token import first_token_only, use_first_token
 from kdbert.models.fast.layer import use_packed_layers, weights_cast_once
-from kdbert.models.fast.packing import Packing, packed, use_packing
+from kdbert.models.fast.packing import COUNTS, Packing, packed, use_packing
 from kdbert.models.fast.used_rows import UsedRows, training_used_rows
 from kdbert.models.way import Asked, decide
 
@@ -462,10 +462,15 @@ def test_packing_moves_every_real_token_there_and_back(lengths: list[int], seed:
     ascending, place = sorted(range(len(lengths)), key=lengths.__getitem__), 0
     for texts in packing.texts:  # a few of like length at a time, each padded with zeros
         assert texts.start == place
-        assert texts.length <= mask.shape[1]
-        some, ascending = ascending[: texts.count], ascending[texts.count :]
+        assert texts.count in COUNTS
+        assert texts.length % 8 == 0
+        own = texts.count if texts.padding is None else int((~texts.padding).any(-1).sum())
+        assert own > texts.count // 2
+        some, ascending = ascending[:own], ascending[own:]
         place += texts.count * texts.length
-        for text, row in zip(some, slots[texts.start : place].unflatten(0, (texts.count, -1)), strict=True):
+        rows = slots[texts.start : place].unflatten(0, (texts.count, -1))
+        assert not rows[own:].any()
+        for text, row in zip(some, rows[:own], strict=True):
             assert torch.equal(row[: lengths[text]], padded[text, : lengths[text]])
             assert not row[lengths[text] :].any()
             assert texts.length < 1.25 * lengths[some[0]] + 16

@@ -14,7 +14,8 @@ import torch
 from kdbert.derivatives import once_differentiable
 from kdbert.devices import by_device
 
-TOGETHER = 16  # texts at most
+# Texts at once: few numbers, since the compiled products of each size are kept (docs/speed.md).
+COUNTS = (1, 2, 4, 8, 12, 16)
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Texts:
 
     Attributes:
         start: place of the first slot among those of all texts, padding included.
-        length: slots of each text, a multiple of 8 (or as many as the batch has).
+        count: one of `COUNTS`; the last ones may be nobody's.
+        length: slots of each text, a multiple of 8.
         padding: [count, 1, 1, length], True at slots without a token; None: there are none.
     """
 
@@ -51,7 +53,7 @@ class Packing:
 
     Attributes:
         real: how many tokens are real, the first ones of all.
-        texts: for attention, all texts, up to 16 of like length at a time.
+        texts: for attention, all texts, a few of like length at a time.
         places: how many slots these have.
         slots: the slot of each real token; None: token and slot are the same.
     """
@@ -67,7 +69,7 @@ class Packing:
             multiple = 16 if self.real < 1024 else 64
             spare = torch.nonzero(~is_real.reshape(-1))[: -self.real % multiple, 0]
             self.index = torch.cat([order[rows] * mask.shape[1] + columns, spare])
-        self.texts = _alike(lengths, mask.shape[1])
+        self.texts = _alike(lengths)
         self.places = sum(texts.count * texts.length for texts in self.texts)
         self.slots: torch.Tensor | None = None
         if self.places > self.real:
@@ -102,19 +104,21 @@ class Packing:
         )
 
 
-def _alike(lengths: torch.Tensor, longest: int) -> list[Texts]:
+def _alike(lengths: torch.Tensor) -> list[Texts]:
     """Texts in groups of like length; lengths ascend."""
     groups: list[list[int]] = []
     for length in lengths.tolist():
-        if not groups or len(groups[-1]) == TOGETHER or length > 1.25 * groups[-1][0] + 8:
+        if not groups or len(groups[-1]) == COUNTS[-1] or length > 1.25 * groups[-1][0] + 8:
             groups.append([])
         groups[-1].append(length)
     found, start = [], 0
     for group in groups:
-        width = min(-(-group[-1] // 8) * 8, longest)
-        padding = torch.arange(width) >= torch.tensor(group)[:, None]
-        found.append(Texts(start, len(group), width, padding[:, None, None] if group[0] < width else None))
-        start += len(group) * width
+        width = -(-group[-1] // 8) * 8
+        count = next(count for count in COUNTS if count >= len(group))
+        filled = torch.tensor(group + [0] * (count - len(group)))
+        padding = torch.arange(width) >= filled[:, None]
+        found.append(Texts(start, count, width, padding[:, None, None] if int(filled.min()) < width else None))
+        start += count * width
     return found
 
 
