@@ -95,7 +95,7 @@ def _log_partition(scores: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     if by_device(scores.device).few_texts:
         own, share = (side.diagonal(dim1=-2, dim2=-1).clone() for side in (scores, shares))
         share.masked_fill_(own < PADDED / 2, 1.0)
-        if share.min() > 1e-6:
+        if share.numpy().min() > 1e-6:
             return own.sub_(share.log_())
     return scores.logsumexp(-1)
 
@@ -118,16 +118,14 @@ def text_parts(mask: torch.Tensor, heads: int) -> list[tuple[torch.Tensor, slice
     count, length = mask.shape
     if not by_device(mask.device).few_texts:
         return [(torch.arange(count, device=mask.device), slice(0, length))]
-    real = mask > 0
-    first, last = real.int().argmax(1), length - real.flip(1).int().argmax(1)
-    parts: list[list[int]] = []
-    order = (last - first).argsort(stable=True)
-    for row, tokens in zip(order.tolist(), (last - first)[order].tolist(), strict=True):
-        if not parts or (len(parts[-1]) + 1) * heads * tokens**2 > AT_ONCE:
+    real = mask.numpy() > 0
+    first, last = real.argmax(1), length - real[:, ::-1].argmax(1)
+    lengths, parts = last - first, list[list[int]]()
+    for row in lengths.argsort(kind="stable").tolist():
+        if not parts or (len(parts[-1]) + 1) * heads * lengths[row] ** 2 > AT_ONCE:
             parts.append([])
         parts[-1].append(row)
-    rows = [torch.tensor(part) for part in parts]
-    return [(part, slice(int(first[part].min()), int(last[part].max()))) for part in rows]
+    return [(torch.tensor(part), slice(int(first[part].min()), int(last[part].max()))) for part in parts]
 
 
 def split_heads(states: torch.Tensor, heads: int) -> torch.Tensor:
