@@ -85,7 +85,9 @@ def test_its_gradient_is_that_of_differences(loss: Any) -> None:
 @both
 def test_all_texts_at_once_as_on_a_gpu_are_as_one_by_one(loss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
-    one_by_one = [(torch.tensor([row]), slice(0, length)) for row, length in enumerate(LENGTHS.tolist())]
+    monkeypatch.setattr(attention, "AT_ONCE", 1)
+    one_by_one = attention.text_parts(mask(), 2)
+    assert [rows.tolist() for rows, _ in one_by_one] == [[2], [1], [0]]
     for parts in (one_by_one, [(torch.arange(3), slice(0, 5))]):
         monkeypatch.setattr(attention, "text_parts", lambda mask, heads, parts=parts: parts)
         student = [one.requires_grad_() for one in drawn(2, 3, 0)]
