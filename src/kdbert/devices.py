@@ -22,7 +22,7 @@ class ByDevice:
 
     own_attention: bool = _decided("`train.attention=auto` of proved model types", "kdbert's", "torch's (sdpa)")
     packing: bool = _decided("packing (`train.packing`)")
-    own_dropout: bool = _decided("dropout (`train.fast_dropout`)", "from 15 bits an element", "torch's")
+    own_dropout: bool = _decided("dropout (`train.fast_dropout`)", "from 16 bits an element", "torch's")
     own_mask: bool = _decided("mask of `train.attention=eager`", "kdbert's", "the library's")
     few_texts: bool = _decided(
         "scores of attention (`minilm`, `tinybert`, `mgskd`)",

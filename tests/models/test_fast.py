@@ -152,8 +152,8 @@ def test_what_dropout_multiplies_with_is_zero_or_one_number(rate: float, rows: i
     keep = draw_keep(torch.Size((rows, 3)), rate, dtype)
     assert keep.shape == (rows, 3)
     assert keep.dtype == dtype
-    levels = round(rate * 2**15)
-    scale = torch.tensor(2**15 / (2**15 - levels) if levels < 2**15 else 0.0, dtype=dtype)
+    levels = round(rate * 2**16)
+    scale = torch.tensor(2**16 / (2**16 - levels) if levels < 2**16 else 0.0, dtype=dtype)
     assert set(keep.unique().tolist()) <= {0.0, scale.item()}
     if levels == 0:
         assert (keep == 1).all()
@@ -458,7 +458,10 @@ def test_packing_moves_every_real_token_there_and_back(lengths: list[int], seed:
     again = packing.unpack(tokens)
     assert torch.equal(again[mask > 0], padded[mask > 0])
     assert int((again != 0).any(-1).sum()) == tokens.shape[1]
-    slots = packing.spread(tokens[0].detach())
+    heads = 2  # of one unit; of three parts
+    rows_and_none = torch.cat([tokens[0].detach().repeat_interleave(heads, 1), torch.zeros(1, 3 * heads)])
+    order, inverse = packing.by_head(3, heads)
+    by_head = rows_and_none.reshape(-1)[order]
     ascending, place = sorted(range(len(lengths)), key=lengths.__getitem__), 0
     for texts in packing.texts:  # a few of like length at a time, each padded with zeros
         assert texts.start == place
@@ -468,14 +471,16 @@ def test_packing_moves_every_real_token_there_and_back(lengths: list[int], seed:
         assert own > texts.count // 2
         some, ascending = ascending[:own], ascending[own:]
         place += texts.count * texts.length
-        rows = slots[texts.start : place].unflatten(0, (texts.count, -1))
+        found = by_head[3 * heads * texts.start : 3 * heads * place].view(3, texts.count, heads, texts.length)
+        assert torch.equal(found[:, :, 0], found[:, :, 1])
+        rows = found[:, :, 0].permute(1, 2, 0)
         assert not rows[own:].any()
         for text, row in zip(some, rows[:own], strict=True):
             assert torch.equal(row[: lengths[text]], padded[text, : lengths[text]])
             assert not row[lengths[text] :].any()
             assert texts.length < 1.25 * lengths[some[0]] + 16
     assert (ascending, place) == ([], packing.places)
-    assert torch.equal(packing.gather(slots, tokens.shape[1])[:count], tokens[0, :count])
+    assert torch.equal(by_head[inverse].view(-1, 3 * heads)[:count], rows_and_none[:count])
     upstream = torch.randn_like(padded)
     (gradient,) = torch.autograd.grad(again, padded, upstream)
     assert torch.equal(gradient[mask > 0], upstream[mask > 0])
@@ -579,6 +584,29 @@ def test_a_fused_layer_has_the_gradients_of_what_it_computes_dropout_too(lengths
         return found[:, : sum(lengths)], *(states[1][kind][mask.bool()[:, None].expand(-1, 4, -1)] for kind in "qkv")
 
     assert torch.autograd.gradcheck(out, (rows.requires_grad_(), *some), fast_mode=True)
+
+
+@pytest.mark.parametrize("lengths", [[4, 2, 2, 1], [3, 3], [1]])
+def test_a_fused_last_layer_has_the_gradients_of_what_it_computes_for_the_first_token(lengths: list[int]) -> None:
+    model = prepared("bert", fused=True, only_first=True).double().train()
+    use_fast_dropout(model)
+    layer = model.base_model.encoder.layer[-1]
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    own = layer.attention.self
+    some = [own.query.weight, own.key.weight, own.value.bias, own.query.bias, own.value.weight, layer.output.dense.bias]
+    rows = torch.randn(1, -(-sum(lengths) // 16) * 16 if len(set(lengths)) > 1 else sum(lengths), 24).double()
+
+    def out(rows: torch.Tensor, *unused: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(6)  # the same draws at every call
+        with packed(model, mask), first_token_only(model, True):
+            found: torch.Tensor = layer(rows)
+        assert found.shape == (len(lengths), 1, 24)
+        return found
+
+    assert torch.autograd.gradcheck(out, (rows.requires_grad_(), *some), fast_mode=True)
+    gradients = torch.autograd.grad(out(rows).square().sum(), (rows, own.key.bias))
+    assert not gradients[0][0, sum(lengths) :].any()  # of padding
+    assert not gradients[1].any()  # it adds the same to all scores of a query
 
 
 @pytest.mark.parametrize("wanted", ["states", "output", "both"])

@@ -295,7 +295,7 @@ class TrainSection(Section):
     attention: Literal["auto", "kdbert", "eager", "sdpa"] = Field(
         "auto", description="attention function; auto: kdbert's on a CPU, torch's sdpa elsewhere"
     )
-    fast_dropout: bool = Field(True, description="on a CPU: dropout from 15 random bits (rate rounded to 1/32768)")
+    fast_dropout: bool = Field(True, description="on a CPU: dropout from 16 random bits (rate rounded to 1/65536)")
     used_rows: bool = Field(True, description="train only word vectors that occur; same result (off with weight_decay)")
     first_token: bool = Field(True, description="the last layer computes only the first token, where no other is read")
     packing: bool = Field(True, description="on a CPU: compute no padding between embeddings and head")

@@ -1,4 +1,4 @@
-"""Dropout on a CPU from 15 random bits per element: torch's own draws one element at a time, some ten times slower."""
+"""Dropout on a CPU from 16 random bits per element: torch's own draws one element at a time, some ten times slower."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from kdbert.devices import by_device
 
-_LEVELS = 1 << 15  # a draw is 15 random bits
+_LEVELS = 1 << 16  # a draw is 16 random bits
 
 
 def draw_keep(shape: torch.Size, rate: float, dtype: torch.dtype) -> torch.Tensor:
@@ -17,7 +17,7 @@ def draw_keep(shape: torch.Size, rate: float, dtype: torch.dtype) -> torch.Tenso
     The generator is seeded by one draw of torch's own, so the bits are a function of torch's seed.
 
     Args:
-        rate: rounded to a multiple of 1/32768. The scale fits the rounded rate, so that the mean is kept, up to
+        rate: rounded to a multiple of 1/65536. The scale fits the rounded rate, so that the mean is kept, up to
             the rounding of the scale to `dtype` (torch's dropout rounds it too).
     """
     threshold = round(rate * _LEVELS)
@@ -25,13 +25,12 @@ def draw_keep(shape: torch.Size, rate: float, dtype: torch.dtype) -> torch.Tenso
         return torch.zeros(shape, dtype=dtype)
     seed = int(torch.randint(2**63 - 1, ()))
     words = np.random.SFC64(seed).random_raw(-(-shape.numel() // 4))
-    bits = torch.from_numpy(words.view(np.int16))[: shape.numel()].view(shape)
-    # In integers and in place. A kept element has draw - (levels - threshold) < 0; shifting its sign over all bits
-    # gives -1, an all-ones mask, so that `and` with the bits of the scale leaves the scale, or 0 where dropped.
-    bits.bitwise_and_(_LEVELS - 1).add_(threshold - _LEVELS).bitwise_right_shift_(15)
+    draws = torch.from_numpy(words.view(np.int16))[: shape.numel()].view(shape)
+    # In integers and in place: 1 where kept, times the bits of the scale.
     scale = torch.tensor(_LEVELS / (_LEVELS - threshold), dtype=dtype)
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
-    return bits.to(integers).bitwise_and_(scale.view(integers)).view(dtype)
+    kept = draws.ge_(threshold - _LEVELS // 2).to(integers)
+    return kept.mul_(int(scale.view(integers))).view(dtype)
 
 
 class FastDropout(nn.Dropout):

@@ -81,12 +81,13 @@ def _weights(linear: Sequence[nn.Linear], key: int, dtype: torch.dtype) -> list[
 
 
 @dataclass(frozen=True)
-class _Setting:
+class Setting:
     """What a layer computes with, besides parameters."""
 
     cast: list[torch.Tensor]  # see `_weights`
     packing: Packing
     heads: int
+    units: int  # of a head
     epsilons: tuple[float, float]  # of its two layer norms
     rates: tuple[float, float, float]  # of dropout: attention weights, behind attention, at the end
     fast_dropout: bool
@@ -98,18 +99,25 @@ class _Setting:
         return draw_keep(like.shape, rate, like.dtype) if self.fast_dropout else F.dropout(torch.ones_like(like), rate)
 
 
-def _compute(layer: Any, hidden_states: torch.Tensor, packing: Packing) -> torch.Tensor:
-    """The layer's output [1, T, H]; hands out queries, keys and values where they are wanted."""
+def setting_of(layer: Any, rows: torch.Tensor, packing: Packing) -> tuple[Setting, list[torch.Tensor]]:
+    """What a layer computes with on such rows, and its parameters: weight and bias of query, key, value, the three
+    other linear layers, the two layer norms.
+    """
     own, first, last = layer.attention.self, layer.attention.output, layer.output
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden_states.dtype
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else rows.dtype
     linear = (own.query, own.key, own.value, first.dense, layer.intermediate.dense, last.dense)
-    setting = _Setting(
-        _weights(linear, id(layer), dtype), packing, own.num_attention_heads,
+    setting = Setting(
+        _weights(linear, id(layer), dtype), packing, own.num_attention_heads, own.attention_head_size,
         (first.LayerNorm.eps, last.LayerNorm.eps),
         (own.dropout.p, first.dropout.p, last.dropout.p) if layer.training else (0.0, 0.0, 0.0),
         isinstance(own.dropout, FastDropout),
     )  # fmt: skip
-    parameters = [one for part in (*linear, first.LayerNorm, last.LayerNorm) for one in (part.weight, part.bias)]
+    return setting, [one for part in (*linear, first.LayerNorm, last.LayerNorm) for one in (part.weight, part.bias)]
+
+
+def _compute(layer: Any, hidden_states: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """The layer's output [1, T, H]; hands out queries, keys and values where they are wanted."""
+    setting, parameters = setting_of(layer, hidden_states, packing)
     capture = current_capture()
     wanted = capture is not None and capture.wants_next
     with torch.autocast("cpu", enabled=False):
@@ -128,15 +136,14 @@ class _Attention:
     all is done at once.
     """
 
-    def __init__(self, packing: Packing, heads: int, units: int) -> None:
-        self.packing, self.heads, self.units = packing, heads, units
+    def __init__(self, setting: Setting) -> None:
+        self.packing, self.heads, self.units = setting.packing, setting.heads, setting.units
 
-    def by_head(self, slots: torch.Tensor) -> torch.Tensor:
-        """[slots, parts * heads * units] -> a row that `groups` takes apart."""
-        found = torch.empty_like(slots).view(-1)
-        for group, own in zip(self.groups(found), self.slots(slots), strict=True):
-            group.view(own.shape).copy_(own)
-        return found
+    def by_head(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows [T + 1, parts * heads * units], the last of which lies at padding -> a row that `groups` takes apart."""
+        parts = rows.shape[1] // (self.heads * self.units)
+        order, _ = self.packing.by_head(parts, self.heads)
+        return rows.view(-1, self.units).index_select(0, order).view(-1)
 
     def groups(self, row: torch.Tensor) -> list[torch.Tensor]:
         """Views: [parts, count * heads, length, units] of each group."""
@@ -147,20 +154,13 @@ class _Attention:
             found.append(own.view(parts, texts.count * self.heads, texts.length, self.units))
         return found
 
-    def slots(self, slots: torch.Tensor) -> list[torch.Tensor]:
-        """Views of the same order: [parts, count, heads, length, units] of each group."""
-        found = []
-        for texts in self.packing.texts:
-            own = slots[texts.start : texts.start + texts.count * texts.length]
-            found.append(own.view(texts.count, texts.length, -1, self.heads, self.units).permute(2, 0, 3, 1, 4))
+    def by_token(self, row: torch.Tensor) -> torch.Tensor:
+        """The inverse of `by_head`: [T, parts * heads * units], 0 at padding."""
+        parts = row.numel() // (self.packing.places * self.heads * self.units)
+        _, inverse = self.packing.by_head(parts, self.heads)
+        found = row.view(-1, self.units).index_select(0, inverse).view(self.packing.count, -1)
+        found[self.packing.real :] = 0
         return found
-
-    def by_token(self, row: torch.Tensor, count: int) -> torch.Tensor:
-        """The inverse of `by_head`, of `count` tokens: [T, parts * heads * units]."""
-        found = row.new_empty(self.packing.places, row.numel() // self.packing.places)
-        for group, own in zip(self.groups(row), self.slots(found), strict=True):
-            own.copy_(group.view(own.shape))
-        return self.packing.gather(found, count)
 
     def weights(self, row: torch.Tensor) -> list[torch.Tensor]:
         """Views of a row of attention weights: [count * heads, length, length] of each group."""
@@ -173,12 +173,12 @@ class _Attention:
         return [texts.count * self.heads * texts.length**2 for texts in self.packing.texts]
 
     def forward(
-        self, states: torch.Tensor, setting: _Setting
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Its result [T, H]; queries, keys and values by head; the attention weights, and what dropout multiplies them
-        by (None).
+        self, states: torch.Tensor, setting: Setting
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Of queries, keys and values [T + 1, 3 H], the last row 0: the result [T, H]; the three by head; the attention
+        weights, what dropout multiplies them by (None), and what that gives.
         """
-        by_head = self.by_head(self.packing.spread(states))
+        by_head = self.by_head(states)
         shares = states.new_empty(sum(self.sizes))
         for (query, key, _), share, texts in zip(
             self.groups(by_head), self.weights(shares), self.packing.texts, strict=True
@@ -188,18 +188,24 @@ class _Attention:
                 share.unflatten(0, (texts.count, -1)).masked_fill_(texts.padding, torch.finfo(share.dtype).min)
             torch.softmax(share, -1, out=share)
         keep = setting.keep(shares, setting.rates[0])
-        dropped = self.weights(shares if keep is None else shares * keep)
+        dropped = shares if keep is None else shares * keep
         mixed = states.new_empty(self.packing.places * self.heads * self.units)
-        for (_, _, value), share, (into,) in zip(self.groups(by_head), dropped, self.groups(mixed), strict=True):
+        for (_, _, value), share, (into,) in zip(
+            self.groups(by_head), self.weights(dropped), self.groups(mixed), strict=True
+        ):
             torch.bmm(share, value, out=into)
-        return self.by_token(mixed, len(states)), by_head, shares, keep
+        return self.by_token(mixed), by_head, shares, keep, dropped
 
     def backward(
-        self, gradient: torch.Tensor, by_head: torch.Tensor, shares: torch.Tensor, keep: torch.Tensor | None
+        self,
+        gradient: torch.Tensor,
+        by_head: torch.Tensor,
+        shares: torch.Tensor,
+        keep: torch.Tensor | None,
+        dropped: torch.Tensor,
     ) -> torch.Tensor:
-        """The gradient of the states [T, 3 H], by that of its result."""
-        upstream = self.groups(self.by_head(self.packing.spread(gradient)))
-        dropped = self.weights(shares if keep is None else shares * keep)
+        """The gradient of the states [T, 3 H], by that of its result [T + 1, H], the last row 0."""
+        upstream = self.groups(self.by_head(gradient))
         for_shares = torch.empty_like(shares)
         for (up,), (_, _, value), into in zip(upstream, self.groups(by_head), self.weights(for_shares), strict=True):
             torch.bmm(up, value.transpose(1, 2), out=into)
@@ -207,7 +213,7 @@ class _Attention:
             for_shares *= keep
         found = torch.empty_like(by_head)
         each = zip(
-            upstream, self.groups(by_head), self.weights(shares), dropped, self.weights(for_shares),
+            upstream, self.groups(by_head), self.weights(shares), self.weights(dropped), self.weights(for_shares),
             self.groups(found), strict=True,
         )  # fmt: skip
         for (up,), (query, key, _), share, drop, for_share, (for_query, for_key, for_value) in each:
@@ -216,7 +222,65 @@ class _Attention:
             torch.baddbmm(for_query, for_scores, key, beta=0, alpha=scale, out=for_query)
             torch.baddbmm(for_key, for_scores.transpose(1, 2), query, beta=0, alpha=scale, out=for_key)
             torch.bmm(drop.transpose(1, 2), up, out=for_value)
-        return self.by_token(found, len(gradient))
+        return self.by_token(found)
+
+
+def behind_attention(
+    rows: torch.Tensor, mixed: torch.Tensor, setting: Setting, norms: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """The rest of a layer, and what its backward pass needs.
+
+    Args:
+        rows: the layer's input [N, H]. mixed: attention's result [N, H].
+        norms: weight and bias of the two layer norms.
+    """
+    _, _, out, out_bias, up, up_bias, down, down_bias = setting.cast
+    gain_1, shift_1, gain_2, shift_2 = norms
+    attended = torch.addmm(out_bias, mixed, out.t())
+    keep_1 = setting.keep(attended, setting.rates[1])
+    sum_1 = _dropped_and_added(rows, attended, keep_1)
+    middle, *norm_1 = torch.native_layer_norm(sum_1, gain_1.shape, gain_1, shift_1, setting.epsilons[0])
+    narrow_middle = middle.to(up.dtype)
+    before = torch.addmm(up_bias, narrow_middle, up.t())
+    inner = F.gelu(before)
+    fed = torch.addmm(down_bias, inner, down.t())
+    keep_2 = setting.keep(fed, setting.rates[2])
+    sum_2 = _dropped_and_added(middle, fed, keep_2)
+    output, *norm_2 = torch.native_layer_norm(sum_2, gain_2.shape, gain_2, shift_2, setting.epsilons[1])
+    return output, [mixed, keep_1, sum_1, *norm_1, narrow_middle, before, inner, keep_2, sum_2, *norm_2]
+
+
+def behind_attention_backward(
+    gradient: torch.Tensor,
+    saved: Sequence[torch.Tensor],
+    cast: Sequence[torch.Tensor],
+    norms: Sequence[torch.Tensor],
+    wanted: Sequence[bool],
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor | None]]:
+    """The gradients of `rows`, and of attention's result times its matrix, by that of the output.
+
+    Args:
+        saved: see `behind_attention`. cast: `Setting.cast`, out of the saved tensors, which notices a weight that was
+            changed since.
+        wanted: which of the ten parameters' gradients, the third result, are computed; the others are None.
+    """
+    mixed, keep_1, sum_1, mean_1, scale_1, narrow_middle, before, inner, keep_2, sum_2, mean_2, scale_2 = saved
+    _, _, out, _, up, _, down, _ = cast
+    gain_1, shift_1, gain_2, shift_2 = norms
+    for_sum, *for_norm_2 = torch.ops.aten.native_layer_norm_backward(
+        gradient.contiguous(), sum_2, gain_2.shape, mean_2, scale_2, gain_2, shift_2, (True, *wanted[8:10])
+    )
+    for_fed = kept(for_sum, keep_2, down.dtype)
+    for_down = for_linear(for_fed, inner, wanted[4:6])
+    for_before = torch.ops.aten.gelu_backward(for_fed @ down, before)
+    for_up = for_linear(for_before, narrow_middle, wanted[2:4])
+    for_sum, *for_norm_1 = torch.ops.aten.native_layer_norm_backward(
+        product_added(for_sum, for_before, up), sum_1, gain_1.shape, mean_1, scale_1, gain_1, shift_1,
+        (True, *wanted[6:8]),
+    )  # fmt: skip
+    for_attended = kept(for_sum, keep_1, out.dtype)
+    for_out = for_linear(for_attended, mixed, wanted[0:2])
+    return for_sum, for_attended, [*for_out, *for_up, *for_down, *for_norm_1, *for_norm_2]
 
 
 class _Layer(torch.autograd.Function):
@@ -224,69 +288,53 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        context: Any, rows: torch.Tensor, setting: _Setting, wanted: bool, *parameters: torch.Tensor
+        context: Any, rows: torch.Tensor, setting: Setting, wanted: bool, *parameters: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        gain_1, shift_1, gain_2, shift_2 = parameters[-4:]
-        joined, joined_bias, out, out_bias, up, up_bias, down, down_bias = setting.cast
+        joined, joined_bias = setting.cast[:2]
         narrow = rows.to(joined.dtype)
-        states = torch.addmm(joined_bias, narrow, joined.t())
-        attention = _Attention(setting.packing, setting.heads, out.shape[1] // setting.heads)
-        mixed, by_head, shares, keep = attention.forward(states, setting)
-        attended = torch.addmm(out_bias, mixed, out.t())
-        keep_1 = setting.keep(attended, setting.rates[1])
-        sum_1 = _dropped_and_added(rows, attended, keep_1)
-        middle, *norm_1 = torch.native_layer_norm(sum_1, gain_1.shape, gain_1, shift_1, setting.epsilons[0])
-        narrow_middle = middle.to(up.dtype)
-        before = torch.addmm(up_bias, narrow_middle, up.t())
-        inner = F.gelu(before)
-        fed = torch.addmm(down_bias, inner, down.t())
-        keep_2 = setting.keep(fed, setting.rates[2])
-        sum_2 = _dropped_and_added(middle, fed, keep_2)
-        output, *norm_2 = torch.native_layer_norm(sum_2, gain_2.shape, gain_2, shift_2, setting.epsilons[1])
+        states = _with_padding(narrow, joined)
+        torch.addmm(joined_bias, narrow, joined.t(), out=states[:-1])
+        attention = _Attention(setting)
+        mixed, *of_attention = attention.forward(states, setting)
+        output, behind = behind_attention(rows, mixed, setting, parameters[-4:])
         context.set_materialize_grads(False)
         context.attention = attention
-        context.save_for_backward(
-            narrow, by_head, joined, out, up, down, shares, keep, mixed, keep_1, sum_1, *norm_1, gain_1, shift_1,
-            narrow_middle, before, inner, keep_2, sum_2, *norm_2, gain_2, shift_2,
-        )  # fmt: skip
-        return output, states if wanted else None
+        context.save_for_backward(*setting.cast, *parameters[-4:], narrow, *of_attention, *behind)
+        return output, states[:-1] if wanted else None
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        (
-            narrow, by_head, joined, out, up, down, shares, keep, mixed, keep_1, sum_1, mean_1, scale_1, gain_1,
-            shift_1, narrow_middle, before, inner, keep_2, sum_2, mean_2, scale_2, gain_2, shift_2,
-        ) = context.saved_tensors  # fmt: skip
+        saved = context.saved_tensors
+        cast, norms, (narrow, by_head, shares, keep, dropped, *behind) = saved[:8], saved[8:12], saved[12:]
+        joined, out = cast[0], cast[2]
         wanted = context.needs_input_grad[3:]
         for_output, for_states = gradients
-        behind: list[torch.Tensor | None] = [None] * 10  # gradients of the parameters behind attention
-        for_sum: torch.Tensor | None = None
+        for_parameters: list[torch.Tensor | None] = [None] * 10  # of those behind attention
+        for_rows: torch.Tensor | None = None
         if for_output is not None:  # else only queries, keys and values are read
-            for_sum, *for_norm_2 = torch.ops.aten.native_layer_norm_backward(
-                for_output.contiguous(), sum_2, gain_2.shape, mean_2, scale_2, gain_2, shift_2, (True, *wanted[14:16])
+            for_rows, for_attended, for_parameters = behind_attention_backward(
+                for_output, behind, cast, norms, wanted[6:]
             )
-            for_fed = _kept(for_sum, keep_2, down.dtype)
-            for_down = _for_linear(for_fed, inner, wanted[10:12])
-            for_before = torch.ops.aten.gelu_backward(for_fed @ down, before)
-            for_up = _for_linear(for_before, narrow_middle, wanted[8:10])
-            for_sum, *for_norm_1 = torch.ops.aten.native_layer_norm_backward(
-                _product_added(for_sum, for_before, up), sum_1, gain_1.shape, mean_1, scale_1, gain_1, shift_1,
-                (True, *wanted[12:14]),
-            )  # fmt: skip
-            for_attended = _kept(for_sum, keep_1, out.dtype)
-            for_out = _for_linear(for_attended, mixed, wanted[6:8])
-            through = context.attention.backward(for_attended @ out, by_head, shares, keep)
+            for_mixed = _with_padding(for_attended, out.t())
+            torch.mm(for_attended, out, out=for_mixed[:-1])
+            through = context.attention.backward(for_mixed, by_head, shares, keep, dropped)
             for_states = through if for_states is None else through.add_(for_states)
-            behind = [*for_out, *for_up, *for_down, *for_norm_1, *for_norm_2]
         if for_states is None:
             return (None,) * len(context.needs_input_grad)
-        for_weight, for_bias = _for_linear(for_states, narrow, (any(wanted[0:6:2]), any(wanted[1:6:2])))
+        for_weight, for_bias = for_linear(for_states, narrow, (any(wanted[0:6:2]), any(wanted[1:6:2])))
         weights = (None,) * 3 if for_weight is None else for_weight.chunk(3)
         biases = (None,) * 3 if for_bias is None else for_bias.chunk(3)
-        for_rows = _product_added(for_sum, for_states, joined) if context.needs_input_grad[0] else None
+        for_rows = product_added(for_rows, for_states, joined) if context.needs_input_grad[0] else None
         each = [one for pair in zip(weights, biases, strict=True) for one in pair]
-        return for_rows, None, None, *each, *behind
+        return for_rows, None, None, *each, *for_parameters
+
+
+def _with_padding(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Room for rows [T, I] times a matrix [O, I] transposed, and behind it a row of 0, for padding: [T + 1, O]."""
+    found = rows.new_empty(len(rows) + 1, len(matrix))
+    found[-1] = 0
+    return found
 
 
 def _dropped_and_added(rows: torch.Tensor, part: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
@@ -296,20 +344,20 @@ def _dropped_and_added(rows: torch.Tensor, part: torch.Tensor, keep: torch.Tenso
     return torch.addcmul(rows, part, keep) if rows.dtype == part.dtype else rows + part * keep
 
 
-def _kept(gradient: torch.Tensor, keep: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+def kept(gradient: torch.Tensor, keep: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
     """gradient * keep, in the type of the products."""
     narrow = gradient.to(dtype)
     return narrow if keep is None else narrow * keep
 
 
-def _product_added(rows: torch.Tensor | None, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+def product_added(rows: torch.Tensor | None, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """rows + first @ second, in the type of the rows."""
     if rows is None:
         return first @ second
     return torch.addmm(rows, first, second) if rows.dtype == first.dtype else rows + first @ second
 
 
-def _for_linear(
+def for_linear(
     gradient: torch.Tensor, rows: torch.Tensor, wanted: Sequence[bool]
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Gradients of a linear layer's weight and bias."""

@@ -34,12 +34,6 @@ class Texts:
     length: int
     padding: torch.Tensor | None
 
-    def filled(self) -> torch.Tensor:
-        """Numbers of the slots with a token."""
-        count = self.count * self.length
-        own = torch.arange(count) if self.padding is None else (~self.padding.reshape(-1)).nonzero()[:, 0]
-        return self.start + own
-
 
 class Packing:
     """Which tokens of a padded batch are computed, and in which order: the real ones, and a few of padding.
@@ -53,9 +47,11 @@ class Packing:
 
     Attributes:
         real: how many tokens are real, the first ones of all.
+        first: int64 [B], the token that each text begins with.
         texts: for attention, all texts, a few of like length at a time.
         places: how many slots these have.
-        slots: the slot of each real token; None: token and slot are the same.
+        rooms: how many texts there is room for in them. room: int64 [B], where each text of the batch is.
+        count: T, how many tokens are computed.
     """
 
     def __init__(self, mask: torch.Tensor) -> None:
@@ -64,37 +60,49 @@ class Packing:
         is_real = mask > 0
         lengths, order = is_real.sum(1).sort(stable=True)
         self.real = int(lengths.sum())
+        self.first = torch.empty_like(order)
+        self.first[order] = lengths.cumsum(0) - lengths
         if self.real < mask.numel():
             rows, columns = is_real[order].nonzero(as_tuple=True)
             multiple = 16 if self.real < 1024 else 64
             spare = torch.nonzero(~is_real.reshape(-1))[: -self.real % multiple, 0]
             self.index = torch.cat([order[rows] * mask.shape[1] + columns, spare])
-        self.texts = _alike(lengths)
+        self.texts, rooms = _alike(lengths)
+        self.room = torch.empty_like(order)
+        self.room[order] = torch.tensor(rooms)
+        self.rooms = sum(texts.count for texts in self.texts)
         self.places = sum(texts.count * texts.length for texts in self.texts)
-        self.slots: torch.Tensor | None = None
-        if self.places > self.real:
-            self.slots = torch.cat([texts.filled() for texts in self.texts])
+        self.count = mask.numel() if self.index is None else len(self.index)
+        self._orders: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:
         """[B, L, ...] -> [1, T, ...]."""
         rows = padded.flatten(0, 1)
         return (rows if self.index is None else _Take.apply(rows, self.index))[None]
 
-    def spread(self, rows: torch.Tensor) -> torch.Tensor:
-        """[T, ...] -> [slots, ...], 0 where there is no token. No gradients."""
-        if self.slots is None:
-            return rows[: self.real]
-        return rows.new_zeros(self.places, *rows.shape[1:]).index_copy_(0, self.slots, rows[: self.real])
+    def by_head(self, parts: int, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The order of tokens' `parts` (such as query, key and value) in attention: text by text, of each head.
 
-    def gather(self, slots: torch.Tensor, count: int) -> torch.Tensor:
-        """The inverse: [slots, ...] -> [T, ...] with T = `count`, 0 at padding. No gradients."""
-        rows = slots.new_empty(count, *slots.shape[1:])
-        rows[self.real :] = 0
-        if self.slots is None:
-            rows[: self.real] = slots
-        else:
-            torch.index_select(slots, 0, self.slots, out=rows[: self.real])
-        return rows
+        Returns:
+            For each group of texts [parts, count, heads, length], group behind group, the row of [T + 1, parts, heads]
+            that lies there; row T, which is nobody's, at slots without a token: int64 [places * parts * heads]. And the
+            inverse, int64 [T * parts * heads].
+        """
+        if (parts, heads) not in self._orders:
+            order, token = [], 0
+            offsets = torch.arange(parts)[:, None, None, None] * heads + torch.arange(heads)[:, None]
+            for texts in self.texts:
+                tokens = torch.full((texts.count, 1, texts.length), self.count)
+                filled = torch.ones_like(tokens) > 0 if texts.padding is None else ~texts.padding[:, 0]
+                number = int(filled.sum())
+                tokens[filled] = torch.arange(token, token + number)
+                order.append((tokens * (parts * heads) + offsets).reshape(-1))
+                token += number
+            found = torch.cat(order)
+            inverse = found.new_zeros((self.count + 1) * parts * heads)
+            inverse[found] = torch.arange(len(found))
+            self._orders[parts, heads] = found, inverse[: -parts * heads]
+        return self._orders[parts, heads]
 
     def unpack(self, packed: torch.Tensor) -> torch.Tensor:
         """[1, T, ...] -> [B, L, ...], 0 at tokens that were not computed."""
@@ -104,22 +112,26 @@ class Packing:
         )
 
 
-def _alike(lengths: torch.Tensor) -> list[Texts]:
-    """Texts in groups of like length; lengths ascend."""
+def _alike(lengths: torch.Tensor) -> tuple[list[Texts], list[int]]:
+    """Texts in groups of like length, and the number of each among the texts that there is room for; lengths ascend."""
     groups: list[list[int]] = []
     for length in lengths.tolist():
         if not groups or len(groups[-1]) == COUNTS[-1] or length > 1.25 * groups[-1][0] + 8:
             groups.append([])
         groups[-1].append(length)
-    found, start = [], 0
+    found: list[Texts] = []
+    rooms: list[int] = []
+    start = room = 0
     for group in groups:
         width = -(-group[-1] // 8) * 8
         count = next(count for count in COUNTS if count >= len(group))
         filled = torch.tensor(group + [0] * (count - len(group)))
         padding = torch.arange(width) >= filled[:, None]
         found.append(Texts(start, count, width, padding[:, None, None] if int(filled.min()) < width else None))
+        rooms += range(room, room + len(group))
+        room += count
         start += count * width
-    return found
+    return found, rooms
 
 
 class _Take(torch.autograd.Function):
