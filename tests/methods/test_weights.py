@@ -215,6 +215,19 @@ def test_how_many_teachers_are_read_is_known_without_models() -> None:
         assert needs.reads_centroids == (name in ("cka-g", "cka-ilg")), name
 
 
+WITHOUT_HEAD: dict[str, dict[str, Any]] = {
+    "minilm kd=0": {"name": "minilm", "kd": 0},
+    "mgskd prediction=0": {"name": "mgskd", "prediction": 0},
+    "tinybert prediction": {"name": "tinybert", "stage": "prediction"},
+}
+
+
+@pytest.mark.parametrize("options", [*METHODS.values(), *WITHOUT_HEAD.values()], ids=[*METHODS, *WITHOUT_HEAD])
+def test_whether_a_head_is_trained_is_said_as_it_is(options: dict[str, Any]) -> None:
+    method = make_method(options)
+    assert method.options.trains_head == bool(run(method, examples()).logits.any())
+
+
 # --- a weight of 0 needs nothing, and reads nothing ---
 
 ZERO: list[tuple[dict[str, Any], set[str]]] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -71,6 +72,16 @@ def test_one_command_makes_a_run_of_each_stage(done: Path) -> None:
     card = (second / "model" / "README.md").read_text()
     assert "Stage: **answers**, after states" in card
     assert str(first) in card
+
+
+def test_scores_of_a_first_stage_are_not_shown(done: Path, kdbert: Callable[..., Finished], tmp_path: Path) -> None:
+    first = first_run(done)
+    assert [manifest(run).get("head_trained", True) for run in (first, done / "run")] == [False, True]
+    shutil.copytree(first, tmp_path / "runs" / first.name)  # alone, as in the middle of a sweep
+    table = kdbert("table", tmp_path / "runs", "--format", "csv")
+    assert table.code == 0, table.err
+    (row,) = csv.DictReader(table.out.splitlines())
+    assert (row["mean"], row["n"], row["unfinished"]) == ("", "0", "1")
 
 
 def test_the_second_stage_starts_from_the_student_of_the_first(

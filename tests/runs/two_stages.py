@@ -11,6 +11,10 @@ from kdbert.methods.kd import HardAndSoftOptions, kd_terms
 class TwoStagesOptions(HardAndSoftOptions):
     stage: Literal["states", "answers"] | None = Field(None, description="which stage alone")
 
+    @property
+    def trains_head(self):
+        return self.stage == "answers"
+
 
 class TwoStages(Method[TwoStagesOptions]):
     name = "two-stages"

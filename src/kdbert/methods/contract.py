@@ -101,6 +101,13 @@ class MethodOptions(BaseModel):
     def check(self, head: Head) -> None:
         """Refuse, by a `UserError`, what has no meaning in a task with this head."""
 
+    @property
+    def trains_head(self) -> bool:
+        """Whether a term reaches the student's head. If none does, the run's scores say nothing, and tables leave them
+        out.
+        """
+        return True
+
     def warnings(self, context: Context) -> list[str]:
         """What teaches nothing in such a run, or is not trained: a sentence each, said before training."""
         return []

@@ -53,9 +53,13 @@ class MGSKDOptions(LayerOptions):
         self.need_a_weight("prediction", "sample_weight", "token_weight")
         return self
 
+    @property
+    def trains_head(self) -> bool:
+        return bool(self.prediction)
+
     def warnings(self, context: Context) -> list[str]:
         found = super().warnings(context)
-        if not self.prediction:
+        if not self.trains_head:
             found.append(
                 "mgskd: with method.prediction=0 nothing trains the student's head; start kd from this run (--student "
                 "RUN)"

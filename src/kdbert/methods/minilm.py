@@ -65,9 +65,13 @@ class MiniLMOptions(HardAndSoftOptions):
             raise ValueError("reduction=padded is a port of the first paper; it goes with original and relations qk,vv")
         return self
 
+    @property
+    def trains_head(self) -> bool:
+        return bool(self.kd)
+
     def warnings(self, context: Context) -> list[str]:
         found = super().warnings(context)
-        if not (self.kd or context.models.headless):
+        if not (self.trains_head or context.models.headless):
             found.append(
                 "minilm: with method.kd=0 nothing trains the student's head; start kd from this run (--student RUN)"
             )

@@ -59,8 +59,12 @@ class TinyBERTOptions(HardAndSoftOptions):
             raise ValueError("teacher_dropout=true is a quirk of the published code; it goes with variant original")
         return self
 
+    @property
+    def trains_head(self) -> bool:
+        return self.stage == "prediction"
+
     def warnings(self, context: Context) -> list[str]:
-        if self.stage == "prediction":
+        if self.trains_head:
             return super().warnings(context)
         if context.models.headless:
             return []

@@ -15,6 +15,7 @@ from kdbert.disk.sealed import flatten
 from kdbert.errors import UserError, printable
 from kdbert.models.locate import run_facts
 
+UNTRAINED = "no head trained"  # the status here of a finished run whose scores say nothing, such as a first stage
 STATUSES = ("finished", "diverged", "running", "interrupted", "failed")
 _TRACES = ("recipe.yaml", "metrics.jsonl", "checkpoints")  # what a run writes besides run.json
 
@@ -139,6 +140,7 @@ def _run(path: Path, facts: dict[str, Any]) -> Run:
     if status not in STATUSES:
         raise ValueError(f"unknown status {status!r}")
     identity.pop("seed", None)
+    status = UNTRAINED if status == "finished" and facts.get("head_trained") is False else status
     for split, digest in mapping(facts.get("data")).items():
         identity[f"data.{split}"] = told[f"data.{split}"] = str(digest)
     metrics, selection = (facts["metrics"], facts["selection"]) if status == "finished" else ({}, "")

@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from kdbert.reporting.cells import Difference, ResultCell, ResultTable
+from kdbert.reporting.collect import UNTRAINED
 from kdbert.reporting.published import PublishedCell
 from kdbert.reporting.statistics import CONFIDENCE, RESAMPLES, Summary
 
@@ -278,6 +279,8 @@ def _notes(tables: Sequence[ResultTable], style: Style) -> list[str]:
         notes.append("dev figures of runs with train.selection=best are optimistic: dev chose their epoch")
     if any(cell.diverged or cell.unfinished for cell in cells):
         notes.append("diverged and unfinished runs have no score and are counted apart")
+    if any(run.status == UNTRAINED for table in tables for run in table.runs):
+        notes.append("a run that trained no head, such as a first stage, counts as unfinished")
     notes += [note for table in tables for note in _same_answers(table)]
     constants = [note for table in tables for note in _constants(table, style)]
     if constants:

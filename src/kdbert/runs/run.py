@@ -436,6 +436,7 @@ class Run:
             "metrics": {name: one.scores for name, one in found.items()},
             "selection": job.spec.metrics[0],
             "one_answer": same_answers(found),
+            **({} if job.spec.head.plain_text or recipe.method.trains_head else {"head_trained": False}),
             **({"class_weights": job.head.weights_by_class} if job.head.class_weights else {}),
             **self._rows(),
             **({"known_pieces": job.known_pieces} if job.spec.head.hides_tokens else {}),

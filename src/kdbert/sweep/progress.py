@@ -140,6 +140,8 @@ def fraction(job: SweepJob) -> float:
 def result_text(job: SweepJob) -> str:
     """The selection metric of a finished job, on dev."""
     manifest = job.folder.manifest()
+    if not manifest.get("head_trained", True):
+        return "no head was trained, so no score"
     metric = manifest["selection"]
     split, values = next(iter(manifest["metrics"].items()))
     one = ", one answer to every example" * (split in manifest.get("one_answer", {}))
