@@ -11,6 +11,7 @@ from torch import nn
 from kdbert.methods import Method, Needs, Paper, Weight
 from kdbert.methods.kd import KD_FORMULA, kd_terms
 from kdbert.methods.terms import LayerOptions
+from kdbert.models.layers import layers_of
 
 
 class HintOptions(LayerOptions):  # alpha, temperature and standardise_logits of kd, and layer_map
@@ -30,11 +31,12 @@ class Hint(Method[HintOptions]):
         if models is None or not options.beta:
             return Needs(teachers=(1, 1), teacher_logits=True)
         pairs = options.pairs(models)  # of --layer-map, or the last layers
+        teacher, student = layers_of(pairs)
         return Needs(
             teachers=(1, 1),
             teacher_logits=True,
-            teacher_hidden=tuple(sorted({layer for layer, _ in pairs})),
-            student_hidden=tuple(sorted({layer for _, layer in pairs})),
+            teacher_hidden=teacher,
+            student_hidden=student,
             pairs={"hint": pairs},  # printed before training
             compares_tokens=True,  # so a teacher with another tokenizer is refused
         )

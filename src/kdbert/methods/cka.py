@@ -30,7 +30,7 @@ from kdbert.losses.cka import centered_gram, cka, cka_loss, defined_cka
 from kdbert.methods.contract import Context, LossTerms, Method, Models, Needs, Outputs, Paper, Reduced, Share, Weight
 from kdbert.methods.kd import KD_FORMULA, kd_terms
 from kdbert.methods.terms import LayerOptions, OnePair
-from kdbert.models.layers import Pair, check_pairs, last_pair, layerwise_pairs, penultimate_pair
+from kdbert.models.layers import Pair, check_pairs, last_pair, layers_of, layerwise_pairs, penultimate_pair
 
 INITIALIZER_RANGE = 0.02  # BERT's
 
@@ -101,7 +101,7 @@ class _CKA(Method[OptionsT]):
         if models is None or not formed:
             return Needs(teachers=(1, 1), teacher_logits=logits, reads_centroids=among)
         pairs = {name: options.pairs(models) for name in formed if name in ("intra", "local")}
-        layers = {name: tuple(sorted({teacher for teacher, _ in some})) for name, some in pairs.items()}
+        layers = {name: layers_of(some)[0] for name, some in pairs.items()}
         reduced = [Reduced(f"gram.{layer}", layer, "token_pair") for layer in layers.get("intra", ())]
         centroids_layer = None
         if among:
@@ -115,7 +115,7 @@ class _CKA(Method[OptionsT]):
             teacher_logits=logits,
             teacher_hidden=layers.get("local", ()),
             reduced=tuple(reduced),
-            student_hidden=tuple(sorted({student for some in pairs.values() for _, student in some})),
+            student_hidden=layers_of(pair for some in pairs.values() for pair in some)[1],
             pairs=pairs,
             compares_examples="intra" in pairs or "local" in pairs,
             compares_tokens="intra" in pairs,

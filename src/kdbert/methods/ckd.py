@@ -16,7 +16,7 @@ from kdbert.losses.points import Distance, Error, Triples, angle_errors, distanc
 from kdbert.methods.contract import Context, LossTerms, Method, Models, Needs, Outputs, Paper, Weight
 from kdbert.methods.kd import KD_FORMULA
 from kdbert.methods.terms import LayerOptions, mean_of_sums, plain_kd_terms
-from kdbert.models.layers import Pair
+from kdbert.models.layers import Pair, layers_of
 
 
 class CKDOptions(LayerOptions):
@@ -121,11 +121,12 @@ class CKD(Method[CKDOptions]):
         if models is None or not formed:
             return Needs(teachers=(1, 1), teacher_logits=logits)
         pairs = options.pairs(models)
+        teacher, student = layers_of(pairs)
         return Needs(
             teachers=(1, 1),
             teacher_logits=logits,
-            teacher_hidden=tuple(sorted({teacher for teacher, _ in pairs})),
-            student_hidden=tuple(sorted({student for _, student in pairs})),
+            teacher_hidden=teacher,
+            student_hidden=student,
             pairs={"relations": pairs},
             compares_examples=options.variant == "original",
             compares_tokens=True,

@@ -27,12 +27,13 @@ from kdbert.methods.kd import KD_FORMULA, kd_terms
 from kdbert.methods.terms import (
     LayerOptions,
     MaskedLMOptions,
+    Projections,
     hidden_tokens,
     in_parts,
     known_tokens,
     masked_lm_loss,
 )
-from kdbert.models.layers import Pair
+from kdbert.models.layers import Pair, layers_of
 
 PAPER = Paper(
     "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter",
@@ -72,7 +73,7 @@ class DistilBERT(Method[DistilBERTOptions]):
     def __init__(self, options: DistilBERTOptions) -> None:
         super().__init__(options)
         self.pairs: tuple[Pair, ...] = ()
-        self.projections = nn.ModuleList()
+        self.projections = Projections()
 
     @classmethod
     def needs(cls, options: DistilBERTOptions, models: Models | None) -> Needs:
@@ -83,11 +84,12 @@ class DistilBERT(Method[DistilBERTOptions]):
         if models is None or not options.cos_weight:
             return Needs(teachers=(1, 1), teacher_logits=logits)
         pairs = options.pairs(models)
+        teacher, student = layers_of(pairs)
         return Needs(
             teachers=(1, 1),
             teacher_logits=logits,
-            teacher_hidden=tuple(sorted({teacher for teacher, _ in pairs})),
-            student_hidden=tuple(sorted({student for _, student in pairs})),
+            teacher_hidden=teacher,
+            student_hidden=student,
             pairs={"cos": pairs},
             compares_tokens=True,
         )
@@ -100,19 +102,15 @@ class DistilBERT(Method[DistilBERTOptions]):
     def prepare(self, context: Context) -> None:
         """A projection for each pair of layers, where the student has another width than the teacher."""
         super().prepare(context)
-        models = context.models
-        self.pairs = self.needs(self.options, models).pairs.get("cos", ())
-        if self.pairs and models.student.width != models.teachers[0].width:
-            self.projections.extend(nn.Linear(models.student.width, models.teachers[0].width) for _ in self.pairs)
+        self.pairs = self.needs(self.options, context.models).pairs.get("cos", ())
+        self.projections.fit(context.models, self.pairs)
 
     def forward(self, student: Outputs, teachers: Sequence[Outputs], batch: Batch) -> LossTerms:
         """Terms `hard`, `soft`, `cos`."""
         found = kd_terms(self.head, self.options, student, teachers[0] if teachers else None, batch)
         means = []
         for number, (teacher_layer, layer) in enumerate(self.pairs):
-            own = student.hidden[layer]
-            if self.projections:
-                own = self.projections[number](own)
+            own = self.projections.of(number, student.hidden[layer])
             means.append(batch.token_mean(direction_loss(own, teachers[0].hidden[teacher_layer])))
         if means:
             found.add("cos", torch.stack(means).mean(), self.options.cos_weight)

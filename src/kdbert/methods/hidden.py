@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
 
 from kdbert.data.batches import Batch
 from kdbert.errors import UserError
 from kdbert.losses.hidden import deviations, scaled_error
 from kdbert.methods.contract import Context, HiddenStates, LossTerms, Method, MethodOptions, Models, Needs, Paper
-from kdbert.methods.terms import Pairs
-from kdbert.models.layers import Pair, all_pairs, check_pairs
+from kdbert.methods.terms import Pairs, Projections
+from kdbert.models.layers import Pair, all_pairs, check_pairs, layers_of
 
 SURVEYED = 1024  # texts over which the deviation of the teacher's units is taken
 
@@ -79,7 +78,7 @@ class Hidden(Method[HiddenOptions]):
     def __init__(self, options: HiddenOptions) -> None:
         super().__init__(options)
         self.pairs: tuple[Pair, ...] = ()
-        self.projections = nn.ModuleList()
+        self.projections = Projections()
 
     @classmethod
     def needs(cls, options: HiddenOptions, models: Models | None) -> Needs:
@@ -87,10 +86,11 @@ class Hidden(Method[HiddenOptions]):
         if models is None:
             return Needs(teachers=(1, 1), compares_tokens=True)
         pairs = options.pairs(models)
+        teacher, student = layers_of(pairs)
         return Needs(
             teachers=(1, 1),
-            teacher_hidden=tuple(sorted({teacher for teacher, _ in pairs})),
-            student_hidden=tuple(sorted({student for _, student in pairs})),
+            teacher_hidden=teacher,
+            student_hidden=student,
             pairs={"hidden": pairs},
             compares_tokens=True,
             survey=SURVEYED,
@@ -99,11 +99,9 @@ class Hidden(Method[HiddenOptions]):
     def prepare(self, context: Context) -> None:
         """Note the layers; a projection for each where the student has another width than the teacher."""
         super().prepare(context)
-        models = context.models
-        self.pairs, width = self.options.pairs(models), models.teachers[0].width
-        self.register_buffer("deviation", torch.ones(len(self.pairs), width))
-        if width != models.student.width:
-            self.projections.extend(nn.Linear(models.student.width, width) for _ in self.pairs)
+        self.pairs = self.options.pairs(context.models)
+        self.register_buffer("deviation", torch.ones(len(self.pairs), context.models.teachers[0].width))
+        self.projections.fit(context.models, self.pairs)
 
     def survey(self, teachers: Iterator[Sequence[HiddenStates]]) -> None:
         """Take the deviation of each unit of the compared layers."""
@@ -128,8 +126,6 @@ class Hidden(Method[HiddenOptions]):
         """The error of each token at each pair of layers, [B, L]."""
         found = []
         for number, (teacher_layer, layer) in enumerate(self.pairs):
-            own = student.hidden[layer]
-            if self.projections:
-                own = self.projections[number](own)
+            own = self.projections.of(number, student.hidden[layer])
             found.append(scaled_error(own, teacher.hidden[teacher_layer], self.deviation[number]))
         return found

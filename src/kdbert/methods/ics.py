@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from torch import nn
 
 from kdbert.data.batches import Batch
 from kdbert.errors import UserError
@@ -17,8 +16,8 @@ from kdbert.heads import Head
 from kdbert.losses.neighbors import nearest, pairwise_mean_square, shrinking_count
 from kdbert.methods.contract import Context, LossTerms, Method, Models, Needs, Outputs, Paper, Weight
 from kdbert.methods.kd import KD_FORMULA, kd_terms
-from kdbert.methods.terms import LayerOptions
-from kdbert.models.layers import Pair
+from kdbert.methods.terms import LayerOptions, Projections
+from kdbert.models.layers import Pair, layers_of
 
 
 class ICSOptions(LayerOptions):
@@ -95,7 +94,7 @@ class ICS(Method[ICSOptions]):
     def __init__(self, options: ICSOptions) -> None:
         super().__init__(options)
         self.pairs: tuple[Pair, ...] = ()
-        self.projections = nn.ModuleList()
+        self.projections = Projections()
         if options.k_state == "run":
             self.register_buffer("k", torch.tensor(options.neighbors))
 
@@ -113,11 +112,12 @@ class ICS(Method[ICSOptions]):
                 f"the published ics compares models of one width; the teacher has {models.teachers[0].width}, the "
                 f"student {models.student.width}: use --variant corrected, which learns a projection"
             )
+        teacher, student = layers_of(pairs)
         return Needs(
             teachers=(1, 1),
             teacher_logits=bool(soft),
-            teacher_hidden=tuple(sorted({teacher for teacher, _ in pairs})),
-            student_hidden=tuple(sorted({student for _, student in pairs})),
+            teacher_hidden=teacher,
+            student_hidden=student,
             pairs={"feature": pairs},
             compares_examples=True,
             compares_tokens=True,
@@ -133,10 +133,8 @@ class ICS(Method[ICSOptions]):
     def prepare(self, context: Context) -> None:
         """A projection for each pair of layers, where the student has another width than the teacher."""
         super().prepare(context)
-        models = context.models
-        self.pairs = self.needs(self.options, models).pairs.get("feature", ())
-        if self.pairs and models.student.width != models.teachers[0].width:
-            self.projections.extend(nn.Linear(models.student.width, models.teachers[0].width) for _ in self.pairs)
+        self.pairs = self.needs(self.options, context.models).pairs.get("feature", ())
+        self.projections.fit(context.models, self.pairs)
 
     def remark(self, batches: Sequence[np.ndarray]) -> str | None:
         """A warning where the batches hold hardly any other example of a class."""
@@ -190,9 +188,7 @@ class ICS(Method[ICSOptions]):
         every_mask = batch.gather(mask)
         losses, others = [], []
         for number, (teacher_layer, student_layer) in enumerate(self.pairs):
-            own = student.hidden[student_layer]
-            if self.projections:
-                own = self.projections[number](own)
+            own = self.projections.of(number, student.hidden[student_layer])
             targets = batch.gather(teachers[0].hidden[teacher_layer])
             distances = pairwise_mean_square(own, targets, mask, every_mask)
             chosen = nearest(distances, same, count)

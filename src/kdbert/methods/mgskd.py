@@ -16,7 +16,7 @@ from kdbert.losses.points import Triples, angle_errors, attended, in_heads
 from kdbert.methods.contract import Context, LossTerms, Method, Models, Needs, Outputs, Paper, Reduced, Share, Weight
 from kdbert.methods.kd import KD_FORMULA, kd_terms
 from kdbert.methods.terms import LayerOptions, Pairs, mean_of_sums
-from kdbert.models.layers import Pair, all_pairs
+from kdbert.models.layers import Pair, all_pairs, layers_of
 
 LEAST_UNITS = 4  # of a part, by default: in one of one unit an angle is 1 or -1
 
@@ -148,9 +148,9 @@ class MGSKD(Method[MGSKDOptions]):
         return Needs(
             teachers=(1, 1),
             teacher_logits=logits,
-            teacher_hidden=tuple(sorted({teacher for teacher, _ in tokens})),
-            reduced=tuple(Reduced(f"mean.{layer}", layer, "example") for layer in sorted({one for one, _ in samples})),
-            student_hidden=tuple(sorted({student for _, student in (*tokens, *samples)})),
+            teacher_hidden=layers_of(tokens)[0],
+            reduced=tuple(Reduced(f"mean.{layer}", layer, "example") for layer in layers_of(samples)[0]),
+            student_hidden=layers_of((*tokens, *samples))[1],
             pairs={name: tuple(some) for name, some in (("token", tokens), ("sample", samples)) if some},
             compares_examples=1 if options.variant == "original" else 3 if samples else 0,
             compares_tokens=bool(tokens),

@@ -7,7 +7,6 @@ from types import MappingProxyType
 
 import torch
 from pydantic import Field
-from torch import nn
 
 from kdbert.data.batches import Batch
 from kdbert.errors import UserError
@@ -15,8 +14,8 @@ from kdbert.heads import Head
 from kdbert.losses.patience import patience_loss, rounded
 from kdbert.methods.contract import Context, LossTerms, Method, Models, Needs, Outputs, Paper, Reduced, Weight
 from kdbert.methods.kd import KD_FORMULA, kd_terms
-from kdbert.methods.terms import LayerOptions
-from kdbert.models.layers import Pair, layerwise_pairs
+from kdbert.methods.terms import LayerOptions, Projections
+from kdbert.models.layers import Pair, layers_of, layerwise_pairs
 
 
 class PKDOptions(LayerOptions):
@@ -73,7 +72,7 @@ class PKD(Method[PKDOptions]):
     def __init__(self, options: PKDOptions) -> None:
         super().__init__(options)
         self.pairs: tuple[Pair, ...] = ()
-        self.projections = nn.ModuleList()
+        self.projections = Projections()
 
     @classmethod
     def needs(cls, options: PKDOptions, models: Models | None) -> Needs:
@@ -91,11 +90,12 @@ class PKD(Method[PKDOptions]):
                 f"{widths[1]}: use --variant corrected, which learns a projection"
             )
         pairs = options.pairs(models)
+        teacher, student = layers_of(pairs)
         return Needs(
             teachers=(1, 1),
             teacher_logits=logits,
-            reduced=tuple(Reduced(f"first.{layer}", layer, "example") for layer in sorted({pair[0] for pair in pairs})),
-            student_hidden=tuple(sorted({student for _, student in pairs})),
+            reduced=tuple(Reduced(f"first.{layer}", layer, "example") for layer in teacher),
+            student_hidden=student,
             first_token=True,
             pairs={"patience": pairs},
         )
@@ -108,10 +108,8 @@ class PKD(Method[PKDOptions]):
     def prepare(self, context: Context) -> None:
         """A projection for each pair of layers, where the student has another width than the teacher."""
         super().prepare(context)
-        student, (teacher, *_) = context.models.student, context.models.teachers or (context.models.student,)
         self.pairs = self.needs(self.options, context.models).pairs.get("patience", ())
-        if self.pairs and student.width != teacher.width:
-            self.projections.extend(nn.Linear(student.width, teacher.width) for _ in self.pairs)
+        self.projections.fit(context.models, self.pairs)
 
     def reduce(self, name: str, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The first token, [B, H]."""
@@ -124,9 +122,8 @@ class PKD(Method[PKDOptions]):
         if original and "soft" in found.terms:
             found.terms["soft"] = found.terms["soft"] / student.logits.shape[-1]
         if self.pairs:
-            own = [student.hidden[layer][:, 0] for _, layer in self.pairs]
-            if self.projections:
-                own = [project(one) for project, one in zip(self.projections, own, strict=True)]
+            firsts = [student.hidden[layer][:, 0] for _, layer in self.pairs]
+            own = [self.projections.of(number, one) for number, one in enumerate(firsts)]
             other = torch.stack([teachers[0].reduced[f"first.{layer}"] for layer, _ in self.pairs])
             value = batch.mean(patience_loss(torch.stack(own), other, options.normalise))
             if original:

@@ -14,7 +14,7 @@ from kdbert.losses.relational import published_relational_losses, relational_los
 from kdbert.methods.contract import Context, LossTerms, Method, Models, Needs, Outputs, Paper, Reduced, Weight
 from kdbert.methods.kd import KD_FORMULA, kd_terms
 from kdbert.methods.terms import LayerOptions
-from kdbert.models.layers import Pair
+from kdbert.models.layers import Pair, layers_of
 
 
 class RKDOptions(LayerOptions):
@@ -85,13 +85,15 @@ class RKD(Method[RKDOptions]):
         if options.features == "logits":
             return Needs(teachers=(1, 1), teacher_logits=True, compares_examples=fewest, least_examples=least)
         pairs, flat = options.pairs(models), options.features == "flat"
-        layers = tuple(sorted({teacher for teacher, _ in pairs}))
+        teacher, student = layers_of(pairs)
         return Needs(
             teachers=(1, 1),
             teacher_logits=logits,
-            teacher_hidden=layers if flat else (),
-            reduced=() if flat else tuple(Reduced(f"{options.features}.{layer}", layer, "example") for layer in layers),
-            student_hidden=tuple(sorted({student for _, student in pairs})),
+            teacher_hidden=teacher if flat else (),
+            reduced=()
+            if flat
+            else tuple(Reduced(f"{options.features}.{layer}", layer, "example") for layer in teacher),
+            student_hidden=student,
             first_token=options.features == "cls",
             pairs=dict.fromkeys(options.weights, pairs),
             compares_examples=fewest,

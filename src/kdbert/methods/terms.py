@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import torch
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from kdbert.data.batches import Batch
@@ -98,6 +99,20 @@ class LayerOptions(HardAndSoftOptions):
     def default_pairs(self, teacher: int, student: int) -> tuple[Pair, ...]:
         """Without `layer_map`, of models of these depths: the last layers."""
         return last_pair(teacher, student)
+
+
+class Projections(nn.ModuleList):
+    """W x + c for each pair of layers, of the student's states where its width is not the teacher's; else none."""
+
+    def fit(self, models: Models, pairs: Sequence[Pair]) -> None:
+        """Make them, where the widths differ."""
+        student, teacher = models.student.width, models.teachers[0].width if models.teachers else 0
+        if student != teacher:
+            self.extend(nn.Linear(student, teacher) for _ in pairs)
+
+    def of(self, number: int, hidden: torch.Tensor) -> torch.Tensor:
+        """The student's states [..., H] of a pair, as wide as the teacher's."""
+        return self[number](hidden) if self else hidden
 
 
 def in_parts(compute: Callable[[torch.Tensor], T], positions: torch.Tensor) -> list[T]:

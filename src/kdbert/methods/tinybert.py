@@ -27,8 +27,8 @@ from kdbert.methods.contract import (
     Weight,
 )
 from kdbert.methods.kd import HardAndSoftOptions, kd_terms, logits_of
-from kdbert.methods.terms import Pairs
-from kdbert.models.layers import Pair, all_pairs, check_pairs
+from kdbert.methods.terms import Pairs, Projections
+from kdbert.models.layers import Pair, all_pairs, check_pairs, layers_of
 
 
 class TinyBERTOptions(HardAndSoftOptions):
@@ -130,7 +130,7 @@ class TinyBERT(Method[TinyBERTOptions]):
     def __init__(self, options: TinyBERTOptions) -> None:
         super().__init__(options)
         self.pairs: dict[str, tuple[Pair, ...]] = {}
-        self.projections = nn.ModuleList()  # of each pair of hidden states, or one for all
+        self.projections = Projections()  # `original`: one for all pairs
 
     @classmethod
     def needs(cls, options: TinyBERTOptions, models: Models | None) -> Needs:
@@ -145,15 +145,13 @@ class TinyBERT(Method[TinyBERTOptions]):
                 f"tinybert compares attention head by head; the teacher has {heads[0]} heads, the student {heads[1]}: "
                 "take a student with as many, or set method.attention_weight=0"
             )
-        teacher, student = (
-            {name: sorted({pair[side] for pair in some}) for name, some in pairs.items()} for side in (0, 1)
-        )
+        (hidden_teacher, hidden_student), (teacher, student) = layers_of(pairs["hidden"]), layers_of(pairs["attention"])
         return Needs(
             teachers=(1, 1),
-            teacher_hidden=tuple(teacher["hidden"]),
-            student_hidden=tuple(student["hidden"]),
-            teacher_attention=dict.fromkeys(teacher["attention"], "qk"),
-            student_attention=dict.fromkeys(student["attention"], "qk"),
+            teacher_hidden=hidden_teacher,
+            student_hidden=hidden_student,
+            teacher_attention=dict.fromkeys(teacher, "qk"),
+            student_attention=dict.fromkeys(student, "qk"),
             pairs={name: some for name, some in pairs.items() if some},
             compares_tokens=True,
             reads_padding=options.variant == "original",
@@ -177,11 +175,11 @@ class TinyBERT(Method[TinyBERTOptions]):
         if self.options.stage == "prediction":
             return
         self.pairs = self.options.pairs(context.models)
-        widths, hidden = (context.models.student.width, context.models.teachers[0].width), self.pairs["hidden"]
-        if self.options.variant == "original":
-            self.projections.extend(nn.Linear(*widths) for _ in hidden[:1])
-        elif widths[0] != widths[1]:
-            self.projections.extend(nn.Linear(*widths) for _ in hidden)
+        hidden = self.pairs["hidden"]
+        if self.options.variant == "corrected":
+            self.projections.fit(context.models, hidden)
+        elif hidden:
+            self.projections.append(nn.Linear(context.models.student.width, context.models.teachers[0].width))
 
     def forward(self, student: Any, teachers: Sequence[Any], batch: Batch) -> LossTerms:
         """Terms `attention` and `hidden`, with monitors of each pair of layers; or `hard` and `soft`."""
@@ -228,9 +226,7 @@ class TinyBERT(Method[TinyBERTOptions]):
                         else score_error(ours, theirs, student.mask)
                     )
                 else:
-                    own = student.hidden[layer]
-                    if self.projections:
-                        own = self.projections[0 if original else number](own)
+                    own = self.projections.of(0 if original else number, student.hidden[layer])
                     error = (own - teacher.hidden[teacher_layer].detach()).square().mean((1, 2) if original else 2)
                 found[name].append(error)
         return found

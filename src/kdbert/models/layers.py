@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from kdbert.errors import UserError
 
@@ -15,6 +15,13 @@ def matched_layer(layer: int, depth: int, student_depth: int) -> int:
     floor(layer * depth / student_depth + 1/2): for 12 and 6 layers, twice the number.
     """
     return (2 * layer * depth + student_depth) // (2 * student_depth)
+
+
+def layers_of(pairs: Iterable[Pair]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The teacher's layers among pairs, and the student's: each once, ascending."""
+    found = list(pairs)
+    teacher, student = (tuple(sorted({pair[side] for pair in found})) for side in (0, 1))
+    return teacher, student
 
 
 def last_pair(teacher: int, student: int) -> tuple[Pair, ...]:
