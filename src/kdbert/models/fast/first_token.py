@@ -20,7 +20,7 @@ from kdbert.models.fast.layer import (
     product_added,
     setting_of,
 )
-from kdbert.models.fast.packing import Packing, current_packing
+from kdbert.models.fast.packing import current_packing
 
 
 def use_first_token(model: Any) -> None:
@@ -111,7 +111,6 @@ def _packed_first_token(self: Any, hidden_states: torch.Tensor, *args: Any, **op
 class _FirstToken(torch.autograd.Function):
     """Rows [T, H] -> the first token of each text behind the layer [B, H], as `_first_token` computes it.
 
-    Texts of like length are taken together, as in `_Layer`. N is how many texts there is room for, B or a few more.
     A key's bias adds one number to all scores of a query, which changes no share; so it is left out.
     """
 
@@ -119,39 +118,31 @@ class _FirstToken(torch.autograd.Function):
     def forward(context: Any, rows: torch.Tensor, setting: Setting, *parameters: torch.Tensor) -> torch.Tensor:
         packing, heads, (joined, joined_bias, *_) = setting.packing, setting.heads, setting.cast
         ask, key, value = joined.chunk(3)
+        ask_bias, _, value_bias = joined_bias.chunk(3)
         narrow = joined.new_empty(packing.count + 1, joined.shape[1])  # behind all tokens, a row for padding
         narrow[:-1] = rows
         narrow[-1] = 0
-        order, _ = packing.by_head(1, 1)
-        slots = narrow.index_select(0, order)
+        tokens, inverse = packing.side_by_side()
+        states = narrow.index_select(0, tokens.reshape(-1)).view(*tokens.shape, -1)  # [B, L, H]
         first, narrow_first = rows.index_select(0, packing.first), narrow.index_select(0, packing.first)
-        ask_bias, _, value_bias = joined_bias.chunk(3)
         query = _by_head(torch.addmm(ask_bias, narrow_first, ask.t()) * setting.units**-0.5, heads)
-        asked = _in_rooms(torch.bmm(query, key.unflatten(0, (heads, -1))).transpose(0, 1), packing)  # [N, heads, H]
-        shares = slots.new_empty(packing.places * heads)
-        for texts, some, part, share in _groups(packing, heads, asked, slots, shares):
-            torch.bmm(some, part.transpose(1, 2), out=share)
-            if texts.padding is not None:
-                share.masked_fill_(texts.padding[:, 0], torch.finfo(share.dtype).min)
-            torch.softmax(share, -1, out=share)
+        asked = torch.bmm(query, key.unflatten(0, (heads, -1))).transpose(0, 1).contiguous()  # [B, heads, H]
+        shares = torch.bmm(asked, states.mT)
+        shares.masked_fill_((tokens == packing.count)[:, None], torch.finfo(shares.dtype).min)
+        shares = torch.softmax(shares, -1)
         keep = setting.keep(shares, setting.rates[0])
         dropped = shares if keep is None else shares * keep
-        rooms = slots.new_empty(packing.rooms, heads, slots.shape[1])
-        kept_share = slots.new_empty(packing.rooms, heads, 1)
-        for _, into, part, share, total in _groups(packing, heads, rooms, slots, dropped, kept_share):
-            torch.bmm(share, part, out=into)
-            torch.sum(share, -1, keepdim=True, out=total)
-        read = rooms.index_select(0, packing.room).transpose(0, 1).contiguous()  # [heads, B, H]
-        kept_share = kept_share.index_select(0, packing.room).transpose(0, 1)
+        read = torch.bmm(dropped, states).transpose(0, 1).contiguous()  # [heads, B, H]
+        left = dropped.sum(-1).t().unsqueeze(-1)  # [heads, B, 1], of each query's shares, which dropout changes
         mixed = torch.baddbmm(
-            kept_share * value_bias.view(heads, 1, -1), read, value.unflatten(0, (heads, -1)).transpose(1, 2)
+            left * value_bias.view(heads, 1, -1), read, value.unflatten(0, (heads, -1)).transpose(1, 2)
         )
         mixed = mixed.transpose(0, 1).flatten(1)
         output, behind = behind_attention(first, mixed, setting, parameters[-4:])
         context.setting = setting
         context.save_for_backward(
-            *setting.cast, *parameters[-4:], slots, narrow_first, query, asked, shares, keep, dropped, read, kept_share,
-            *behind,
+            *setting.cast, *parameters[-4:], inverse, states, narrow_first, query, asked, shares, keep, dropped, read,
+            left, *behind,
         )  # fmt: skip
         return output
 
@@ -160,40 +151,31 @@ class _FirstToken(torch.autograd.Function):
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         saved, setting, wanted = context.saved_tensors, context.setting, context.needs_input_grad[2:]
         cast, norms = saved[:8], saved[8:12]
-        slots, narrow_first, query, asked, shares, keep, dropped, read, kept_share, *behind = saved[12:]
+        inverse, states, narrow_first, query, asked, shares, keep, dropped, read, left, *behind = saved[12:]
         packing, heads = setting.packing, setting.heads
         ask, key, value = cast[0].chunk(3)
         value_bias = cast[1].chunk(3)[2]
         for_first, for_attended, for_behind = behind_attention_backward(gradients[0], behind, cast, norms, wanted[6:])
         for_mixed = _by_head(for_attended @ cast[2], heads)
-        for_read = _in_rooms(torch.bmm(for_mixed, value.unflatten(0, (heads, -1))).transpose(0, 1), packing)
-        for_kept = torch.bmm(for_mixed, value_bias.view(heads, -1, 1)).transpose(0, 1)  # [B, heads, 1]
-        for_kept = _in_rooms(for_kept, packing)
-        for_shares = torch.empty_like(shares)
-        for _, some, part, into, total in _groups(packing, heads, for_read, slots, for_shares, for_kept):
-            torch.baddbmm(total, some, part.transpose(1, 2), out=into)
+        for_read = torch.bmm(for_mixed, value.unflatten(0, (heads, -1))).transpose(0, 1).contiguous()  # [B, heads, H]
+        for_left = torch.bmm(for_mixed, value_bias.view(heads, -1, 1)).transpose(0, 1)  # [B, heads, 1]
+        for_shares = torch.baddbmm(for_left, for_read, states.mT)
         if keep is not None:
             for_shares *= keep
-        for_asked, for_slots = torch.empty_like(asked), torch.empty_like(slots)
-        each = _groups(packing, heads, asked, slots, shares, dropped, for_shares, for_read, for_asked, for_slots)
-        for _, some, part, share, drop, for_share, for_some, for_ask, into in each:
-            for_scores = torch._softmax_backward_data(for_share, share, -1, share.dtype)
-            torch.bmm(for_scores, part, out=for_ask)
-            torch.bmm(for_scores.transpose(1, 2), some, out=into)
-            torch.baddbmm(into, drop.transpose(1, 2), for_some, out=into)
-        for_asked = for_asked.index_select(0, packing.room).transpose(0, 1)  # [heads, B, H]
+        for_scores = torch._softmax_backward_data(for_shares, shares, -1, shares.dtype)
+        for_asked = torch.bmm(for_scores, states).transpose(0, 1)  # [heads, B, H]
         for_query = torch.bmm(for_asked, key.unflatten(0, (heads, -1)).transpose(1, 2)) * setting.units**-0.5
         for_query = for_query.transpose(0, 1).flatten(1)
         for_rows = None
         if context.needs_input_grad[0]:
-            _, inverse = packing.by_head(1, 1)
-            for_rows = for_slots.index_select(0, inverse).to(gradients[0].dtype)
+            for_states = torch.bmm(for_scores.mT, asked).baddbmm_(dropped.mT, for_read).flatten(0, 1)
+            for_rows = for_states.index_select(0, inverse).to(gradients[0].dtype)
             for_rows[packing.real :] = 0
             for_rows.index_add_(0, packing.first, product_added(for_first, for_query, ask))
         for_ask = for_linear(for_query, narrow_first, wanted[0:2])
         for_key = torch.bmm(query.transpose(1, 2), for_asked).flatten(0, 1) if wanted[2] else None
         for_value = torch.bmm(for_mixed.transpose(1, 2), read).flatten(0, 1) if wanted[4] else None
-        for_value_bias = (for_mixed * kept_share).sum(1).flatten() if wanted[5] else None
+        for_value_bias = (for_mixed * left).sum(1).flatten() if wanted[5] else None
         key_bias = torch.zeros_like(value_bias) if wanted[3] else None
         return for_rows, None, *for_ask, for_key, key_bias, for_value, for_value_bias, *for_behind
 
@@ -201,26 +183,3 @@ class _FirstToken(torch.autograd.Function):
 def _by_head(rows: torch.Tensor, heads: int) -> torch.Tensor:
     """[B, heads * units] -> [heads, B, units]."""
     return rows.unflatten(1, (heads, -1)).transpose(0, 1)
-
-
-def _in_rooms(texts: torch.Tensor, packing: Packing) -> torch.Tensor:
-    """[B, ...] -> [N, ...] in the order of `Packing.texts`, 0 where there is no text."""
-    return texts.new_zeros(packing.rooms, *texts.shape[1:]).index_copy_(0, packing.room, texts)
-
-
-def _groups(packing: Packing, heads: int, *whole: torch.Tensor) -> Iterator[tuple[Any, ...]]:
-    """For each group of texts its part of each: of rooms [N, ...], of slots [places, H] (then [count, length, H]), of
-    shares [places * heads] (then [count, heads, length]).
-    """
-    room = 0
-    for texts in packing.texts:
-        found: list[Any] = [texts]
-        for one in whole:
-            if one.dim() == 3:
-                found.append(one[room : room + texts.count])
-                continue
-            times = heads if one.dim() == 1 else 1
-            part = one[texts.start * times : (texts.start + texts.count * texts.length) * times]
-            found.append(part.view(texts.count, heads, -1) if one.dim() == 1 else part.unflatten(0, (texts.count, -1)))
-        yield tuple(found)
-        room += texts.count

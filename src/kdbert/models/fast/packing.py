@@ -47,10 +47,9 @@ class Packing:
 
     Attributes:
         real: how many tokens are real, the first ones of all.
-        first: int64 [B], the token that each text begins with.
+        lengths: int64 [B], real tokens of each text. first: int64 [B], the token that it begins with.
         texts: for attention, all texts, a few of like length at a time.
         places: how many slots these have.
-        rooms: how many texts there is room for in them. room: int64 [B], where each text of the batch is.
         count: T, how many tokens are computed.
     """
 
@@ -58,7 +57,8 @@ class Packing:
         self.shape = mask.shape
         self.index: torch.Tensor | None = None
         is_real = mask > 0
-        lengths, order = is_real.sum(1).sort(stable=True)
+        self.lengths = is_real.sum(1)
+        lengths, order = self.lengths.sort(stable=True)
         self.real = int(lengths.sum())
         self.first = torch.empty_like(order)
         self.first[order] = lengths.cumsum(0) - lengths
@@ -67,10 +67,7 @@ class Packing:
             multiple = 16 if self.real < 1024 else 64
             spare = torch.nonzero(~is_real.reshape(-1))[: -self.real % multiple, 0]
             self.index = torch.cat([order[rows] * mask.shape[1] + columns, spare])
-        self.texts, rooms = _alike(lengths)
-        self.room = torch.empty_like(order)
-        self.room[order] = torch.tensor(rooms)
-        self.rooms = sum(texts.count for texts in self.texts)
+        self.texts = _alike(lengths)
         self.places = sum(texts.count * texts.length for texts in self.texts)
         self.count = mask.numel() if self.index is None else len(self.index)
         self._orders: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
@@ -104,6 +101,18 @@ class Packing:
             self._orders[parts, heads] = found, inverse[: -parts * heads]
         return self._orders[parts, heads]
 
+    def side_by_side(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """All texts padded to one length L, a multiple of 16 (few lengths, see `COUNTS`).
+
+        Returns:
+            The token at each place, T at padding: int64 [B, L]. And the inverse, each token's place: int64 [T].
+        """
+        places = torch.arange(-(-int(self.lengths.max()) // 16) * 16)
+        tokens = torch.where(places < self.lengths[:, None], self.first[:, None] + places, self.count)
+        inverse = tokens.new_zeros(self.count + 1)
+        inverse[tokens.reshape(-1)] = torch.arange(tokens.numel())
+        return tokens, inverse[:-1]
+
     def unpack(self, packed: torch.Tensor) -> torch.Tensor:
         """[1, T, ...] -> [B, L, ...], 0 at tokens that were not computed."""
         rows = packed[0]
@@ -112,26 +121,22 @@ class Packing:
         )
 
 
-def _alike(lengths: torch.Tensor) -> tuple[list[Texts], list[int]]:
-    """Texts in groups of like length, and the number of each among the texts that there is room for; lengths ascend."""
+def _alike(lengths: torch.Tensor) -> list[Texts]:
+    """Texts in groups of like length; lengths ascend."""
     groups: list[list[int]] = []
     for length in lengths.tolist():
         if not groups or len(groups[-1]) == COUNTS[-1] or length > 1.25 * groups[-1][0] + 8:
             groups.append([])
         groups[-1].append(length)
-    found: list[Texts] = []
-    rooms: list[int] = []
-    start = room = 0
+    found, start = [], 0
     for group in groups:
         width = -(-group[-1] // 8) * 8
         count = next(count for count in COUNTS if count >= len(group))
         filled = torch.tensor(group + [0] * (count - len(group)))
         padding = torch.arange(width) >= filled[:, None]
         found.append(Texts(start, count, width, padding[:, None, None] if int(filled.min()) < width else None))
-        rooms += range(room, room + len(group))
-        room += count
         start += count * width
-    return found, rooms
+    return found
 
 
 class _Take(torch.autograd.Function):
