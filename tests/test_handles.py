@@ -10,7 +10,7 @@ import pytest
 from kdbert.disk.files import write_json
 from kdbert.disk.sealed import sealed
 from kdbert.errors import UserError
-from kdbert.models.locate import find_run, handle_of
+from kdbert.models.locate import find_run, handle_of, short_name
 
 RUNS = {  # folder -> when it finished
     "rte/finetune/bert-base-uncased-1a2b3c4d-seed1": "2030-01-01T10:00:00+0000",
@@ -211,3 +211,14 @@ def test_a_name_that_is_no_run_is_not_taken_for_a_model_of_the_hub(
     done = kdbert("evaluate", name)
     assert done.code == 2
     assert f"no run or model folder {name!r}" in done.err
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("google/electra-small", "electra-small"), ("models/mine/", "mine"), ("small bert/config.json", "small-bert"),
+        ("config.json", "config.json"), ("/", "model"),
+    ],
+)  # fmt: skip
+def test_the_name_of_a_model_in_a_folder(model: str, name: str) -> None:
+    assert short_name(model) == name

@@ -151,7 +151,7 @@ def skeleton(config: Any, head: Head, name: str) -> Any:
         except Exception as error:  # a configuration may be wrong in any way
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"model {name!r}: the library cannot build a {head.auto_class} from its configuration "
+                f"model {name!r}: the library cannot build an {head.auto_class} from its configuration "
                 f"({type(error).__name__}: {reason})"
             ) from None
     return _SKELETONS[key]

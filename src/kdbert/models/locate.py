@@ -69,8 +69,10 @@ class ModelPlace:
 
 
 def short_name(model: str) -> str:
-    """A model's path or Hub id as a part of a folder name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model.rstrip("/")).name).strip("-.") or "model"
+    """A model's path or Hub id as a part of a folder name; of a `config.json` that of its folder."""
+    path = Path(model.rstrip("/"))
+    name = (path.name == "config.json" and path.parent.name) or path.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
 
 
 def handle_of(run: Path) -> str:
