@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from feature_cases import METHODS, MODELS, batch_of, examples, make_method, run
 from kdbert.heads import SingleLabel
-from kdbert.methods import LossTerms, Models, Needs, Outputs, Shape, all_methods, get_method
+from kdbert.methods import Context, LossTerms, Models, Needs, Outputs, Shape, all_methods, get_method
 
 RELATIONS = "word_distance", "word_angle", "layer_distance", "layer_angle"
 every_method = pytest.mark.parametrize("options", METHODS.values(), ids=METHODS.keys())
@@ -353,6 +353,7 @@ def test_without_a_weight_for_the_teacher_no_teacher_is_read(options: dict[str, 
     alone = Models(student=Shape(1, 4), teachers=())  # a single layer: no pair would fit
     assert chosen.needs(made, alone) == chosen.needs(made, None) == Needs()
     method = make_method(options, alone)
+    assert made.warnings(Context(alone, method.head, 8)) == []
     features = examples()
     batch = batch_of(features.labels)
     terms = method(Outputs(features.student_logits, mask=batch.attention_mask), [], batch)

@@ -48,13 +48,17 @@ class CKDOptions(LayerOptions):
         return self
 
     def warnings(self, context: Context) -> list[str]:
-        found, count = super().warnings(context), len(self.pairs(context.models))
+        found = super().warnings(context)
+        if not self.weights:  # then there may be no teacher
+            return found
+        count = len(self.pairs(context.models))
         fewest = {"layer_distance": 3 if self.distance_error == "kl" else 2, "layer_angle": 3}
-        idle = [name for name, least in fewest.items() if getattr(self, name) and count < least]
+        idle = [name for name, least in fewest.items() if name in self.weights and count < least]
         if idle:
             found.append(
-                f"ckd compares {count} layers, and {' and '.join(idle)} need{'s' * (len(idle) == 1)} "
-                f"{max(fewest[name] for name in idle)}: nothing is learned of the layers of a word by "
+                f"ckd compares {count} layer{'s' * (count != 1)}, and {' and '.join(idle)} "
+                f"need{'s' * (len(idle) == 1)} {max(fewest[name] for name in idle)}: nothing is learned of the layers "
+                "of a word by "
                 f"{'it' if len(idle) == 1 else 'them'}; name more with --layer-map"
             )
         return found

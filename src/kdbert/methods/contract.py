@@ -85,7 +85,8 @@ class MethodOptions(BaseModel):
     def _no_nonsense(cls, value: Any, info: ValidationInfo) -> Any:
         fault = cls.fault(str(info.field_name), value)
         if fault and info.data.get("variant") == "corrected":
-            raise ValueError(f"{fault}; expected 0 or more (variant original takes what the published code takes)")
+            expected = "0 to 1" if "share" in cls.model_fields[str(info.field_name)].metadata else "0 or more"
+            raise ValueError(f"{fault}; expected {expected} (variant original takes what the published code takes)")
         return value
 
     @classmethod

@@ -64,8 +64,7 @@ class MGSKDOptions(LayerOptions):
                 "mgskd: with method.prediction=0 nothing trains the student's head; start kd from this run (--student "
                 "RUN)"
             )
-        count = len(self.pairs(context.models))
-        if self.sample_weight and count <= self.token_layers:
+        if self.sample_weight and (count := len(self.pairs(context.models))) <= self.token_layers:
             found.append(
                 f"mgskd: all {count} pairs of layers compare tokens (method.token_layers={self.token_layers}), so that "
                 "sample_weight has no effect"

@@ -102,11 +102,22 @@ def open_of_plain_text(
     return model, False
 
 
+def _in_the_type_of_its_weights(module: Any, _: Any, output: torch.Tensor) -> torch.Tensor:
+    """Of ELECTRA and ALBERT, which project embeddings: sums along the layers stay in float32 under autocast, as BERT's.
+
+    So the embeddings that a method gets are those that the layers read, not a copy: `ad-kd` differentiates by them.
+    """
+    return output.to(module.weight.dtype)
+
+
 def _prepared(model: Any, way: Way, layers: Sequence[int] | None) -> Any:
     """The model, cut to its layers, in eval mode, with its way and the levers that this asks for."""
     if layers is not None:
         model = cut_layers(model, layers)
     model.way = way
+    for name, module in model.base_model.named_modules():
+        if name.rpartition(".")[2] in ("embeddings_project", "embedding_hidden_mapping_in"):
+            module.register_forward_hook(_in_the_type_of_its_weights)
     if way.packing:
         use_packing(model)
         use_packed_layers(model, way.fused_layers)
